@@ -1,0 +1,92 @@
+"""Named trees: every parameter has one path name such as ``blocks/mlp/fc1/kernel``.
+
+A *flat tree* is a plain dict from path name to leaf, sorted by name. Optimizer state, checkpoints, sharding rules,
+LoRA targets and weight conversion all speak in these names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {"a/b/c": leaf}, sorted by name. Empty dicts vanish."""
+    flat: dict[str, Any] = {}
+    for key in sorted(tree):
+        value, name = tree[key], f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}/"))
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`flatten`. Raises ValueError if one name is both a leaf and a branch."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        node = tree
+        *parents, last = name.split("/")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name}: one of its parents is itself a leaf")
+        if last in node:
+            raise ValueError(f"{name} appears twice")
+        node[last] = leaf
+    return tree
+
+
+def first_match(rules: Sequence[tuple[str, Any]], names: Iterable[str], what: str) -> dict[str, Any]:
+    """Give every name the value of the first rule whose regex matches all of it.
+
+    Args:
+        rules: ordered (regex, value) pairs; the regex must match the whole name.
+        names: path names.
+        what: what the rules are, for the error text ("sharding rule").
+    Raises:
+        ValueError: a name that no rule matches, or a rule that decides no name. Both are usually typing errors.
+    """
+    used: set[int] = set()
+    out: dict[str, Any] = {}
+    for name in names:
+        for i, (pattern, value) in enumerate(rules):
+            if re.fullmatch(pattern, name):
+                used.add(i)
+                out[name] = value
+                break
+        else:
+            raise ValueError(f"{what}: nothing matches {name!r}; add a ('.*', …) rule if a default is meant")
+    dead = [rules[i][0] for i in range(len(rules)) if i not in used and rules[i][0] != ".*"]
+    if dead:
+        raise ValueError(f"{what}: {dead[0]!r} decides nothing; names look like {sorted(out)[:3]}")
+    return out
+
+
+def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless both flat trees have the same names and shapes; names the first few differences.
+
+    Leaves need ``.shape``. ``where`` names the file or checkpoint that ``given`` came from.
+    """
+    missing = sorted(set(expected) - set(given))
+    extra = sorted(set(given) - set(expected))
+    wrong = [
+        f"{n} is {tuple(given[n].shape)}, expected {tuple(expected[n].shape)}"
+        for n in sorted(set(expected) & set(given))
+        if tuple(given[n].shape) != tuple(expected[n].shape)
+    ]
+    if not (missing or extra or wrong):
+        return
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({', '.join(missing[:3])}{' …' if len(missing) > 3 else ''})")
+    if extra:
+        near = get_close_matches(extra[0], missing, 1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}{hint})")
+    if wrong:
+        parts.append(f"{len(wrong)} of another shape ({'; '.join(wrong[:3])})")
+    raise ValueError(f"{where} does not fit the model: {'; '.join(parts)}")
