@@ -1,0 +1,33 @@
+"""uint8 faces -> network input, on the device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fvjax.models.layers import FLIP, fold_in
+from fvjax.typing import Faces, Keys, Pixels
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def flip(faces: Faces, keys: Keys) -> Faces:
+    """Mirror each face [N,H,W,3] left-right with probability 1/2, decided by its own key ([N] typed PRNG keys)."""
+    mirrored = jax.vmap(jax.random.bernoulli)(fold_in(keys, FLIP))
+    return jnp.where(mirrored[:, None, None, None], faces[:, :, ::-1], faces)
+
+
+def for_resnet(faces: Faces) -> Pixels:
+    """uint8 [N,112,112,3] -> float32 in [-1, 1]."""
+    return (faces.astype(jnp.float32) - 127.5) / 127.5
+
+
+def for_vit(faces: Faces, size: int = 448) -> Pixels:
+    """uint8 [N,112,112,3] -> float32 [N,size,size,3]: bilinear without antialiasing, then ImageNet mean and std.
+
+    Source: the reference's loader gives [-1, 1]; its model maps to [0, 1], resizes (align_corners=False), normalises.
+    """
+    x = (for_resnet(faces) + 1) / 2
+    x = jax.image.resize(x, (x.shape[0], size, size, 3), "bilinear", antialias=False)
+    return (x - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
