@@ -1,0 +1,96 @@
+"""Bytes to faces and back: uint8 [112, 112, 3] RGB, with errors that name the file or record.
+
+JPEG is decoded with simplejpeg (libjpeg-turbo); what it refuses (CMYK, stray bytes) gets a second try with Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+SIZE = 112
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_PIXELS = 4096 * 4096  # nobody's aligned crop; refused from the header, before memory is spent on it
+
+
+class WrongSize(ValueError):
+    """The image is readable but not a 112x112 face: a mistake of preparation rather than a broken file."""
+
+
+def decode(jpeg: bytes, where: str) -> np.ndarray:
+    """JPEG bytes -> uint8 [112, 112, 3] RGB (grey is repeated over the channels).
+
+    Args:
+        jpeg: a whole JPEG file.
+        where: what the error should name, such as "store/train record 17 (a/1.jpg)".
+    Raises:
+        WrongSize: the header says another size than 112x112 (nothing has been decoded then).
+        ValueError: not a JPEG, truncated, or not RGB-able.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a JPEG ({error}, {len(jpeg)} bytes)") from error
+    _check_size(int(width), int(height), where)
+    try:
+        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+    except ValueError:
+        return np.asarray(_open(jpeg, where, ("JPEG",)))
+
+
+def encode(face: np.ndarray, quality: int = 95) -> bytes:
+    """uint8 [112, 112, 3] RGB -> JPEG bytes (4:4:4, so that colour edges survive)."""
+    if face.dtype != np.uint8 or face.shape != (SIZE, SIZE, 3):
+        raise ValueError(f"a face is uint8 [{SIZE},{SIZE},3], got {face.dtype} {list(face.shape)}")
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(face), quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False
+    )
+
+
+def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
+    """Any image file -> the JPEG bytes to store. A 112x112 JPEG is kept byte for byte, everything else is re-encoded.
+
+    Args:
+        data: the file's bytes. where: its name, for errors.
+        resize: bring square images of another size to 112x112 (bilinear, antialiased) instead of refusing them.
+    Raises:
+        WrongSize: another size and no ``resize``, or not square. ValueError: not an image, or broken.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            height = width = 0  # Pillow has the last word below
+        if (width, height) == (SIZE, SIZE):
+            return data
+    image = _open(data, where, None, any_size=resize)
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return encode(np.asarray(image))
+
+
+def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bool = False) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+        _check_size(*image.size, where, any_size)
+        if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
+            raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
+        return image.convert("RGB")
+    except WrongSize:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types (OSError, SyntaxError, struct.error, …)
+        raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+
+
+def _check_size(width: int, height: int, where: str, any_size: bool = False) -> None:
+    if (width, height) == (SIZE, SIZE):
+        return
+    if width * height > MAX_PIXELS:
+        raise WrongSize(f"{where}: {width}x{height} pixels in the header, refused; faces are {SIZE}x{SIZE} crops")
+    if not any_size:
+        raise WrongSize(f"{where}: {width}x{height}, expected {SIZE}x{SIZE}; align it, or prepare with --resize")
+    if width != height:
+        raise WrongSize(f"{where}: {width}x{height} is not square, so it is no aligned crop; align it first")

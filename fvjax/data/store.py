@@ -1,0 +1,351 @@
+"""Face stores: TFDS dataset directories in ArrayRecord format, plus a manifest that says what is in them.
+
+    DIR/features.json, dataset_info.json, identity.labels.txt    read by any TFDS user (builder_from_directory)
+    DIR/faces-SPLIT.array_record-00000-of-00001                  image (JPEG bytes), identity (int64), source (text)
+    DIR/index.npz                                                labels and sources, so that nothing need be decoded
+    DIR/pairs_NAME.csv                                           a benchmark: columns a,b,same,fold
+    DIR/manifest.json                                            counts, hashes, sources, rejections, benchmarks
+
+A store is written beside its destination and renamed at the end, so a killed writer leaves nothing that looks like one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from fvjax.data import images
+
+FORMAT = 1
+SHARD_RECORDS = 100_000  # about 1 GB of 112x112 JPEGs
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A verification protocol over a store's records, in protocol order (fold by fold). All arrays have M entries."""
+
+    a: np.ndarray  # int64, record number
+    b: np.ndarray  # int64, record number
+    same: np.ndarray  # bool
+    fold: np.ndarray  # int64, 0, 0, …, 1, 1, …
+    identity_a: np.ndarray  # int64, the store's label of a
+    identity_b: np.ndarray  # int64
+
+    @property
+    def fold_sizes(self) -> list[int]:
+        return np.bincount(self.fold).tolist()
+
+
+class Store:
+    """A face store opened for reading. Picklable, and safe to read from several threads.
+
+    Args:
+        path: the store's directory.
+        split: the split it must hold ("train" or "test").
+    Attributes:
+        labels: int64 [N], index into ``identities``. identities: names. sources: the file each record came from.
+        manifest: the parsed manifest.json. data_hash: sha256 over the records' contents, in order.
+    Raises:
+        ValueError: no store there, another format or split, or files that do not agree with the manifest.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str = "train"):
+        self.path, self.split = Path(path), split
+        self.manifest = _read_manifest(self.path)
+        if self.manifest["split"] != split:
+            raise ValueError(f"{self.path}: holds the split {self.manifest['split']!r}, {split!r} was asked for")
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise ValueError(f"{file}: missing or not {shard['bytes']} bytes as written; prepare the store again")
+        index = (self.path / "index.npz").read_bytes() if (self.path / "index.npz").is_file() else b""
+        if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
+            raise ValueError(f"{self.path}/index.npz: missing or changed since writing; prepare the store again")
+        with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
+            self.labels: np.ndarray = arrays["labels"]
+            self._sources: np.ndarray = arrays["sources"]
+        self.identities: list[str] = self.manifest["identities"]
+        self.data_hash: str = self.manifest["data_hash"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self):
+        return Store, (self.path, self.split)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        return self._sources.tobytes().decode().split("\n")
+
+    @cached_property
+    def _records(self):
+        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue] (TFDS's decorator hides the class)
+        return tfds.builder_from_directory(self.path).as_data_source(self.split, decoders={"image": skip})
+
+    def record(self, i: int) -> dict[str, Any]:
+        """Record ``i`` as stored: {"image": JPEG bytes, "identity": int, "source": bytes}."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path}: no record {i}, there are {len(self)}")
+        return self._records[int(i)]
+
+    def jpeg(self, i: int) -> bytes:
+        return self.record(i)["image"]
+
+    def face(self, i: int) -> np.ndarray:
+        """Record ``i`` decoded: uint8 [112, 112, 3] RGB. Raises ValueError naming store, record and source file."""
+        record = self.record(i)
+        return images.decode(record["image"], f"{self.path} record {i} ({record['source'].decode()})")
+
+
+class Writer:
+    """Writes one store; use it as a context manager. Leaving it normally completes the store, an exception removes it.
+
+    Args:
+        dst: the store's directory; must not exist.
+        split: "train" or "test". sources: what the records were made from, for the manifest.
+    Raises:
+        ValueError: ``dst`` exists, or nothing was added.
+    """
+
+    def __init__(self, dst: str | os.PathLike, *, split: str, sources: Sequence[str]):
+        self.dst, self.split = Path(dst), split
+        if split not in ("train", "test"):
+            raise ValueError(f"{dst}: a store's split is 'train' or 'test', not {split!r}")
+        if self.dst.exists():
+            raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
+        self.rejected: list[dict[str, str]] = []
+        self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{os.getpid()}")
+        self._info = {"sources": list(sources)}
+        self._identities: dict[str, int] = {}
+        self._labels: list[int] = []
+        self._sources: list[str] = []
+        self._pairs: list[tuple[str, Pairs, dict]] = []
+        self._shards: list[list[int]] = []  # [records, bytes of content]
+        self._writer: Any = None
+        self._hash = hashlib.sha256()
+        specs: Any = _features(["any"]).get_serialized_info()  # on disk an identity is its number alone
+        self._serializer = ExampleSerializer(specs)
+
+    def __enter__(self) -> Writer:
+        shutil.rmtree(self._tmp, ignore_errors=True)  # of a killed process that had our number
+        self._tmp.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._tmp, ignore_errors=True)
+
+    def add(self, jpeg: bytes, identity: str, source: str) -> int:
+        """Append one record and return its number. Raises ValueError if it is no decodable 112x112 JPEG."""
+        images.decode(jpeg, source)
+        # TFDS keeps names one a line and strips them; sources are kept one a line too.
+        if not identity or identity != identity.strip() or len(identity.splitlines()) != 1 or "\n" in source:
+            raise ValueError(f"{source!r}: identity {identity!r} must be one line without spaces around it; rename it")
+        label = self._identities.setdefault(identity, len(self._identities))
+        if not self._shards or self._shards[-1][0] == SHARD_RECORDS:
+            if self._writer is not None:
+                self._writer.close()
+            # one record a group, because reading is random; JPEG does not compress further
+            self._writer = ArrayRecordWriter(str(self._tmp / f"{len(self._shards)}"), "group_size:1,uncompressed")
+            self._shards.append([0, 0])
+        data = self._serializer.serialize_example({"image": jpeg, "identity": label, "source": source.encode()})
+        self._writer.write(data)
+        self._shards[-1][0] += 1
+        self._shards[-1][1] += len(data)
+        for part in (jpeg, identity.encode(), source.encode()):
+            self._hash.update(struct.pack("<Q", len(part)) + part)
+        self._labels.append(label)
+        self._sources.append(source)
+        return len(self._labels) - 1
+
+    def reject(self, file: str, reason: str) -> None:
+        """Note a file that was left out; the manifest lists it."""
+        self.rejected.append({"file": file, "reason": reason})
+
+    def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
+        """A benchmark over the records added; arguments as for :func:`write_pairs`. Checked when the store closes."""
+        self._pairs.append((name, pairs, info))
+
+    def _finish(self) -> None:
+        if not self._labels:
+            first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
+            raise ValueError(f"{self.dst}: not one usable image{first}")
+        n = len(self._shards)
+        names = [f"faces-{self.split}.array_record-{i:05d}-of-{n:05d}" for i in range(n)]
+        for i, name in enumerate(names):
+            (self._tmp / f"{i}").rename(self._tmp / name)
+        split = tfds.core.SplitInfo(
+            name=self.split,
+            shard_lengths=[records for records, _ in self._shards],
+            num_bytes=sum(size for _, size in self._shards),
+        )
+        tfds.folder_dataset.write_metadata(
+            data_dir=self._tmp,
+            features=_features(list(self._identities)),
+            split_infos=[split],
+            version="1.0.0",
+            check_data=False,  # that check needs tensorflow; the tests open stores without it
+            description="Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store.",
+        )
+        labels = np.asarray(self._labels, np.int64)
+        sources = np.frombuffer("\n".join(self._sources).encode(), np.uint8)
+        np.savez_compressed(self._tmp / "index.npz", labels=labels, sources=sources)
+        counts = np.bincount(labels)
+        manifest = {
+            "format": FORMAT,
+            "split": self.split,
+            "counts": {"images": len(labels), "identities": len(counts), "rejected": len(self.rejected)},
+            "single_image_identities": int((counts == 1).sum()),
+            "data_hash": self._hash.hexdigest(),
+            "index_hash": hashlib.sha256((self._tmp / "index.npz").read_bytes()).hexdigest(),
+            **self._info,
+            "shards": [
+                {"file": name, "records": records, "bytes": (self._tmp / name).stat().st_size}
+                for name, (records, _) in zip(names, self._shards)
+            ],
+            "benchmarks": {},
+            "rejected": self.rejected,
+            "identities": list(self._identities),
+        }
+        _write_manifest(self._tmp, manifest)
+        for name, pairs, info in self._pairs:
+            write_pairs(self._tmp, name, pairs, **info)
+        try:
+            self._tmp.rename(self.dst)
+        except OSError as error:
+            raise ValueError(f"{self.dst}: appeared while this store was written; nothing was replaced") from error
+
+
+def write(
+    dst: str | os.PathLike, records: Iterable[tuple[bytes, str, str]], *, split: str, sources: Sequence[str]
+) -> Store:
+    """Write (JPEG bytes of a 112x112 face, identity name, source file) records as a store and open it.
+
+    Labels number the identities by first appearance. See :class:`Writer` for the errors.
+    """
+    with Writer(dst, split=split, sources=sources) as writer:
+        for jpeg, identity, source in records:
+            writer.add(jpeg, identity, source)
+    return Store(dst, split)
+
+
+def write_pairs(
+    path: str | os.PathLike,
+    name: str,
+    pairs: Pairs,
+    *,
+    policy: str = "fail",
+    failure_to_acquire: int = 0,
+    pairs_dropped: int = 0,
+) -> None:
+    """Add a benchmark to a store: pairs_NAME.csv and its counts in the manifest.
+
+    Args:
+        path: the store. name: letters, digits and underscores.
+        policy: what was done about images that pairs name but that could not be had ("fail" or "drop").
+        failure_to_acquire: how many such images there were; pairs_dropped: how many pairs went with them.
+    Raises:
+        ValueError: the name is taken or odd, or the pairs do not agree with the store's records and labels.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    where = f"{path}: benchmark {name!r}"
+    if not name.isidentifier():
+        raise ValueError(f"{where}: the name must be letters, digits and underscores")
+    if name in manifest["benchmarks"]:
+        raise ValueError(f"{where} exists already")
+    with np.load(path / "index.npz", allow_pickle=False) as arrays:
+        _check_pairs(pairs, arrays["labels"], where)
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["a", "b", "same", "fold"])
+    out.writerows(zip(pairs.a.tolist(), pairs.b.tolist(), pairs.same.astype(int).tolist(), pairs.fold.tolist()))
+    data = text.getvalue().encode()
+    (path / f"pairs_{name}.csv").write_bytes(data)
+    manifest["benchmarks"][name] = {
+        "pairs": len(pairs.a),
+        "genuine": int(pairs.same.sum()),
+        "impostor": int((~pairs.same).sum()),
+        "fold_sizes": pairs.fold_sizes,
+        "policy": policy,
+        "failure_to_acquire": failure_to_acquire,
+        "pairs_dropped": pairs_dropped,
+        "hash": hashlib.sha256(data).hexdigest(),
+    }
+    _write_manifest(path, manifest)
+
+
+def read_pairs(path: str | os.PathLike, name: str) -> Pairs:
+    """Read the benchmark ``name`` of a store. Raises ValueError naming what is missing, changed or wrong."""
+    path = Path(path)
+    manifest = _read_manifest(path)
+    if name not in manifest["benchmarks"]:
+        raise ValueError(f"{path}: no benchmark {name!r}; it has {sorted(manifest['benchmarks']) or 'none'}")
+    file = path / f"pairs_{name}.csv"
+    data = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != manifest["benchmarks"][name]["hash"]:
+        raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
+    a, b, same, fold = np.loadtxt(io.BytesIO(data), np.int64, delimiter=",", skiprows=1, ndmin=2).T
+    labels = Store(path, manifest["split"]).labels
+    return Pairs(a, b, same.astype(bool), fold, labels[a], labels[b])
+
+
+def _check_pairs(pairs: Pairs, labels: np.ndarray, where: str) -> None:
+    a, b, fold = pairs.a, pairs.b, pairs.fold
+    if len({len(x) for x in (a, b, pairs.same, fold, pairs.identity_a, pairs.identity_b)}) != 1 or not len(a):
+        raise ValueError(f"{where}: the columns must have one common length above zero")
+    if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= len(labels):
+        raise ValueError(f"{where}: record numbers run from 0 to {len(labels) - 1}")
+    if fold[0] != 0 or not np.isin(np.diff(fold), (0, 1)).all():
+        raise ValueError(f"{where}: folds must be 0, 0, …, 1, 1, … in order")
+    if (labels[a] != pairs.identity_a).any() or (labels[b] != pairs.identity_b).any():
+        raise ValueError(f"{where}: identity_a and identity_b must be the store's labels of a and b")
+    if len(wrong := np.flatnonzero(pairs.same != (labels[a] == labels[b]))):
+        i = wrong[0]
+        raise ValueError(f"{where}: pair {i} says same={pairs.same[i]}, its records {a[i]} and {b[i]} say otherwise")
+
+
+def _features(identities: list[str]) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(images.SIZE, images.SIZE, 3), encoding_format="jpeg"),
+            "identity": tfds.features.ClassLabel(names=identities),
+            "source": tfds.features.Text(),
+        }
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise ValueError(f"{path}: no face store here (no manifest.json); python -m fvjax.data.prepare makes one")
+    manifest = json.loads(file.read_text())
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {manifest.get('format')!r}, this version reads {FORMAT}; prepare it again")
+    return manifest
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    tmp = path / "manifest.json.tmp"
+    tmp.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    tmp.replace(path / "manifest.json")
