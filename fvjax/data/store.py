@@ -94,8 +94,8 @@ class Store:
 
     @cached_property
     def _records(self):
-        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue] (TFDS's decorator hides the class)
-        return tfds.builder_from_directory(self.path).as_data_source(self.split, decoders={"image": skip})
+        builder: Any = tfds.builder_from_directory(self.path)  # Any: TFDS's decorators hide its signatures
+        return builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def record(self, i: int) -> dict[str, Any]:
         """Record ``i`` as stored: {"image": JPEG bytes, "identity": int, "source": bytes}."""

@@ -1,0 +1,83 @@
+"""Decoded uint8 batches from a store. What a batch holds follows from plan and step, never from workers or hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from fvjax.data.pairs import PairPlan
+from fvjax.data.store import Store
+
+
+def train_batches(
+    store: Store,
+    plan: PairPlan,
+    *,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    threads: int = 4,
+    prefetch: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches ``start_step`` … ``start_step + num_steps - 1`` of ``plan``, this host's part of each.
+
+    With p = P / process_count, host h gets pairs h, h + process_count, … of the P pairs of a step.
+
+    Args:
+        workers: decoding processes (0: this process). threads: decoding threads in each.
+        prefetch: batches kept ready in each process.
+    Yields:
+        images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (identity), index int64 [p] (global pair index, the
+        number to derive random keys from), ids int64 [p, 2] (record numbers).
+    Raises:
+        ValueError: the plan is not of this store, P does not divide by process_count, or an image is broken (named).
+    """
+    total = plan.pairs_per_batch
+    if len(plan.labels) != len(store):
+        raise ValueError(f"the plan is over {len(plan.labels)} images, {store.path} has {len(store)}")
+    if total % process_count or not 0 <= process_index < process_count:
+        raise ValueError(f"{total} pairs a batch cannot be split evenly for host {process_index} of {process_count}")
+
+    def load(i: int) -> dict[str, Any]:
+        a, b, identity = plan[i]
+        return {
+            "images": np.stack([store.face(a), store.face(b)]),
+            "labels": np.int32(identity),
+            "index": np.int64(i),
+            "ids": np.asarray([a, b], np.int64),
+        }
+
+    mine = range(start_step * total + process_index, (start_step + num_steps) * total, process_count)
+    # Batched before the threads and workers, which then take whole batches in turn: same sequence for any number.
+    batches = grain.MapDataset.source(mine).map(load).batch(total // process_count)
+    return iter(_read(batches, workers, threads, prefetch))
+
+
+def eval_batches(
+    store: Store, indices: Sequence[int] | np.ndarray, batch_size: int, *, threads: int = 4
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Records ``indices`` in order as (uint8 [batch_size, 112, 112, 3], how many of them count).
+
+    The last batch is filled up by repeating its last face, so that a compiled function sees one shape.
+    """
+    n = len(indices)
+    padded = list(indices) + list(indices[-1:]) * (-n % batch_size)
+    batches = grain.MapDataset.source(padded).map(store.face).batch(batch_size)
+    for i, faces in enumerate(_read(batches, 0, threads, threads)):
+        yield faces, min(batch_size, n - i * batch_size)
+
+
+def _read(batches: grain.MapDataset, workers: int, threads: int, prefetch: int) -> grain.IterDataset:
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
+    dataset = batches.to_iter_dataset(read_options=options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which a caller without absl never parsed
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return dataset
