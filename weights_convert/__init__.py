@@ -1,0 +1,5 @@
+"""Strict two-way conversion between Hugging Face layouts and fvjax names. `python -m weights_convert --help`."""
+
+from weights_convert.read import build, open_checkpoint, read
+
+__all__ = ["build", "open_checkpoint", "read"]

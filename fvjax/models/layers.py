@@ -47,6 +47,36 @@ class Dense(nn.Module):
         return y
 
 
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, computed in float32; result in ``dtype``."""
+
+    eps: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * lax.rsqrt(lax.square(x).mean(-1, keepdims=True) + self.eps)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32; result in ``dtype``."""
+
+    eps: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * lax.rsqrt(lax.square(x).mean(-1, keepdims=True) + self.eps)
+        return (x * scale).astype(self.dtype)
+
+
 def conv2d(x, kernel, stride: int = 1):
     """Convolution with torch's symmetric padding (k-1)//2: x [N,H,W,in], kernel [k,k,in,out]."""
     size = kernel.shape[0]

@@ -1,0 +1,208 @@
+"""One vision transformer for InternViT, CLIP-like and InternViT-6B-like towers; what differs is an attribute."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fvjax.models.layers import DROP_PATH, Dense, DType, LayerNorm, RMSNorm, fold_in
+from fvjax.typing import Embeddings, Keys, Pixels
+
+NORM = {"layer": LayerNorm, "rms": RMSNorm}
+ACT = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Attention(nn.Module):
+    """Full self-attention; the fused qkv's columns are ordered (3, head, dim)."""
+
+    heads: int
+    qkv_bias: bool
+    qk_norm: bool
+    norm_eps: float
+    implementation: Literal["xla", "cudnn"]
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x):
+        n, tokens, width = x.shape
+        qkv = Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        if self.qk_norm:  # over all heads together, as in InternViT-6B
+            q = RMSNorm(self.norm_eps, self.dtype, name="q_norm")(q)
+            k = RMSNorm(self.norm_eps, self.dtype, name="k_norm")(k)
+        q, k, v = (y.reshape(n, tokens, self.heads, width // self.heads) for y in (q, k, v))
+        y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        return Dense(width, dtype=self.dtype, name="proj")(y.reshape(n, tokens, width))
+
+
+class Mlp(nn.Module):
+    dim: int
+    act: str
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x):
+        y = ACT[self.act](Dense(self.dim, dtype=self.dtype, name="fc1")(x))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each scaled (LayerScale) and, in training, dropped for some images (drop-path)."""
+
+    heads: int
+    mlp_dim: int
+    qkv_bias: bool
+    norm: str
+    norm_eps: float
+    qk_norm: bool
+    layer_scale: bool
+    act: str
+    dtype: DType
+    attention: Literal["xla", "cudnn"]
+    drop: bool
+
+    @nn.compact
+    def __call__(self, x, keys, index, rate):
+        norm = partial(NORM[self.norm], self.norm_eps, self.dtype)
+        attn = Attention(
+            self.heads, self.qkv_bias, self.qk_norm, self.norm_eps, self.attention, self.dtype, name="attn"
+        )
+        mlp = Mlp(self.mlp_dim, self.act, self.dtype, name="mlp")
+        for i, branch in ((1, attn), (2, mlp)):
+            y = branch(norm(name=f"norm{i}")(x))
+            if self.layer_scale:
+                y = y * self.param(f"ls{i}", nn.initializers.constant(0.1), x.shape[-1:]).astype(self.dtype)
+            if self.drop:
+                branch_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2 * index + i)
+                keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(branch_keys)
+                y = jnp.where(keep[:, None, None], y / (1 - rate).astype(self.dtype), 0)
+            x = x + y
+        return x, None
+
+
+class VisionTransformer(nn.Module):
+    """Pixels [N,H,W,3] (see preprocess.for_vit) -> tokens [N, 1 + patches, width] in ``dtype``, CLS first.
+
+    The defaults are InternViT-300M-448px (OpenGVLab/InternVL, internvl_chat/…/modeling_intern_vit.py).
+    Layers are scanned: ``blocks/mlp/fc1/kernel`` is [depth, width, mlp_dim].
+    """
+
+    image_size: int = 448  # sets the number of position embeddings; other input sizes interpolate them
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_dim: int = 4096
+    qkv_bias: bool = True
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    layer_scale: bool = True
+    pre_norm: bool = False  # CLIP: a norm after the embedding
+    final_norm: bool = False
+    patch_bias: bool = True
+    act: Literal["gelu", "quick_gelu"] = "gelu"
+    drop_path: float = 0.0  # rate of the last layer; grows linearly from 0
+    select_layer: int = -1  # index into [embedding, layer 1, …]; layers after it are not built
+    dtype: DType = jnp.float32
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"
+
+    @property
+    def layers(self) -> int:
+        """Number of layers built."""
+        return self.select_layer if self.select_layer >= 0 else self.depth + 1 + self.select_layer
+
+    @nn.compact
+    def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None) -> jax.Array:
+        """``keys`` [N]: one PRNG key per image, for drop-path. ValueError: needed keys or whole patches missing."""
+        n, height, width, _ = x.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image {height}x{width} is not a whole number of {self.patch_size}-pixel patches")
+        if not 0 < self.layers <= self.depth:
+            raise ValueError(f"select_layer={self.select_layer} is outside a tower of {self.depth} layers")
+        drop = train and self.drop_path > 0
+        if drop and keys is None:
+            raise ValueError("VisionTransformer: training with drop_path needs keys, one PRNG key per image")
+        rows, cols = height // self.patch_size, width // self.patch_size
+        x = x.reshape(n, rows, self.patch_size, cols, self.patch_size, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n, rows * cols, -1)
+        x = Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch")(x)
+        grid = self.image_size // self.patch_size
+        cls = self.param("cls", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
+        pos = self.param("pos", nn.initializers.normal(0.02), (1 + grid * grid, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, self.width)), x], axis=1)
+        x = x + resize_positions(pos, (grid, grid), (rows, cols)).astype(self.dtype)
+        if self.pre_norm:
+            x = NORM[self.norm](self.norm_eps, self.dtype, name="pre_norm")(x)
+
+        block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0, 0),
+            length=self.layers,
+        )(
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            qkv_bias=self.qkv_bias,
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            act=self.act,
+            dtype=self.dtype,
+            attention=self.attention,
+            drop=drop,
+            name="blocks",
+        )
+        keys = fold_in(keys, DROP_PATH) if drop else None
+        # torch's linspace over the whole tower, also if its end is not built
+        rates = jnp.linspace(0, self.drop_path, self.depth)[: self.layers]
+        x, _ = blocks(x, keys, jnp.arange(self.layers), rates)
+        if self.final_norm:
+            x = NORM[self.norm](self.norm_eps, self.dtype, name="final_norm")(x)
+        return x
+
+
+def pool(tokens: jax.Array, how: Literal["mean", "cls"]) -> Embeddings:
+    """Tokens [N, 1+P, width] -> float32 [N, width]: the mean over patch tokens (without CLS), or the CLS token."""
+    if how == "mean":
+        return tokens[:, 1:].astype(jnp.float32).mean(axis=1)
+    if how == "cls":
+        return tokens[:, 0].astype(jnp.float32)
+    raise ValueError(f"pool={how!r}; known are 'mean' and 'cls'")
+
+
+def resize_positions(pos: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """Position embeddings [1 + old patches, width] on another grid: torch's bicubic (a = -0.75), CLS as it is."""
+    if old == new:
+        return pos
+    grid = pos[1:].astype(jnp.float32).reshape(*old, -1)
+    grid = jnp.einsum("hH,wW,HWc->hwc", _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid, precision="highest")
+    return jnp.concatenate([pos[:1], grid.reshape(-1, pos.shape[-1]).astype(pos.dtype)])
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Weights [new, old] of torch's bicubic interpolation, align_corners=False; jax.image uses a = -0.5 instead."""
+    a = -0.75
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old), np.float32)
+    for tap in range(-1, 3):
+        source = np.floor(at) + tap
+        d = np.abs(at - source)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = a * (((d - 5) * d + 8) * d - 4)
+        clamped = np.clip(source, 0, old - 1).astype(int)  # torch repeats the border
+        np.add.at(weights, (np.arange(new), clamped), np.where(d <= 1, near, far))
+    return weights

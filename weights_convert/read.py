@@ -1,0 +1,196 @@
+"""Read a checkpoint directory: Hugging Face layout or our own converted one, safetensors only, lazily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401 (importing it teaches numpy, and so safetensors, the name bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from fvjax import trees
+from fvjax.models.iresnet import IResNet
+from fvjax.models.vision_transformer import VisionTransformer
+from weights_convert import internvit, iresnet
+from weights_convert.rules import KEEP, Source, check, plan
+
+FORMAT = 1
+INDEX = "model.safetensors.index.json"
+TABLES: tuple[ModuleType, ...] = (iresnet, internvit)
+
+
+class Tensor:
+    """One tensor of a safetensors file; indexing reads only what is asked for."""
+
+    def __init__(self, path: Path, key: str, handle: Any):
+        self._slice = handle.get_slice(key)
+        self.path, self.key = path, key
+        self.shape = tuple(self._slice.get_shape())
+        self.dtype = np.dtype(_DTYPES.get(self._slice.get_dtype(), self._slice.get_dtype().lower()))
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self._slice[index]
+
+
+_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+
+
+class Leaf:
+    """One array of ours inside a checkpoint: ``shape``, ``dtype``, slicing, numpy.asarray.
+
+    A stacked leaf reads only the layers asked for; within a tensor whose layout is kept, only the slice.
+    """
+
+    def __init__(self, source: Source, tensors: list[Tensor], shape: tuple[int, ...]):
+        self._source, self._tensors, self.shape = source, tensors, tuple(shape)
+        dtypes = {t.dtype for t in tensors}
+        if len(dtypes) > 1:
+            raise ValueError(f"{tensors[0].path}: {tensors[0].key} and its other layers differ in dtype: {dtypes}")
+        self.dtype = tensors[0].dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __getitem__(self, index) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        if not self._source.stacked:
+            return self._one(self._tensors[0], index)
+        layers, rest = (index or (slice(None),))[0], index[1:]
+        if not isinstance(layers, slice):
+            return self._one(self._tensors[layers], rest)
+        return np.stack([self._one(t, rest) for t in self._tensors[layers]])
+
+    def _one(self, tensor: Tensor, index) -> np.ndarray:
+        if self._source.transform is KEEP:
+            return np.asarray(tensor[index or (slice(None),)])
+        return self._source.transform.to_ours(tensor[:])[index]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[(slice(None),) * self.ndim], dtype)
+
+
+@dataclass
+class Checkpoint:
+    """What a directory holds. ``params`` has names such as ``params/blocks/mlp/fc1/kernel`` and ``batch_stats/…``."""
+
+    path: Path
+    config: dict[str, Any]  # config.json
+    kind: str  # "iresnet" | "vision_transformer"
+    model_config: dict[str, Any]  # keyword arguments of the module
+    prefix: str  # of the original's keys
+    sources: dict[str, Source]  # where each array is in the original's layout
+    params: dict[str, Leaf]
+    ignored: list[str]  # keys nothing here needs
+
+
+def build(kind: str, model_config: Mapping[str, Any], **changes: Any) -> IResNet | VisionTransformer:
+    """The module a checkpoint belongs to; ``changes`` override single attributes (dtype=…, drop_path=…)."""
+    return {"iresnet": IResNet, "vision_transformer": VisionTransformer}[kind](**{**model_config, **changes})
+
+
+def expected(kind: str, model_config: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every array the module has, with shapes, without computing anything."""
+    size = model_config["image_size"] if kind == "vision_transformer" else 112
+    model = build(kind, model_config)
+    return trees.flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))))
+
+
+def read(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Leaf]]:
+    """Read a Hugging Face or converted directory -> (kind, model configuration, flat dict name -> lazy array).
+
+    Names start with ``params/`` or ``batch_stats/``. See :func:`open_checkpoint` for the errors.
+    """
+    ckpt = open_checkpoint(path)
+    return ckpt.kind, ckpt.model_config, ckpt.params
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a directory with config.json and safetensors files; nothing but headers is read.
+
+    Raises ValueError: not a directory, no or broken config.json, an architecture not known here, no safetensors (pickle
+    files are never opened), a shard or key missing, a key nothing knows, a wrong shape.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the directory that holds config.json and *.safetensors")
+    config = _json(path / "config.json")
+    architectures = config.get("architectures") or []
+    table = next((t for t in TABLES if set(architectures) & set(t.ARCHITECTURES)), None)
+    if table is None:
+        known = [name for t in TABLES for name in t.ARCHITECTURES]
+        raise ValueError(f"{path}/config.json: unknown architectures {architectures}; known are {known}")
+    converted = config.get("fvjax")
+    if converted is not None and converted.get("format") != FORMAT:
+        raise ValueError(f"{path}/config.json: fvjax format {converted.get('format')!r}, this version reads {FORMAT}")
+    model_config = table.model_config(config, f"{path}/config.json")
+    model = build(table.KIND, model_config)
+    names = expected(table.KIND, model_config)
+    tensors = _tensors(path)
+    prefix = converted["prefix"] if converted else table.prefix(config, tensors)
+    sources = plan(table.rules(model, prefix), names)
+    stored, ignored = sources, table.ignored(model, prefix, config)
+    if converted:
+        stored = {n: Source((n,), False, KEEP, tuple(leaf.shape)) for n, leaf in names.items()}
+        ignored = []
+    unneeded = check(stored, tensors, ignored, str(path))
+    params = {n: Leaf(s, [tensors[k] for k in s.keys], names[n].shape) for n, s in stored.items()}
+    return Checkpoint(path, config, table.KIND, model_config, prefix, sources, params, unneeded)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there; a checkpoint directory needs it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return value
+
+
+def open_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file. ValueError if it is missing or another format (a pickle, cut short)."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        handle = safe_open(path, framework="np")  # stays open as long as its tensors do
+        return {key: Tensor(path, key, handle) for key in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); pickles are not read") from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a directory: the shards the index names, else every *.safetensors' single file."""
+    if not (path / INDEX).exists():
+        if not (path / "model.safetensors").exists():
+            pickles = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+            found = f"; {', '.join(pickles)} can run code when opened and are not read" if pickles else ""
+            raise ValueError(f"{path} has neither model.safetensors nor {INDEX}{found}")
+        return open_file(path / "model.safetensors")
+    where = _json(path / INDEX).get("weight_map")
+    if not isinstance(where, dict):
+        raise ValueError(f"{path / INDEX} has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(where.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{path / INDEX}: shard {shard!r} is not a plain file name")
+        named = {key for key, file in where.items() if file == shard}
+        found = open_file(path / shard)
+        if set(found) != named:
+            odd = sorted(set(found) ^ named)
+            raise ValueError(f"{path / shard} and {INDEX} disagree about {len(odd)} keys, first {odd[0]!r}")
+        tensors.update(found)
+    return tensors
