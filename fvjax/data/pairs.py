@@ -44,9 +44,18 @@ class PairPlan:
                 f"pairs_per_batch={pairs_per_batch}, but there are {self.eligible} identities with two or more images "
                 f"(and {self.single} with one) and none may be twice in a batch; choose 1 … {self.eligible}"
             )
-        per_identity = np.bincount(counts // 2)  # [k] = identities with k pairs
-        round_sizes = np.cumsum(per_identity[:0:-1])[::-1]  # [r] = identities with more than r pairs
-        self.steps_per_epoch = int((round_sizes // pairs_per_batch).sum())
+        # What does not change with the epoch: records by identity, where a pair starts among them, the pairs by round.
+        self._order = np.argsort(labels, kind="stable")
+        self._identity = np.repeat(np.arange(len(counts)), counts)
+        position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.flatnonzero((position % 2 == 0) & (position + 1 < np.repeat(counts, counts)))
+        by_round = np.argsort(position[starts] // 2, kind="stable")
+        self._starts = starts[by_round]
+        self._round = position[self._starts] // 2
+        sizes = np.bincount(self._round)
+        rank = np.arange(len(starts)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self._kept = rank < np.repeat(sizes - sizes % pairs_per_batch, sizes)
+        self.steps_per_epoch = int(self._kept.sum()) // pairs_per_batch
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -68,17 +77,14 @@ class PairPlan:
         return Pair(int(first[i]), int(second[i]), int(self.labels[first[i]]))
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        # Raw bits and stable sorts: numpy promises these for ever, unlike the streams of Generator.permutation.
         bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
-        order = np.lexsort((bits.random_raw(len(self.labels)), self.labels))  # by identity, shuffled within
-        labels = self.labels[order]
-        starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
-        position = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-        has_partner = np.r_[labels[1:] == labels[:-1], False]
-        at = np.flatnonzero((position % 2 == 0) & has_partner)
-        rounds = position[at] // 2
-        shuffled = np.lexsort((bits.random_raw(len(at)), rounds))
-        at, sizes = at[shuffled], np.bincount(rounds)
-        rank = np.arange(len(at)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = at[rank < np.repeat(sizes // self.pairs_per_batch * self.pairs_per_batch, sizes)]
+        order = self._order[_shuffle_within(self._identity, bits)]
+        at = self._starts[_shuffle_within(self._round, bits)][self._kept]
         return order[at], order[at + 1]
+
+
+def _shuffle_within(groups: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
+    """A permutation that shuffles each group's places; ``groups`` is sorted and below 2**24."""
+    # Raw bits and a stable sort: numpy promises these for ever, unlike the stream of Generator.permutation.
+    keys = (groups.astype(np.uint64) << np.uint64(40)) | (bits.random_raw(len(groups)) >> np.uint64(24))
+    return np.argsort(keys, kind="stable")
