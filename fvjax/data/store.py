@@ -131,8 +131,8 @@ class Writer:
         self.rejected: list[dict[str, str]] = []
         self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{os.getpid()}")
         self._info = {"sources": list(sources)}
+        self.labels: list[int] = []  # of the records added so far
         self._identities: dict[str, int] = {}
-        self._labels: list[int] = []
         self._sources: list[str] = []
         self._pairs: list[tuple[str, Pairs, dict]] = []
         self._shards: list[list[int]] = []  # [records, bytes of content]
@@ -159,8 +159,9 @@ class Writer:
         """Append one record and return its number. Raises ValueError if it is no decodable 112x112 JPEG."""
         images.decode(jpeg, source)
         # TFDS keeps names one a line and strips them; sources are kept one a line too.
-        if not identity or identity != identity.strip() or len(identity.splitlines()) != 1 or "\n" in source:
-            raise ValueError(f"{source!r}: identity {identity!r} must be one line without spaces around it; rename it")
+        lines = [*identity.splitlines(), *source.split("\n")]
+        if lines != [identity, source] or identity != identity.strip() or not _printable(source) == source:
+            raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
         label = self._identities.setdefault(identity, len(self._identities))
         if not self._shards or self._shards[-1][0] == SHARD_RECORDS:
             if self._writer is not None:
@@ -174,20 +175,20 @@ class Writer:
         self._shards[-1][1] += len(data)
         for part in (jpeg, identity.encode(), source.encode()):
             self._hash.update(struct.pack("<Q", len(part)) + part)
-        self._labels.append(label)
+        self.labels.append(label)
         self._sources.append(source)
-        return len(self._labels) - 1
+        return len(self.labels) - 1
 
     def reject(self, file: str, reason: str) -> None:
         """Note a file that was left out; the manifest lists it."""
-        self.rejected.append({"file": file, "reason": reason})
+        self.rejected.append({"file": _printable(file), "reason": _printable(reason)})
 
     def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
         """A benchmark over the records added; arguments as for :func:`write_pairs`. Checked when the store closes."""
         self._pairs.append((name, pairs, info))
 
     def _finish(self) -> None:
-        if not self._labels:
+        if not self.labels:
             first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
             raise ValueError(f"{self.dst}: not one usable image{first}")
         n = len(self._shards)
@@ -207,7 +208,7 @@ class Writer:
             check_data=False,  # that check needs tensorflow; the tests open stores without it
             description="Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store.",
         )
-        labels = np.asarray(self._labels, np.int64)
+        labels = np.asarray(self.labels, np.int64)
         sources = np.frombuffer("\n".join(self._sources).encode(), np.uint8)
         np.savez_compressed(self._tmp / "index.npz", labels=labels, sources=sources)
         counts = np.bincount(labels)
@@ -333,6 +334,11 @@ def _features(identities: list[str]) -> tfds.features.FeaturesDict:
             "source": tfds.features.Text(),
         }
     )
+
+
+def _printable(text: str) -> str:
+    """File names need not be UTF-8; JSON and terminals must."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,0 +1,267 @@
+"""Make face stores from aligned crops.
+
+    python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
+    python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
+    python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
+
+Images are 112x112 RGB. JPEGs of that size are stored byte for byte, other formats are re-encoded.
+Exit code 0, or 2 with one line that says what is wrong; nothing is left at --dst then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fvjax.data import images
+from fvjax.data.store import Pairs, Store, Writer
+
+
+class NamedPair(NamedTuple):
+    """A line of a protocol: two files relative to --src, each with its identity, and the fold (from 0)."""
+
+    a: str
+    b: str
+    identity_a: str
+    identity_b: str
+    fold: int
+
+
+def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, resize: bool) -> Store:
+    """DIR/identity/**/*.{jpg,png,…} -> a store with the split "train", identities sorted by name.
+
+    Files that are no images, or broken, are left out and listed in the manifest; a size other than 112x112 is an error
+    unless ``resize``.
+
+    Args:
+        exclude: a tab-separated file whose first column names identity folders to leave out ('#' starts a comment).
+        limit: keep only the first so many identities.
+    Raises:
+        ValueError: nothing usable, a wrong size, or an excluded identity that ``src`` does not have.
+    """
+    names = sorted(entry.name for entry in os.scandir(_directory(src)) if entry.is_dir())
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit={limit}: at least one identity must be left")
+    if exclude is not None:
+        left_out = {line.split("\t")[0].strip() for _, line in _lines(exclude)}
+        if unknown := sorted(left_out - set(names)):
+            raise ValueError(
+                f"{exclude}: {unknown[0]!r} (and {len(unknown) - 1} more) is no folder of {src}; "
+                "the first column must hold folder names, correct or remove the line"
+            )
+        names = [name for name in names if name not in left_out]
+    files = [
+        os.path.relpath(os.path.join(root, file), src)
+        for name in names[:limit]
+        for root, _, found in sorted(os.walk(src / name, followlinks=True))
+        for file in sorted(found)
+    ]
+    with Writer(dst, split="train", sources=[str(src)]) as writer:
+        for file in _progress(files, "faces"):
+            _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
+    return Store(dst)
+
+
+def lfw(src: Path, dst: Path, *, pairs: Path, policy: str, resize: bool) -> Store:
+    """DIR/NAME/NAME_0001.jpg and the official pairs.txt -> a store with the benchmark "lfw"."""
+    return _benchmarks(_directory(src), dst, {"lfw": read_lfw(pairs)}, [str(src), str(pairs)], policy, resize)
+
+
+def cfp(src: Path, dst: Path, *, protocol: Path, policy: str, resize: bool) -> Store:
+    """DIR/ID/{frontal,profile}/NN.jpg and the official Protocol folder -> a store with the benchmarks "ff" and "fp"."""
+    protocols = {"ff": read_cfp(protocol, "FF"), "fp": read_cfp(protocol, "FP")}
+    return _benchmarks(_directory(src), dst, protocols, [str(src), str(protocol)], policy, resize)
+
+
+def read_lfw(file: Path) -> list[NamedPair]:
+    """Parse LFW's pairs.txt: "folds n", then per fold n lines "name i j" and n lines "name i name j"."""
+    (_, head), *lines = _lines(file)
+    try:
+        folds, n = [int(x) for x in head.split()] if len(head.split()) == 2 else (1, int(head))
+    except ValueError:
+        raise ValueError(f"{file}:1: expected 'folds pairs' such as '10\\t300', got {head!r}") from None
+    if len(lines) != 2 * folds * n:
+        raise ValueError(f"{file}: {len(lines)} pairs, but its first line promises 2 x {folds} x {n}")
+    out = []
+    for i, (number, line) in enumerate(lines):
+        fold, within = divmod(i, 2 * n)
+        cells = line.split()
+        if len(cells) != (3 if within < n else 4) or not (cells[1] + cells[-1]).isdecimal():
+            kind = "same: 'name i j'" if within < n else "different: 'name i name j'"
+            raise ValueError(f"{file}:{number}: expected a pair of the kind {kind}, got {line!r}")
+        a, b = cells[0], cells[0] if within < n else cells[2]
+        if within >= n and a == b:
+            raise ValueError(f"{file}:{number}: {line!r} is among the different pairs of its fold, but is one person")
+        out.append(NamedPair(f"{a}/{a}_{int(cells[1]):04d}.jpg", f"{b}/{b}_{int(cells[-1]):04d}.jpg", a, b, fold))
+    return out
+
+
+def read_cfp(protocol: Path, kind: str) -> list[NamedPair]:
+    """Parse CFP's Protocol folder; ``kind`` is "FF" or "FP". In FP the first index is of the frontal list."""
+    lists = []
+    for letter in kind:
+        file = protocol / f"Pair_list_{letter}.txt"
+        paths = {}
+        for number, line in _lines(file):
+            cells = line.split()
+            if len(cells) != 2 or len(parts := cells[1].split("/")[-3:]) != 3:
+                raise ValueError(f"{file}:{number}: expected 'index …/ID/view/NN.jpg', got {line!r}")
+            paths[cells[0]] = parts
+        lists.append(paths)
+    out = []
+    folds = sorted(entry.name for entry in os.scandir(_directory(protocol / "Split" / kind)) if entry.is_dir())
+    for fold, folder_name in enumerate(folds):
+        for name in ("same", "diff"):
+            file = protocol / "Split" / kind / folder_name / f"{name}.txt"
+            for number, line in _lines(file):
+                cells = line.split(",")
+                if len(cells) != 2 or any(cell.strip() not in paths for cell, paths in zip(cells, lists)):
+                    raise ValueError(f"{file}:{number}: expected two indices of the pair lists, got {line!r}")
+                a, b = (paths[cell.strip()] for cell, paths in zip(cells, lists))
+                if (a[0] == b[0]) != (name == "same"):
+                    raise ValueError(f"{file}:{number}: {line!r} are identities {a[0]} and {b[0]}, in {name}.txt")
+                out.append(NamedPair("/".join(a), "/".join(b), a[0], b[0], fold))
+    if not out:
+        raise ValueError(f"{protocol / 'Split' / kind}: no folds here; expected 01/same.txt, 01/diff.txt, …")
+    return out
+
+
+def _benchmarks(
+    src: Path, dst: Path, protocols: dict[str, list[NamedPair]], sources: list[str], policy: str, resize: bool
+) -> Store:
+    """Store every image the protocols name, once, sorted by file name, and the pairs as record numbers."""
+    identity = {}
+    for pair in (pair for pairs in protocols.values() for pair in pairs):
+        identity |= {pair.a: pair.identity_a, pair.b: pair.identity_b}
+    missing = [file for file in identity if not (src / file).is_file()]
+    if missing and policy == "fail":
+        raise ValueError(
+            f"{src / missing[0]}: missing, and {len(missing) - 1} more of the {len(identity)} images that the pairs "
+            "name; supply them, or leave out their pairs with --policy=drop"
+        )
+    with Writer(dst, split="test", sources=sources) as writer:
+        number: dict[str, int] = {}
+        for file in _progress(sorted(identity), "faces"):
+            if (i := _add(writer, src, file, identity[file], resize, drop=policy == "drop")) is not None:
+                number[file] = i
+        for name, pairs in protocols.items():
+            kept = [p for p in pairs if p.a in number and p.b in number]
+            used = {file for p in pairs for file in (p.a, p.b)}
+            sizes = np.bincount([p.fold for p in kept], minlength=pairs[-1].fold + 1)
+            if not sizes.all():
+                raise ValueError(f"{src}: no pair of fold {int(sizes.argmin()) + 1} of {name} is left; supply images")
+            a, b = (np.asarray([number[file] for file in side], np.int64) for side in zip(*[(p.a, p.b) for p in kept]))
+            labels = np.asarray(writer.labels)
+            fold = np.asarray([p.fold for p in kept], np.int64)
+            table = Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b])
+            writer.add_pairs(
+                name,
+                table,
+                policy=policy,
+                failure_to_acquire=len(used - number.keys()),
+                pairs_dropped=len(pairs) - len(kept),
+            )
+    return Store(dst, "test")
+
+
+def _add(writer: Writer, src: Path, file: str, identity: str, resize: bool, drop: bool) -> int | None:
+    """Store one file and return its record number; None (and a rejection) if it cannot be had and ``drop``."""
+    try:
+        if not file.lower().endswith(images.SUFFIXES):
+            raise ValueError(f"{file}: suffix is none of {', '.join(images.SUFFIXES)}")
+        if not (src / file).is_file():
+            raise ValueError(f"{file}: missing")
+        return writer.add(images.to_jpeg((src / file).read_bytes(), file, resize), identity, file)
+    except images.WrongSize as error:  # of the whole source more likely than of one file, so never dropped
+        raise ValueError(f"{src}: {error}") from error
+    except ValueError as error:
+        if not drop:
+            raise ValueError(f"{src}: {error}; supply it, or leave out its pairs with --policy=drop") from error
+        writer.reject(file, str(error))
+        return None
+
+
+def _directory(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
+    return path
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """(line number, line) of a text file without blank lines and '#' comments."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a text file ({error})") from error
+    out = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if not out:
+        raise ValueError(f"{file}: empty")
+    return out
+
+
+def _progress(files: Sequence[str], unit: str) -> Iterable[str]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        yield from bar.track(files, description=unit)
+
+
+def _summary(store: Store) -> str:
+    counts, benchmarks = store.manifest["counts"], store.manifest["benchmarks"]
+    lines = [
+        f"{store.path}: {counts['images']} images of {counts['identities']} identities, split {store.split!r}",
+        f"  {store.manifest['single_image_identities']} identities have a single image; data {store.data_hash[:16]}",
+    ]
+    if rejected := store.manifest["rejected"]:
+        lines.append(f"  {len(rejected)} files rejected, listed in manifest.json; first: {rejected[0]['reason']}")
+    for name, b in benchmarks.items():
+        lines.append(
+            f"  benchmark {name}: {b['pairs']} pairs ({b['genuine']} genuine, {b['impostor']} impostor) in "
+            f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
+            f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fvjax.data.prepare",
+        description="Make face stores from aligned 112x112 crops.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in (("folder", folder), ("lfw", lfw), ("cfp", cfp)):
+        sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0], allow_abbrev=False)
+        sub.add_argument("--src", type=Path, required=True, help="folder of the crops")
+        sub.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
+        sub.add_argument("--resize", action="store_true", help="bring square images of other sizes to 112x112")
+        if name == "folder":
+            sub.add_argument("--exclude", type=Path, help="TSV whose first column names identity folders to leave out")
+            sub.add_argument("--limit", type=int, help="keep only the first so many identities")
+        else:
+            what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")
+            sub.add_argument(what[0], type=Path, required=True, help=what[1])
+            sub.add_argument("--policy", choices=("fail", "drop"), default="fail", help="for images that are not there")
+        sub.set_defaults(run=run)
+    options = vars(parser.parse_args(argv))
+    run = options.pop("run")
+    options.pop("command")
+    try:
+        print(_summary(run(options.pop("src"), options.pop("dst"), **options)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
