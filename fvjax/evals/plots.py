@@ -1,0 +1,69 @@
+"""ROC and DET curves as PNG. All pairs of a benchmark are pooled; false accept rates on a log axis, because that end
+is where verification is used. No curve goes left of one impostor pair: nothing was measured there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from fvjax.evals import folds
+
+Curves = Mapping[str, tuple[NDArray, NDArray]]  # name -> (scores float [M], labels bool [M])
+
+
+def roc(path: str | os.PathLike, curves: Curves) -> None:
+    """True over false accept rate of each named benchmark, to a PNG file."""
+    figure, axes = _axes("ROC", curves)
+    lowest = 1.0
+    for name, (scores, labels) in curves.items():
+        far, tar = folds.roc(scores, labels)
+        x, y = _measured(far, tar, int((~labels).sum()))
+        axes.plot(x, y, drawstyle="steps-post", label=_label(name, far, tar, len(labels)))
+        lowest = min(lowest, y[0])
+    axes.set(ylabel="true accept rate (TAR)", ylim=(np.floor(20 * lowest - 0.2) / 20, 1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="best")
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def det(path: str | os.PathLike, curves: Curves) -> None:
+    """False reject over false accept rate, both logarithmic, with the equal error rate marked, to a PNG file."""
+    figure, axes = _axes("DET", curves)
+    floor = min(1 / labels.sum() for _, labels in curves.values())
+    for name, (scores, labels) in curves.items():
+        far, tar = folds.roc(scores, labels)
+        x, y = _measured(far, 1 - tar, int((~labels).sum()))
+        label = _label(name, far, tar, len(labels))
+        line = axes.plot(x, np.maximum(y, floor / 2), drawstyle="steps-post", label=label)
+        axes.plot(*[folds.eer(far, tar)] * 2, "o", color=line[0].get_color(), markersize=5)
+    axes.plot([1e-9, 1], [1e-9, 1], ":", color="0.6", linewidth=1, label="FRR = FAR")
+    axes.set(yscale="log", ylabel="false reject rate (FRR)", ylim=(floor, 1))
+    axes.legend(loc="best")
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _axes(kind: str, curves: Curves):
+    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"{kind}, all pairs of a benchmark pooled (no folds)", fontsize=10)
+    left = min(1 / (~labels).sum() for _, labels in curves.values())
+    axes.set(xscale="log", xlim=(left, 1), xlabel="false accept rate (FAR)")
+    axes.grid(True, which="major", alpha=0.4)
+    axes.grid(True, which="minor", alpha=0.12)
+    return figure, axes
+
+
+def _label(name: str, far: NDArray, tar: NDArray, pairs: int) -> str:
+    return f"{name}, {pairs} pairs: AUC {100 * folds.auc(far, tar):.2f}%, EER {100 * folds.eer(far, tar):.2f}%"
+
+
+def _measured(far: NDArray, y: NDArray, n_impostor: int) -> tuple[NDArray, NDArray]:
+    """The last point of every FAR from one accepted impostor pair on: left of it log(FAR) means nothing."""
+    keep = (far >= 1 / n_impostor - 1e-9) & np.r_[far[1:] != far[:-1], True]
+    return far[keep], y[keep]

@@ -1,0 +1,146 @@
+"""From embeddings and a benchmark's pairs to results.json entries and the terminal table.
+
+Nothing here knows a model or reads a file: the caller brings faces, an embedding function and pairs (any object with
+arrays a, b: record numbers, same: bool, fold, identity_a, identity_b, all [M], such as ``store.read_pairs`` returns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from fvjax.evals import folds
+
+
+def embed(
+    embed_faces: Callable[[NDArray], NDArray], batches: Iterable[tuple[NDArray, int]], *, flip_sum: bool = False
+) -> NDArray:
+    """Embed every face of ``batches`` once, in order.
+
+    Args:
+        embed_faces: uint8 [b, 112, 112, 3] -> float [b, D].
+        batches: (uint8 [b, 112, 112, 3], how many of them count), as ``pipeline.eval_batches`` yields them.
+        flip_sum: add the embedding of the mirrored face.
+    Returns:
+        float32 [N, D], not normalised.
+    """
+    parts = []
+    for faces, count in batches:
+        part = np.asarray(embed_faces(faces), np.float32)
+        if flip_sum:
+            part = part + np.asarray(embed_faces(np.ascontiguousarray(faces[:, :, ::-1])), np.float32)
+        parts.append(part[:count])
+    return np.concatenate(parts)
+
+
+def scores(embeddings: NDArray, pairs: Any) -> NDArray:
+    """Cosine similarity of every pair; float32 [M].
+
+    Raises ValueError for a record whose embedding cannot be compared (not finite, or all zero), or that is missing.
+    """
+    used = np.union1d(pairs.a, pairs.b)
+    if len(used) and (used[0] < 0 or used[-1] >= len(embeddings)):
+        raise ValueError(f"the pairs name record {used[-1]}, but there are {len(embeddings)} embeddings")
+    norms = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1, keepdims=True)
+    broken = used[~(np.isfinite(norms[used, 0]) & (norms[used, 0] > 0))]
+    if len(broken):
+        raise ValueError(f"the embedding of record {broken[0]} (of {len(broken)} such) is zero or not finite")
+    unit = (embeddings / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return np.einsum("md,md->m", unit[pairs.a], unit[pairs.b])
+
+
+def entry(
+    pair_scores: NDArray,
+    pairs: Any,
+    benchmark: Mapping[str, Any],
+    data_hash: str,
+    *,
+    seen: Collection[int] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One benchmark's entry of results.json: :func:`fvjax.evals.folds.verification` and where the pairs come from.
+
+    Args:
+        pair_scores: float [M], for instance from :func:`scores`.
+        benchmark: the store manifest's record of this benchmark ("policy", "failure_to_acquire").
+        data_hash: the store's.
+        seen: identities (numbers as in ``pairs.identity_a``) that training has seen. ``identity_disjoint`` then holds
+            the same figures over the pairs of unseen identities; a fold that keeps no genuine or no impostor pairs is
+            left out (see ``n_folds``). It is None if fewer than two folds are left, or if ``seen`` is None.
+    """
+    missing = {"policy", "failure_to_acquire"} - set(benchmark)
+    if missing:
+        raise ValueError(f"the manifest's benchmark lacks {sorted(missing)}; prepare the store again")
+
+    def figures(rows: NDArray) -> dict[str, Any]:
+        rows = rows[np.argsort(pairs.fold[rows], kind="stable")]
+        return folds.verification(
+            pair_scores[rows],
+            pairs.same[rows],
+            np.unique(pairs.fold[rows], return_counts=True)[1].tolist(),
+            identities_a=pairs.identity_a[rows],
+            identities_b=pairs.identity_b[rows],
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+
+    if np.shape(pair_scores) != np.shape(pairs.same):
+        raise ValueError(f"{np.shape(pair_scores)} scores for {len(pairs.same)} pairs; one score a pair is expected")
+    disjoint = None
+    if seen is not None:
+        unseen = ~(np.isin(pairs.identity_a, list(seen)) | np.isin(pairs.identity_b, list(seen)))
+        kinds = [pairs.fold[unseen & pairs.same], pairs.fold[unseen & ~pairs.same]]
+        whole = np.intersect1d(*kinds)
+        if len(whole) > 1:
+            disjoint = figures(np.flatnonzero(unseen & np.isin(pairs.fold, whole)))
+    return {
+        **figures(np.arange(len(pairs.same))),
+        "failure_to_acquire": benchmark["failure_to_acquire"],
+        "policy": benchmark["policy"],
+        "identity_disjoint": disjoint,
+        "data_hash": data_hash,
+    }
+
+
+def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+    """The terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
+    folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
+    out = Table(
+        title="Face verification (%), second lines: 95% bootstrap intervals",
+        caption=f"{folds_used}-fold: mean ± std of the folds' accuracies, with the threshold chosen on the other folds; "
+        "best: where they are most often right, @FAR 1e-3: their k-th highest impostor score, k = floor(n / 1000) "
+        "(LLM-FaceVerification's protocol). TAR, AUC, EER: all pairs pooled; in parentheses the impostor pairs a TAR "
+        "rests on. FTA: images not acquired.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption_justify="left",
+    )
+    out.add_column("benchmark\nmodel", min_width=20, overflow="fold")
+    heads = ["pairs\n", f"{folds_used}-fold\nbest", f"{folds_used}-fold\n@FAR 1e-3"]
+    heads += [f"TAR\n@FAR {far}" for far in folds.FARS]
+    for head in [*heads, "AUC\n", "EER\n"]:
+        out.add_column(head, justify="right", no_wrap=True)
+    for name, benchmark, figures in rows:
+        failed = figures.get("failure_to_acquire", 0)
+        cells = [f"{figures['n_pairs']}" + (f"\n{failed} FTA" if failed else "")]
+        for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
+            figure = figures[key]
+            cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}{_interval(figure)}")
+        for key in (f"tar@far={far}" for far in folds.FARS):
+            figure = figures[key]
+            cells.append(f"{100 * figure['value']:.2f} ({figure['impostors_above']}){_interval(figure)}")
+        cells += [f"{100 * figures[key]['value']:.2f}{_interval(figures[key])}" for key in ("auc", "eer")]
+        out.add_row(f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}", *cells)
+    return out
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    return "" if figure["ci95"] is None else "\n[dim]{:.1f}–{:.1f}[/dim]".format(*(100 * x for x in figure["ci95"]))
