@@ -114,7 +114,7 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
     out = Table(
         title="Face verification (%), second lines: 95% bootstrap intervals",
-        caption=f"{folds_used}-fold: mean ± std of the folds' accuracies, with the threshold chosen on the other folds; "
+        caption=f"{folds_used}-fold: mean ± std of the folds' accuracies, the threshold chosen on the other folds; "
         "best: where they are most often right, @FAR 1e-3: their k-th highest impostor score, k = floor(n / 1000) "
         "(LLM-FaceVerification's protocol). TAR, AUC, EER: all pairs pooled; in parentheses the impostor pairs a TAR "
         "rests on. FTA: images not acquired.",
