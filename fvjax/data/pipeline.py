@@ -44,6 +44,9 @@ def train_batches(
     if total % process_count or not 0 <= process_index < process_count:
         raise ValueError(f"{total} pairs a batch cannot be split evenly for host {process_index} of {process_count}")
 
+    if start_step < 0 or num_steps < 0:
+        raise ValueError(f"start_step={start_step} and num_steps={num_steps} must not be negative")
+
     def load(i: int) -> dict[str, Any]:
         a, b, identity = plan[i]
         return {

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import struct
 from collections.abc import Iterable, Sequence
@@ -101,7 +102,10 @@ class Store:
         """Record ``i`` as stored: {"image": JPEG bytes, "identity": int, "source": bytes}."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path}: no record {i}, there are {len(self)}")
-        return self._records[int(i)]
+        try:
+            return self._records[int(i)]
+        except RuntimeError as error:  # ArrayRecord's checksums
+            raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
 
     def jpeg(self, i: int) -> bytes:
         return self.record(i)["image"]
@@ -129,7 +133,7 @@ class Writer:
         if self.dst.exists():
             raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
         self.rejected: list[dict[str, str]] = []
-        self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{os.getpid()}")
+        self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{secrets.token_hex(4)}")
         self._info = {"sources": list(sources)}
         self.labels: list[int] = []  # of the records added so far
         self._identities: dict[str, int] = {}
@@ -142,7 +146,6 @@ class Writer:
         self._serializer = ExampleSerializer(specs)
 
     def __enter__(self) -> Writer:
-        shutil.rmtree(self._tmp, ignore_errors=True)  # of a killed process that had our number
         self._tmp.mkdir(parents=True)
         return self
 
@@ -160,7 +163,7 @@ class Writer:
         images.decode(jpeg, source)
         # TFDS keeps names one a line and strips them; sources are kept one a line too.
         lines = [*identity.splitlines(), *source.split("\n")]
-        if lines != [identity, source] or identity != identity.strip() or not _printable(source) == source:
+        if [_printable(line) for line in lines] != [identity, source] or identity != identity.strip():
             raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
         label = self._identities.setdefault(identity, len(self._identities))
         if not self._shards or self._shards[-1][0] == SHARD_RECORDS:
@@ -345,7 +348,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
         raise ValueError(f"{path}: no face store here (no manifest.json); python -m fvjax.data.prepare makes one")
-    manifest = json.loads(file.read_text())
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); prepare the store again") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{file}: format {manifest.get('format')!r}, this version reads {FORMAT}; prepare it again")
     return manifest
@@ -353,5 +359,5 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     tmp = path / "manifest.json.tmp"
-    tmp.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    tmp.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tmp.replace(path / "manifest.json")
