@@ -117,7 +117,7 @@ def roc(scores: NDArray, labels: NDArray, weights: NDArray | None = None) -> tup
         above = np.cumsum(weights * kind, -1, dtype=np.float64)[..., last]
         with np.errstate(invalid="ignore"):
             above /= above[..., -1:].copy()
-        return np.concatenate([np.zeros_like(above[..., :1]), above], -1)
+        return np.concatenate([0 * above[..., :1], above], -1)  # 0 * keeps NaN
 
     return share(~labels), share(labels)
 
@@ -244,7 +244,5 @@ def _people(labels: NDArray, a: ArrayLike | None, b: ArrayLike | None) -> NDArra
     wrong = np.flatnonzero((people[0] == people[1]) != labels)
     if len(wrong):
         row, kind = int(wrong[0]), "genuine" if labels[wrong[0]] else "impostor"
-        raise ValueError(
-            f"pair {row} is labelled {kind}, but its identities are {[str(x) for x in names[people[:, row]]]}"
-        )
+        raise ValueError(f"pair {row} is labelled {kind}, but its identities are {names[people[:, row]].tolist()}")
     return people

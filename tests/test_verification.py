@@ -1,0 +1,158 @@
+"""From faces to scores, entries, table and plots, on examples small enough to work out."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fvjax.evals import baselines, folds, plots, verification
+
+BENCHMARK = {"policy": "drop", "failure_to_acquire": 3, "fold_sizes": [1]}
+
+
+def make_pairs(people: int = 24, n_folds: int = 4, seed: int = 0):
+    """Two records a person; fold f holds people f, f + n_folds, …: each once genuine, once impostor."""
+    person = np.arange(people)
+    order = np.argsort(person % n_folds, kind="stable")
+    a, other = person[order], np.roll(person[order].reshape(n_folds, -1), 1, axis=1).ravel()
+    columns = [
+        (2 * i, 2 * (i if same else j) + 1, same, i % n_folds, i, i if same else j)
+        for i, j in zip(a, other)
+        for same in (True, False)
+    ]
+    names = ("a", "b", "same", "fold", "identity_a", "identity_b")
+    pairs = SimpleNamespace(**{name: np.array(x) for name, x in zip(names, zip(*columns))})
+    rng = np.random.default_rng(seed)
+    embeddings = np.repeat(rng.normal(size=(people, 16)), 2, axis=0) + rng.normal(size=(2 * people, 16))
+    return pairs, embeddings.astype(np.float32)
+
+
+def test_every_face_is_embedded_once_and_padding_is_dropped():
+    faces = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 112, 112, 3), np.uint8)
+    faces[:, :, 0] += 100  # the left edge, so that mirroring shows
+    seen = []
+
+    def left_edge(batch):
+        seen.extend(batch[:, 0, 0, 0])
+        return batch[:, 0, 0, :2].astype(np.float32)
+
+    batches = [(faces[[0, 1]], 2), (faces[[2, 3]], 2), (faces[[4, 4]], 1)]
+    out = verification.embed(left_edge, batches)
+    assert out.dtype == np.float32
+    assert out.tolist() == [[100 + i] * 2 for i in range(5)]
+    assert seen == [100, 101, 102, 103, 104, 104]
+    assert verification.embed(left_edge, batches, flip_sum=True).tolist() == [[100 + 2 * i] * 2 for i in range(5)]
+
+
+def test_scores_are_cosines_of_the_named_records():
+    embeddings = np.array([[3, 4], [30, 40], [-4, 3], [np.nan, 0], [0, 0]], np.float32)
+    pairs = SimpleNamespace(a=np.array([0, 0, 1]), b=np.array([1, 2, 0]))
+    assert verification.scores(embeddings, pairs) == pytest.approx([1, 0, 1], abs=1e-6)
+    for record, count in ((3, 1), (4, 1)):
+        pairs.b[1] = record
+        with pytest.raises(ValueError, match=f"record {record} .of {count} such. is zero or not finite"):
+            verification.scores(embeddings, pairs)
+    pairs.b[1] = 5
+    with pytest.raises(ValueError, match="record 5, but there are 5 embeddings"):
+        verification.scores(embeddings, pairs)
+
+
+def test_entry_is_the_folds_figures_and_where_they_come_from():
+    pairs, embeddings = make_pairs()
+    scores = verification.scores(embeddings, pairs)
+    entry = verification.entry(scores, pairs, BENCHMARK, "abc", bootstrap=20)
+    people = {"identities_a": pairs.identity_a, "identities_b": pairs.identity_b}
+    figures = folds.verification(scores, pairs.same, [12] * 4, **people, bootstrap=20)
+    provenance = {"policy": "drop", "failure_to_acquire": 3, "data_hash": "abc", "identity_disjoint": None}
+    assert entry == {**figures, **provenance}
+    assert "identities" in entry["intervals"]
+
+    order = np.random.default_rng(0).permutation(len(scores))  # pairs need not come fold by fold
+    shuffled = SimpleNamespace(**{name: column[order] for name, column in vars(pairs).items()})
+    again = verification.entry(scores[order], shuffled, BENCHMARK, "abc", bootstrap=20)["accuracy@best_threshold"]
+    assert again == {name: pytest.approx(x) for name, x in figures["accuracy@best_threshold"].items()}
+
+    with pytest.raises(ValueError, match=r"lacks \['policy'\]"):
+        verification.entry(scores, pairs, {"failure_to_acquire": 0}, "abc")
+    with pytest.raises(ValueError, match=r"47,.* for 48 pairs"):
+        verification.entry(scores[1:], pairs, BENCHMARK, "abc")
+
+
+def test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity():
+    pairs, embeddings = make_pairs()
+    scores = verification.scores(embeddings, pairs)
+
+    def disjoint(seen):
+        return verification.entry(scores, pairs, BENCHMARK, "abc", seen=seen, bootstrap=10)["identity_disjoint"]
+
+    part = disjoint({0})  # of fold 0: its genuine pair, and the impostor pairs where it is a or b
+    assert (part["n_genuine"], part["n_impostor"], part["n_folds"]) == (23, 22, 4)
+    keep = (pairs.identity_a != 0) & (pairs.identity_b != 0)
+    assert part["auc"]["value"] == pytest.approx(folds.auc(*folds.roc(scores[keep], pairs.same[keep])))
+    everyone_of_fold_0 = range(0, 24, 4)
+    assert disjoint(everyone_of_fold_0)["n_folds"] == 3
+    assert disjoint(everyone_of_fold_0)["n_pairs"] == 36
+    assert disjoint([i for i in range(24) if i % 4 != 1]) is None  # one fold cannot choose its threshold on another
+    assert disjoint(range(24)) is None
+    assert disjoint(set())["n_pairs"] == 48
+
+
+def test_table_fits_120_columns_and_shows_the_figures():
+    pairs, embeddings = make_pairs()
+    entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=20)
+    big = {**entry, "n_pairs": 60000}
+    for far in folds.FARS:  # the widest cells there are
+        big[f"tar@far={far}"] = {"value": 1.0, "ci95": [0.995, 1.0], "impostors_above": 3000}
+    console = Console(width=120, file=io.StringIO())
+    console.print(verification.table([("before training", "lfw", entry), ("[trained]", "synthetic_test", big)]))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 120
+    figure = entry["accuracy@best_threshold"]
+    low, high = (100 * x for x in figure["ci95"])
+    wanted = ["before training", "[trained]", "synthetic_test", "4-fold", "3 FTA", "100.00 (3000)", "FAR 1e-3", "60000"]
+    wanted += [f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}", f"{low:.1f}–{high:.1f}"]
+    assert [word for word in wanted if word not in text] == []
+    assert "…" not in text  # nothing was cut off
+
+
+def test_plots_are_readable_images_that_follow_the_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2 == 0
+    noisy, perfect = rng.normal(size=400) + labels, labels + 0.1 * rng.random(400)
+    for draw in (plots.roc, plots.det):
+        images = []
+        for name, scores in (("noisy", noisy), ("perfect", perfect)):
+            draw(tmp_path / f"{name}.png", {name: (scores, labels)})
+            images.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"), np.float32))
+        assert images[0].shape == images[1].shape == (750, 1050)
+        assert images[0].std() > 10
+        assert np.abs(images[0] - images[1]).max() > 100
+
+
+def test_curves_start_at_one_impostor_pair():
+    far = np.array([0, 0, 0.01, 0.01, 0.02, 1])
+    x, y = plots._measured(far, np.array([0, 0.1, 0.1, 0.4, 0.4, 1]), 100)
+    assert x.tolist() == [0.01, 0.02, 1]
+    assert y.tolist() == [0.4, 0.4, 1]
+
+
+def test_baselines_by_hand():
+    faces = np.zeros((3, 112, 112, 3), np.uint8)
+    faces[0, :56] = (10, 20, 30)
+    faces[1, :56] = (30, 40, 50)  # the same shape, brighter
+    faces[2, 56:] = (255, 31, 32)
+    pixels = baselines.pixel(faces)
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (3, 37632)
+    assert pixels[0].mean() == pytest.approx(0, abs=1e-4)
+    assert pixels[0, 0] == pytest.approx(10 - 10)  # the face's mean is (10 + 20 + 30) / 6
+    colours = baselines.histogram(faces)
+    assert colours.dtype == np.float32
+    assert colours.shape == (3, 512)
+    assert colours.sum(1).tolist() == [1, 1, 1]
+    assert colours[2, 7 * 64 + 0 * 8 + 1] == 0.5  # 255, 31 and 32 are in bins 7, 0 and 1
+    assert colours[2, 0] == 0.5
+    assert np.flatnonzero(colours[1]).tolist() == [0, 0 * 64 + 1 * 8 + 1]
