@@ -65,7 +65,7 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
         for file in sorted(found)
     ]
     with Writer(dst, split="train", sources=[str(src)]) as writer:
-        for file in _progress(files, "faces"):
+        for file in _progress(files):
             _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
     return Store(dst)
 
@@ -149,7 +149,7 @@ def _benchmarks(
         )
     with Writer(dst, split="test", sources=sources) as writer:
         number: dict[str, int] = {}
-        for file in _progress(sorted(identity), "faces"):
+        for file in _progress(sorted(identity)):
             if (i := _add(writer, src, file, identity[file], resize, drop=policy == "drop")) is not None:
                 number[file] = i
         for name, pairs in protocols.items():
@@ -209,10 +209,10 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     return out
 
 
-def _progress(files: Sequence[str], unit: str) -> Iterable[str]:
+def _progress(files: Sequence[str]) -> Iterable[str]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        yield from bar.track(files, description=unit)
+        yield from bar.track(files, description="faces")
 
 
 def _summary(store: Store) -> str:
