@@ -69,8 +69,8 @@ def shot_attributes(identity: int, number: int, seed: int, difficulty: float = 1
 
     Floats: `yaw`, `pitch`, `roll` (radians; positive yaw looks to the right of the image, positive pitch down),
     `light_x`, `light_y` (x and y of the unit vector towards the lamp), `light` (0 flat to 1 hard), `smile`,
-    `brow_raise` (-1 to 1), `mouth_open`, `eye_open` (0 to 1), `blur`, `noise`, `scale`, `shift_x`, `shift_y`. Flags: `glasses`,
-    `scarf`, `bar`. The rest are RGB colours in [0, 1], the bar's place and the noise's seed.
+    `brow_raise` (-1 to 1), `mouth_open`, `eye_open` (0 to 1), `blur`, `noise`, `scale`, `shift_x`, `shift_y`.
+    Flags: `glasses`, `scarf`, `bar`. The rest are RGB colours in [0, 1], the bar's place and the noise's seed.
 
     Args:
         difficulty: how far pose goes and how hard light, occlusion, blur and noise are. 1 is the quickstart's data (yaw
