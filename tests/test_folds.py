@@ -231,6 +231,17 @@ def test_identity_intervals_are_not_needlessly_wide():
         assert 0.9 < ratio < 1.8, name
 
 
+def test_a_genuine_pair_weighs_its_identity_once():
+    # Impostors all score 0, so TAR depends on 400 genuine pairs of 400 persons: drawing persons is drawing those pairs.
+    scores = np.r_[np.random.default_rng(0).normal(size=400), np.zeros(400)]
+    labels, a = np.arange(800) < 400, np.tile(np.arange(400), 2)
+    people = {"identities_a": a, "identities_b": np.where(labels, a, (a + 1) % 400)}
+    order = np.random.default_rng(1).permutation(800)
+    result = folds.verification(scores[order], labels[order], [400, 400], **{k: v[order] for k, v in people.items()})
+    width, tar = np.diff(result["tar@far=1e-2"]["ci95"])[0], result["tar@far=1e-2"]["value"]
+    assert width == pytest.approx(2 * 1.96 * np.sqrt(tar * (1 - tar) / 400), rel=0.1)  # the binomial interval
+
+
 def test_result_is_json_reproducible_and_says_how():
     scores, labels, sizes = simulated(4)
     people = {"identities_a": np.full(len(labels), "p"), "identities_b": np.where(labels, "p", "q")}
