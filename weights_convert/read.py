@@ -125,7 +125,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_file():
         raise ValueError(f"{path} is a file; give the directory that holds config.json and *.safetensors")
-    config = _json(path / "config.json")
+    config = load_json(path / "config.json")
     architectures = config.get("architectures") or []
     table = next((t for t in TABLES if set(architectures) & set(t.ARCHITECTURES)), None)
     if table is None:
@@ -149,7 +149,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, config, table.KIND, model_config, prefix, sources, params, unneeded)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. ValueError if it is missing or anything else."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -180,7 +181,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             found = f"; {', '.join(pickles)} can run code when opened and are not read" if pickles else ""
             raise ValueError(f"{path} has neither model.safetensors nor {INDEX}{found}")
         return open_file(path / "model.safetensors")
-    where = _json(path / INDEX).get("weight_map")
+    where = load_json(path / INDEX).get("weight_map")
     if not isinstance(where, dict):
         raise ValueError(f"{path / INDEX} has no weight_map")
     tensors: dict[str, Tensor] = {}

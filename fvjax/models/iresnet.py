@@ -74,5 +74,6 @@ class IResNet(nn.Module):
             if keys is None:
                 raise ValueError("IResNet: training with dropout needs keys, one PRNG key per image")
             x = dropout(x, self.dropout, keys)
-        x = Dense(self.num_features, name="fc")(x)
-        return BatchNorm(name="features")(x, train=train)
+        full = jnp.promote_types(self.dtype, jnp.float32)
+        x = Dense(self.num_features, dtype=full, name="fc")(x)
+        return BatchNorm(dtype=full, name="features")(x, train=train)

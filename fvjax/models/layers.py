@@ -106,7 +106,7 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """torch's BatchNorm over all axes but the last, which flax's is not: torch's running variance is unbiased.
 
-    Under jit the statistics are those of the global batch. Statistics and affine are float32; result in ``dtype``.
+    Under jit the statistics are those of the global batch. Computed in float32 (or x's float64); result in ``dtype``.
     Collection ``batch_stats``: ``mean`` and ``var`` [C], updated when ``train`` and the collection is mutable.
     """
 
@@ -117,11 +117,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,)).astype(jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale = self.param("scale", nn.initializers.ones, (channels,)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(x.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        x = x.astype(jnp.float32)
         if train:
             count = x.size // channels
             if count < 2:

@@ -150,7 +150,7 @@ class VisionTransformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0),  # type: ignore[arg-type]
             length=self.layers,
         )(
             heads=self.heads,
@@ -175,7 +175,7 @@ class VisionTransformer(nn.Module):
         return x
 
 
-def pool(tokens: jax.Array, how: Literal["mean", "cls"]) -> Embeddings:
+def pool(tokens: jax.Array, how: str) -> Embeddings:
     """Tokens [N, 1+P, width] -> float32 [N, width]: the mean over patch tokens (without CLS), or the CLS token."""
     if how == "mean":
         return tokens[:, 1:].astype(jnp.float32).mean(axis=1)

@@ -1,0 +1,68 @@
+"""Low-rank adapters as a separate float32 tree beside a frozen base.
+
+    adapters = lora.init(params, ("blocks/mlp/fc1", "blocks/mlp/fc2"), rank=8, count=48, key=key)
+    model.apply({"params": base, "lora": trees.unflatten(lora.scaled(adapters, alpha / rank))}, x)
+
+Flat names are the module's, plus ``/a`` [in, rank] and ``/b`` [rank, out]; a scanned stack has its layers in front.
+Source: Hu et al., LoRA (arXiv:2106.09685); initialisation as in LLM-FaceVerification.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def init(
+    params: Mapping[str, Any], targets: Sequence[str], rank: int, count: int, key: jax.Array
+) -> dict[str, jax.Array]:
+    """New adapters: a kaiming-uniform (bound sqrt(6 / in)), b zeros, float32.
+
+    Args:
+        params: flat tree of the base without the collection's name; leaves need ``.shape`` only.
+        targets: regexes, each matching all of a module's name ("blocks/mlp/fc[12]").
+        rank: inner dimension.
+        count: how many adapters there should be; a stack of L layers counts L.
+        key: typed PRNG key; each module's draw depends on it and the module's name alone.
+    Raises:
+        ValueError: a target that matches no module with a kernel, or another number of adapters than ``count``.
+    """
+    modules = {name.removesuffix("/kernel"): leaf.shape for name, leaf in params.items() if name.endswith("/kernel")}
+    modules = {name: shape for name, shape in modules.items() if len(shape) <= 3}  # not convolutions
+    for target in targets:
+        if not any(re.fullmatch(target, name) for name in modules):
+            raise ValueError(f"LoRA target {target!r} matches no module; there are {sorted(modules)}")
+    chosen = {n: s for n, s in modules.items() if any(re.fullmatch(target, n) for target in targets)}
+    found = sum(shape[0] if len(shape) == 3 else 1 for shape in chosen.values())
+    if found != count:
+        raise ValueError(f"LoRA targets {list(targets)} give {found} adapters, expected {count}: {sorted(chosen)}")
+    adapters = {}
+    for name, (*stack, inputs, outputs) in chosen.items():
+        bound = (6 / inputs) ** 0.5
+        module_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        adapters[f"{name}/a"] = jax.random.uniform(module_key, (*stack, inputs, rank), jnp.float32, -bound, bound)
+        adapters[f"{name}/b"] = jnp.zeros((*stack, rank, outputs), jnp.float32)
+    return adapters
+
+
+def scaled(adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """Multiply every b by ``scale`` (alpha / rank), which is what Dense expects. Differentiable."""
+    return {name: leaf * scale if name.endswith("/b") else leaf for name, leaf in adapters.items()}
+
+
+def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The base with the adapters added, in the base's dtypes. For export: training a merged half-precision base
+    would round small updates away. Raises ValueError for an adapter without its kernel or its other half."""
+    merged = dict(params)
+    for module in sorted({name.rsplit("/", 1)[0] for name in adapters}):
+        a, b, kernel = adapters.get(f"{module}/a"), adapters.get(f"{module}/b"), params.get(f"{module}/kernel")
+        if a is None or b is None or kernel is None:
+            raise ValueError(f"adapter {module}: needs {module}/a, {module}/b and the base's {module}/kernel")
+        delta = jnp.matmul(a, b, precision="highest") * scale
+        merged[f"{module}/kernel"] = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
+    return merged
