@@ -1,0 +1,61 @@
+"""Checkpoints: what trains, its optimizer, statistics and the data position; never the frozen base."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from fvjax import trees
+
+
+class Checkpoints:
+    """WORKDIR/checkpoints: atomic, the newest `keep` are kept."""
+
+    def __init__(self, workdir: Path, config: ConfigDict):
+        self.path = (workdir / "checkpoints").absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
+        self.manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
+
+    def latest(self) -> int | None:
+        """The newest complete step, None if there is none."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Save in the background. state: nested tree of arrays; meta: what must agree on restore (JSON)."""
+        if self.manager.latest_step() == step:
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self.manager.save(step, args=items)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, abstract: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+        """Read `step` straight onto the shardings of `abstract`.
+
+        Raises ValueError if the checkpoint's base, data or parameters are not those of this run.
+        """
+        found = self.meta(step)
+        for key, value in meta.items():
+            if found.get(key) != value:
+                raise ValueError(f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}")
+        there = self.manager.item_metadata(step)["state"]
+        trees.strict_diff(trees.flatten(abstract["trainable"]), trees.flatten(there["trainable"]), str(self.path / str(step)))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self.manager.restore(step, args=items)["state"]
+
+    def close(self) -> None:
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def base_hash(path: str | Path) -> str:
+    """sha256 over the weights and config of a pretrained directory: what adapters belong to."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

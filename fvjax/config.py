@@ -1,0 +1,114 @@
+"""Every key a config may have, with its default. A config file starts from `base()` and sets what its experiment needs."""
+
+import hashlib
+import json
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """All keys with safe defaults, locked: setting a key that is not here is an error that suggests the nearest one."""
+    c = ConfigDict()
+    c.name = "unnamed"
+    c.seed = 0
+    c.task = "contrastive"
+    c.epochs = 0  # 0: nothing is trained, the model is evaluated as it is
+    c.batch_size = 128  # images per step over all devices: batch_size / 2 identity pairs
+    c.dtype = "float32"  # compute: float32 | bfloat16 (trainables, statistics, losses are float32 always)
+    c.remat = "none"  # transformer layers: none | dots (keep matrix products) | full
+
+    c.model = ConfigDict({"kind": "iresnet", "pooling": ""})  # kind: iresnet | vision_transformer (pooling mean | cls)
+    c.model.iresnet = ConfigDict(
+        {
+            "layers": (3, 4, 14, 3),  # residual blocks per stage
+            "widths": (64, 128, 256, 512),  # channels per stage; the stem has the first
+            "num_features": 512,
+            "dropout": 0.0,
+            "conv_init": "normal",  # normal (std 0.1, as insightface) | kaiming
+        }
+    )
+    c.model.vision_transformer = ConfigDict(  # InternViT-300M; further attributes come with a checkpoint
+        {
+            "image_size": 448,
+            "patch_size": 14,
+            "width": 1024,
+            "depth": 24,
+            "heads": 16,
+            "mlp_dim": 4096,
+            "drop_path": 0.0,
+        }
+    )
+    c.attention = "xla"  # xla | cudnn (half precision on a GPU)
+    c.init_from = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
+    c.base_dtype = "float32"  # how frozen parameters are kept: float32 | float16 | bfloat16
+    c.lora = ConfigDict({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})  # rank 0: no adapters
+    c.trainable = ((".*", "backbone"),)  # ordered (regex over names, group); group "frozen" does not train
+
+    c.loss = ConfigDict({"temperature": 0.07})
+    c.optimizer = ConfigDict(
+        {
+            "name": "sgd",  # sgd (decay added to the gradient, then momentum) | adamw (decoupled)
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "clip": 5.0,  # global norm over everything that trains
+            "warmup_epochs": 0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "lr_scale": ConfigDict(),  # group -> factor on lr; a group not named has 1
+        }
+    )
+
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
+    c.sharding = ((".*", ()),)  # ordered (regex over names, mesh axis or None per dimension); shorter: replicated
+
+    c.data = ConfigDict({"train": "", "split": "train", "flip": True, "workers": 0, "threads": 2, "prefetch": 8})
+    # Not 0 identities: the embedded synthetic faces are made under the workdir and used for training and evaluation.
+    c.data.synthetic = ConfigDict(
+        {"identities": 0, "images": 12, "test_identities": 100, "test_images": 6, "test_pairs": 1200}
+    )
+    c.data.synthetic.update({"difficulty": 1.0, "seed": 0})
+
+    c.eval = ConfigDict({"batch_size": 128, "flip_sum": False, "every_epochs": 0, "before_training": True})
+    c.eval.baselines = False  # also print raw-pixel and colour-histogram cosine
+    c.eval.bootstrap = 1000  # resamples behind each 95% interval
+    c.eval.benchmarks = ConfigDict()  # name -> ConfigDict(store=DIR, pairs=NAME), see benchmark()
+
+    # What to tell somebody who lacks a file: (config key, where it comes from and the command that prepares it).
+    c.prepare = ()
+    c.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
+    c.log = ConfigDict({"every_steps": 1, "tensorboard": True})
+    c.lock()
+    return c
+
+
+def benchmark(store: str, pairs: str) -> ConfigDict:
+    """One evaluation: a face store with split "test" and its pair list pairs_NAME.csv."""
+    return ConfigDict({"store": store, "pairs": pairs})
+
+
+# What may differ when a workdir is resumed: where and how it runs, not what is computed.
+MAY_CHANGE = ("mesh", "sharding", "checkpoint", "log", "eval", "data.workers", "data.threads", "data.prefetch", "remat", "prepare")
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def differences(new: dict, old: dict, prefix: str = "") -> list[str]:
+    """Keys whose values differ, as text, without those in MAY_CHANGE."""
+    out = []
+    for key in sorted(set(new) | set(old)):
+        name, a, b = f"{prefix}{key}", new.get(key), old.get(key)
+        if name in MAY_CHANGE or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{name}.")
+        else:
+            out.append(f"{name}: {b!r} there, {a!r} now")
+    return out
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""Run a config's benchmarks on an embedding function: results.json, the table on the terminal, ROC and DET plots."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from fvjax import metrics
+from fvjax.data import pipeline
+from fvjax.data.store import Store, read_pairs
+from fvjax.evals import baselines as knows_nothing
+from fvjax.evals import plots, verification
+
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,112,112,3] -> float32 [b,D]
+
+
+def run(
+    config: ConfigDict, embed: Embed, *, workdir: Path, seen: set[str], title: str, bootstrap: int | None = None
+) -> tuple[dict, dict]:
+    """Every benchmark of the config; the images of each store are embedded once.
+
+    Args:
+        seen: names of the identities trained on; a benchmark that has some gets an `identity_disjoint` entry.
+        bootstrap: resamples behind the intervals, None: the config's.
+    Returns:
+        entries as in results.json by benchmark, and (scores [M], same [M]) by benchmark for the plots.
+    """
+    embeddings: dict[str, np.ndarray] = {}
+    entries, curves = {}, {}
+    for name, where in benchmarks(config, workdir).items():
+        store, pairs = Store(where.store, "test"), read_pairs(where.store, where.pairs)
+        if where.store not in embeddings:
+            batches = pipeline.eval_batches(store, np.arange(len(store)), config.eval.batch_size)
+            total = -(-len(store) // config.eval.batch_size)
+            shown = metrics.console.is_terminal and jax.process_index() == 0
+            bar = track(batches, f"{title}: {name}", total, console=metrics.console, disable=not shown, transient=True)
+            embeddings[where.store] = verification.embed(embed, bar, flip_sum=config.eval.flip_sum)
+        scores = verification.scores(embeddings[where.store], pairs)
+        known = [i for i, identity in enumerate(store.identities) if identity in seen]
+        entries[name] = verification.entry(
+            scores,
+            pairs,
+            store.manifest["benchmarks"][where.pairs],
+            store.data_hash,
+            seen=known or None,
+            bootstrap=config.eval.bootstrap if bootstrap is None else bootstrap,
+            seed=config.seed,
+        )
+        entries[name]["identities_seen_in_training"] = len(known)
+        curves[name] = (scores, pairs.same)
+    return entries, curves
+
+
+def benchmarks(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
+    """The config's benchmarks, and with embedded synthetic data the held-out synthetic identities."""
+    out = dict(config.eval.benchmarks.items())
+    if config.data.synthetic.identities:
+        out["synthetic"] = ConfigDict({"store": str(workdir / "synthetic_test"), "pairs": "synthetic"})
+    return out
+
+
+def baselines(config: ConfigDict, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
+    """What the benchmarks give away without any learning, by the same pairs and protocol."""
+    rows = {"raw pixels, cosine": knows_nothing.pixel, "colour histogram, cosine": knows_nothing.histogram}
+    return {row: run(config, embed, workdir=workdir, seen=seen, title=row)[0] for row, embed in rows.items()}
+
+
+def finish(config: ConfigDict, workdir: Path, results: dict, curves: dict) -> None:
+    """Write results.json, roc.png and det.png, and print the table. Process 0 only."""
+    if jax.process_index():
+        return
+    write_json(workdir / "results.json", results)
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        rows += [(row, name, entries[name]) for row, entries in results["baselines"].items()]
+        if entry["before_training"]:
+            rows.append((f"{config.name}, before training", name, entry["before_training"]))
+        note = entry["identities_seen_in_training"]
+        rows.append((config.name + (f" ({note} identities seen in training)" if note else ""), name, entry))
+        if entry["identity_disjoint"]:
+            rows.append((f"{config.name}, unseen identities only", name, entry["identity_disjoint"]))
+    if rows:
+        metrics.console.print(verification.table(rows))
+        plots.roc(workdir / "roc.png", curves)
+        plots.det(workdir / "det.png", curves)
+    metrics.console.print(f"Everything about this run is in {workdir} (results.json, metrics.jsonl, roc.png, det.png)")
+
+
+def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results: dict) -> None:
+    """Add one evaluation to evaluations.jsonl: accuracies by benchmark at a step. `seconds`: since this start."""
+    if jax.process_index():
+        return
+    keys = ("accuracy@best_threshold", "accuracy@far=1e-3")
+    line = {"step": step, "epoch": epoch, "seconds": round(seconds, 1)}
+    line |= {name: {key: entry[key]["mean"] for key in keys} for name, entry in results.items()}
+    with (workdir / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    text = ", ".join(f"{n} {100 * line[n][keys[0]]:.2f}% best threshold" for n in results)
+    metrics.console.print(f"evaluation at step {step}: {text}")
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Replace the file at once, so that a kill leaves the old one or the new one."""
+    if jax.process_index():
+        return
+    tmp = path.with_name(path.name + ".tmp")
+    tmp.write_text(json.dumps(value, indent=1))
+    tmp.replace(path)

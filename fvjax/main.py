@@ -1,0 +1,103 @@
+"""`python -m fvjax.main --config=configs/NAME.py [--workdir=DIR] [--mode=train|eval] [--config.any.key=value]`
+
+Trains (or resumes DIR), evaluates every benchmark of the config and prints one table. Exit code 0; 2 with one line
+on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from fvjax.config import differences, to_json
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate, or only evaluate what is there")
+TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
+
+
+def missing(config: ConfigDict) -> list[str]:
+    """One line for each file or directory the config needs and that is not there, with its remedy."""
+    wanted = {"init_from": config.init_from}
+    if not config.data.synthetic.identities:
+        wanted["data.train"] = config.data.train if config.epochs else ""
+    wanted |= {f"eval.benchmarks.{name}": where.store for name, where in config.eval.benchmarks.items()}
+    remedies = dict(config.prepare)
+    return [
+        f"config.{key}: {path} is not there. {remedies.get(key, '')}".rstrip()
+        for key, path in wanted.items()
+        if path and not Path(path).exists()
+    ]
+
+
+def check_workdir(config: ConfigDict, workdir: Path, mode: str) -> None:
+    """Make the workdir, or see that it is of this config. Raises ValueError naming the keys that differ."""
+    file = workdir / "config.json"
+    if file.exists():
+        if diff := differences(json.loads(to_json(config)), json.loads(file.read_text())):
+            raise ValueError(f"{workdir} is of another config ({'; '.join(diff[:3])}); choose another --workdir")
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and has no config.json; choose another --workdir")
+    elif mode == "eval" and config.epochs:
+        raise ValueError(f"{workdir} has no config.json, so there is nothing trained to evaluate")
+    workdir.mkdir(parents=True, exist_ok=True)
+    tmp = file.with_name("config.json.tmp")
+    tmp.write_text(to_json(config))
+    tmp.replace(file)
+
+
+def cpu_devices(batch: int) -> int:
+    """One device per core, as far as the batch divides: on a CPU, XLA runs two half batches faster than one whole."""
+    cores = len(os.sched_getaffinity(0))
+    return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
+
+
+def run(config: ConfigDict, workdir: Path, mode: str) -> None:
+    if lines := missing(config):
+        raise FileNotFoundError("\n".join(lines))
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", cpu_devices(config.batch_size // 2))
+    from fvjax import train  # imports much; errors above should come at once
+
+    check_workdir(config, workdir, mode)
+    train.run(config, workdir, train=mode == "train")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings look like --config.key=value")
+    logging.set_verbosity(logging.WARNING)
+    config = CONFIG.value
+    try:
+        run(config, Path(WORKDIR.value or f"runs/{config.name}"), MODE.value)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if TRACEBACK.value:
+            raise
+        fail(str(error))
+
+
+def fail(text: str) -> None:
+    for line in text.splitlines():
+        print(f"fvjax: error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags, with every complaint in one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is None:
+            fail("--config=configs/NAME.py is missing; `ls configs` shows what there is")
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(str(error).splitlines()[0])
+        raise  # not reached
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

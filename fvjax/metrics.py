@@ -1,0 +1,80 @@
+"""What a run reports while it goes: metrics.jsonl, TensorBoard and a progress line. Process 0 only."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+class Writer:
+    """Appends one JSON line per step; on resume, lines of steps that are about to be redone are cut off."""
+
+    def __init__(self, workdir: Path, config: ConfigDict, step: int):
+        self.active = jax.process_index() == 0
+        if not self.active:
+            return
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) < step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+        self.board = None
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(workdir / "tb"), purge_step=step)
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            speed_estimate_period=300,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+
+    def start(self, step: int, total: int) -> None:
+        if self.active:
+            self.task = self.progress.add_task("compiling", total=total, completed=step)
+            self.progress.start()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line {"step": …, **values}."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.board:
+            for key, value in values.items():
+                self.board.add_scalar(key, value, step)
+
+    def show(self, step: int, text: str) -> None:
+        if self.active:
+            self.progress.update(self.task, completed=step, description=text)
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self.progress.console.print(text)
+
+    def close(self) -> None:
+        if self.active:
+            self.progress.stop()
+            self.file.close()
+            if self.board:
+                self.board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a kill

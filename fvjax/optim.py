@@ -1,0 +1,77 @@
+"""Which parameters train, with what optimizer and at what rate."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from fvjax import trees
+
+FROZEN = "frozen"
+global_norm = optax.global_norm
+
+
+def split(variables: Mapping, rules) -> tuple[dict, dict, dict[str, str]]:
+    """Prune a variable tree into what trains and what is frozen.
+
+    Args:
+        variables: nested {"params": …, "lora": …}; leaves may be abstract.
+        rules: ordered (regex over names such as "params/conv1/kernel", group) pairs; group "frozen" does not train.
+    Returns:
+        (trainable, frozen, groups): two nested trees without common leaves, and group by name of what trains.
+    Raises:
+        ValueError: a leaf that no rule matches, a rule that decides nothing.
+    """
+    flat = trees.flatten(variables)
+    groups = trees.first_match(tuple(map(tuple, rules)), flat, "trainable rule (config.trainable)")
+    trained = {n: g for n, g in groups.items() if g != FROZEN}
+    return (
+        trees.unflatten({n: flat[n] for n in trained}),
+        trees.unflatten({n: flat[n] for n in flat if n not in trained}),
+        trained,
+    )
+
+
+def merge(*parts: Mapping) -> dict:
+    """Put pruned trees back together: the inverse of :func:`split`."""
+    return trees.unflatten({n: leaf for part in parts for n, leaf in trees.flatten(part).items()})
+
+
+def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable[[int | jax.Array], jax.Array]:
+    """Learning rate by step, constant within an epoch e of E, W of them warm-up (the seed's schedule).
+
+    e < W: lr (e+1)/W; else lr 0.5 (1 + cos(pi (e-W)/(E-W))).
+    """
+    e = np.arange(max(epochs, 1), dtype=np.float64)
+    warm, total = config.warmup_epochs, max(epochs, 1)
+    cosine = 0.5 * (1 + np.cos(np.pi * (e - warm) / max(total - warm, 1)))
+    table = jnp.asarray(config.lr * np.where(e < warm, (e + 1) / max(warm, 1), cosine), jnp.float32)
+    return lambda step: table[jnp.minimum(step // steps_per_epoch, total - 1)]
+
+
+def make(config: ConfigDict, groups: Mapping[str, str], lr: Callable) -> optax.GradientTransformation:
+    """Clip the global norm over everything that trains, then one optimizer per group (rates by `lr_scale`).
+
+    sgd: weight decay is added to the gradient before momentum, as in torch. adamw: decoupled decay.
+    Expects updates and params as the nested trainable tree that :func:`split` returned.
+    """
+
+    def one(scale: float) -> optax.GradientTransformation:
+        rate = optax.scale_by_learning_rate(lambda step: scale * lr(step))
+        decay = optax.add_decayed_weights(config.weight_decay)
+        if config.name == "sgd":
+            return optax.chain(decay, optax.trace(config.momentum), rate)
+        if config.name == "adamw":
+            return optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay, rate)
+        raise ValueError(f"config.optimizer.name={config.name!r}: choose sgd or adamw")
+
+    scales = config.lr_scale.to_dict()
+    unknown = set(scales) - set(groups.values())
+    if unknown:
+        raise ValueError(f"config.optimizer.lr_scale names no group that trains: {sorted(unknown)}")
+    labels = trees.unflatten(groups)
+    per_group = {g: one(scales.get(g, 1.0)) for g in set(groups.values())}
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))

@@ -1,0 +1,61 @@
+"""The device mesh and where every array lives on it."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from fvjax import trees
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(config: ConfigDict, devices=None) -> Mesh:
+    """Mesh ("data", "fsdp", "tensor") over all devices; one size may be -1 (whatever is left)."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config[a] for a in AXES]
+    if sizes.count(-1) > 1:
+        raise ValueError(f"config.mesh: only one of {AXES} may be -1, got {sizes}")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and known > 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise ValueError(f"config.mesh: {dict(zip(AXES, sizes))} does not make up the {len(devices)} devices here")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
+    """NamedSharding for every leaf of a nested tree.
+
+    Args:
+        tree: leaves with `.shape`; names are matched as in :func:`fvjax.trees.first_match`.
+        rules: ordered (regex, axes) pairs; axes: per dimension a mesh axis name or None, shorter means replicated.
+    Raises:
+        ValueError: an unmatched leaf or rule, more axes than dimensions, a dimension that does not divide.
+    """
+    flat = trees.flatten(tree)
+    specs = trees.first_match(tuple(map(tuple, rules)), flat, "sharding rule (config.sharding)")
+    out = {}
+    for name, spec in specs.items():
+        shape = flat[name].shape
+        if len(spec) > len(shape):
+            raise ValueError(f"config.sharding: {name} has shape {shape}, fewer dimensions than {tuple(spec)}")
+        for size, axis in zip(shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(f"config.sharding: {name} {shape} does not divide over {axis}={mesh.shape[axis]}")
+        out[name] = NamedSharding(mesh, PartitionSpec(*spec))
+    return trees.unflatten(out)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host rows -> global arrays split over data and fsdp; every process gives its own rows."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}

@@ -1,0 +1,352 @@
+"""The training loop, top to bottom: model, data, state, evaluation before, steps, evaluation after."""
+
+import functools
+import json
+import time
+from collections import deque
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import fvjax
+from fvjax import checkpoint, evaluate, flops, lora, metrics, optim, sharding, trees
+from fvjax.config import sha, to_json
+from fvjax.data import pairs, pipeline, synthetic
+from fvjax.data.store import Store
+from fvjax.models import encoder as encoders
+from fvjax.models import preprocess
+from fvjax.tasks import contrastive
+from weights_convert.read import open_checkpoint
+
+
+def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
+    """Train (or resume) in `workdir` and evaluate; with train=False only evaluate what is there.
+
+    Returns the contents of results.json. Raises ValueError for whatever a user can mend.
+    """
+    start_time = time.perf_counter()
+    say = metrics.console.print if jax.process_index() == 0 else lambda *_: None
+
+    # ---- mesh and model
+    mesh = sharding.make_mesh(config.mesh)
+    encoder = build_encoder(config)
+    base = open_base(config, encoder) if config.init_from else None
+    abstract = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
+    stats = {"batch_stats": abstract.pop("batch_stats")} if "batch_stats" in abstract else {}
+    trainable, frozen, groups = optim.split(abstract, config.trainable)
+    everything = {**trees.flatten(trainable), **trees.flatten(frozen), **trees.flatten(stats)}
+    placed = trees.flatten(sharding.by_rules(trees.unflatten(everything), config.sharding, mesh))
+
+    # ---- data
+    store, plan = open_data(config, workdir)
+    steps_per_epoch = plan.steps_per_epoch if plan else 1
+    if plan and steps_per_epoch == 0:
+        raise ValueError(f"config.batch_size={config.batch_size}: not one full batch of {plan.pairs_per_batch} pairs")
+    total_steps = config.epochs * steps_per_epoch
+
+    # ---- state: what trains is initialised inside jit, where it will live; the frozen base is read shard by shard
+    lr = optim.schedule(config.optimizer, config.epochs, steps_per_epoch)
+    tx = optim.make(config.optimizer, groups, lr)
+
+    def init_state(key):
+        variables = init_variables(config, encoder, key)
+        new_stats = {"batch_stats": variables.pop("batch_stats")} if stats else {}
+        new, _, _ = optim.split(variables, config.trainable)
+        new = jax.tree.map(lambda x: x.astype(jnp.float32), new)
+        return {"trainable": new, "stats": new_stats, "opt": tx.init(new), "step": jnp.zeros((), jnp.int32)}
+
+    key = jax.random.key(config.seed)
+    shape = jax.eval_shape(init_state, key)
+    where = state_shardings(shape, placed, mesh)
+    state = jax.jit(init_state, out_shardings=where)(key)
+    if base:
+        given = {n: leaf for n, leaf in base.params.items() if n in everything}
+        state["trainable"] = replace(state["trainable"], given, placed, "float32")
+        state["stats"] = replace(state["stats"], given, placed, "float32")
+    frozen = read_frozen(config, encoder, frozen, base, placed)
+    meta = {
+        "base_hash": checkpoint.base_hash(config.init_from) if config.init_from else "",
+        "train_data_hash": store.data_hash if store else "",
+        "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
+    }
+
+    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
+    latest = checkpoints.latest()
+    if latest is not None:
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
+        state = checkpoints.restore(latest, target, meta)
+        say(f"Restored step {latest} of {workdir}")
+    step = int(state["step"])
+
+    count = sum(x.size for x in trees.flatten(state["trainable"]).values())
+    total = count + sum(x.size for x in trees.flatten(frozen).values())
+    say(f"{config.name}: {total:,} parameters, {count:,} train; mesh {dict(mesh.shape)} on {jax.devices()[0].device_kind}")
+    if plan:
+        say(
+            f"{len(store):,} images of {plan.eligible + plan.single:,} identities ({plan.single:,} with one image only, "
+            f"not drawn); {plan.pairs_per_batch} pairs a step, {steps_per_epoch} steps an epoch, {config.epochs} epochs"
+        )
+
+    # ---- evaluation before training
+    embed = functools.partial(embed_faces, jax.jit(functools.partial(embed_step, config, encoder)), frozen, mesh)
+    seen = set(store.identities) if store else set()
+    evaluator = functools.partial(evaluate.run, config, workdir=workdir, seen=seen)
+    before_file = workdir / "before_training.json"
+    if config.eval.before_training and train and step == 0 and not before_file.exists():
+        before, _ = evaluator(functools.partial(embed, state), title="before training")
+        evaluate.write_json(before_file, before)
+
+    # ---- steps
+    if train and step < total_steps:
+        train_step = jax.jit(
+            functools.partial(step_fn, config, encoder, tx, lr), donate_argnums=0, out_shardings=(where, None)
+        )
+        per_step = flops.count(functools.partial(step_fn, config, encoder, tx, lr), *abstract_step(config, shape, frozen))
+        batches = pipeline.train_batches(
+            store,
+            plan,
+            start_step=step,
+            num_steps=total_steps - step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+        writer = metrics.Writer(workdir, config.log, step)
+        writer.start(step, total_steps)
+        pending: deque = deque()  # results are read one step late, so that the host does not wait for the device
+        clock = time.perf_counter()
+
+        def report(number: int, values: dict) -> None:
+            nonlocal clock
+            values = {k: float(v) for k, v in values.items()}
+            if not np.isfinite(values["loss"]):
+                raise FloatingPointError(
+                    f"step {number}: the loss is {values['loss']} (gradient norm {values['grad_norm']:.3g}, learning "
+                    f"rate {values['lr']:.3g}); the last checkpoint is step {checkpoints.latest()}"
+                )
+            elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+            values["images_per_s"] = config.batch_size / elapsed
+            if number % config.log.every_steps == 0:
+                writer.write(number, values)
+            rate = f"{values['images_per_s']:.0f} images/s {per_step / elapsed / 1e9:.0f} GFLOP/s"
+            text = f"epoch {number // steps_per_epoch + 1}/{config.epochs} loss {values['loss']:.4f} {rate}"
+            writer.show(number + 1, text)
+            if (number + 1) % steps_per_epoch == 0 and not metrics.console.is_terminal:
+                writer.say(f"{text}, {time.perf_counter() - start_time:.0f} s since start")
+
+        try:
+            for batch in batches:
+                batch = sharding.batch({k: batch[k] for k in ("images", "labels", "index")}, mesh)
+                state, values = train_step(state, frozen, batch)
+                pending.append((step, values))
+                step += 1
+                if len(pending) > 1:
+                    report(*pending.popleft())
+                last = step == total_steps
+                evaluating = config.eval.every_epochs and step % (config.eval.every_epochs * steps_per_epoch) == 0
+                if last or evaluating or step % config.checkpoint.every_steps == 0:
+                    while pending:  # never save what a non-finite loss has touched
+                        report(*pending.popleft())
+                    checkpoints.save(step, state, meta)
+                if evaluating and not last:
+                    results, _ = evaluator(functools.partial(embed, state), title=f"step {step}", bootstrap=0)
+                    evaluate.append_curve(workdir, step, step / steps_per_epoch, time.perf_counter() - start_time, results)
+                    clock = time.perf_counter()
+        finally:
+            writer.close()
+            checkpoints.close()
+        say(f"Trained to step {step}, {time.perf_counter() - start_time:.0f} s since start")
+
+    # ---- evaluation after
+    trained = step > 0
+    results, curves = evaluator(functools.partial(embed, state), title=config.name)
+    if trained:
+        evaluate.append_curve(workdir, step, step / steps_per_epoch, time.perf_counter() - start_time, results)
+    before = json.loads(before_file.read_text()) if before_file.exists() else {}
+    baselines = evaluate.baselines(config, workdir=workdir, seen=seen) if config.eval.baselines else {}
+    out = {
+        "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in results.items()},
+        "baselines": baselines,
+        "step": step,
+        "config_hash": sha(to_json(config)),
+        "base_hash": meta["base_hash"],
+        "train_data_hash": meta["train_data_hash"],
+        "code_version": fvjax.code_version(),
+        "dtype": config.dtype,
+        "seconds": round(time.perf_counter() - start_time, 1),
+    }
+    evaluate.finish(config, workdir, out, curves)
+    return out
+
+
+# ---- one step ------------------------------------------------------------------------------------------------------
+
+
+def variables_of(config: ConfigDict, *parts: dict) -> dict:
+    """The variables a network is applied to: pruned trees merged, adapters scaled by alpha / rank."""
+    variables = optim.merge(*parts)
+    if "lora" in variables:
+        scaled = lora.scaled(trees.flatten(variables["lora"]), config.lora.alpha / config.lora.rank)
+        variables["lora"] = trees.unflatten(scaled)
+    return variables
+
+
+def step_fn(config: ConfigDict, encoder: encoders.Encoder, tx, lr, state: dict, frozen: dict, batch: dict):
+    """One step on a global batch: images uint8 [P,2,112,112,3], labels [P], index [P] (global pair number).
+
+    Returns the new state and {"loss", "lr", "grad_norm" (before clipping)}. Random draws are keyed by the pair's
+    number, so they do not depend on the device, host or row an image is on.
+    """
+    faces = batch["images"].reshape(-1, *batch["images"].shape[2:])
+    root = jax.random.key(config.seed)
+    numbers = (2 * batch["index"][:, None] + jnp.arange(2)).reshape(-1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers)
+    if config.data.flip:
+        faces = preprocess.flip(faces, keys)
+
+    def loss_fn(trainable):
+        variables = variables_of(config, trainable, frozen, state["stats"])
+        embeddings, stats = encoder(variables, faces, train=True, keys=keys)
+        return contrastive.loss(embeddings, batch["labels"], config.loss.temperature), stats
+
+    (loss, stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["trainable"])
+    updates, opt = tx.update(gradients, state["opt"], state["trainable"])
+    trainable = jax.tree.map(jnp.add, state["trainable"], updates)
+    values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optim.global_norm(gradients)}
+    return {"trainable": trainable, "stats": stats, "opt": opt, "step": state["step"] + 1}, values
+
+
+def embed_step(config: ConfigDict, encoder: encoders.Encoder, trainable: dict, stats: dict, frozen: dict, faces):
+    return encoder(variables_of(config, trainable, frozen, stats), faces)[0]
+
+
+def embed_faces(compiled, frozen: dict, mesh, state: dict, faces: np.ndarray) -> np.ndarray:
+    """uint8 [b,112,112,3] -> float32 [b,D] on the host."""
+    on_device = sharding.batch({"faces": faces}, mesh)["faces"]
+    return np.asarray(compiled(state["trainable"], state["stats"], frozen, on_device))
+
+
+# ---- what a run is made of -----------------------------------------------------------------------------------------
+
+
+def build_encoder(config: ConfigDict) -> encoders.Encoder:
+    kind, dtype = config.model.kind, jnp.dtype(config.dtype)
+    changes = {"dtype": dtype}
+    if kind == "vision_transformer":
+        changes |= {"remat": config.remat, "attention": config.attention}
+    return encoders.build(kind, config.model.get(kind, {}), config.model.pooling, **changes)
+
+
+def init_variables(config: ConfigDict, encoder: encoders.Encoder, key: jax.Array) -> dict:
+    """Random variables of the encoder and its adapters: {"params", ["batch_stats"], ["lora"]}."""
+    variables = encoder.init(jax.random.fold_in(key, 0))
+    if config.lora.rank:
+        c = config.lora
+        adapters = lora.init(trees.flatten(variables["params"]), c.targets, c.rank, c.count, jax.random.fold_in(key, 1))
+        variables["lora"] = trees.unflatten(adapters)
+    return variables
+
+
+def open_base(config: ConfigDict, encoder: encoders.Encoder):
+    """The pretrained weights' directory, checked to be of the config's model."""
+    base = open_checkpoint(config.init_from)
+    if base.kind != config.model.kind:
+        raise ValueError(f"{config.init_from} holds a {base.kind}, config.model.kind is {config.model.kind}")
+    for name, value in base.model_config.items():
+        mine = getattr(encoder.net, name)
+        same = tuple(mine) == tuple(value) if isinstance(value, list | tuple) else mine == value
+        if not same and name not in ("drop_path", "dropout"):  # those are choices of the training run
+            raise ValueError(f"{config.init_from} has {name}={value}, the config's model {name}={mine}")
+    return base
+
+
+def open_data(config: ConfigDict, workdir: Path) -> tuple[Store | None, pairs.PairPlan | None]:
+    """The training store and its epoch plan; embedded synthetic sets are drawn into the workdir first."""
+    c = config.data.synthetic
+    if c.identities:
+        for split, people, images in (
+            ("train", range(c.identities), c.images),
+            ("test", range(c.identities, c.identities + c.test_identities), c.test_images),
+        ):
+            if not (workdir / f"synthetic_{split}").exists():
+                metrics.console.print(f"Drawing {len(people) * images:,} synthetic faces ({split})")
+                pairs_count = c.test_pairs if split == "test" else None
+                synthetic.write(
+                    workdir / f"synthetic_{split}",
+                    people,
+                    images,
+                    c.seed,
+                    split=split,
+                    difficulty=c.difficulty,
+                    pairs=pairs_count,
+                )
+        store = Store(workdir / "synthetic_train", "train")
+    elif config.data.train:
+        store = Store(config.data.train, config.data.split)
+    else:
+        store = None
+    if not config.epochs:
+        return store, None
+    if store is None:
+        raise ValueError("config.data.train is empty and config.epochs is not 0; give a face store to train on")
+    if config.batch_size % 2:
+        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
+    return store, pairs.PairPlan(store.labels, config.batch_size // 2, config.seed)
+
+
+def read_frozen(config: ConfigDict, encoder: encoders.Encoder, frozen: dict, base, placed: dict) -> dict:
+    """The frozen parameters on their devices, from the base or (without one) as initialised."""
+    names = trees.flatten(frozen)
+    if not names:
+        return {}
+    dtype = jnp.dtype(config.base_dtype)
+    if base:
+        return replace(frozen, {n: base.params[n] for n in names}, placed, dtype)
+
+    def init(key):
+        flat = trees.flatten(init_variables(config, encoder, key))
+        return trees.unflatten({n: flat[n].astype(dtype) for n in names})
+
+    out = trees.unflatten({n: placed[n] for n in names})
+    return jax.jit(init, out_shardings=out)(jax.random.key(config.seed))
+
+
+def replace(tree: dict, given: dict, placed: dict, dtype) -> dict:
+    """The tree with the leaves in `given` (sliceable, lazy) read onto their devices; each host reads its shards only."""
+    flat = dict(trees.flatten(tree))
+    for name, leaf in given.items():
+        if name in flat:
+            read = lambda index, leaf=leaf: np.asarray(leaf[index]).astype(dtype)  # noqa: E731
+            flat[name] = jax.make_array_from_callback(tuple(leaf.shape), placed[name], read)
+    return trees.unflatten(flat)
+
+
+def state_shardings(shape: dict, placed: dict, mesh) -> dict:
+    """Optimizer leaves live where the parameter of the same name and shape lives, the rest is replicated."""
+
+    def one(path, leaf):
+        keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in placed and leaf.ndim:
+                return placed[name]
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, shape)
+
+
+def abstract_step(config: ConfigDict, shape: dict, frozen: dict) -> tuple:
+    """Arguments of `step_fn` as shapes, for counting and for tests."""
+    p = config.batch_size // 2
+    batch = {
+        "images": jax.ShapeDtypeStruct((p, 2, 112, 112, 3), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((p,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((p,), jnp.int32),
+    }
+    as_shape = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return as_shape(shape), as_shape(frozen), batch
