@@ -1,0 +1,305 @@
+"""Conversion of checkpoints: exact both ways, and every bad input is one clear ValueError."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.reference.recipe import GOLDEN, weight, write_checkpoint
+from weights_convert import open_checkpoint, read, read_adapters, write_adapters
+from weights_convert.__main__ import convert, invert, source_directory
+
+TINY = GOLDEN / "internvl_tiny"
+FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
+IRESNET = {"architectures": ["IResNet"], "layers": [1, 1], "widths": [4, 8], "num_features": 6}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A copy of the tiny InternVL2 to spoil."""
+    return shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("golden.npz"))
+
+
+def spoil(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def shard(directory):
+    """Split a checkpoint in two shards with an index."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = {key: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(sorted(tensors))}
+    for file in set(names.values()):
+        save_file({k: v for k, v in tensors.items() if names[k] == file}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def iresnet_shapes():
+    """insightface's keys and torch's shapes of the IRESNET configuration."""
+    shapes = {"conv1.weight": (4, 3, 3, 3), "prelu.weight": (4,), "fc.weight": (6, 8 * 28 * 28), "fc.bias": (6,)}
+    norms = {"bn1": 4, "bn2": 8, "features": 6}
+    for stage, (inputs, width) in enumerate(((4, 4), (4, 8)), start=1):
+        block = f"layer{stage}.0."
+        shapes |= {f"{block}conv1.weight": (width, inputs, 3, 3), f"{block}conv2.weight": (width, width, 3, 3)}
+        shapes |= {f"{block}downsample.0.weight": (width, inputs, 1, 1), f"{block}prelu.weight": (width,)}
+        norms |= {f"{block}bn1": inputs, f"{block}bn2": width, f"{block}bn3": width, f"{block}downsample.1": width}
+    for name, width in norms.items():
+        shapes |= {f"{name}.{leaf}": (width,) for leaf in ("weight", "bias", "running_mean", "running_var")}
+        shapes[f"{name}.num_batches_tracked"] = ()
+    return shapes
+
+
+def test_internvl_round_trip_is_exact(tiny, tmp_path):
+    (tiny / "tokenizer.json").write_text("{}")
+    (tiny / "modeling_internvl.py").write_text("raise SystemExit")
+    ckpt = convert(tiny, tmp_path / "ours")
+    assert {key.split(".")[0] for key in ckpt.ignored} == {"mlp1", "language_model"}
+    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    invert(tmp_path / "ours", tmp_path / "back")
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert set(after) == {key for key in before if key.startswith("vision_model.")}
+    for key in after:
+        np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((tiny / "config.json").read_text())
+
+
+def test_iresnet_round_trip_is_exact(tmp_path):
+    src = write_checkpoint(tmp_path / "src", IRESNET, iresnet_shapes())
+    convert(src, tmp_path / "ours")
+    invert(tmp_path / "ours", tmp_path / "back")
+    before, after = load_file(src / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert set(after) == set(before)
+    for key in after:
+        np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_bare_tower_half_precision_and_shards(tmp_path, tiny, prefix):
+    """OpenGVLab publishes the tower alone without the prefix; checkpoints come in shards and in bfloat16."""
+    import ml_dtypes
+
+    config = json.loads((tiny / "config.json").read_text())["vision_config"]
+    tensors = load_file(tiny / "model.safetensors")
+    tensors = {k.removeprefix("vision_model."): v for k, v in tensors.items() if k.startswith("vision_model.")}
+    save_file({prefix + k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, tiny / "model.safetensors")
+    (tiny / "config.json").write_text(json.dumps(config))
+    shard(tiny)
+    kind, attributes, flat = read(tiny)
+    assert (kind, attributes["width"], attributes["depth"]) == ("vision_transformer", 32, 3)
+    leaf = flat["params/blocks/mlp/fc1/kernel"]
+    assert (leaf.shape, leaf.dtype) == ((3, 32, 64), ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(leaf[1], tensors["encoder.layers.1.mlp.fc1.weight"].T.astype(ml_dtypes.bfloat16))
+    convert(tiny, tmp_path / "ours")
+    invert(tmp_path / "ours", tmp_path / "back")
+    assert set(load_file(tmp_path / "back/model.safetensors")) == {prefix + k for k in tensors}
+
+
+def test_lazy_slices_equal_slices_of_the_whole(tmp_path):
+    convert(TINY, tmp_path / "ours")
+    for directory in (TINY, tmp_path / "ours"):
+        for name, leaf in read(directory)[2].items():
+            whole = np.asarray(leaf)
+            assert whole.shape == leaf.shape, name
+            index = tuple(slice(0, max(1, n // 2)) for n in leaf.shape)
+            np.testing.assert_array_equal(leaf[index], whole[index], err_msg=name)
+            np.testing.assert_array_equal(leaf[(slice(1, None),)], whole[1:], err_msg=name)
+
+
+def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("weights_convert.__main__.SHARD_BYTES", 50_000)
+    convert(TINY, tmp_path / "ours")
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 3
+    for name, leaf in read(tmp_path / "ours")[2].items():
+        np.testing.assert_array_equal(leaf, read(TINY)[2][name], err_msg=name)
+
+
+BAD_WEIGHTS = {
+    "missing key": (lambda t: t.pop(FC1), f"1 missing .{FC1}"),
+    "unexpected key": (lambda t: t.update({"vision_model.encoder.extra": np.ones(3)}), "unexpected .*encoder.extra"),
+    "extra layer": (lambda t: t.update({FC1.replace("1", "3", 1): np.ones(3)}), r"unexpected .*layers\.3"),
+    "wrong shape": (lambda t: t.update({FC1: np.ones((64, 31), np.float32)}), r"\(64, 31\), expected \(64, 32\)"),
+    "mixed dtypes": (lambda t: t.update({FC1: t[FC1].astype(np.float16)}), "differ in dtype"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_weights_that_do_not_fit(tiny, case):
+    change, message = BAD_WEIGHTS[case]
+    spoil(tiny, change)
+    with pytest.raises(ValueError, match=message):
+        read(tiny)
+
+
+def write_config(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    vision = config["vision_config"] | {k: v for k, v in changes.items() if k in config["vision_config"]}
+    (directory / "config.json").write_text(json.dumps(config | changes | {"vision_config": vision}))
+
+
+def without_norm_type(directory):
+    config = json.loads((directory / "config.json").read_text())
+    del config["vision_config"]["norm_type"]
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def lose_shard(directory):
+    shard(directory)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+
+
+def lie_in_index(directory):
+    shard(directory)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    index["weight_map"]["vision_model.nowhere"] = "model-00001-of-00002.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def escape(directory):
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {FC1: "../x.safetensors"}}))
+
+
+def only_pickle(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+
+
+BAD_DIRECTORIES = {
+    "missing shard": (lose_shard, r"model-00002-of-00002\.safetensors is missing"),
+    "index names a key no shard has": (lie_in_index, "disagree about 1 keys, first 'vision_model.nowhere'"),
+    "shard outside the directory": (escape, "not a plain file name"),
+    "pickle": (only_pickle, r"pytorch_model\.bin can run code"),
+    "pickle under another name": (
+        lambda d: (d / "model.safetensors").write_bytes(pickle.dumps({"a": 1})),
+        "pickles are not read",
+    ),
+    "cut short": (
+        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]),
+        "not a complete safetensors file",
+    ),
+    "unknown architecture": (
+        lambda d: write_config(d, architectures=["LlavaForConditionalGeneration"]),
+        r"unknown architectures \['Llava.*known are \['IResNet'",
+    ),
+    "unknown norm": (lambda d: write_config(d, norm_type="group_norm"), "norm_type='group_norm' is not supported"),
+    "no norm": (without_norm_type, "no 'norm_type'"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is not there"),
+    "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+    "other format": (lambda d: write_config(d, fvjax={"format": 99}), "format 99, this version reads 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DIRECTORIES)
+def test_directories_that_are_not_a_checkpoint(tiny, case):
+    change, message = BAD_DIRECTORIES[case]
+    change(tiny)
+    with pytest.raises(ValueError, match=message):
+        read(tiny)
+
+
+def test_unknown_iresnet_setting(tmp_path):
+    write_checkpoint(tmp_path / "src", IRESNET | {"se": True}, iresnet_shapes())
+    with pytest.raises(ValueError, match=r"unknown keys \['se'\]"):
+        read(tmp_path / "src")
+
+
+def test_select_layer_leaves_later_layers_out_by_name(tiny):
+    write_config(tiny, select_layer=-2)
+    ckpt = open_checkpoint(tiny)
+    assert ckpt.params["params/blocks/ls1"].shape == (2, 32)
+    assert any("encoder.layers.2." in key for key in ckpt.ignored)
+
+
+def test_command_line(tmp_path):
+    def run(*args):
+        command = [sys.executable, "-m", "weights_convert", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(f"--src={TINY}", f"--dst={tmp_path / 'ours'}")
+    assert done.returncode == 0, done.stderr
+    assert "left out 30 tensors" in done.stdout
+    again = run(f"--src={TINY}", f"--dst={tmp_path / 'ours'}")
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert "exists" in again.stderr
+    with pytest.raises(ValueError, match="neither a directory nor a repository id"):
+        source_directory("/no/such/dir")
+
+
+# adapters
+
+
+def test_adapters_round_trip(tmp_path):
+    flat, scale = read_adapters(TINY / "adapters.safetensors", TINY)
+    assert scale == 1.0
+    assert {name: leaf.shape for name, leaf in flat.items()} == {
+        "blocks/mlp/fc1/a": (3, 32, 8),
+        "blocks/mlp/fc1/b": (3, 8, 64),
+        "blocks/mlp/fc2/a": (3, 64, 8),
+        "blocks/mlp/fc2/b": (3, 8, 32),
+    }
+    write_adapters(tmp_path / "out", flat, 16, TINY)
+    again, scale = read_adapters(tmp_path / "out/adapter_model.safetensors", TINY)
+    assert scale == 2.0
+    for name in flat:
+        np.testing.assert_array_equal(again[name], flat[name])
+
+
+BAD_ADAPTERS = {
+    "half": (
+        lambda t: t.pop("base_model.model." + FC1.replace("weight", "lora_B.weight")),
+        r"lora_B\.weight is missing",
+    ),
+    "unknown module": (lambda t: t.update({"vision_model.nowhere.lora_A.weight": np.ones((8, 4))}), "does not have"),
+    "not LoRA": (lambda t: t.update({"vision_model.ls1": np.ones(3)}), "not a LoRA key"),
+    "wrong shape": (
+        lambda t: t.update({k: np.ones((8, 7), np.float32) for k in t if k.endswith("fc1.lora_A.weight")}),
+        r"needs \(3, 32, 8\)",
+    ),
+    "rank": (
+        lambda t: t.update({k: v[:4] for k, v in t.items() if k.endswith("fc1.lora_A.weight")}),
+        "different ranks",
+    ),
+    "empty": (lambda t: t.clear(), "holds no adapter"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ADAPTERS)
+def test_adapters_that_do_not_fit(tmp_path, case):
+    flat, _ = read_adapters(TINY / "adapters.safetensors", TINY)
+    write_adapters(tmp_path / "out", flat, 8, TINY)
+    change, message = BAD_ADAPTERS[case]
+    file = tmp_path / "out/adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=message):
+        read_adapters(file, TINY)
+
+
+def test_adapters_of_another_kind(tmp_path):
+    flat, _ = read_adapters(TINY / "adapters.safetensors", TINY)
+    write_adapters(tmp_path / "out", flat, 8, TINY)
+    config = tmp_path / "out/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    with pytest.raises(ValueError, match="use_dora is not supported"):
+        read_adapters(tmp_path / "out/adapter_model.safetensors", TINY)
+    (tmp_path / "adapters.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match="pickles are not read"):
+        read_adapters(tmp_path / "adapters.bin", TINY)
+
+
+def test_recipe_scales():
+    """The golden figures depend on the recipe: one value each of its special cases."""
+    stored = load_file(TINY / "model.safetensors")
+    for key in (FC1, "vision_model.encoder.layers.2.ls1", "vision_model.embeddings.class_embedding"):
+        np.testing.assert_array_equal(weight(7, key, stored[key].shape), stored[key])
