@@ -47,12 +47,17 @@ def scores(embeddings: NDArray, pairs: Any) -> NDArray:
     used = np.union1d(pairs.a, pairs.b)
     if len(used) and (used[0] < 0 or used[-1] >= len(embeddings)):
         raise ValueError(f"the pairs name record {used[-1]}, but there are {len(embeddings)} embeddings")
-    norms = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1, keepdims=True)
-    broken = used[~(np.isfinite(norms[used, 0]) & (norms[used, 0] > 0))]
+    norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
     if len(broken):
         raise ValueError(f"the embedding of record {broken[0]} (of {len(broken)} such) is zero or not finite")
-    unit = (embeddings / np.where(norms > 0, norms, 1)).astype(np.float32)
-    return np.einsum("md,md->m", unit[pairs.a], unit[pairs.b])
+    out = np.empty(len(pairs.a), np.float32)
+    # a few pairs at a time, since raw pixels make embeddings of 150 kB
+    for rows in np.array_split(np.arange(len(out)), 1 + len(out) * embeddings.shape[1] // 2**22):
+        a, b = pairs.a[rows], pairs.b[rows]
+        products = np.einsum("md,md->m", embeddings[a], embeddings[b], dtype=np.float64)
+        out[rows] = products / norms[a] / norms[b]
+    return out
 
 
 def entry(
