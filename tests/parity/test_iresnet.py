@@ -17,6 +17,9 @@ from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import build, open_checkpoint
 
 SHAPES = GOLDEN / "iresnet50/state_dict_shapes.json"
+FULL = {"architectures": ["IResNet"], "layers": [3, 4, 14, 3], "num_features": 512}
+# widths below 16 crash the convolution backward of torch 2.13 on some CPUs
+TINY = {"architectures": ["IResNet"], "layers": [2, 1], "widths": [16, 24], "num_features": 16}
 GRADIENTS = ("conv1.weight", "features.bias", "layer4.0.prelu.weight")
 
 
@@ -27,8 +30,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    config = {"architectures": ["IResNet"], "layers": [3, 4, 14, 3], "num_features": 512}
-    path = write_checkpoint(tmp_path_factory.mktemp("iresnet50"), config, json.loads(SHAPES.read_text()))
+    path = write_checkpoint(tmp_path_factory.mktemp("iresnet50"), FULL, json.loads(SHAPES.read_text()))
     return open_checkpoint(path)
 
 
@@ -83,7 +85,7 @@ def test_golden_embedding_and_four_training_steps(checkpoint, golden):
             close(rest[f"batch_stats/{layer}/var"], golden[f"running_var/{layer}"], 1e-5, f"{layer} var")
         # Two limits are loose because the reference's own float32 gradients are 3.1e-3 and 1.0e-3 away from float64
         # ones: a PReLU input that rounds to the other side of 0 changes a slope from 1 to 0.25, and the layers below
-        # amplify it. test_gradients_in_float64 and the tiny twin are strict.
+        # amplify it. The comparison in float64 below is strict for every leaf.
         for key, limit in zip(GRADIENTS, (1e-2, 1e-4, 3e-3)):
             close(in_torch_layout(checkpoint, key, grads), golden[f"grad/{key}"], limit, key)
     np.testing.assert_allclose(losses[0], golden["losses"][0], rtol=1e-5)
@@ -91,20 +93,6 @@ def test_golden_embedding_and_four_training_steps(checkpoint, golden):
     after, expected = np.asarray(embed(trained | rest)), golden["eval_emb_after"]
     cosine = (after * expected).sum(-1) / np.linalg.norm(after, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert cosine.min() >= 0.999, cosine
-
-
-@pytest.mark.slow
-def test_gradients_in_float64(checkpoint, golden):
-    """Free of rounding, torch's gradients and ours must be the same numbers."""
-    torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
-    expected = torch_step(torch, checkpoint, golden["faces"], torch.float64)[2]
-    with jax.enable_x64(True):
-        model = build(checkpoint.kind, checkpoint.model_config, dtype=jnp.float64)
-        flat = {n: jnp.asarray(v, jnp.float64) for n, v in arrays(checkpoint).items()}
-        trained = {n: v for n, v in flat.items() if n.startswith("params/")}
-        rest = {n: v for n, v in flat.items() if n not in trained}
-        grads = jax.jit(jax.grad(loss_fn, has_aux=True), static_argnums=2)(trained, rest, model, golden["faces"])[0]
-        gradients_close({k: in_torch_layout(checkpoint, k, grads) for k in expected}, expected, 1e-6)
 
 
 def torch_step(torch, checkpoint, faces, dtype):
@@ -127,27 +115,44 @@ def torch_step(torch, checkpoint, faces, dtype):
     return eval_emb.numpy(), loss.item(), {k: p.grad.numpy() for k, p in twin.named_parameters()}, stats
 
 
-def test_tiny_twin_every_gradient_and_running_statistic(tmp_path, golden):
+@pytest.mark.parametrize("config", [TINY, pytest.param(FULL, marks=pytest.mark.slow)], ids=["tiny", "full"])
+def test_torch_twin_in_float64(tmp_path, golden, config):
+    """Free of rounding, torch and we must give the same numbers: embedding, loss, every gradient, every statistic."""
     torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
     from tests.reference import iresnet_torch
 
-    # widths below 16 crash the convolution backward of torch 2.13 on some CPUs
-    config = {"architectures": ["IResNet"], "layers": [2, 1], "widths": [16, 24], "num_features": 16}
-    twin = iresnet_torch.IResNet(config["layers"], config["widths"], 16)
+    widths = config.get("widths", (64, 128, 256, 512))
+    twin = iresnet_torch.IResNet(config["layers"], widths, config["num_features"])
     shapes = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "tiny", config, shapes))
-    model, flat, faces = build(checkpoint.kind, checkpoint.model_config), arrays(checkpoint), golden["faces"]
-    emb, loss, grads, stats = torch_step(torch, checkpoint, faces, torch.float32)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", config, shapes))
+    twin.load_state_dict(load_torch(checkpoint.path / "model.safetensors"))
+    x = iresnet_torch.pixels(golden["faces"]).double()
+    with torch.no_grad():
+        emb = twin.double().eval()(x).numpy()
+    loss = iresnet_torch.nt_xent(twin.train()(x))
+    loss.backward()
+    grads = {key: value.grad.numpy() for key, value in twin.named_parameters()}
+    stats = {key: value.numpy() for key, value in twin.state_dict().items() if "running_" in key}
 
-    close(model.apply(trees.unflatten(flat), preprocess.for_resnet(faces)), emb, 1e-5, "eval embedding")
-    trained = {n: v for n, v in flat.items() if n.startswith("params/")}
-    rest = {n: v for n, v in flat.items() if n not in trained}
-    step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
-    (got, (_, got_stats)), got_grads = step(trained, rest, model, faces)
-    np.testing.assert_allclose(got, loss, rtol=1e-5)
-    gradients_close({k: in_torch_layout(checkpoint, k, got_grads) for k in grads}, grads, 1e-4)
-    for key, value in stats.items():
-        close(in_torch_layout(checkpoint, key, got_stats), value, 1e-5, key)
+    with jax.enable_x64(True):
+        model = build(checkpoint.kind, checkpoint.model_config, dtype=jnp.float64)
+        flat = {name: jnp.asarray(leaf, jnp.float64) for name, leaf in arrays(checkpoint).items()}
+        got = jax.jit(lambda flat: model.apply(trees.unflatten(flat), preprocess.for_resnet(golden["faces"])))(flat)
+        close(got, emb, 1e-7, "eval embedding")  # the pixels are float32 on both sides
+        trained = {n: v for n, v in flat.items() if n.startswith("params/")}
+        rest = {n: v for n, v in flat.items() if n not in trained}
+        step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
+        (got, (_, got_stats)), got_grads = step(trained, rest, model, golden["faces"])
+        np.testing.assert_allclose(got, loss.item(), rtol=1e-6)  # the loss itself is float32, and so the next limit
+        gradients_close({k: in_torch_layout(checkpoint, k, got_grads) for k in grads}, grads, 1e-6)
+        for key, value in stats.items():
+            close(in_torch_layout(checkpoint, key, got_stats), value, 1e-7, key)
+
+
+def load_torch(file):
+    from safetensors.torch import load_file
+
+    return load_file(file)
 
 
 def test_dropout_follows_the_image_not_its_row():
