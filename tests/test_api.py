@@ -1,0 +1,84 @@
+"""fvjax.load as other people call it."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fvjax
+from tests.reference.recipe import GOLDEN, write_checkpoint
+from tests.test_convert import IRESNET, iresnet_shapes
+from weights_convert.__main__ import convert
+
+TINY = GOLDEN / "internvl_tiny"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(TINY / "golden.npz")
+
+
+def test_vit_from_both_layouts_with_and_without_adapters(tmp_path, golden):
+    convert(TINY, tmp_path / "ours")
+    tolerance = {"rtol": 0, "atol": 5e-5}
+    for path in (TINY, tmp_path / "ours"):
+        got = fvjax.load(path, scenario="vit").embed(golden["faces"])
+        assert (got.dtype, got.shape) == (np.float32, (8, 32))
+        np.testing.assert_allclose(got, golden["vit_mean"], **tolerance)
+    cls = fvjax.load(str(TINY), scenario="vit", pool="cls")
+    np.testing.assert_allclose(cls.embed(golden["faces"]), golden["vit_cls"], **tolerance)
+    adapted = fvjax.load(tmp_path / "ours", scenario="vit", adapters=TINY / "adapters.safetensors")
+    np.testing.assert_allclose(adapted.embed(golden["faces"]), golden["vit_lora_mean"], **tolerance)
+
+
+def test_bfloat16_is_close_and_not_the_same(golden):
+    got = fvjax.load(TINY, scenario="vit", dtype="bfloat16").embed(golden["faces"])
+    assert got.dtype == np.float32
+    error = np.linalg.norm(got - golden["vit_mean"]) / np.linalg.norm(golden["vit_mean"])
+    assert 1e-5 < error < 2e-2, error
+
+
+def test_resnet_in_any_number_of_images(tmp_path, golden):
+    model = fvjax.load(write_checkpoint(tmp_path / "r", IRESNET, iresnet_shapes()), scenario="resnet")
+    model.batch_size = 4
+    faces = golden["faces"][:7]
+    got = model.embed(faces)
+    assert got.shape == (7, 6)
+    np.testing.assert_allclose(got, np.concatenate([model.embed(face[None]) for face in faces]), atol=1e-5)
+    assert model.embed(faces[:0]).shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scenario": "mllm"}, "needs the language decoder"),
+        ({"scenario": "pair"}, "needs the language decoder"),
+        ({"scenario": "clip"}, "'clip' is unknown"),
+        ({"scenario": "resnet"}, 'holds a vision_transformer, but scenario="resnet" needs a iresnet'),
+        ({"scenario": "resnet", "pool": "mean"}, "takes neither pool nor adapters"),
+        ({"scenario": "vit", "pool": "max"}, "max"),
+        ({"scenario": "vit", "dtype": "float16"}, "'float16' is unknown"),
+        ({"scenario": "vit", "prompt_ids": [1]}, "do not go with"),
+        ({"scenario": "vit", "adapters": "/no/such.safetensors"}, "/no/such.safetensors is missing"),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fvjax.load(TINY, **arguments)
+
+
+def test_faces_of_another_kind():
+    model = fvjax.load(TINY, scenario="vit")
+    for faces in (np.zeros((1, 112, 112, 3), np.float32), np.zeros((112, 112, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"must be uint8 \[N,112,112,3\]"):
+            model.embed(faces)
+    with pytest.raises(ValueError, match='scenario="pair"'):
+        model.p_same(np.zeros((1, 112, 112, 3), np.uint8), np.zeros((1, 112, 112, 3), np.uint8))
+
+
+def test_not_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json is not there"):
+        fvjax.load(tmp_path, scenario="vit")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["InternVLChatModel"]}))
+    with pytest.raises(ValueError, match="has no 'image_size'"):
+        fvjax.load(tmp_path, scenario="vit")

@@ -1,0 +1,181 @@
+"""Adapters: initialisation, counting, scaling, precision, drop-path and what must be an error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fvjax import lora, trees
+from fvjax.models.layers import Dense
+from fvjax.models.vision_transformer import VisionTransformer, pool, resize_positions
+
+TARGETS = ("blocks/mlp/fc1", "blocks/mlp/fc2")
+SMALL = VisionTransformer(image_size=28, patch_size=14, width=16, depth=3, heads=2, mlp_dim=32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return trees.flatten(SMALL.init(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"])
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(5), (4, 28, 28, 3))
+
+
+def apply(params, adapters, x, model=SMALL, **kwargs):
+    return model.apply({"params": trees.unflatten(params), "lora": trees.unflatten(adapters)}, x, **kwargs)
+
+
+def test_init(params, x):
+    adapters = lora.init(params, TARGETS, rank=4, count=6, key=jax.random.key(1))
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in adapters.items()} == {
+        "blocks/mlp/fc1/a": ((3, 16, 4), jnp.float32),
+        "blocks/mlp/fc1/b": ((3, 4, 32), jnp.float32),
+        "blocks/mlp/fc2/a": ((3, 32, 4), jnp.float32),
+        "blocks/mlp/fc2/b": ((3, 4, 16), jnp.float32),
+    }
+    for name, inputs in (("fc1", 16), ("fc2", 32)):  # the bound comes from the input width, not from the stack
+        largest = np.abs(adapters[f"blocks/mlp/{name}/a"]).max()
+        assert 0.95 * (6 / inputs) ** 0.5 < largest <= (6 / inputs) ** 0.5
+    layers = adapters["blocks/mlp/fc1/a"]
+    assert np.abs(layers[0] - layers[1]).max() > 0.1
+    np.testing.assert_array_equal(apply(params, adapters, x), SMALL.apply({"params": trees.unflatten(params)}, x))
+
+
+def test_a_modules_draw_does_not_depend_on_the_other_targets(params):
+    both = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
+    alone = lora.init(params, TARGETS[1:], 4, 3, jax.random.key(1))
+    np.testing.assert_array_equal(both["blocks/mlp/fc2/a"], alone["blocks/mlp/fc2/a"])
+
+
+def test_scale_and_merge(params, x):
+    adapters = lora.init(params, ("blocks/attn/.*", "blocks/mlp/.*"), 4, 12, jax.random.key(1))
+    adapters = {n: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape) for n, leaf in adapters.items()}
+    got = apply(params, lora.scaled(adapters, 0.5), x)
+    merged = lora.merge(params, adapters, 0.5)
+    expected = SMALL.apply({"params": trees.unflatten(merged)}, x)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert np.abs(got - apply(params, adapters, x)).max() > 0.01
+    half = {name: leaf.astype(jnp.float16) for name, leaf in params.items()}
+    assert {leaf.dtype for leaf in lora.merge(half, adapters, 0.5).values()} == {jnp.dtype(jnp.float16)}
+
+
+def test_gradients_reach_a_only_through_b_and_are_scaled(params, x):
+    adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
+    grads = {
+        scale: jax.grad(lambda a, s=scale: pool(apply(params, lora.scaled(a, s), x), "mean").sum())(adapters)
+        for scale in (1.0, 2.0)
+    }
+    assert np.abs(grads[1.0]["blocks/mlp/fc1/a"]).max() == 0  # b is 0
+    np.testing.assert_allclose(2 * grads[1.0]["blocks/mlp/fc1/b"], grads[2.0]["blocks/mlp/fc1/b"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "count", "message"),
+    [
+        (("blocks/mlp/fc3",), 6, "'blocks/mlp/fc3' matches no module; there are"),
+        (("blocks/0/mlp/fc1",), 1, "matches no module"),  # one layer of a stack cannot be named
+        (("mlp/fc1",), 3, "matches no module"),  # the whole name must match
+        (TARGETS, 48, "give 6 adapters, expected 48"),
+    ],
+)
+def test_wrong_targets(params, targets, count, message):
+    with pytest.raises(ValueError, match=message):
+        lora.init(params, targets, 4, count, jax.random.key(0))
+
+
+def test_merge_names_the_missing_half(params):
+    adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
+    del adapters["blocks/mlp/fc1/b"]
+    with pytest.raises(ValueError, match="blocks/mlp/fc1: needs"):
+        lora.merge(params, adapters, 1.0)
+
+
+def test_half_precision_base_and_bfloat16_compute(params, x):
+    """float16 base, bfloat16 products, float32 adapters and their gradients."""
+    half = {name: leaf.astype(jnp.float16) for name, leaf in params.items()}
+    adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
+    adapters = {n: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape) for n, leaf in adapters.items()}
+    model = SMALL.clone(dtype=jnp.bfloat16)
+    tokens = apply(half, adapters, x, model)
+    assert tokens.dtype == jnp.bfloat16
+    exact = apply(params, adapters, x)
+    error = np.linalg.norm(tokens.astype(jnp.float32) - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 2e-2, error
+    grads = jax.grad(lambda a: pool(apply(half, a, x, model), "mean").sum())(adapters)
+    assert {leaf.dtype for leaf in grads.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_dense_without_adapters_ignores_an_empty_collection():
+    dense, x = Dense(3), jnp.ones((2, 4))
+    variables = dense.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(dense.apply(variables | {"lora": {}}, x), dense.apply(variables, x))
+
+
+# the transformer's attributes that no reference figure covers
+
+
+def test_drop_path_follows_the_image_not_its_row(params, x):
+    model, keys = SMALL.clone(drop_path=0.5), jax.random.split(jax.random.key(3), 4)
+    variables = {"params": trees.unflatten(params)}
+    run = jax.jit(lambda x, keys: model.apply(variables, x, train=True, keys=keys))
+    order = jnp.array([2, 0, 3, 1])
+    np.testing.assert_allclose(run(x[order], keys[order]), run(x, keys)[order], atol=1e-5)
+    np.testing.assert_array_equal(model.apply(variables, x), SMALL.apply(variables, x))  # off in evaluation
+    draws = jax.vmap(lambda key: run(x[:1], key[None])[0])(jax.random.split(jax.random.key(4), 400))
+    assert len({float(value) for value in draws[:, 0, 0].round(4)}) > 4  # layers and branches drop independently
+    with pytest.raises(ValueError, match="needs keys"):
+        model.apply(variables, x, train=True)
+
+
+def test_drop_path_rates_and_scaling(params, x):
+    """Without MLPs, two layers of rates 0 and 1/2 (torch's linspace) leave two possible results per image."""
+    two = {name: leaf[:2] if name.startswith("blocks/") else leaf for name, leaf in params.items()}
+    two["blocks/ls2"] = 0 * two["blocks/ls2"]
+    variables = {"params": trees.unflatten(two)}
+    model = SMALL.clone(depth=2, drop_path=0.5)
+    kept = model.apply(variables, x[:1])[0]
+    one = {"params": trees.unflatten({n: v[:1] if n.startswith("blocks/") else v for n, v in two.items()})}
+    dropped = model.clone(select_layer=-2).apply(one, x[:1], train=True, keys=jax.random.split(jax.random.key(0), 1))[0]
+    run = jax.jit(lambda keys: model.apply(variables, jnp.repeat(x[:1], 100, 0), train=True, keys=keys))
+    results = run(jax.random.split(jax.random.key(1), 100))
+    is_dropped = np.isclose(results, dropped, atol=1e-5).all((1, 2))
+    is_kept = np.isclose(results, dropped + 2 * (kept - dropped), atol=1e-5).all((1, 2))
+    assert (is_dropped ^ is_kept).all()
+    assert 30 <= is_kept.sum() <= 70
+
+
+def test_select_layer_builds_no_more_than_it_needs(params, x):
+    shorter = SMALL.clone(select_layer=-2)
+    built = trees.flatten(shorter.init(jax.random.key(0), x)["params"])
+    assert built["blocks/ls1"].shape == (2, 16)
+    cut = {name: leaf[:2] if name.startswith("blocks/") else leaf for name, leaf in params.items()}
+    got = shorter.apply({"params": trees.unflatten(cut)}, x)
+    np.testing.assert_allclose(got, SMALL.clone(depth=2).apply({"params": trees.unflatten(cut)}, x), atol=1e-6)
+    with pytest.raises(ValueError, match="select_layer=-5"):
+        SMALL.clone(select_layer=-5).init(jax.random.key(0), x)
+
+
+def test_clip_like_tower(x):
+    """A norm after the embedding and at the end, no LayerScale, no patch bias, quick_gelu."""
+    model = SMALL.clone(pre_norm=True, final_norm=True, layer_scale=False, patch_bias=False, act="quick_gelu")
+    params = trees.flatten(model.init(jax.random.key(0), x)["params"])
+    assert {"pre_norm/scale", "final_norm/bias"} <= set(params)
+    assert not {"patch/bias", "blocks/ls1"} & set(params)
+    tokens = model.apply({"params": trees.unflatten(params)}, x)
+    np.testing.assert_allclose(tokens.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(tokens.std(-1), 1, atol=1e-2)
+
+
+def test_bad_image_size_and_pool(params):
+    with pytest.raises(ValueError, match="30x28 is not a whole number of 14-pixel patches"):
+        SMALL.apply({"params": trees.unflatten(params)}, jnp.zeros((1, 30, 28, 3)))
+    with pytest.raises(ValueError, match="pool='max'"):
+        pool(jnp.zeros((1, 2, 3)), "max")
+
+
+def test_positions_on_their_own_grid_are_untouched():
+    pos = jax.random.normal(jax.random.key(0), (1 + 16, 8))
+    assert resize_positions(pos, (4, 4), (4, 4)) is pos
+    np.testing.assert_allclose(resize_positions(jnp.ones((17, 8)), (4, 4), (7, 3)), 1, atol=1e-6)
