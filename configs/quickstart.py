@@ -1,6 +1,6 @@
 """The embedded default: a narrow IResNet learns to tell procedural faces apart, from nothing, on a laptop's CPU.
 
-    python -m fvjax.main --config=configs/quickstart.py
+python -m fvjax.main --config=configs/quickstart.py
 """
 
 from fvjax.config import base

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from fvjax import trees
+from fvjax.config import Config
 
 
 class Checkpoints:
     """WORKDIR/checkpoints: atomic, the newest `keep` are kept."""
 
-    def __init__(self, workdir: Path, config: ConfigDict):
+    def __init__(self, workdir: Path, config: Config):
         self.path = (workdir / "checkpoints").absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
-        self.manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is none."""
@@ -42,7 +43,9 @@ class Checkpoints:
             if found.get(key) != value:
                 raise ValueError(f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}")
         there = self.manager.item_metadata(step)["state"]
-        trees.strict_diff(trees.flatten(abstract["trainable"]), trees.flatten(there["trainable"]), str(self.path / str(step)))
+        trees.strict_diff(
+            trees.flatten(abstract["trainable"]), trees.flatten(there["trainable"]), str(self.path / str(step))
+        )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         return self.manager.restore(step, args=items)["state"]
 

@@ -1,14 +1,17 @@
-"""Every key a config may have, with its default. A config file starts from `base()` and sets what its experiment needs."""
+"""Every key a config may have, with its default. A config file starts from `base()` and sets what it needs."""
 
 import hashlib
 import json
+from typing import Any
 
 from ml_collections import ConfigDict
 
+Config = Any  # a ConfigDict as base() makes it; its keys are not visible to a type checker
 
-def base() -> ConfigDict:
+
+def base() -> Config:
     """All keys with safe defaults, locked: setting a key that is not here is an error that suggests the nearest one."""
-    c = ConfigDict()
+    c: Config = ConfigDict()
     c.name = "unnamed"
     c.seed = 0
     c.task = "contrastive"
@@ -71,6 +74,7 @@ def base() -> ConfigDict:
     c.data.synthetic.update({"difficulty": 1.0, "seed": 0})
 
     c.eval = ConfigDict({"batch_size": 128, "flip_sum": False, "every_epochs": 0, "before_training": True})
+    c.eval.during = ()  # benchmarks to run every `every_epochs` epochs; (): all
     c.eval.baselines = False  # also print raw-pixel and colour-histogram cosine
     c.eval.bootstrap = 1000  # resamples behind each 95% interval
     c.eval.benchmarks = ConfigDict()  # name -> ConfigDict(store=DIR, pairs=NAME), see benchmark()
@@ -80,19 +84,33 @@ def base() -> ConfigDict:
     c.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
     c.log = ConfigDict({"every_steps": 1, "tensorboard": True})
     c.lock()
+    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale)
+    for section in named_by_the_experiment:
+        section.unlock()
     return c
 
 
-def benchmark(store: str, pairs: str) -> ConfigDict:
+def benchmark(store: str, pairs: str) -> Config:
     """One evaluation: a face store with split "test" and its pair list pairs_NAME.csv."""
     return ConfigDict({"store": store, "pairs": pairs})
 
 
 # What may differ when a workdir is resumed: where and how it runs, not what is computed.
-MAY_CHANGE = ("mesh", "sharding", "checkpoint", "log", "eval", "data.workers", "data.threads", "data.prefetch", "remat", "prepare")
+MAY_CHANGE = (
+    "mesh",
+    "sharding",
+    "checkpoint",
+    "log",
+    "eval",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "remat",
+    "prepare",
+)
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from fvjax import metrics
+from fvjax.config import Config
 from fvjax.data import pipeline
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import baselines as knows_nothing
@@ -19,9 +20,16 @@ Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,112,112,3] -> float32 [b,
 
 
 def run(
-    config: ConfigDict, embed: Embed, *, workdir: Path, seen: set[str], title: str, bootstrap: int | None = None
+    config: Config,
+    embed: Embed,
+    *,
+    workdir: Path,
+    seen: set[str],
+    title: str,
+    only: tuple[str, ...] = (),
+    bootstrap: int | None = None,
 ) -> tuple[dict, dict]:
-    """Every benchmark of the config; the images of each store are embedded once.
+    """Every benchmark of the config (or `only` some); the images of each store are embedded once.
 
     Args:
         seen: names of the identities trained on; a benchmark that has some gets an `identity_disjoint` entry.
@@ -31,7 +39,12 @@ def run(
     """
     embeddings: dict[str, np.ndarray] = {}
     entries, curves = {}, {}
-    for name, where in benchmarks(config, workdir).items():
+    chosen = benchmarks(config, workdir)
+    if unknown := set(only) - set(chosen):
+        raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
+    for name, where in chosen.items():
+        if only and name not in only:
+            continue
         store, pairs = Store(where.store, "test"), read_pairs(where.store, where.pairs)
         if where.store not in embeddings:
             batches = pipeline.eval_batches(store, np.arange(len(store)), config.eval.batch_size)
@@ -55,7 +68,7 @@ def run(
     return entries, curves
 
 
-def benchmarks(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
+def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
     """The config's benchmarks, and with embedded synthetic data the held-out synthetic identities."""
     out = dict(config.eval.benchmarks.items())
     if config.data.synthetic.identities:
@@ -63,13 +76,13 @@ def benchmarks(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
     return out
 
 
-def baselines(config: ConfigDict, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
+def baselines(config: Config, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
     """What the benchmarks give away without any learning, by the same pairs and protocol."""
     rows = {"raw pixels, cosine": knows_nothing.pixel, "colour histogram, cosine": knows_nothing.histogram}
     return {row: run(config, embed, workdir=workdir, seen=seen, title=row)[0] for row, embed in rows.items()}
 
 
-def finish(config: ConfigDict, workdir: Path, results: dict, curves: dict) -> None:
+def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
     """Write results.json, roc.png and det.png, and print the table. Process 0 only."""
     if jax.process_index():
         return
@@ -97,8 +110,9 @@ def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results
     keys = ("accuracy@best_threshold", "accuracy@far=1e-3")
     line = {"step": step, "epoch": epoch, "seconds": round(seconds, 1)}
     line |= {name: {key: entry[key]["mean"] for key in keys} for name, entry in results.items()}
-    with (workdir / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = workdir / "evaluations.jsonl"
+    kept = [old for old in path.read_text().splitlines() if json.loads(old)["step"] < step] if path.exists() else []
+    path.write_text("".join(f"{one}\n" for one in [*kept, json.dumps(line)]))
     text = ", ".join(f"{n} {100 * line[n][keys[0]]:.2f}% best threshold" for n in results)
     metrics.console.print(f"evaluation at step {step}: {text}")
 

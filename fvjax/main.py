@@ -9,11 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from fvjax.config import differences, to_json
+from fvjax.config import Config, differences, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
@@ -21,21 +20,22 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
-def missing(config: ConfigDict) -> list[str]:
+def missing(config: Config) -> list[str]:
     """One line for each file or directory the config needs and that is not there, with its remedy."""
     wanted = {"init_from": config.init_from}
     if not config.data.synthetic.identities:
         wanted["data.train"] = config.data.train if config.epochs else ""
     wanted |= {f"eval.benchmarks.{name}": where.store for name, where in config.eval.benchmarks.items()}
     remedies = dict(config.prepare)
-    return [
-        f"config.{key}: {path} is not there. {remedies.get(key, '')}".rstrip()
-        for key, path in wanted.items()
+    lines = {
+        path: f"config.{key}: {path} is not there. {remedies.get(key, '')}".rstrip()
+        for key, path in reversed(wanted.items())  # one line a path: the first key that names it
         if path and not Path(path).exists()
-    ]
+    }
+    return list(reversed(lines.values()))
 
 
-def check_workdir(config: ConfigDict, workdir: Path, mode: str) -> None:
+def check_workdir(config: Config, workdir: Path, mode: str) -> None:
     """Make the workdir, or see that it is of this config. Raises ValueError naming the keys that differ."""
     file = workdir / "config.json"
     if file.exists():
@@ -57,12 +57,14 @@ def cpu_devices(batch: int) -> int:
     return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
 
 
-def run(config: ConfigDict, workdir: Path, mode: str) -> None:
+def run(config: Config, workdir: Path, mode: str) -> None:
     if lines := missing(config):
         raise FileNotFoundError("\n".join(lines))
+    import jax  # here, so that the errors above and the restart below come at once
+
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cpu_devices(config.batch_size // 2))
-    from fvjax import train  # imports much; errors above should come at once
+    from fvjax import train
 
     check_workdir(config, workdir, mode)
     train.run(config, workdir, train=mode == "train")
@@ -93,11 +95,29 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             fail("--config=configs/NAME.py is missing; `ls configs` shows what there is")
+        to_json(CONFIG.value)  # a config that could not be loaded complains at its first use
         return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(str(error).splitlines()[0])
+    except Exception as error:  # a config file is Python: anything can be wrong in it
+        if "--traceback" in argv:
+            raise
+        kind = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
+        text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+        fail(kind + " ".join(text.split()).lstrip("'\""))
         raise  # not reached
 
 
+def keep_memory() -> None:
+    """Restart this process once with glibc told to keep freed memory, in huge pages.
+
+    XLA's CPU backend takes gigabytes of scratch memory anew in every step; page faults then cost a quarter of it
+    (benchmarks/README.md). glibc reads its tunables at start only. Elsewhere the variable means nothing.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        tunables = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
+        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{t}" for t in tunables)
+        os.execv(sys.executable, [sys.executable, "-m", "fvjax.main", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
+    keep_memory()
     app.run(main, flags_parser=parse)

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fvjax.config import Config
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -15,7 +16,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 class Writer:
     """Appends one JSON line per step; on resume, lines of steps that are about to be redone are cut off."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, step: int):
+    def __init__(self, workdir: Path, config: Config, step: int):
         self.active = jax.process_index() == 0
         if not self.active:
             return

@@ -1,14 +1,14 @@
 """Which parameters train, with what optimizer and at what rate."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from fvjax import trees
+from fvjax.config import Config
 
 FROZEN = "frozen"
 global_norm = optax.global_norm
@@ -40,7 +40,7 @@ def merge(*parts: Mapping) -> dict:
     return trees.unflatten({n: leaf for part in parts for n, leaf in trees.flatten(part).items()})
 
 
-def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable[[int | jax.Array], jax.Array]:
+def schedule(config: Config, epochs: int, steps_per_epoch: int) -> Callable[[int | jax.Array], jax.Array]:
     """Learning rate by step, constant within an epoch e of E, W of them warm-up (the seed's schedule).
 
     e < W: lr (e+1)/W; else lr 0.5 (1 + cos(pi (e-W)/(E-W))).
@@ -52,7 +52,7 @@ def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable[
     return lambda step: table[jnp.minimum(step // steps_per_epoch, total - 1)]
 
 
-def make(config: ConfigDict, groups: Mapping[str, str], lr: Callable) -> optax.GradientTransformation:
+def make(config: Config, groups: Mapping[str, str], lr: Callable) -> optax.GradientTransformation:
     """Clip the global norm over everything that trains, then one optimizer per group (rates by `lr_scale`).
 
     sgd: weight decay is added to the gradient before momentum, as in torch. adamw: decoupled decay.
@@ -73,5 +73,5 @@ def make(config: ConfigDict, groups: Mapping[str, str], lr: Callable) -> optax.G
     if unknown:
         raise ValueError(f"config.optimizer.lr_scale names no group that trains: {sorted(unknown)}")
     labels = trees.unflatten(groups)
-    per_group = {g: one(scales.get(g, 1.0)) for g in set(groups.values())}
+    per_group: dict[Hashable, optax.GradientTransformation] = {g: one(scales.get(g, 1.0)) for g in set(groups.values())}
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))

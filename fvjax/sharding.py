@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from fvjax import trees
+from fvjax.config import Config
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config: ConfigDict, devices=None) -> Mesh:
+def make_mesh(config: Config, devices=None) -> Mesh:
     """Mesh ("data", "fsdp", "tensor") over all devices; one size may be -1 (whatever is left)."""
     devices = jax.devices() if devices is None else devices
     sizes = [config[a] for a in AXES]

@@ -9,11 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 import fvjax
 from fvjax import checkpoint, evaluate, flops, lora, metrics, optim, sharding, trees
-from fvjax.config import sha, to_json
+from fvjax.config import Config, sha, to_json
 from fvjax.data import pairs, pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.models import encoder as encoders
@@ -22,7 +21,7 @@ from fvjax.tasks import contrastive
 from weights_convert.read import open_checkpoint
 
 
-def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
+def run(config: Config, workdir: Path, *, train: bool) -> dict:
     """Train (or resume) in `workdir` and evaluate; with train=False only evaluate what is there.
 
     Returns the contents of results.json. Raises ValueError for whatever a user can mend.
@@ -83,11 +82,12 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
 
     count = sum(x.size for x in trees.flatten(state["trainable"]).values())
     total = count + sum(x.size for x in trees.flatten(frozen).values())
-    say(f"{config.name}: {total:,} parameters, {count:,} train; mesh {dict(mesh.shape)} on {jax.devices()[0].device_kind}")
-    if plan:
+    kind = jax.devices()[0].device_kind
+    say(f"{config.name}: {total:,} parameters, {count:,} train; mesh {dict(mesh.shape)} on {kind}")
+    if store and plan:
         say(
-            f"{len(store):,} images of {plan.eligible + plan.single:,} identities ({plan.single:,} with one image only, "
-            f"not drawn); {plan.pairs_per_batch} pairs a step, {steps_per_epoch} steps an epoch, {config.epochs} epochs"
+            f"{len(store):,} images, {plan.eligible + plan.single:,} identities ({plan.single:,} with one image, never "
+            f"drawn); {plan.pairs_per_batch} pairs a step, {steps_per_epoch} steps an epoch, {config.epochs} epochs"
         )
 
     # ---- evaluation before training
@@ -100,11 +100,10 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
         evaluate.write_json(before_file, before)
 
     # ---- steps
-    if train and step < total_steps:
-        train_step = jax.jit(
-            functools.partial(step_fn, config, encoder, tx, lr), donate_argnums=0, out_shardings=(where, None)
-        )
-        per_step = flops.count(functools.partial(step_fn, config, encoder, tx, lr), *abstract_step(config, shape, frozen))
+    if store and plan and train and step < total_steps:
+        one_step = functools.partial(step_fn, config, encoder, tx, lr)
+        train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
+        per_step = flops.count(one_step, *abstract_step(config, shape, frozen))
         batches = pipeline.train_batches(
             store,
             plan,
@@ -137,7 +136,7 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
             text = f"epoch {number // steps_per_epoch + 1}/{config.epochs} loss {values['loss']:.4f} {rate}"
             writer.show(number + 1, text)
             if (number + 1) % steps_per_epoch == 0 and not metrics.console.is_terminal:
-                writer.say(f"{text}, {time.perf_counter() - start_time:.0f} s since start")
+                writer.say(f"{text}, {elapsed_since(start_time):.0f} s since start")
 
         try:
             for batch in batches:
@@ -154,19 +153,19 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
                         report(*pending.popleft())
                     checkpoints.save(step, state, meta)
                 if evaluating and not last:
-                    results, _ = evaluator(functools.partial(embed, state), title=f"step {step}", bootstrap=0)
-                    evaluate.append_curve(workdir, step, step / steps_per_epoch, time.perf_counter() - start_time, results)
+                    now = functools.partial(embed, state)
+                    results, _ = evaluator(now, title=f"step {step}", only=config.eval.during, bootstrap=0)
+                    evaluate.append_curve(workdir, step, step / steps_per_epoch, elapsed_since(start_time), results)
                     clock = time.perf_counter()
         finally:
             writer.close()
             checkpoints.close()
-        say(f"Trained to step {step}, {time.perf_counter() - start_time:.0f} s since start")
+        say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")
 
     # ---- evaluation after
-    trained = step > 0
     results, curves = evaluator(functools.partial(embed, state), title=config.name)
-    if trained:
-        evaluate.append_curve(workdir, step, step / steps_per_epoch, time.perf_counter() - start_time, results)
+    if train and step:
+        evaluate.append_curve(workdir, step, step / steps_per_epoch, elapsed_since(start_time), results)
     before = json.loads(before_file.read_text()) if before_file.exists() else {}
     baselines = evaluate.baselines(config, workdir=workdir, seen=seen) if config.eval.baselines else {}
     out = {
@@ -178,7 +177,7 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
         "train_data_hash": meta["train_data_hash"],
         "code_version": fvjax.code_version(),
         "dtype": config.dtype,
-        "seconds": round(time.perf_counter() - start_time, 1),
+        "seconds": round(elapsed_since(start_time), 1),
     }
     evaluate.finish(config, workdir, out, curves)
     return out
@@ -187,7 +186,7 @@ def run(config: ConfigDict, workdir: Path, *, train: bool) -> dict:
 # ---- one step ------------------------------------------------------------------------------------------------------
 
 
-def variables_of(config: ConfigDict, *parts: dict) -> dict:
+def variables_of(config: Config, *parts: dict) -> dict:
     """The variables a network is applied to: pruned trees merged, adapters scaled by alpha / rank."""
     variables = optim.merge(*parts)
     if "lora" in variables:
@@ -196,16 +195,15 @@ def variables_of(config: ConfigDict, *parts: dict) -> dict:
     return variables
 
 
-def step_fn(config: ConfigDict, encoder: encoders.Encoder, tx, lr, state: dict, frozen: dict, batch: dict):
-    """One step on a global batch: images uint8 [P,2,112,112,3], labels [P], index [P] (global pair number).
+def gradients(config: Config, encoder: encoders.Encoder, state: dict, frozen: dict, batch: dict):
+    """Loss, new batch statistics and the gradient of what trains, on a global batch.
 
-    Returns the new state and {"loss", "lr", "grad_norm" (before clipping)}. Random draws are keyed by the pair's
-    number, so they do not depend on the device, host or row an image is on.
+    batch: images uint8 [P,2,112,112,3], labels int [P], index int [P] (global pair number). Random draws are keyed by
+    the pair's number, so they do not depend on the device, host or row that an image is on.
     """
     faces = batch["images"].reshape(-1, *batch["images"].shape[2:])
-    root = jax.random.key(config.seed)
     numbers = (2 * batch["index"][:, None] + jnp.arange(2)).reshape(-1)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
     if config.data.flip:
         faces = preprocess.flip(faces, keys)
 
@@ -214,14 +212,20 @@ def step_fn(config: ConfigDict, encoder: encoders.Encoder, tx, lr, state: dict, 
         embeddings, stats = encoder(variables, faces, train=True, keys=keys)
         return contrastive.loss(embeddings, batch["labels"], config.loss.temperature), stats
 
-    (loss, stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["trainable"])
-    updates, opt = tx.update(gradients, state["opt"], state["trainable"])
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trainable"])
+    return loss, stats, grads
+
+
+def step_fn(config: Config, encoder: encoders.Encoder, tx, lr, state: dict, frozen: dict, batch: dict):
+    """One training step: the new state and {"loss", "lr", "grad_norm" (before clipping)}."""
+    loss, stats, grads = gradients(config, encoder, state, frozen, batch)
+    updates, opt = tx.update(grads, state["opt"], state["trainable"])
     trainable = jax.tree.map(jnp.add, state["trainable"], updates)
-    values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optim.global_norm(gradients)}
+    values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optim.global_norm(grads)}
     return {"trainable": trainable, "stats": stats, "opt": opt, "step": state["step"] + 1}, values
 
 
-def embed_step(config: ConfigDict, encoder: encoders.Encoder, trainable: dict, stats: dict, frozen: dict, faces):
+def embed_step(config: Config, encoder: encoders.Encoder, trainable: dict, stats: dict, frozen: dict, faces):
     return encoder(variables_of(config, trainable, frozen, stats), faces)[0]
 
 
@@ -231,10 +235,14 @@ def embed_faces(compiled, frozen: dict, mesh, state: dict, faces: np.ndarray) ->
     return np.asarray(compiled(state["trainable"], state["stats"], frozen, on_device))
 
 
+def elapsed_since(start: float) -> float:
+    return time.perf_counter() - start
+
+
 # ---- what a run is made of -----------------------------------------------------------------------------------------
 
 
-def build_encoder(config: ConfigDict) -> encoders.Encoder:
+def build_encoder(config: Config) -> encoders.Encoder:
     kind, dtype = config.model.kind, jnp.dtype(config.dtype)
     changes = {"dtype": dtype}
     if kind == "vision_transformer":
@@ -242,7 +250,7 @@ def build_encoder(config: ConfigDict) -> encoders.Encoder:
     return encoders.build(kind, config.model.get(kind, {}), config.model.pooling, **changes)
 
 
-def init_variables(config: ConfigDict, encoder: encoders.Encoder, key: jax.Array) -> dict:
+def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
     """Random variables of the encoder and its adapters: {"params", ["batch_stats"], ["lora"]}."""
     variables = encoder.init(jax.random.fold_in(key, 0))
     if config.lora.rank:
@@ -252,7 +260,7 @@ def init_variables(config: ConfigDict, encoder: encoders.Encoder, key: jax.Array
     return variables
 
 
-def open_base(config: ConfigDict, encoder: encoders.Encoder):
+def open_base(config: Config, encoder: encoders.Encoder):
     """The pretrained weights' directory, checked to be of the config's model."""
     base = open_checkpoint(config.init_from)
     if base.kind != config.model.kind:
@@ -265,7 +273,7 @@ def open_base(config: ConfigDict, encoder: encoders.Encoder):
     return base
 
 
-def open_data(config: ConfigDict, workdir: Path) -> tuple[Store | None, pairs.PairPlan | None]:
+def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPlan | None]:
     """The training store and its epoch plan; embedded synthetic sets are drawn into the workdir first."""
     c = config.data.synthetic
     if c.identities:
@@ -299,7 +307,7 @@ def open_data(config: ConfigDict, workdir: Path) -> tuple[Store | None, pairs.Pa
     return store, pairs.PairPlan(store.labels, config.batch_size // 2, config.seed)
 
 
-def read_frozen(config: ConfigDict, encoder: encoders.Encoder, frozen: dict, base, placed: dict) -> dict:
+def read_frozen(config: Config, encoder: encoders.Encoder, frozen: dict, base, placed: dict) -> dict:
     """The frozen parameters on their devices, from the base or (without one) as initialised."""
     names = trees.flatten(frozen)
     if not names:
@@ -317,7 +325,7 @@ def read_frozen(config: ConfigDict, encoder: encoders.Encoder, frozen: dict, bas
 
 
 def replace(tree: dict, given: dict, placed: dict, dtype) -> dict:
-    """The tree with the leaves in `given` (sliceable, lazy) read onto their devices; each host reads its shards only."""
+    """The tree with the leaves in `given` (sliceable, lazy) read onto their devices, each host only its shards."""
     flat = dict(trees.flatten(tree))
     for name, leaf in given.items():
         if name in flat:
@@ -340,7 +348,7 @@ def state_shardings(shape: dict, placed: dict, mesh) -> dict:
     return jax.tree_util.tree_map_with_path(one, shape)
 
 
-def abstract_step(config: ConfigDict, shape: dict, frozen: dict) -> tuple:
+def abstract_step(config: Config, shape: dict, frozen: dict) -> tuple:
     """Arguments of `step_fn` as shapes, for counting and for tests."""
     p = config.batch_size // 2
     batch = {

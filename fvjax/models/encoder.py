@@ -44,7 +44,7 @@ class Encoder:
             float32 [N, D], not normalised, and the new batch statistics (empty unless `train`).
         """
         mutable = ["batch_stats"] if train and "batch_stats" in variables else False
-        out = self.net.apply(variables, self.pixels(faces), train=train, keys=keys, mutable=mutable)
+        out: Any = self.net.apply(variables, self.pixels(faces), train=train, keys=keys, mutable=mutable)
         x, new = out if mutable else (out, {})
         return (pool(x, self.pooling) if self.pooling else x).astype(jnp.float32), dict(new)
 

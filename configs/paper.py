@@ -1,0 +1,48 @@
+"""What the experiments of LLM-FaceVerification share: training data, benchmarks, and where they come from."""
+
+from fvjax.config import Config, base, benchmark
+
+MS1M = (
+    "MS1M-ArcFace (insightface's ms1m-retinaface / faces_emore) as identity folders of aligned 112x112 crops: "
+    "python -m fvjax.data.prepare folder --src=MS1M_CROPS --dst=data/ms1m"
+)
+LFW = (
+    "LFW, aligned crops with vis-www.cs.umass.edu/lfw's pairs.txt: "
+    "python -m fvjax.data.prepare lfw --src=LFW_CROPS --pairs=pairs.txt --dst=data/lfw"
+)
+CFP = (
+    "CFP (cfpw.io), aligned crops and its Protocol folder: "
+    "python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp"
+)
+INTERNVL = (
+    "InternVL2-2B from huggingface.co/OpenGVLab/InternVL2-2B: "
+    "hf download OpenGVLab/InternVL2-2B --local-dir data/InternVL2-2B"
+)
+
+
+def experiment(name: str) -> Config:
+    c = base()
+    c.name = name
+    c.data.train = "data/ms1m"
+    c.data.workers = 4
+    c.eval.benchmarks.lfw = benchmark("data/lfw", "lfw")
+    c.eval.benchmarks.cfp_ff = benchmark("data/cfp", "ff")
+    c.eval.benchmarks.cfp_fp = benchmark("data/cfp", "fp")
+    c.prepare = (
+        ("data.train", MS1M),
+        ("eval.benchmarks.lfw", LFW),
+        ("eval.benchmarks.cfp_ff", CFP),
+        ("init_from", INTERNVL),
+    )
+    c.checkpoint.every_steps = 1000
+    return c
+
+
+def internvit(c: Config) -> None:
+    """InternViT-300M of InternVL2-2B, mean of the patch tokens, frozen."""
+    c.model.kind = "vision_transformer"
+    c.model.pooling = "mean"
+    c.init_from = "data/InternVL2-2B"
+    c.base_dtype = "float16"
+    c.dtype = "bfloat16"
+    c.trainable = ((".*", "frozen"),)

@@ -1,0 +1,218 @@
+"""The training step: what trains, on how many devices, with what optimizer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fvjax import optim, sharding, train, trees
+from fvjax.config import base
+
+
+def tiny_resnet():
+    c = base()
+    c.model.iresnet.layers = (1, 1, 1, 1)
+    c.model.iresnet.widths = (4, 8, 8, 8)
+    c.model.iresnet.num_features = 16
+    c.model.iresnet.dropout = 0.4
+    c.model.iresnet.conv_init = "kaiming"
+    c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
+    c.sharding = (("params/fc/kernel", ("fsdp", None)), (".*conv2/kernel", (None, None, None, "fsdp")), (".*", ()))
+    c.batch_size = 16
+    c.epochs = 1
+    return c
+
+
+def tiny_vit():
+    c = base()
+    c.model.kind = "vision_transformer"
+    c.model.pooling = "mean"
+    c.model.vision_transformer = {
+        "image_size": 56,
+        "patch_size": 14,
+        "width": 32,
+        "depth": 3,
+        "heads": 4,
+        "mlp_dim": 64,
+        "drop_path": 0.2,
+    }
+    c.lora.rank = 4
+    c.lora.alpha = 8.0
+    c.lora.targets = ("blocks/mlp/fc[12]",)
+    c.lora.count = 6
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    c.sharding = (
+        ("params/blocks/mlp/fc1/kernel", (None, "fsdp", None)),
+        ("lora/.*/b", (None, None, "fsdp")),
+        (".*", ()),
+    )
+    c.batch_size = 16
+    c.epochs = 1
+    return c
+
+
+def setup(config, devices, **mesh):
+    """(one jitted gradient function, state, frozen, batch) on a mesh; the same numbers on any mesh."""
+    config.mesh.update(mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    encoder = train.build_encoder(config)
+    variables = train.init_variables(config, encoder, jax.random.key(0))
+    stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
+    trainable, frozen, groups = optim.split(variables, config.trainable)
+    # B starts at zero, so give the adapters a value: else half of the gradients would be zero
+    trainable = jax.tree.map(
+        lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), trainable
+    )
+    flat = {**trees.flatten(trainable), **trees.flatten(frozen), **trees.flatten(stats)}
+    placed = trees.flatten(sharding.by_rules(trees.unflatten(flat), config.sharding, mesh))
+    put = functools.partial(jax.tree_util.tree_map_with_path, lambda p, x: jax.device_put(x, placed[name(p)]))
+    rng = np.random.default_rng(0)
+    p = config.batch_size // 2
+    batch = sharding.batch(
+        {
+            "images": rng.integers(0, 256, (p, 2, 112, 112, 3), np.uint8),
+            "labels": np.arange(p, dtype=np.int32),
+            "index": np.arange(100, 100 + p, dtype=np.int32),
+        },
+        mesh,
+    )
+    state = {"trainable": put(trainable), "stats": put(stats)}
+    return functools.partial(train.gradients, config, encoder), state, put(frozen), batch, groups
+
+
+def host(tree) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in trees.flatten(tree).items()}
+
+
+def name(path) -> str:
+    return "/".join(k.key for k in path)
+
+
+@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit])
+def test_one_device_equals_eight(make):
+    fn, *args, _ = setup(make(), jax.devices()[:1], data=1)
+    loss, stats, grads = jax.jit(fn)(*args)
+    grads, stats = host(grads), host(stats)
+    # A bias before a batch norm has no effect, so its gradient is rounding alone: measured against the whole gradient.
+    floor = 1e-4 * float(optim.global_norm(grads))
+    for mesh in ({"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}):
+        fn, *args, _ = setup(make(), jax.devices(), **mesh)
+        loss8, stats8, grads8 = jax.jit(fn)(*args)
+        assert abs(float(loss8) - float(loss)) <= 1e-6 * abs(float(loss)), mesh
+        for key, g in host(grads8).items():
+            distance = np.linalg.norm(g - grads[key]) / max(np.linalg.norm(grads[key]), floor)
+            assert distance <= 1e-5, f"{mesh}: {key} {distance:.1e}"
+        for key, s in host(stats8).items():
+            np.testing.assert_allclose(s, stats[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_randomness_follows_the_pair_not_its_row():
+    fn, state, frozen, batch, _ = setup(tiny_vit(), jax.devices()[:1], data=1)
+    loss = float(jax.jit(fn)(state, frozen, batch)[0])
+    order = np.random.default_rng(1).permutation(8)
+    permuted = {k: v[order] for k, v in batch.items()}
+    assert float(jax.jit(fn)(state, frozen, permuted)[0]) == pytest.approx(loss, abs=1e-5)
+    renumbered = {**batch, "index": batch["index"] + 8}
+    assert float(jax.jit(fn)(state, frozen, renumbered)[0]) != pytest.approx(loss, abs=1e-5)
+
+
+def test_only_what_trains_has_gradients_and_optimizer_state():
+    config = tiny_resnet()
+    fn, state, frozen, batch, groups = setup(config, jax.devices()[:1], data=1)
+    tx = optim.make(config.optimizer, groups, lambda step: 0.1)
+    state |= {"opt": tx.init(state["trainable"]), "step": jnp.zeros((), jnp.int32)}
+    assert "params/features/scale" in trees.flatten(frozen)
+    assert "params/features/scale" not in groups
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state["opt"])]
+    assert any("'features']['bias'" in p for p in paths)
+    assert not any("'features']['scale'" in p for p in paths)
+    step = jax.jit(functools.partial(train.step_fn, config, fn.args[1], tx, lambda step: 0.1))
+    new, values = step(state, frozen, batch)
+    changed = {
+        k: bool((v != trees.flatten(state["trainable"])[k]).any()) for k, v in trees.flatten(new["trainable"]).items()
+    }
+    assert all(changed.values()), changed
+    assert int(new["step"]) == 1
+    assert float(values["grad_norm"]) > 0
+
+
+def test_sgd_clips_then_decays_then_gathers_momentum():
+    c = base().optimizer
+    c.lr, c.clip, c.weight_decay, c.momentum = 0.1, 1.0, 0.5, 0.9
+    tx = optim.make(c, {"w": "g"}, lambda step: 0.1)
+    w, g = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([6.0, 8.0])}  # norm 10, clipped to [0.6, 0.8]
+    state = tx.init(w)
+    u, state = tx.update(g, state, w)
+    np.testing.assert_allclose(u["w"], -0.1 * np.array([0.6 + 1.5, 0.8 + 2.0]), rtol=1e-6)
+    u2, _ = tx.update(g, state, w)  # same gradient again: momentum adds 0.9 of the first
+    np.testing.assert_allclose(u2["w"], 1.9 * np.asarray(u["w"]), rtol=1e-6)
+
+
+def test_adamw_decay_is_decoupled():
+    c = base().optimizer
+    c.name, c.lr, c.clip, c.weight_decay = "adamw", 0.1, 1e9, 0.5
+    tx = optim.make(c, {"w": "g"}, lambda step: 0.1)
+    w = {"w": jnp.array([2.0])}
+    u, _ = tx.update({"w": jnp.array([1e-3])}, tx.init(w), w)
+    assert float(u["w"][0]) == pytest.approx(-0.1 * (1 + 0.5 * 2), rel=1e-4)  # Adam's first step has size 1
+
+
+def test_groups_have_their_own_rate():
+    c = base().optimizer
+    c.weight_decay, c.clip = 0.0, 1e9
+    c.lr_scale.head = 10.0
+    tx = optim.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
+    w = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    u, _ = tx.update(w, tx.init(w), w)
+    assert float(u["b"][0]) == pytest.approx(10 * float(u["a"][0]))
+    c.lr_scale.hed = 1.0
+    with pytest.raises(ValueError, match="hed"):
+        optim.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
+
+
+def test_schedule_is_constant_in_an_epoch():
+    c = base().optimizer
+    c.lr, c.warmup_epochs = 1.0, 2
+    lr = optim.schedule(c, 6, 10)
+    by_epoch = [float(lr(10 * e)) for e in range(6)]
+    expected = [0.5, 1.0] + [0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
+    np.testing.assert_allclose(by_epoch, expected, rtol=1e-6)
+    assert float(lr(9)) == by_epoch[0]
+    assert float(lr(10)) == by_epoch[1]
+
+
+def test_rules_are_strict():
+    tree = {"params": {"fc": {"kernel": jnp.zeros((6, 4))}}}
+    mesh = sharding.make_mesh(base().mesh)
+    with pytest.raises(ValueError, match=r"nothing matches 'params/fc/kernel'"):
+        optim.split(tree, (("lora/.*", "adapter"),))
+    with pytest.raises(ValueError, match=r"'params/fd/.\*' decides nothing"):
+        optim.split(tree, (("params/fd/.*", "head"), (".*", "frozen")))
+    with pytest.raises(ValueError, match="does not divide over data=8"):
+        sharding.by_rules(tree, ((".*", ("data",)),), mesh)
+    with pytest.raises(ValueError, match="fewer dimensions"):
+        sharding.by_rules(tree, ((".*", (None, None, "data")),), mesh)
+    bad = base().mesh
+    bad.data = 3
+    with pytest.raises(ValueError, match="does not make up the 8 devices"):
+        sharding.make_mesh(bad)
+
+
+def test_loss_against_a_loop():
+    from fvjax.tasks import contrastive
+
+    z = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    u = z / np.linalg.norm(z, axis=1, keepdims=True)
+    losses = []
+    for i in range(8):
+        similar = [u[i] @ u[j] / 0.07 for j in range(8) if j != i]
+        losses.append(np.log(np.sum(np.exp(similar))) - u[i] @ u[i ^ 1] / 0.07)
+    assert float(contrastive.loss(jnp.asarray(z), jnp.zeros(4), 0.07)) == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_global_norm_is_before_clipping():
+    tree = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    assert float(optim.global_norm(tree)) == 5.0 == float(optax.global_norm(tree))
