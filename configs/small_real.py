@@ -4,8 +4,8 @@ Data: 324 identities of CFP that are not in LFW by name (4,536 crops), LFW's 6,0
 aligned 112x112 crops:
 
     python -m fvjax.data.prepare folder --src=CFP_CROPS --exclude=OVERLAP.tsv --dst=data/cfp324
-    python -m fvjax.data.prepare lfw --src=LFW_CROPS --pairs=LFW_CROPS/pairs.txt --dst=data/lfw
-    python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=CFP_CROPS/Protocol --dst=data/cfp
+    python -m fvjax.data.prepare lfw --src=LFW_CROPS --pairs=pairs.txt --dst=data/lfw
+    python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp
     python -m fvjax.main --config=configs/small_real.py
 
 Hardware and time: 2 CPU cores, under 30 minutes. Result: README, "A small model on real faces". The identities of CFP
@@ -34,12 +34,10 @@ def get_config():
     c.eval.every_epochs = 5
     c.eval.during = ("lfw",)
     c.checkpoint.every_steps = 175
+    make = "Made from aligned crops: python -m fvjax.data.prepare"
     c.prepare = (
-        ("data.train", "Aligned crops: python -m fvjax.data.prepare folder --src=CFP_CROPS --dst=data/cfp324"),
-        ("eval.benchmarks.lfw", "Aligned crops: python -m fvjax.data.prepare lfw --src=LFW_CROPS --dst=data/lfw"),
-        (
-            "eval.benchmarks.cfp_ff",
-            "Aligned crops: python -m fvjax.data.prepare cfp --src=CFP_CROPS --dst=data/cfp",
-        ),
+        ("data.train", f"{make} folder --src=CFP_CROPS --exclude=OVERLAP.tsv --dst=data/cfp324"),
+        ("eval.benchmarks.lfw", f"{make} lfw --src=LFW_CROPS --pairs=pairs.txt --dst=data/lfw"),
+        ("eval.benchmarks.cfp_ff", f"{make} cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp"),
     )
     return c

@@ -69,7 +69,7 @@ def base() -> Config:
     c.data = ConfigDict({"train": "", "split": "train", "flip": True, "workers": 0, "threads": 2, "prefetch": 8})
     # Not 0 identities: the embedded synthetic faces are made under the workdir and used for training and evaluation.
     c.data.synthetic = ConfigDict(
-        {"identities": 0, "images": 12, "test_identities": 100, "test_images": 6, "test_pairs": 1200}
+        {"identities": 0, "images": 12, "test_identities": 120, "test_images": 6, "test_pairs": 1000}
     )
     c.data.synthetic.update({"difficulty": 1.0, "seed": 0})
 

@@ -1,0 +1,181 @@
+"""The command line: a run to its table, killed and resumed, and what it says about mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+TINY = [
+    "--config=configs/quickstart.py",
+    *(
+        f"--config.{setting}"
+        for setting in (
+            "data.synthetic.identities=12",
+            "data.synthetic.images=4",
+            "data.synthetic.test_identities=20",
+            "data.synthetic.test_images=3",
+            "data.synthetic.test_pairs=40",
+            "batch_size=8",
+            "epochs=6",
+            "checkpoint.every_steps=5",
+            "eval.bootstrap=20",
+            "eval.every_epochs=3",
+        )
+    ),
+]
+STEPS = 36  # 12 identities have 2 pairs each, 4 pairs a step: 6 steps an epoch
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
+
+
+def start(*args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fvjax.main", *args]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def call(*args: str) -> tuple[int, str, str]:
+    process = start(*args)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def saved(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The newest checkpoint: its step and every array by name."""
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    state = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / "state").absolute())
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "undisturbed"
+    code, out, err = call(*TINY, f"--workdir={workdir}")
+    assert code == 0, err
+    assert "Face verification (%)" in out
+    assert "raw pixels" in out
+    return workdir
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "evaluations.jsonl",
+        "results.json",
+        "roc.png",
+        "det.png",
+        "checkpoints",
+        "tb",
+    }
+    assert names <= {p.name for p in finished.iterdir()}
+    steps = lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in steps] == list(range(STEPS))
+    assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "images_per_s"}
+    assert [line["step"] for line in lines(finished / "evaluations.jsonl")] == [18, 36]
+    results = json.loads((finished / "results.json").read_text())
+    entry = results["benchmarks"]["synthetic"]
+    assert entry["n_pairs"] == 40
+    assert entry["n_genuine"] == entry["n_impostor"] == 20
+    assert entry["identities_seen_in_training"] == 0
+    assert 0 <= entry["before_training"]["accuracy@best_threshold"]["mean"] <= 1
+    assert set(results["baselines"]) == {"raw pixels, cosine", "colour histogram, cosine"}
+    for key in ("config_hash", "base_hash", "train_data_hash", "code_version", "dtype"):
+        assert key in results
+    step, state = saved(finished)
+    assert step == STEPS
+    assert any("trainable" in k for k in state)
+    assert not any("features']['scale" in k for k in state), "what is frozen is not in checkpoints"
+
+
+def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    process = start(*TINY, f"--workdir={workdir}")
+    deadline = time.monotonic() + 300
+    while len(lines(workdir / "metrics.jsonl")) < 13 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    reached = lines(workdir / "metrics.jsonl")[-1]["step"]
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "results.json").exists()
+    code, out, err = call(*TINY, f"--workdir={workdir}")
+    assert code == 0, err
+    assert "Restored step" in out
+    assert 5 <= int(out.split("Restored step ")[1].split()[0]) <= reached + 1 < STEPS
+    (step, state), (expected_step, expected) = saved(workdir), saved(finished)
+    assert step == expected_step
+    assert set(state) == set(expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(state[name], leaf, err_msg=name)
+    metrics, expected_metrics = lines(workdir / "metrics.jsonl"), lines(finished / "metrics.jsonl")
+    assert [(m["step"], m["loss"]) for m in metrics] == [(m["step"], m["loss"]) for m in expected_metrics]
+
+
+def test_eval_mode_repeats_the_figures(finished):
+    before = json.loads((finished / "results.json").read_text())
+    code, _, err = call(*TINY, f"--workdir={finished}", "--mode=eval")
+    assert code == 0, err
+    after = json.loads((finished / "results.json").read_text())
+    assert after["benchmarks"] == before["benchmarks"]
+
+
+def test_a_workdir_of_another_config_is_left_alone(finished):
+    kept = {p: p.stat().st_mtime_ns for p in finished.iterdir()}
+    code, _, err = call(*TINY, f"--workdir={finished}", "--config.optimizer.lr=0.2")
+    assert code == 2
+    told = f"{finished} is of another config (optimizer.lr: 0.1 there, 0.2 now); choose another --workdir"
+    assert err == f"fvjax: error: {told}\n"
+    assert {p: p.stat().st_mtime_ns for p in finished.iterdir()} == kept
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
+    code, _, err = call(*TINY, f"--workdir={tmp_path / 'nan'}", "--config.loss.temperature=1e-45")
+    assert code == 2
+    assert err.startswith("fvjax: error: step 0: the loss is ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config=configs/quickstart.py", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
+        (["--config=configs/quickstart.py", "--config.batch_size=402"], "choose 1 … 200"),
+        (["--config=configs/quickstart.py", "--config.batch_size=7"], "must be even"),
+        (["--config=configs/quickstart.py", "--config.mesh.data=3"], "does not make up the 2 devices"),
+        (["--config=configs/quickstart.py", "--config.optimizer.name=adm"], "choose sgd or adamw"),
+        (["--config=configs/quickstart.py", "--mode=eval"], "nothing trained to evaluate"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/quickstart.py", "surplus"], "unexpected argument 'surplus'"),
+        ([], "--config=configs/NAME.py is missing"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, tmp_path):
+    small = [a for a in TINY[1:] if "images" in a] if args and "quickstart" in args[0] else []
+    code, _, err = call(*args[:1], *small, *args[1:], f"--workdir={tmp_path / 'x'}")
+    assert code == 2
+    assert message in err
+    assert err.startswith("fvjax: error: ")
+    assert err.count("\n") == 1, err
+
+
+def test_missing_files_are_named_with_their_remedy(tmp_path):
+    code, _, err = call("--config=configs/vit_lora.py", f"--workdir={tmp_path / 'x'}", "--config.init_from=not/here")
+    assert code == 2
+    told = err.splitlines()
+    assert any(
+        "config.init_from: not/here is not there" in t and "hf download OpenGVLab/InternVL2-2B" in t for t in told
+    )
+    assert any("config.data.train: " in t and "MS1M" in t and "fvjax.data.prepare folder" in t for t in told)
+    assert not (tmp_path / "x").exists()
