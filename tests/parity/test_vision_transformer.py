@@ -20,7 +20,7 @@ from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import build, open_checkpoint, read_adapters
 
 TINY = GOLDEN / "internvl_tiny"
-torch_needed = "needs tests/requirements-torch.txt"
+TORCH_NEEDED = "needs tests/requirements-torch.txt"
 
 
 def load(path, **changes):
@@ -54,9 +54,10 @@ def test_preprocessing(golden):
 def test_golden_tokens_and_pooling(golden, remat):
     model, params = load(TINY, remat=remat)
     tokens = model.apply({"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
-    close(tokens[:2], golden["vit_tokens"], 1e-5, "vit_tokens")
-    close(pool(tokens, "mean"), golden["vit_mean"], 1e-5, "vit_mean")
-    close(pool(tokens, "cls"), golden["vit_cls"], 1e-5, "vit_cls")
+    # measured 5e-7; a tanh GELU moves these small weights' tokens by 2e-5 only
+    close(tokens[:2], golden["vit_tokens"], 3e-6, "vit_tokens")
+    close(pool(tokens, "mean"), golden["vit_mean"], 3e-6, "vit_mean")
+    close(pool(tokens, "cls"), golden["vit_cls"], 3e-6, "vit_cls")
 
 
 def test_golden_tokens_rms_and_qk_norm():
@@ -64,7 +65,7 @@ def test_golden_tokens_rms_and_qk_norm():
     golden = np.load(path / "golden.npz")
     model, params = load(path)
     tokens = model.apply({"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
-    close(tokens, golden["vit_tokens"], 1e-5, "vit_tokens")
+    close(tokens, golden["vit_tokens"], 3e-6, "vit_tokens")
 
 
 def test_golden_lora_gradients_and_ten_steps(golden):
@@ -122,7 +123,7 @@ CONFIG = {
     "intermediate_size": 40,
     "num_attention_heads": 3,
     "num_hidden_layers": 2,
-    "layer_norm_eps": 1e-6,
+    "layer_norm_eps": 1e-2,  # large enough that a wrong one shows
     "norm_type": "layer_norm",
     "qk_normalization": False,
     "qkv_bias": True,
@@ -134,7 +135,7 @@ VARIANTS = {"layer": {}, "rms": {"norm_type": "rms_norm", "qk_normalization": Tr
 
 def twin_and_checkpoint(directory, config):
     """A torch twin with the recipe's weights, and the directory that holds them."""
-    torch = pytest.importorskip("torch", reason=torch_needed)
+    torch = pytest.importorskip("torch", reason=TORCH_NEEDED)
     from safetensors.torch import load_file
 
     from tests.reference.internvit_torch import InternVisionModel
@@ -168,11 +169,11 @@ def test_torch_twin_every_gradient(tmp_path, variant, size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transformers_own_internvl_tower(tmp_path, variant):
-    torch = pytest.importorskip("torch", reason=torch_needed)
+    torch = pytest.importorskip("torch", reason=TORCH_NEEDED)
     from transformers.models.internvl import InternVLVisionConfig
     from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-    config = CONFIG | VARIANTS[variant]
+    config = CONFIG | VARIANTS[variant] | {"layer_norm_eps": 1e-6}  # its q and k norms are fixed at this
     torch.manual_seed(0)
     theirs = InternVLVisionModel(
         InternVLVisionConfig(
@@ -215,8 +216,8 @@ def test_transformers_own_internvl_tower(tmp_path, variant):
 
 def test_peft_reads_our_adapters(tmp_path):
     """peft itself opens what write_adapters wrote and computes what we compute."""
-    pytest.importorskip("torch", reason=torch_needed)
-    peft = pytest.importorskip("peft", reason=torch_needed)
+    pytest.importorskip("torch", reason=TORCH_NEEDED)
+    peft = pytest.importorskip("peft", reason=TORCH_NEEDED)
     from weights_convert import write_adapters
 
     torch, twin = twin_and_checkpoint(tmp_path / "twin", CONFIG)
