@@ -89,7 +89,9 @@ def test_golden_embedding_and_four_training_steps(checkpoint, golden):
         for key, limit in zip(GRADIENTS, (1e-2, 1e-4, 3e-3)):
             close(in_torch_layout(checkpoint, key, grads), golden[f"grad/{key}"], limit, key)
     np.testing.assert_allclose(losses[0], golden["losses"][0], rtol=1e-5)
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
+    # The reference's float32 losses are 9e-4 away from float64 ones at step 4, ours 5e-5: hence a limit for each.
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1.5e-3)
+    np.testing.assert_allclose(losses, [1.66489255, 1.10649681, 0.39756465, 0.0702455], rtol=3e-4)
     after, expected = np.asarray(embed(trained | rest)), golden["eval_emb_after"]
     cosine = (after * expected).sum(-1) / np.linalg.norm(after, axis=-1) / np.linalg.norm(expected, axis=-1)
     print("loss errors", np.abs(losses / golden["losses"] - 1), "cosine", cosine.min())
@@ -144,9 +146,7 @@ def test_torch_twin_in_float64(tmp_path, golden, config):
         rest = {n: v for n, v in flat.items() if n not in trained}
         step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
         (got, (_, got_stats)), got_grads = step(trained, rest, model, golden["faces"])
-        np.testing.assert_allclose(
-            got, loss.item(), rtol=1e-6
-        )  # the loss is float32 here, so gradients share its error
+        np.testing.assert_allclose(got, loss.item(), rtol=1e-6)  # float32, which the gradients share
         gradients_close({k: in_torch_layout(checkpoint, k, got_grads) for k in grads}, grads, 3e-6)
         for key, value in stats.items():
             close(in_torch_layout(checkpoint, key, got_stats), value, 1e-7, key)
