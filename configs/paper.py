@@ -3,7 +3,7 @@
 from fvjax.config import Config, base, benchmark
 
 MS1M = (
-    "MS1M-ArcFace (insightface's ms1m-retinaface / faces_emore) as identity folders of aligned 112x112 crops: "
+    "MS1M-ArcFace (github.com/deepinsight/insightface, recognition/_datasets_), unpacked to identity folders of crops: "
     "python -m fvjax.data.prepare folder --src=MS1M_CROPS --dst=data/ms1m"
 )
 LFW = (

@@ -19,6 +19,7 @@ def get_config():
     c.model.iresnet.conv_init = "kaiming"
     c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
     c.data.synthetic.identities = 200
+    c.data.names = "synthetic"
     c.batch_size = 32
     c.epochs = 8
     c.optimizer.warmup_epochs = 1

@@ -7,11 +7,11 @@ __version__ = "0.1.0"
 
 
 def code_version() -> str:
-    """The package version and a hash over its source files, so that a result names the code that made it."""
-    root = Path(__file__).parent
+    """The package version and a hash over the source files, so that a result names the code that made it."""
+    root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    for file in sorted([*root.glob("fvjax/**/*.py"), *root.glob("weights_convert/*.py")]):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
 

@@ -15,7 +15,10 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: Config):
         self.path = (workdir / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True)
+        # Not in the background: the next step donates these buffers, and what trains is small.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep, create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
@@ -24,11 +27,12 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Save in the background. state: nested tree of arrays; meta: what must agree on restore (JSON)."""
+        """Save; complete when this returns. state: nested tree of arrays; meta: what must agree on restore (JSON)."""
         if self.manager.latest_step() == step:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self.manager.save(step, args=items)
+        if not self.manager.save(step, args=items):
+            raise OSError(f"{self.path}: step {step} was not saved")
 
     def meta(self, step: int) -> dict[str, Any]:
         return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]

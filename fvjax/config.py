@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 Config = Any  # a ConfigDict as base() makes it; its keys are not visible to a type checker
 
@@ -14,7 +15,6 @@ def base() -> Config:
     c: Config = ConfigDict()
     c.name = "unnamed"
     c.seed = 0
-    c.task = "contrastive"
     c.epochs = 0  # 0: nothing is trained, the model is evaluated as it is
     c.batch_size = 128  # images per step over all devices: batch_size / 2 identity pairs
     c.dtype = "float32"  # compute: float32 | bfloat16 (trainables, statistics, losses are float32 always)
@@ -30,7 +30,7 @@ def base() -> Config:
             "conv_init": "normal",  # normal (std 0.1, as insightface) | kaiming
         }
     )
-    c.model.vision_transformer = ConfigDict(  # InternViT-300M; further attributes come with a checkpoint
+    c.model.vision_transformer = ConfigDict(  # InternViT-300M; norms, biases and so on come with a checkpoint
         {
             "image_size": 448,
             "patch_size": 14,
@@ -38,7 +38,7 @@ def base() -> Config:
             "depth": 24,
             "heads": 16,
             "mlp_dim": 4096,
-            "drop_path": 0.0,
+            "drop_path": placeholder(float),  # None: the checkpoint's (0 without one)
         }
     )
     c.attention = "xla"  # xla | cudnn (half precision on a GPU)
@@ -67,6 +67,9 @@ def base() -> Config:
     c.sharding = ((".*", ()),)  # ordered (regex over names, mesh axis or None per dimension); shorter: replicated
 
     c.data = ConfigDict({"train": "", "split": "train", "flip": True, "workers": 0, "threads": 2, "prefetch": 8})
+    # Whose naming the identities follow. Only benchmarks with the same non-empty one can be checked for identities seen
+    # in training: folder "100" of one data set is not person "100" of another.
+    c.data.names = ""
     # Not 0 identities: the embedded synthetic faces are made under the workdir and used for training and evaluation.
     c.data.synthetic = ConfigDict(
         {"identities": 0, "images": 12, "test_identities": 120, "test_images": 6, "test_pairs": 1000}
@@ -90,9 +93,46 @@ def base() -> Config:
     return c
 
 
-def benchmark(store: str, pairs: str) -> Config:
-    """One evaluation: a face store with split "test" and its pair list pairs_NAME.csv."""
-    return ConfigDict({"store": store, "pairs": pairs})
+def benchmark(store: str, pairs: str, names: str = "") -> Config:
+    """One evaluation: a face store with split "test", its pair list pairs_NAME.csv, whose names (see data.names)."""
+    return ConfigDict({"store": store, "pairs": pairs, "names": names})
+
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "base_dtype": ("float32", "float16", "bfloat16"),
+    "remat": ("none", "dots", "full"),
+    "attention": ("xla", "cudnn"),
+    "model.kind": ("iresnet", "vision_transformer"),
+    "model.iresnet.conv_init": ("normal", "kaiming"),
+    "optimizer.name": ("sgd", "adamw"),
+}
+POSITIVE = ("batch_size", "eval.batch_size", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for values that no run can use, before anything is read or written."""
+    flat = flatten(config.to_dict())
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise ValueError(f"config.{key}={flat[key]!r}: choose {' or '.join(choices)}")
+    for key in POSITIVE:
+        if flat[key] < 1:
+            raise ValueError(f"config.{key}={flat[key]} must be at least 1")
+    if config.batch_size % 2:
+        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
+    if bool(config.lora.rank) != bool(config.lora.targets) or bool(config.lora.rank) != bool(config.lora.alpha):
+        raise ValueError("config.lora: rank, alpha and targets go together; all or none")
+    if config.data.synthetic.identities and config.data.train:
+        raise ValueError("config.data: give train or synthetic.identities, not both")
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    out = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
 
 
 # What may differ when a workdir is resumed: where and how it runs, not what is computed.
@@ -114,19 +154,23 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
-def differences(new: dict, old: dict, prefix: str = "") -> list[str]:
+def differences(new: dict, old: dict) -> list[str]:
     """Keys whose values differ, as text, without those in MAY_CHANGE."""
-    out = []
-    for key in sorted(set(new) | set(old)):
-        name, a, b = f"{prefix}{key}", new.get(key), old.get(key)
-        if name in MAY_CHANGE or a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{name}.")
-        else:
-            out.append(f"{name}: {b!r} there, {a!r} now")
-    return out
+    new, old = (flatten(json.loads(json.dumps(one))) for one in (new, old))
+    return [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(set(new) | set(old))
+        if new.get(key) != old.get(key) and not _may_change(key)
+    ]
 
 
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{start}.") for start in MAY_CHANGE)
+
+
+def config_hash(config: Config) -> str:
+    """Of what is computed: the same for an experiment wherever and however it runs."""
+    kept = {
+        k: v for k, v in flatten(config.to_dict()).items() if not any(f"{k}.".startswith(f"{m}.") for m in MAY_CHANGE)
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

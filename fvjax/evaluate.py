@@ -6,11 +6,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.progress import track
 
 from fvjax import metrics
-from fvjax.config import Config
+from fvjax.config import Config, benchmark
 from fvjax.data import pipeline
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import baselines as knows_nothing
@@ -32,7 +31,9 @@ def run(
     """Every benchmark of the config (or `only` some); the images of each store are embedded once.
 
     Args:
-        seen: names of the identities trained on; a benchmark that has some gets an `identity_disjoint` entry.
+        seen: names of the identities trained on. A benchmark that follows the same naming (config.data.names) says how
+            many of its identities are among them, and gets an `identity_disjoint` entry if there are any; for others
+            that is not known, and both are None.
         bootstrap: resamples behind the intervals, None: the config's.
     Returns:
         entries as in results.json by benchmark, and (scores [M], same [M]) by benchmark for the plots.
@@ -53,7 +54,8 @@ def run(
             bar = track(batches, f"{title}: {name}", total, console=metrics.console, disable=not shown, transient=True)
             embeddings[where.store] = verification.embed(embed, bar, flip_sum=config.eval.flip_sum)
         scores = verification.scores(embeddings[where.store], pairs)
-        known = [i for i, identity in enumerate(store.identities) if identity in seen]
+        comparable = seen and where.names and where.names == config.data.names
+        known = [i for i, identity in enumerate(store.identities) if identity in seen] if comparable else []
         entries[name] = verification.entry(
             scores,
             pairs,
@@ -63,7 +65,7 @@ def run(
             bootstrap=config.eval.bootstrap if bootstrap is None else bootstrap,
             seed=config.seed,
         )
-        entries[name]["identities_seen_in_training"] = len(known)
+        entries[name]["identities_seen_in_training"] = len(known) if comparable else None
         curves[name] = (scores, pairs.same)
     return entries, curves
 
@@ -72,7 +74,7 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
     """The config's benchmarks, and with embedded synthetic data the held-out synthetic identities."""
     out = dict(config.eval.benchmarks.items())
     if config.data.synthetic.identities:
-        out["synthetic"] = ConfigDict({"store": str(workdir / "synthetic_test"), "pairs": "synthetic"})
+        out["synthetic"] = benchmark(str(workdir / "synthetic_test"), "synthetic", config.data.names)
     return out
 
 
@@ -86,16 +88,16 @@ def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
     """Write results.json, roc.png and det.png, and print the table. Process 0 only."""
     if jax.process_index():
         return
-    write_json(workdir / "results.json", results)
+    metrics.replace_file(workdir / "results.json", json.dumps(results, indent=1))
     rows = []
     for name, entry in results["benchmarks"].items():
         rows += [(row, name, entries[name]) for row, entries in results["baselines"].items()]
         if entry["before_training"]:
             rows.append((f"{config.name}, before training", name, entry["before_training"]))
         note = entry["identities_seen_in_training"]
-        rows.append((config.name + (f" ({note} identities seen in training)" if note else ""), name, entry))
+        rows.append((config.name + (f" ({note} ids seen)" if note else ""), name, entry))
         if entry["identity_disjoint"]:
-            rows.append((f"{config.name}, unseen identities only", name, entry["identity_disjoint"]))
+            rows.append((f"{config.name}, unseen ids only", name, entry["identity_disjoint"]))
     if rows:
         metrics.console.print(verification.table(rows))
         plots.roc(workdir / "roc.png", curves)
@@ -111,16 +113,8 @@ def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results
     line = {"step": step, "epoch": epoch, "seconds": round(seconds, 1)}
     line |= {name: {key: entry[key]["mean"] for key in keys} for name, entry in results.items()}
     path = workdir / "evaluations.jsonl"
-    kept = [old for old in path.read_text().splitlines() if json.loads(old)["step"] < step] if path.exists() else []
-    path.write_text("".join(f"{one}\n" for one in [*kept, json.dumps(line)]))
+    metrics.keep_before(path, step)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
     text = ", ".join(f"{n} {100 * line[n][keys[0]]:.2f}% best threshold" for n in results)
     metrics.console.print(f"evaluation at step {step}: {text}")
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Replace the file at once, so that a kill leaves the old one or the new one."""
-    if jax.process_index():
-        return
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(json.dumps(value, indent=1))
-    tmp.replace(path)

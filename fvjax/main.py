@@ -5,6 +5,7 @@ on standard error for what the caller can mend: a wrong key, a missing file, a w
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fvjax.config import Config, differences, to_json
+from fvjax.config import Config, check, differences, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
@@ -36,37 +37,35 @@ def missing(config: Config) -> list[str]:
 
 
 def check_workdir(config: Config, workdir: Path, mode: str) -> None:
-    """Make the workdir, or see that it is of this config. Raises ValueError naming the keys that differ."""
+    """See that the workdir is new or of this config. Raises ValueError naming the keys that differ."""
     file = workdir / "config.json"
     if file.exists():
         if diff := differences(json.loads(to_json(config)), json.loads(file.read_text())):
             raise ValueError(f"{workdir} is of another config ({'; '.join(diff[:3])}); choose another --workdir")
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(p.name != "config.json.tmp" for p in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and has no config.json; choose another --workdir")
     elif mode == "eval" and config.epochs:
         raise ValueError(f"{workdir} has no config.json, so there is nothing trained to evaluate")
-    workdir.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_name("config.json.tmp")
-    tmp.write_text(to_json(config))
-    tmp.replace(file)
 
 
-def cpu_devices(batch: int) -> int:
-    """One device per core, as far as the batch divides: on a CPU, XLA runs two half batches faster than one whole."""
-    cores = len(os.sched_getaffinity(0))
+def cpu_devices(config: Config) -> int:
+    """One device per core, as far as the batches divide: on a CPU, two half batches are faster than one whole."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    batch = math.gcd(config.batch_size // 2, config.eval.batch_size)
     return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
 
 
 def run(config: Config, workdir: Path, mode: str) -> None:
+    check(config)
     if lines := missing(config):
         raise FileNotFoundError("\n".join(lines))
+    check_workdir(config, workdir, mode)
     import jax  # here, so that the errors above and the restart below come at once
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cpu_devices(config.batch_size // 2))
+        jax.config.update("jax_num_cpu_devices", cpu_devices(config))
     from fvjax import train
 
-    check_workdir(config, workdir, mode)
     train.run(config, workdir, train=mode == "train")
 
 
@@ -109,13 +108,13 @@ def parse(argv: list[str]) -> list[str]:
 def keep_memory() -> None:
     """Restart this process once with glibc told to keep freed memory, in huge pages.
 
-    XLA's CPU backend takes gigabytes of scratch memory anew in every step; page faults then cost a quarter of it
-    (benchmarks/README.md). glibc reads its tunables at start only. Elsewhere the variable means nothing.
+    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and the page faults cost time
+    (benchmarks/cpu_step.py measures it). glibc reads its tunables at start only.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         tunables = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
         os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{t}" for t in tunables)
-        os.execv(sys.executable, [sys.executable, "-m", "fvjax.main", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

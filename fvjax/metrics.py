@@ -22,8 +22,7 @@ class Writer:
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) < step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            keep_before(path, step)
         self.file = path.open("a", buffering=1)
         self.board = None
         if config.tensorboard:
@@ -72,6 +71,19 @@ class Writer:
             self.file.close()
             if self.board:
                 self.board.close()
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write all of a file at once: a kill leaves the old one or the new one."""
+    tmp = path.with_name(f"{path.name}.tmp")
+    tmp.write_text(text)
+    tmp.replace(path)
+
+
+def keep_before(path: Path, step: int) -> None:
+    """Cut from a JSON-lines file what is of `step` or later, and a line that a kill cut short."""
+    kept = [line for line in path.read_text().splitlines() if _step(line) < step] if path.exists() else []
+    replace_file(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step(line: str) -> float:

@@ -11,7 +11,6 @@ from fvjax import trees
 from fvjax.config import Config
 
 FROZEN = "frozen"
-global_norm = optax.global_norm
 
 
 def split(variables: Mapping, rules) -> tuple[dict, dict, dict[str, str]]:
@@ -56,7 +55,7 @@ def make(config: Config, groups: Mapping[str, str], lr: Callable) -> optax.Gradi
     """Clip the global norm over everything that trains, then one optimizer per group (rates by `lr_scale`).
 
     sgd: weight decay is added to the gradient before momentum, as in torch. adamw: decoupled decay.
-    Expects updates and params as the nested trainable tree that :func:`split` returned.
+    Updates and params are the trainable tree that :func:`split` returned, or a flat tree with the same names.
     """
 
     def one(scale: float) -> optax.GradientTransformation:
@@ -72,6 +71,9 @@ def make(config: Config, groups: Mapping[str, str], lr: Callable) -> optax.Gradi
     unknown = set(scales) - set(groups.values())
     if unknown:
         raise ValueError(f"config.optimizer.lr_scale names no group that trains: {sorted(unknown)}")
-    labels = trees.unflatten(groups)
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: groups["/".join(k.key for k in path)], params)
+
     per_group: dict[Hashable, optax.GradientTransformation] = {g: one(scales.get(g, 1.0)) for g in set(groups.values())}
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import time
 from collections import deque
 from pathlib import Path
@@ -9,16 +10,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import fvjax
 from fvjax import checkpoint, evaluate, flops, lora, metrics, optim, sharding, trees
-from fvjax.config import Config, sha, to_json
+from fvjax.config import Config, config_hash, to_json
 from fvjax.data import pairs, pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
 from fvjax.tasks import contrastive
-from weights_convert.read import open_checkpoint
+from weights_convert.read import Checkpoint, open_checkpoint
 
 
 def run(config: Config, workdir: Path, *, train: bool) -> dict:
@@ -26,17 +28,26 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     Returns the contents of results.json. Raises ValueError for whatever a user can mend.
     """
-    start_time = time.perf_counter()
+    start_time, code_version = time.perf_counter(), fvjax.code_version()
     say = metrics.console.print if jax.process_index() == 0 else lambda *_: None
 
     # ---- mesh and model
+    if jax.process_count() > 1:
+        raise ValueError("this version runs in one process; several hosts come with the launch scripts")
     mesh = sharding.make_mesh(config.mesh)
-    encoder = build_encoder(config)
-    base = open_base(config, encoder) if config.init_from else None
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, size in (("batch_size / 2", config.batch_size // 2), ("eval.batch_size", config.eval.batch_size)):
+        if size % rows:
+            raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
+    base = open_base(config) if config.init_from else None
+    encoder = build_encoder(config, base)
     abstract = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
     stats = {"batch_stats": abstract.pop("batch_stats")} if "batch_stats" in abstract else {}
     trainable, frozen, groups = optim.split(abstract, config.trainable)
     everything = {**trees.flatten(trainable), **trees.flatten(frozen), **trees.flatten(stats)}
+    if base:
+        expected = {n: leaf for n, leaf in everything.items() if not n.startswith("lora/")}
+        trees.strict_diff(expected, base.params, config.init_from)
     placed = trees.flatten(sharding.by_rules(trees.unflatten(everything), config.sharding, mesh))
 
     # ---- data
@@ -62,10 +73,12 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     where = state_shardings(shape, placed, mesh)
     state = jax.jit(init_state, out_shardings=where)(key)
     if base:
-        given = {n: leaf for n, leaf in base.params.items() if n in everything}
-        state["trainable"] = replace(state["trainable"], given, placed, "float32")
-        state["stats"] = replace(state["stats"], given, placed, "float32")
+        state["trainable"] = replace(state["trainable"], base.params, placed, "float32")
+        state["stats"] = replace(state["stats"], base.params, placed, "float32")
     frozen = read_frozen(config, encoder, frozen, base, placed)
+    if jax.process_index() == 0 and not (workdir / "config.json").exists():  # nothing that a user can mend is wrong
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.replace_file(workdir / "config.json", to_json(config))
     meta = {
         "base_hash": checkpoint.base_hash(config.init_from) if config.init_from else "",
         "train_data_hash": store.data_hash if store else "",
@@ -73,10 +86,13 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     }
 
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-    latest = checkpoints.latest()
+    latest, seconds_before = checkpoints.latest(), 0.0
+    if not train and config.epochs and latest is None:
+        raise ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to evaluate")
     if latest is not None:
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
         state = checkpoints.restore(latest, target, meta)
+        seconds_before = checkpoints.meta(latest)["seconds"]
         say(f"Restored step {latest} of {workdir}")
     step = int(state["step"])
 
@@ -92,18 +108,19 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     # ---- evaluation before training
     embed = functools.partial(embed_faces, jax.jit(functools.partial(embed_step, config, encoder)), frozen, mesh)
-    seen = set(store.identities) if store else set()
+    seen = set(store.identities) if store and plan else set()
     evaluator = functools.partial(evaluate.run, config, workdir=workdir, seen=seen)
     before_file = workdir / "before_training.json"
-    if config.eval.before_training and train and step == 0 and not before_file.exists():
+    if config.eval.before_training and train and total_steps and step == 0 and not before_file.exists():
         before, _ = evaluator(functools.partial(embed, state), title="before training")
-        evaluate.write_json(before_file, before)
+        metrics.replace_file(before_file, json.dumps(before, indent=1))
 
     # ---- steps
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
         train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
-        per_step = flops.count(one_step, *abstract_step(config, shape, frozen))
+        without_remat = functools.partial(step_fn, config, build_encoder(config, base, remat="none"), tx, lr)
+        per_step = flops.count(without_remat, *abstract_step(config, shape, frozen))
         batches = pipeline.train_batches(
             store,
             plan,
@@ -120,12 +137,15 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         pending: deque = deque()  # results are read one step late, so that the host does not wait for the device
         clock = time.perf_counter()
 
+        def spent() -> float:
+            return round(seconds_before + elapsed_since(start_time), 1)
+
         def report(number: int, values: dict) -> None:
             nonlocal clock
             values = {k: float(v) for k, v in values.items()}
-            if not np.isfinite(values["loss"]):
+            if not np.isfinite([values["loss"], values["grad_norm"]]).all():
                 raise FloatingPointError(
-                    f"step {number}: the loss is {values['loss']} (gradient norm {values['grad_norm']:.3g}, learning "
+                    f"step {number}: the loss is {values['loss']}, its gradient's norm {values['grad_norm']} (learning "
                     f"rate {values['lr']:.3g}); the last checkpoint is step {checkpoints.latest()}"
                 )
             elapsed, clock = time.perf_counter() - clock, time.perf_counter()
@@ -148,15 +168,16 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                     report(*pending.popleft())
                 last = step == total_steps
                 evaluating = config.eval.every_epochs and step % (config.eval.every_epochs * steps_per_epoch) == 0
-                if last or evaluating or step % config.checkpoint.every_steps == 0:
-                    while pending:  # never save what a non-finite loss has touched
-                        report(*pending.popleft())
-                    checkpoints.save(step, state, meta)
-                if evaluating and not last:
+                if not (last or evaluating or step % config.checkpoint.every_steps == 0):
+                    continue
+                while pending:  # never save what a loss that is not finite has touched
+                    report(*pending.popleft())
+                if evaluating and not last:  # before the checkpoint, so that a kill in between repeats it
                     now = functools.partial(embed, state)
                     results, _ = evaluator(now, title=f"step {step}", only=config.eval.during, bootstrap=0)
-                    evaluate.append_curve(workdir, step, step / steps_per_epoch, elapsed_since(start_time), results)
-                    clock = time.perf_counter()
+                    evaluate.append_curve(workdir, step, step / steps_per_epoch, spent(), results)
+                checkpoints.save(step, state, {**meta, "seconds": spent()})
+                clock = time.perf_counter()
         finally:
             writer.close()
             checkpoints.close()
@@ -164,20 +185,22 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     # ---- evaluation after
     results, curves = evaluator(functools.partial(embed, state), title=config.name)
+    seconds = round(seconds_before + elapsed_since(start_time), 1)  # of all starts, up to here
     if train and step:
-        evaluate.append_curve(workdir, step, step / steps_per_epoch, elapsed_since(start_time), results)
+        evaluate.append_curve(workdir, step, step / steps_per_epoch, seconds, results)
     before = json.loads(before_file.read_text()) if before_file.exists() else {}
+    before = {n: e for n, e in before.items() if n in results and e["data_hash"] == results[n]["data_hash"]}
     baselines = evaluate.baselines(config, workdir=workdir, seen=seen) if config.eval.baselines else {}
     out = {
         "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in results.items()},
         "baselines": baselines,
         "step": step,
-        "config_hash": sha(to_json(config)),
+        "config_hash": config_hash(config),
         "base_hash": meta["base_hash"],
         "train_data_hash": meta["train_data_hash"],
-        "code_version": fvjax.code_version(),
+        "code_version": code_version,
         "dtype": config.dtype,
-        "seconds": round(elapsed_since(start_time), 1),
+        "seconds": seconds,
     }
     evaluate.finish(config, workdir, out, curves)
     return out
@@ -221,7 +244,7 @@ def step_fn(config: Config, encoder: encoders.Encoder, tx, lr, state: dict, froz
     loss, stats, grads = gradients(config, encoder, state, frozen, batch)
     updates, opt = tx.update(grads, state["opt"], state["trainable"])
     trainable = jax.tree.map(jnp.add, state["trainable"], updates)
-    values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optim.global_norm(grads)}
+    values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optax.global_norm(grads)}
     return {"trainable": trainable, "stats": stats, "opt": opt, "step": state["step"] + 1}, values
 
 
@@ -242,12 +265,22 @@ def elapsed_since(start: float) -> float:
 # ---- what a run is made of -----------------------------------------------------------------------------------------
 
 
-def build_encoder(config: Config) -> encoders.Encoder:
-    kind, dtype = config.model.kind, jnp.dtype(config.dtype)
-    changes = {"dtype": dtype}
+def build_encoder(config: Config, base: Checkpoint | None = None, remat: str | None = None) -> encoders.Encoder:
+    """The config's encoder; attributes that the config does not set come from the base. `remat` overrides."""
+    kind, changes = config.model.kind, {"dtype": jnp.dtype(config.dtype)}
     if kind == "vision_transformer":
-        changes |= {"remat": config.remat, "attention": config.attention}
-    return encoders.build(kind, config.model.get(kind, {}), config.model.pooling, **changes)
+        changes |= {"remat": remat or config.remat, "attention": config.attention}
+    mine = {key: value for key, value in config.model[kind].items() if value is not None}
+    theirs = base.model_config if base else {}
+    for key, value in theirs.items():
+        same = (
+            tuple(mine.get(key, value)) == tuple(value)
+            if isinstance(value, list | tuple)
+            else mine.get(key, value) == value
+        )
+        if not same and key not in ("drop_path", "dropout"):  # those are choices of the training run
+            raise ValueError(f"{config.init_from} has {key}={value}, the config's model {key}={mine[key]}")
+    return encoders.build(kind, {**theirs, **mine}, config.model.pooling, **changes)
 
 
 def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
@@ -260,16 +293,11 @@ def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) ->
     return variables
 
 
-def open_base(config: Config, encoder: encoders.Encoder):
-    """The pretrained weights' directory, checked to be of the config's model."""
+def open_base(config: Config) -> Checkpoint:
+    """The pretrained weights' directory; only headers are read."""
     base = open_checkpoint(config.init_from)
     if base.kind != config.model.kind:
         raise ValueError(f"{config.init_from} holds a {base.kind}, config.model.kind is {config.model.kind}")
-    for name, value in base.model_config.items():
-        mine = getattr(encoder.net, name)
-        same = tuple(mine) == tuple(value) if isinstance(value, list | tuple) else mine == value
-        if not same and name not in ("drop_path", "dropout"):  # those are choices of the training run
-            raise ValueError(f"{config.init_from} has {name}={value}, the config's model {name}={mine}")
     return base
 
 
@@ -277,22 +305,16 @@ def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPl
     """The training store and its epoch plan; embedded synthetic sets are drawn into the workdir first."""
     c = config.data.synthetic
     if c.identities:
-        for split, people, images in (
-            ("train", range(c.identities), c.images),
-            ("test", range(c.identities, c.identities + c.test_identities), c.test_images),
+        for split, people, images, count in (
+            ("train", range(c.identities), c.images, None),
+            ("test", range(c.identities, c.identities + c.test_identities), c.test_images, c.test_pairs),
         ):
-            if not (workdir / f"synthetic_{split}").exists():
+            path = workdir / f"synthetic_{split}"
+            if path.exists() and not (workdir / "config.json").exists():
+                shutil.rmtree(path)  # left by a start that failed, perhaps of other settings
+            if not path.exists():
                 metrics.console.print(f"Drawing {len(people) * images:,} synthetic faces ({split})")
-                pairs_count = c.test_pairs if split == "test" else None
-                synthetic.write(
-                    workdir / f"synthetic_{split}",
-                    people,
-                    images,
-                    c.seed,
-                    split=split,
-                    difficulty=c.difficulty,
-                    pairs=pairs_count,
-                )
+                synthetic.write(path, people, images, c.seed, split=split, difficulty=c.difficulty, pairs=count)
         store = Store(workdir / "synthetic_train", "train")
     elif config.data.train:
         store = Store(config.data.train, config.data.split)
@@ -302,8 +324,6 @@ def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPl
         return store, None
     if store is None:
         raise ValueError("config.data.train is empty and config.epochs is not 0; give a face store to train on")
-    if config.batch_size % 2:
-        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
     return store, pairs.PairPlan(store.labels, config.batch_size // 2, config.seed)
 
 
@@ -313,15 +333,14 @@ def read_frozen(config: Config, encoder: encoders.Encoder, frozen: dict, base, p
     if not names:
         return {}
     dtype = jnp.dtype(config.base_dtype)
-    if base:
-        return replace(frozen, {n: base.params[n] for n in names}, placed, dtype)
+    initialised = {n for n in names if not base or n.startswith("lora/")}
 
     def init(key):
         flat = trees.flatten(init_variables(config, encoder, key))
-        return trees.unflatten({n: flat[n].astype(dtype) for n in names})
+        return {n: flat[n].astype(dtype) for n in initialised}
 
-    out = trees.unflatten({n: placed[n] for n in names})
-    return jax.jit(init, out_shardings=out)(jax.random.key(config.seed))
+    out = jax.jit(init, out_shardings={n: placed[n] for n in initialised})(jax.random.key(config.seed))
+    return replace(trees.unflatten({**names, **out}), base.params if base else {}, placed, dtype)
 
 
 def replace(tree: dict, given: dict, placed: dict, dtype) -> dict:
@@ -335,7 +354,7 @@ def replace(tree: dict, given: dict, placed: dict, dtype) -> dict:
 
 
 def state_shardings(shape: dict, placed: dict, mesh) -> dict:
-    """Optimizer leaves live where the parameter of the same name and shape lives, the rest is replicated."""
+    """Optimizer leaves live where the parameter of the same name lives, scalars are replicated."""
 
     def one(path, leaf):
         keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]

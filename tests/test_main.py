@@ -121,6 +121,8 @@ def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
         np.testing.assert_array_equal(state[name], leaf, err_msg=name)
     metrics, expected_metrics = lines(workdir / "metrics.jsonl"), lines(finished / "metrics.jsonl")
     assert [(m["step"], m["loss"]) for m in metrics] == [(m["step"], m["loss"]) for m in expected_metrics]
+    curves = [lines(w / "evaluations.jsonl") for w in (workdir, finished)]
+    assert [(c["step"], c["synthetic"]) for c in curves[0]] == [(c["step"], c["synthetic"]) for c in curves[1]]
 
 
 def test_eval_mode_repeats_the_figures(finished):
@@ -154,7 +156,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
         (["--config=configs/quickstart.py", "--config.batch_size=402"], "choose 1 … 12"),
         (["--config=configs/quickstart.py", "--config.batch_size=7"], "must be even"),
         (["--config=configs/quickstart.py", "--config.mesh.data=3"], "does not make up the 2 devices"),
+        (["--config=configs/quickstart.py", "--config.batch_size=6"], "batch_size / 2 = 3 does not divide"),
         (["--config=configs/quickstart.py", "--config.optimizer.name=adm"], "choose sgd or adamw"),
+        (["--config=configs/quickstart.py", "--config.dtype=bf16"], "choose float32 or bfloat16"),
+        (["--config=configs/quickstart.py", "--config.log.every_steps=0"], "must be at least 1"),
+        (["--config=configs/quickstart.py", "--config.lora.rank=8"], "rank, alpha and targets go together"),
         (["--config=configs/quickstart.py", "--mode=eval"], "nothing trained to evaluate"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config=configs/quickstart.py", "surplus"], "unexpected argument 'surplus'"),
@@ -168,6 +174,30 @@ def test_mistakes_are_one_line(args, message, tmp_path):
     assert message in err
     assert err.startswith("fvjax: error: ")
     assert err.count("\n") == 1, err
+    assert not (tmp_path / "x" / "config.json").exists(), "the corrected command may use the same workdir"
+
+
+def test_sharded_run_equals_replicated(finished, tmp_path):
+    config = tmp_path / "sharded.py"
+    config.write_text(
+        "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config()\n"
+        "    columns = (None, None, None, 'fsdp')\n"
+        "    c.sharding = (('params/fc/kernel', ('fsdp',)), ('.*/conv[12]/kernel', columns), ('.*', ()))\n"
+        "    return c\n"
+    )
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]
+    workdir = tmp_path / "sharded"
+    code, _, err = call(f"--config={config}", *TINY[1:], *mesh, f"--workdir={workdir}", "--config.epochs=1")
+    assert code == 0, err
+    ours, theirs = lines(workdir / "metrics.jsonl"), lines(finished / "metrics.jsonl")
+    # warm-up makes the first epoch's rate the same whatever the number of epochs
+    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs[: len(ours)]], rtol=1e-4)
+    figures = json.loads((workdir / "results.json").read_text())["benchmarks"]["synthetic"]
+    # the checkpoint, optimizer included, is restored onto another mesh
+    code, _, err = call(f"--config={config}", *TINY[1:], "--mode=eval", f"--workdir={workdir}", "--config.epochs=1")
+    assert code == 0, err
+    again = json.loads((workdir / "results.json").read_text())["benchmarks"]["synthetic"]
+    assert again["auc"]["value"] == pytest.approx(figures["auc"]["value"], abs=0.01)
 
 
 def test_missing_files_are_named_with_their_remedy(tmp_path):

@@ -96,14 +96,16 @@ def test_one_device_equals_eight(make):
     fn, *args, _ = setup(make(), jax.devices()[:1], data=1)
     loss, stats, grads = jax.jit(fn)(*args)
     grads, stats = host(grads), host(stats)
-    # A bias before a batch norm has no effect, so its gradient is rounding alone: measured against the whole gradient.
-    floor = 1e-4 * float(optim.global_norm(grads))
+    total = float(optim.global_norm(grads))
     for mesh in ({"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}):
         fn, *args, _ = setup(make(), jax.devices(), **mesh)
         loss8, stats8, grads8 = jax.jit(fn)(*args)
         assert abs(float(loss8) - float(loss)) <= 1e-6 * abs(float(loss)), mesh
         for key, g in host(grads8).items():
-            distance = np.linalg.norm(g - grads[key]) / max(np.linalg.norm(grads[key]), floor)
+            if key == "params/fc/bias":  # a batch norm follows, so this gradient is zero but for rounding
+                assert np.linalg.norm(g) <= 1e-6 * total
+                continue
+            distance = np.linalg.norm(g - grads[key]) / np.linalg.norm(grads[key])
             assert distance <= 1e-5, f"{mesh}: {key} {distance:.1e}"
         for key, s in host(stats8).items():
             np.testing.assert_allclose(s, stats[key], rtol=1e-4, atol=1e-6, err_msg=key)

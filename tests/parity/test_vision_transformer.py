@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from fvjax import lora, trees
+from fvjax import lora, optim, trees
+from fvjax.config import base
 from fvjax.models import preprocess
 from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.tasks import contrastive
@@ -78,9 +79,8 @@ def test_golden_lora_gradients_and_ten_steps(golden):
         emb = pool(model.apply(variables, preprocess.for_vit(golden["faces"])), "mean")
         return contrastive.loss(emb, jnp.arange(4), 0.07), emb
 
-    chain = optax.chain(
-        optax.clip_by_global_norm(5.0), optax.add_decayed_weights(5e-4), optax.trace(0.9), optax.scale(-1e-3)
-    )
+    settings = base().optimizer  # the reference's: SGD, momentum 0.9, decay 5e-4, clip 5
+    chain = optim.make(settings, dict.fromkeys(adapters, "all"), lambda _: 1e-3)
 
     @jax.jit
     def step(adapters, state):
