@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
     ("args", "message"),
     [
         (["--config=configs/quickstart.py", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
-        (["--config=configs/quickstart.py", "--config.batch_size=402"], "choose 1 … 12"),
+        (["--config=configs/quickstart.py", "--config.batch_size=404"], "choose 1 … 12"),
         (["--config=configs/quickstart.py", "--config.batch_size=7"], "must be even"),
         (["--config=configs/quickstart.py", "--config.mesh.data=3"], "does not make up the 2 devices"),
         (["--config=configs/quickstart.py", "--config.batch_size=6"], "batch_size / 2 = 3 does not divide"),
