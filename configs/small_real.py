@@ -27,12 +27,12 @@ def get_config():
     c.data.train = "data/cfp324"
     c.data.names = "cfp"
     c.batch_size = 128
-    c.epochs = 17
+    c.epochs = 22
     c.optimizer.warmup_epochs = 2
     c.eval.benchmarks.lfw = benchmark("data/lfw", "lfw", names="lfw")
     c.eval.benchmarks.cfp_ff = benchmark("data/cfp", "ff", names="cfp")
     c.eval.benchmarks.cfp_fp = benchmark("data/cfp", "fp", names="cfp")
-    c.eval.every_epochs = 4
+    c.eval.every_epochs = 5
     c.eval.before_training = False  # it would take a minute of the half hour
     c.eval.during = ("lfw",)
     c.checkpoint.every_steps = 140

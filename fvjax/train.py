@@ -119,8 +119,8 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
         train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
-        without_remat = functools.partial(step_fn, config, build_encoder(config, base, remat="none"), tx, lr)
-        per_step = flops.count(without_remat, *abstract_step(config, shape, frozen))
+        plain = functools.partial(step_fn, config, build_encoder(config, base, plain=True), tx, lr)
+        per_step = flops.count(plain, *abstract_step(config, shape, frozen))
         batches = pipeline.train_batches(
             store,
             plan,
@@ -265,11 +265,16 @@ def elapsed_since(start: float) -> float:
 # ---- what a run is made of -----------------------------------------------------------------------------------------
 
 
-def build_encoder(config: Config, base: Checkpoint | None = None, remat: str | None = None) -> encoders.Encoder:
-    """The config's encoder; attributes that the config does not set come from the base. `remat` overrides."""
+def build_encoder(config: Config, base: Checkpoint | None = None, plain: bool = False) -> encoders.Encoder:
+    """The config's encoder; attributes that the config does not set come from the base.
+
+    `plain`: as the model is written, without what is computed twice or arranged for speed; to count its arithmetic.
+    """
     kind, changes = config.model.kind, {"dtype": jnp.dtype(config.dtype)}
     if kind == "vision_transformer":
-        changes |= {"remat": remat or config.remat, "attention": config.attention}
+        changes |= {"remat": "none" if plain else config.remat, "attention": config.attention}
+    else:
+        changes |= {"on_cpu": jax.default_backend() == "cpu" and not plain}
     mine = {key: value for key, value in config.model[kind].items() if value is not None}
     theirs = base.model_config if base else {}
     for key, value in theirs.items():

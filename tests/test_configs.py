@@ -52,6 +52,6 @@ def test_config(name):
         k: v.shape for k, v in trees.flatten(trainable).items()
     }
     if expected[2]:
-        plain = functools.partial(train.step_fn, config, train.build_encoder(config, remat="none"), tx, lr)
+        plain = functools.partial(train.step_fn, config, train.build_encoder(config, plain=True), tx, lr)
         per_image = flops.count(plain, *args) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)

@@ -13,7 +13,7 @@ from fvjax.typing import Embeddings, Keys, Pixels
 
 CONV_INIT = {
     "normal": nn.initializers.normal(0.1),  # the reference's
-    "kaiming": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),  # torch's kaiming_normal_ as it comes
 }
 
 
@@ -24,11 +24,12 @@ class Block(nn.Module):
     stride: int
     conv_init: str
     dtype: DType
+    on_cpu: bool
 
     @nn.compact
     def __call__(self, x, *, train: bool):
         def conv(width, size, stride, name):
-            return Conv(width, size, stride, CONV_INIT[self.conv_init], self.dtype, name=name)
+            return Conv(width, size, stride, CONV_INIT[self.conv_init], self.dtype, self.on_cpu, name=name)
 
         y = BatchNorm(dtype=self.dtype, name="bn1")(x, train=train)
         y = conv(self.width, 3, 1, "conv1")(y)
@@ -47,6 +48,7 @@ class IResNet(nn.Module):
 
     Names follow insightface's keys (``layer1_0/conv1/kernel``). ``features/scale`` is a parameter, but the reference
     fixes it at 1: freeze it with a rule. The last two layers are float32 whatever ``dtype``, as in the reference.
+    ``on_cpu`` arranges the convolutions for XLA's CPU backend; the sums are the same.
     """
 
     layers: Sequence[int] = (3, 4, 14, 3)
@@ -55,19 +57,20 @@ class IResNet(nn.Module):
     dropout: float = 0.0
     conv_init: Literal["normal", "kaiming"] = "normal"
     dtype: DType = jnp.float32
+    on_cpu: bool = False
 
     @nn.compact
     def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
         """``keys`` [N]: one PRNG key per image, for dropout. Raises ValueError if they are needed and not given."""
         if len(self.layers) != len(self.widths):
             raise ValueError(f"IResNet: {len(self.layers)} stage depths but {len(self.widths)} widths")
-        x = Conv(self.widths[0], 3, 1, CONV_INIT[self.conv_init], self.dtype, name="conv1")(x)
+        x = Conv(self.widths[0], 3, 1, CONV_INIT[self.conv_init], self.dtype, self.on_cpu, name="conv1")(x)
         x = BatchNorm(dtype=self.dtype, name="bn1")(x, train=train)
         x = PReLU(name="prelu")(x)
         for stage, (depth, width) in enumerate(zip(self.layers, self.widths), start=1):
             for i in range(depth):
-                block = Block(width, 2 if i == 0 else 1, self.conv_init, self.dtype, name=f"layer{stage}_{i}")
-                x = block(x, train=train)
+                stride, name = 2 if i == 0 else 1, f"layer{stage}_{i}"
+                x = Block(width, stride, self.conv_init, self.dtype, self.on_cpu, name=name)(x, train=train)
         x = BatchNorm(dtype=self.dtype, name="bn2")(x, train=train)
         x = x.reshape(x.shape[0], -1)  # (H, W, C); the fc's rows are permuted from torch's (C, H, W) in conversion
         if train and self.dropout > 0:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fvjax.models.cpu_conv import conv3x3
+
 DType = Any
 FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # what one per-image key is used for; see fold_in
 
@@ -89,18 +91,20 @@ def conv2d(x, kernel, stride: int = 1):
 
 
 class Conv(nn.Module):
-    """Convolution without bias, kernel [k, k, in, out]."""
+    """Convolution without bias, kernel [k, k, in, out]. ``on_cpu`` picks the order of sums, see ``cpu_conv``."""
 
     features: int
     size: int
     stride: int = 1
     kernel_init: Any = nn.initializers.normal(0.1)
     dtype: DType = jnp.float32
+    on_cpu: bool = False
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        convolve = conv3x3 if self.on_cpu and self.size == 3 else conv2d
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 class BatchNorm(nn.Module):

@@ -1,0 +1,70 @@
+"""3x3 convolutions arranged for XLA's CPU backend: the same sums as `lax.conv_general_dilated`, in another order.
+
+Three of XLA's choices on the CPU cost a narrow ResNet a fifth of its step (benchmarks/cpu_step.py): an image's three
+channels fill no vector register; the input gradient of a strided convolution multiplies by the zeros between the
+gradient's pixels; the weight gradient transposes both operands whole, which no cache holds.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+STRIP = 14  # rows of the input whose part of the weight gradient is taken at once, from 56 rows on
+
+
+def _conv(x, kernel, stride=1, pad=((1, 1), (1, 1))):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=dims)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv3x3(x, kernel, stride: int = 1):
+    """x [N,H,W,in] with torch's padding 1 and kernel [3,3,in,out] -> [N,H/stride,W/stride,out]."""
+    n, h, w, channels = x.shape
+    if channels > 4 or stride != 1 or w % 2:
+        return _conv(x, kernel, stride)
+    # two neighbouring pixels are one of twice the channels; the kernel, shifted by a pixel, makes both outputs
+    pairs = jnp.stack([jnp.pad(kernel, ((0, 0), (1 + i, 2 - i), (0, 0), (0, 0))) for i in range(2)], axis=-2)
+    folded = _conv(x.reshape(n, h, w // 2, 2 * channels), pairs.reshape(3, 3, 2 * channels, -1))
+    return folded.reshape(n, h, w, -1)
+
+
+def _forward(x, kernel, stride):
+    return conv3x3(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride, saved, g):
+    x, kernel = saved
+    return _input_gradient(x, kernel, stride, g), _weight_gradient(x, kernel, stride, g)
+
+
+def _input_gradient(x, kernel, stride, g):
+    n, h, w, channels = x.shape
+    if stride != 2 or h % 2 or w % 2:
+        return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0]
+    # an even row 2i met only kernel row 1, of output i; an odd row met row 2 of output i and row 0 of output i + 1.
+    # Columns likewise, kept side by side as channels, so that only whole rows have to be put in order.
+    k = kernel.transpose(0, 1, 3, 2)  # [3,3,out,in]
+    this, following = jnp.stack([k[:, 1], k[:, 2]], -2), jnp.stack([jnp.zeros_like(k[:, 0]), k[:, 0]], -2)
+    columns = jnp.stack([this, following], 1).reshape(3, 2, -1, 2 * channels)
+    even = _conv(g, columns[1:2], pad=((0, 0), (0, 1)))
+    odd = _conv(g, jnp.stack([columns[2], columns[0]]), pad=((0, 1), (0, 1)))
+    return jnp.stack([even, odd], 2).reshape(n, h, w, channels)
+
+
+def _weight_gradient(x, kernel, stride, g):
+    def strip(rows_x, rows_g):
+        return jax.vjp(lambda k: _conv(rows_x, k, stride, ((0, 0), (1, 1))), kernel)[1](rows_g)[0]
+
+    rows = x.shape[1]
+    size = STRIP if rows >= 4 * STRIP and rows % STRIP == 0 else rows
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    parts = [(i, g[:, i // stride : -(-(i + size) // stride)]) for i in range(0, rows, size)]
+    return sum(strip(x[:, i : i + stride * (part.shape[1] - 1) + 3], part) for i, part in parts)
+
+
+conv3x3.defvjp(_forward, _backward)
