@@ -1,4 +1,7 @@
-"""Who may import whom (CONTRIBUTING.md): read from the source, so that a shortcut does not slip in."""
+"""Who may import whom (CONTRIBUTING.md): read from the source, so that a shortcut does not slip in.
+
+`python -m tests.test_imports` writes the import graph into docs/architecture.md.
+"""
 
 import ast
 from pathlib import Path
@@ -6,8 +9,9 @@ from pathlib import Path
 import pytest
 
 PARTS = ("tasks", "evals", "data", "optim", "checkpoint", "lora", "sharding", "metrics", "models", "flops")
-COMMON = {"trees", "typing", "config"}
+COMMON = {"trees", "typing", "config", "errors"}
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}
+PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
 
 
 def imports(file: Path) -> set[str]:
@@ -41,10 +45,70 @@ def test_data_and_protocols_need_no_jax():
 def test_conversion_knows_models_only():
     for file in Path("weights_convert").glob("*.py"):
         ours = {m.split(".")[1] for m in imports(file) if m.startswith("fvjax.")}
-        assert ours <= {"models", "trees"}, file
+        assert ours <= {"models", "trees", "errors"}, file
 
 
 def test_torch_and_pickle_stay_outside():
     for folder in ("fvjax", "weights_convert", "configs"):
         for file in Path(folder).rglob("*.py"):
             assert not {m for m in imports(file) if m.split(".")[0] in ("torch", "pickle", "peft", "tensorflow")}, file
+
+
+def modules() -> dict[str, Path]:
+    """Our modules by dotted name, without `fvjax` itself (its lazy `load`) and packages that are only a folder."""
+    sources = sorted([*Path("fvjax").rglob("*.py"), *Path("weights_convert").glob("*.py")])
+    found = {".".join(f.with_suffix("").parts).removesuffix(".__init__"): f for f in sources if f.stat().st_size}
+    del found["fvjax"]
+    return found
+
+
+def edges() -> set[tuple[str, str]]:
+    """(module, a module it imports), both ours; imports inside functions count."""
+    ours, out = modules(), set()
+    for importer, file in ours.items():
+        for name in imports(file):
+            while name and name not in ours:  # a name inside a module
+                name = name.rpartition(".")[0]
+            if name and name != importer:
+                out.add((importer, name))
+    return out
+
+
+def graph() -> str:
+    """The import graph as Markdown: a drawing of the parts, and every module's imports as text."""
+
+    def part(module):
+        return module.split(".")[1] if module.startswith("fvjax.") else "weights_convert"
+
+    def short(module):
+        return module.removeprefix("fvjax.")
+
+    everything = edges()
+    drawn = sorted({(part(a), part(b)) for a, b in everything if part(a) != part(b) and part(b) not in COMMON})
+    listed = {a: sorted(short(b) for c, b in everything if c == a) for a in modules()}
+    return "\n".join(
+        [
+            f"Between the parts (any may import {', '.join(f'`{name}`' for name in sorted(COMMON))}, not drawn):",
+            "",
+            "```mermaid",
+            "flowchart TD",
+            *(f"    {a} --> {b}" for a, b in drawn),
+            "```",
+            "",
+            "Every module and what it imports of ours:",
+            "",
+            "```text",
+            *(f"{short(a):32}{', '.join(names)}".rstrip() for a, names in listed.items()),
+            "```",
+            "",
+        ]
+    )
+
+
+def test_the_page_shows_the_real_graph():
+    assert MARKS[0] + graph() + MARKS[1] in PAGE.read_text(), f"{PAGE} is out of date: python -m tests.test_imports"
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + graph() + MARKS[1] + rest.partition(MARKS[1])[2])

@@ -9,8 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from fvjax import optim, sharding, train, trees
+import fvjax
+from fvjax import lora, optim, sharding, train, trees
 from fvjax.config import base
+from fvjax.data.store import Store, read_pairs
+from fvjax.evals import folds, verification
+from fvjax.models import preprocess
+from fvjax.tasks import contrastive
+from tests.reference.recipe import write_checkpoint
+from tests.test_convert import IRESNET, iresnet_shapes
 
 
 def tiny_resnet():
@@ -142,7 +149,9 @@ def test_only_what_trains_has_gradients_and_optimizer_state():
     changed = {
         k: bool((v != trees.flatten(state["trainable"])[k]).any()) for k, v in trees.flatten(new["trainable"]).items()
     }
+    moved = {k: bool((v != trees.flatten(state["stats"])[k]).any()) for k, v in trees.flatten(new["stats"]).items()}
     assert all(changed.values()), changed
+    assert all(moved.values()), f"running statistics that a step in training mode left alone: {moved}"
     assert int(new["step"]) == 1
     assert float(values["grad_norm"]) > 0
 
@@ -209,13 +218,67 @@ def test_rules_are_strict():
         sharding.make_mesh(bad)
 
 
-def test_loss_against_a_loop():
-    from fvjax.tasks import contrastive
-
-    z = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+def infonce(z: np.ndarray, temperature: float) -> float:
+    """The loss as a loop."""
     u = z / np.linalg.norm(z, axis=1, keepdims=True)
     losses = []
-    for i in range(8):
-        similar = [u[i] @ u[j] / 0.07 for j in range(8) if j != i]
-        losses.append(np.log(np.sum(np.exp(similar))) - u[i] @ u[i ^ 1] / 0.07)
-    assert float(contrastive.loss(jnp.asarray(z), jnp.zeros(4), 0.07)) == pytest.approx(np.mean(losses), rel=1e-6)
+    for i in range(len(u)):
+        similar = [u[i] @ u[j] / temperature for j in range(len(u)) if j != i]
+        losses.append(np.log(np.sum(np.exp(similar))) - u[i] @ u[i ^ 1] / temperature)
+    return float(np.mean(losses))
+
+
+def test_loss_against_a_loop():
+    z = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    assert float(contrastive.loss(jnp.asarray(z), jnp.zeros(4), 0.07)) == pytest.approx(infonce(z, 0.07), rel=1e-6)
+
+
+def test_the_loss_is_of_the_adapted_model_at_the_configs_temperature():
+    """What a step differentiates, by hand: adapters merged into the base, embeddings, the loss as a loop."""
+    config = tiny_vit()
+    config.data.flip, config.model.vision_transformer.drop_path, config.loss.temperature = False, 0.0, 0.2
+    fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
+    state["trainable"] = jax.tree.map(lambda x: 10 * x, state["trainable"])  # so that their scale shows
+    adapters = trees.flatten(state["trainable"]["lora"])
+    merged = lora.merge(trees.flatten(frozen["params"]), adapters, config.lora.alpha / config.lora.rank)
+    encoder = train.build_encoder(config)
+    faces = np.asarray(batch["images"]).reshape(-1, 112, 112, 3)  # rows 2i and 2i + 1 are pair i
+    embed = jax.jit(lambda params: encoder({"params": trees.unflatten(params)}, faces)[0])
+    expected = infonce(np.asarray(embed(merged), np.float64), 0.2)
+    assert float(jax.jit(fn)(state, frozen, batch)[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_half_of_the_faces_are_mirrored_left_to_right():
+    faces = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+    out = np.asarray(preprocess.flip(jnp.asarray(faces), jax.random.split(jax.random.key(0), 64)))
+    as_they_are, mirrored = ((out == x).all((1, 2, 3)) for x in (faces, faces[:, :, ::-1]))
+    assert (as_they_are ^ mirrored).all()
+    assert 16 < mirrored.sum() < 48
+
+
+def test_an_embedding_does_not_depend_on_its_batch():
+    """Evaluation uses the running statistics, not those of the images that happen to be together."""
+    config = tiny_resnet()
+    config.model.iresnet.dropout = 0.0
+    _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
+    faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
+    embed = jax.jit(functools.partial(train.embed_step, config, train.build_encoder(config)))
+    one, other = (embed(state["trainable"], state["stats"], frozen, x) for x in (faces, faces.at[1:].set(0)))
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_trains_starts_from_init_from(tmp_path):
+    """Weights and running statistics of a checkpoint, and not random ones, are what a run starts with."""
+    write_checkpoint(tmp_path / "base", IRESNET, iresnet_shapes())
+    c = base()
+    c.init_from = str(tmp_path / "base")
+    c.model.iresnet.layers, c.model.iresnet.widths, c.model.iresnet.num_features = (1, 1), (4, 8), 6
+    c.data.synthetic.update({"identities": 8, "images": 2, "test_identities": 20, "test_images": 3, "test_pairs": 40})
+    c.batch_size, c.eval.batch_size, c.eval.bootstrap = 16, 16, 0
+    figures = train.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
+    faces = Store(tmp_path / "run/synthetic_test", "test")
+    pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
+    scores = verification.scores(model.embed(np.stack([faces.face(i) for i in range(len(faces))])), pairs)
+    area = folds.auc(*folds.roc(scores, pairs.same))
+    assert figures["auc"]["value"] == pytest.approx(area, abs=3e-3)  # one of 20 x 20 comparisons may round over
+    assert area != pytest.approx(0.5, abs=3e-3)

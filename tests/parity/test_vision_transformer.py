@@ -18,7 +18,7 @@ from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.tasks import contrastive
 from tests.parity import close, gradients_close
 from tests.reference.recipe import GOLDEN, write_checkpoint
-from weights_convert import build, open_checkpoint, read_adapters
+from weights_convert import build, internvit, open_checkpoint, read_adapters
 
 TINY = GOLDEN / "internvl_tiny"
 TORCH_NEEDED = "needs tests/requirements-torch.txt"
@@ -259,3 +259,10 @@ def test_parameter_counts():
     assert sum(leaf.size for leaf in params.values()) == 304_012_288
     adapters = jax.eval_shape(lambda key: lora.init(params, ("blocks/mlp/fc[12]",), 8, 48, key), jax.random.key(0))
     assert sum(leaf.size for leaf in adapters.values()) == 1_966_080
+
+
+def test_the_defaults_are_internvl2_2bs_tower():
+    """Without a checkpoint a tower is built from them; the golden set has the published config.json's vision part."""
+    file = GOLDEN / "internvl2_2b/config.json"
+    attributes = internvit.model_config(json.loads(file.read_text()), str(file))
+    assert {key: getattr(VisionTransformer(), key) for key in attributes} == attributes

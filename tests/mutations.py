@@ -1,0 +1,596 @@
+"""Seeded faults: would the tests notice if the code were wrong?
+
+    python tests/mutations.py [--only=NAME] [--write]
+
+Each fault below is put into a copy of the working tree, and the tests that should notice it run there: at least one
+must fail. A skip, a collection error or no test at all is not a catch. --write puts the table into tests/MUTATIONS.md.
+Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the tests fail without any fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+ROOT = Path(__file__).resolve().parent.parent
+VIT, IRESNET = "tests/parity/test_vision_transformer.py::", "tests/parity/test_iresnet.py::"
+TOKENS, TWIN = VIT + "test_golden_tokens_and_pooling[none]", IRESNET + "test_torch_twin_in_float64[tiny]"
+FOLDS, TRAIN, LORA = "tests/test_folds.py::", "tests/test_train.py::", "tests/test_lora.py::"
+VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipeline.py::", "tests/test_pairs.py::"
+OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
+WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
+
+
+class Fault(NamedTuple):
+    name: str
+    breaks: str
+    file: str
+    old: str  # occurs exactly once in the file
+    new: str
+    tests: tuple[str, ...]  # the fast ones that should notice
+
+
+FAULTS = (
+    # ---- models
+    Fault(
+        "batchnorm_eps",
+        "batch norm adds 1e-6 to the variance instead of 1e-5",
+        "fvjax/models/layers.py",
+        "eps: float = 1e-5",
+        "eps: float = 1e-6",
+        (TWIN,),
+    ),
+    Fault(
+        "layernorm_eps",
+        "layer norm adds 1e-5 to the variance instead of 1e-6",
+        "fvjax/models/vision_transformer.py",
+        "norm = partial(NORM[self.norm], self.norm_eps, self.dtype)",
+        "norm = partial(NORM[self.norm], 1e-5, self.dtype)",
+        (TOKENS,),
+    ),
+    Fault(
+        "default_eps",
+        "a tower without a checkpoint has another layer norm epsilon than InternViT",
+        "fvjax/models/vision_transformer.py",
+        "norm_eps: float = 1e-6",
+        "norm_eps: float = 1e-5",
+        (VIT + "test_the_defaults_are_internvl2_2bs_tower",),
+    ),
+    Fault(
+        "biased_variance",
+        "the running variance is the biased one (flax's, not torch's)",
+        "fvjax/models/layers.py",
+        " * (count / (count - 1))",
+        "",
+        (TWIN,),
+    ),
+    Fault(
+        "tanh_gelu",
+        "GELU by its tanh approximation",
+        "fvjax/models/vision_transformer.py",
+        "approximate=False",
+        "approximate=True",
+        (TOKENS,),
+    ),
+    Fault(
+        "positions_shifted",
+        "position embeddings off by one token",
+        "fvjax/models/vision_transformer.py",
+        "resize_positions(pos, (grid, grid), (rows, cols)).astype",
+        "jnp.roll(resize_positions(pos, (grid, grid), (rows, cols)), 1, 0).astype",
+        (TOKENS,),
+    ),
+    Fault(
+        "qkv_order",
+        "the fused qkv is read as (head, 3, dim) instead of (3, head, dim)",
+        "fvjax/models/vision_transformer.py",
+        "q, k, v = jnp.split(qkv, 3, axis=-1)",
+        "q, k, v = jnp.moveaxis(qkv.reshape(n, tokens, self.heads, 3, -1), 3, 0).reshape(3, n, tokens, width)",
+        (TOKENS,),
+    ),
+    Fault(
+        "cls_in_the_mean",
+        "mean pooling includes the CLS token",
+        "fvjax/models/vision_transformer.py",
+        "tokens[:, 1:].astype",
+        "tokens.astype",
+        (TOKENS,),
+    ),
+    Fault(
+        "drop_path_unscaled",
+        "what drop-path keeps is not scaled up",
+        "fvjax/models/vision_transformer.py",
+        "y / (1 - rate).astype(self.dtype)",
+        "y",
+        (LORA + "test_drop_path_rates_and_scaling",),
+    ),
+    Fault(
+        "dropout_by_row",
+        "dropout follows the row in the batch instead of the image",
+        "fvjax/models/layers.py",
+        "(fold_in(keys, DROPOUT))",
+        "(jax.random.split(jax.random.key(0), x.shape[0]))",
+        (IRESNET + "test_dropout_follows_the_image_not_its_row",),
+    ),
+    Fault(
+        "input_gradient_shifted",
+        "the input gradient of a strided convolution is a pixel off",
+        "fvjax/models/cpu_conv.py",
+        "jnp.stack([columns[2], columns[0]]), pad=((0, 1), (0, 1))",
+        "jnp.stack([columns[2], columns[0]]), pad=((1, 0), (0, 1))",
+        ("tests/test_cpu_conv.py::test_values_and_gradients",),
+    ),
+    Fault(
+        "cubic_input",
+        "faces are enlarged to 448 pixels bicubically",
+        "fvjax/models/preprocess.py",
+        '"bilinear", antialias=False',
+        '"cubic", antialias=False',
+        (VIT + "test_preprocessing",),
+    ),
+    Fault(
+        "flip_upside_down",
+        "augmentation mirrors top and bottom instead of left and right",
+        "fvjax/models/preprocess.py",
+        "faces[:, :, ::-1]",
+        "faces[:, ::-1]",
+        (TRAIN + "test_half_of_the_faces_are_mirrored_left_to_right",),
+    ),
+    Fault(
+        "never_in_training_mode",
+        "training applies the network in evaluation mode: no batch statistics, no dropout",
+        "fvjax/models/encoder.py",
+        "train=train, keys=keys, mutable=mutable",
+        "train=False, keys=keys, mutable=mutable",
+        (WHAT_TRAINS,),
+    ),
+    # ---- adapters
+    Fault(
+        "lora_scale",
+        "adapters are scaled by 2 alpha / rank",
+        "fvjax/lora.py",
+        "leaf * scale if",
+        "leaf * 2 * scale if",
+        (LORA + "test_scale_and_merge",),
+    ),
+    Fault(
+        "lora_scale_in_training",
+        "the training step scales adapters by 2 alpha / rank",
+        "fvjax/train.py",
+        "config.lora.alpha / config.lora.rank",
+        "2 * config.lora.alpha / config.lora.rank",
+        (OF_ADAPTED,),
+    ),
+    Fault(
+        "lora_b_not_zero",
+        "B does not start at zero, so the adapted model does not start as the base",
+        "fvjax/lora.py",
+        "jnp.zeros((*stack, rank, outputs)",
+        "jnp.ones((*stack, rank, outputs)",
+        (LORA + "test_init",),
+    ),
+    # ---- the step
+    Fault(
+        "frozen_leaves_train",
+        "leaves with the group frozen get gradients and updates",
+        "fvjax/optim.py",
+        "for n, g in groups.items() if g != FROZEN}",
+        "for n, g in groups.items()}",
+        (WHAT_TRAINS,),
+    ),
+    Fault(
+        "base_trains",
+        "vit_lora trains the whole base with the adapters",
+        "configs/vit_lora.py",
+        '(".*", "frozen")',
+        '(".*", "adapter")',
+        ("tests/test_configs.py::test_config[vit_lora]",),
+    ),
+    Fault(
+        "statistics_lost",
+        "the step throws the new running statistics away",
+        "fvjax/train.py",
+        '"stats": stats, "opt": opt',
+        '"stats": state["stats"], "opt": opt',
+        (WHAT_TRAINS,),
+    ),
+    Fault(
+        "keys_by_row",
+        "flip and drop-path follow the row in the batch instead of the pair",
+        "fvjax/train.py",
+        '(2 * batch["index"][:, None] + jnp.arange(2)).reshape(-1)',
+        'jnp.arange(2 * len(batch["index"]))',
+        (TRAIN + "test_randomness_follows_the_pair_not_its_row",),
+    ),
+    Fault(
+        "partners_apart_in_the_step",
+        "the step hands the loss all first images, then all second ones",
+        "fvjax/train.py",
+        'faces = batch["images"].reshape',
+        'faces = batch["images"].swapaxes(0, 1).reshape',
+        (OF_ADAPTED,),
+    ),
+    Fault(
+        "wrong_diagonal",
+        "InfoNCE masks another similarity than each image's own",
+        "fvjax/tasks/contrastive.py",
+        "jnp.eye(n, dtype=bool)",
+        "jnp.eye(n, k=1, dtype=bool)",
+        (TRAIN + "test_loss_against_a_loop",),
+    ),
+    Fault(
+        "temperature_of_negatives",
+        "the similarities are not divided by the temperature",
+        "fvjax/tasks/contrastive.py",
+        "precision=jax.lax.Precision.HIGHEST) / temperature",
+        "precision=jax.lax.Precision.HIGHEST)",
+        (TRAIN + "test_loss_against_a_loop",),
+    ),
+    Fault(
+        "temperature_of_the_config",
+        "config.loss.temperature is ignored",
+        "fvjax/train.py",
+        "config.loss.temperature",
+        "0.07",
+        (OF_ADAPTED,),
+    ),
+    Fault(
+        "decay_after_momentum",
+        "weight decay does not enter the momentum",
+        "fvjax/optim.py",
+        "optax.chain(decay, optax.trace(config.momentum), rate)",
+        "optax.chain(optax.trace(config.momentum), decay, rate)",
+        (TRAIN + "test_sgd_clips_then_decays_then_gathers_momentum",),
+    ),
+    Fault(
+        "clipped_last",
+        "the update is clipped instead of the gradient",
+        "fvjax/optim.py",
+        "optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))",
+        "optax.chain(optax.partition(per_group, labels), optax.clip_by_global_norm(config.clip))",
+        (TRAIN + "test_sgd_clips_then_decays_then_gathers_momentum",),
+    ),
+    Fault(
+        "weights_not_read",
+        "what trains starts from random weights although there is an init_from",
+        "fvjax/train.py",
+        'state["trainable"] = replace(state["trainable"], base.params, placed, "float32")',
+        "pass",
+        (TRAIN + "test_what_trains_starts_from_init_from",),
+    ),
+    Fault(
+        "statistics_not_read",
+        "running statistics start at 0 and 1 although there is an init_from",
+        "fvjax/train.py",
+        'state["stats"] = replace(state["stats"], base.params, placed, "float32")',
+        "pass",
+        (TRAIN + "test_what_trains_starts_from_init_from",),
+    ),
+    # ---- data and resuming
+    Fault(
+        "bgr",
+        "JPEGs are decoded as BGR",
+        "fvjax/data/images.py",
+        'simplejpeg.decode_jpeg(jpeg, colorspace="RGB")',
+        'simplejpeg.decode_jpeg(jpeg, colorspace="BGR")',
+        ("tests/test_images.py::test_decode_is_rgb_not_bgr",),
+    ),
+    Fault(
+        "partners_apart_in_the_plan",
+        "the two images of a pair are of two identities",
+        "fvjax/data/pairs.py",
+        "return order[at], order[at + 1]",
+        "return order[at], order[np.roll(at, 1) + 1]",
+        (PAIRS + "test_every_epoch",),
+    ),
+    Fault(
+        "identity_twice_in_a_batch",
+        "an identity may come twice in a batch, as its own negative",
+        "fvjax/data/pairs.py",
+        "self._round = position[self._starts] // 2",
+        "self._round = 0 * position[self._starts]",
+        (PAIRS + "test_every_epoch",),
+    ),
+    Fault(
+        "hosts_overlap",
+        "every host reads the first host's pairs",
+        "fvjax/data/pipeline.py",
+        "mine = range(start_step * total + process_index,",
+        "mine = range(start_step * total,",
+        (PIPELINE + "test_hosts_share_every_step_between_them",),
+    ),
+    Fault(
+        "resume_repeats_a_batch",
+        "a resumed pipeline repeats the last batch",
+        "fvjax/data/pipeline.py",
+        "mine = range(start_step * total",
+        "mine = range(max(start_step - 1, 0) * total",
+        (PIPELINE + "test_resuming_continues_the_same_sequence",),
+    ),
+    Fault(
+        "resume_from_the_first_batch",
+        "a resumed run starts the data again",
+        "fvjax/train.py",
+        "start_step=step,",
+        "start_step=0,",
+        ("tests/test_main.py::test_killed_and_resumed_is_bit_identical",),
+    ),
+    Fault(
+        "any_checkpoint",
+        "a checkpoint of another base or other data is accepted",
+        "fvjax/checkpoint.py",
+        "if found.get(key) != value:",
+        "if key not in found:",
+        ("tests/test_checkpoint.py::test_a_checkpoint_of_another_base_data_or_model_is_refused",),
+    ),
+    Fault(
+        "lfw_number",
+        "LFW's second image has the first one's number",
+        "fvjax/data/prepare.py",
+        "{b}_{int(cells[-1]):04d}",
+        "{b}_{int(cells[1]):04d}",
+        ("tests/test_prepare.py::test_lfw",),
+    ),
+    # ---- conversion
+    Fault(
+        "fc_layout",
+        "the fc's rows stay in torch's (C, H, W) order, in both directions",
+        "weights_convert/iresnet.py",
+        "return Transform(to_ours, to_theirs)",
+        "return Transform(lambda x: x.T, lambda x: x.T)",
+        (TWIN,),
+    ),
+    Fault(
+        "lenient_conversion",
+        "keys that nothing knows are ignored",
+        "weights_convert/rules.py",
+        "any(re.fullmatch(p, key) for p in ignored)",
+        "True",
+        ("tests/test_convert.py::test_weights_that_do_not_fit",),
+    ),
+    # ---- evaluation
+    Fault(
+        "evaluated_in_training_mode",
+        "evaluation uses the statistics of its own batch",
+        "fvjax/train.py",
+        "frozen, stats), faces)[0]",
+        "frozen, stats), faces, train=True)[0]",
+        (TRAIN + "test_an_embedding_does_not_depend_on_its_batch",),
+    ),
+    Fault(
+        "not_cosine",
+        "scores are dot products",
+        "fvjax/evals/verification.py",
+        "products / norms[a] / norms[b]",
+        "products",
+        (VERIFICATION + "test_scores_are_cosines_of_the_named_records",),
+    ),
+    Fault(
+        "labels_swapped_in_the_protocol",
+        "genuine and impostor are swapped",
+        "fvjax/evals/folds.py",
+        "labels = labels.astype(bool)",
+        "labels = ~labels.astype(bool)",
+        (FOLDS + "test_by_hand",),
+    ),
+    Fault(
+        "labels_swapped_in_the_entry",
+        "the benchmark's genuine and impostor pairs are handed over swapped",
+        "fvjax/evals/verification.py",
+        "pairs.same[rows],",
+        "~pairs.same[rows],",
+        (VERIFICATION + "test_entry_is_the_folds_figures_and_where_they_come_from",),
+    ),
+    Fault(
+        "roc_axes",
+        "FAR and TAR are swapped",
+        "fvjax/evals/folds.py",
+        "return share(~labels), share(labels)",
+        "return share(labels), share(~labels)",
+        (FOLDS + "test_by_hand",),
+    ),
+    Fault(
+        "strict_threshold",
+        "a score at the threshold counts as another person",
+        "fvjax/evals/folds.py",
+        "(scores[test] >= threshold[:, None])",
+        "(scores[test] > threshold[:, None])",
+        (FOLDS + "test_a_score_at_the_threshold_counts_as_the_same_person",),
+    ),
+    Fault(
+        "leak_test_fold",
+        "the threshold is chosen on the fold it is judged on",
+        "fvjax/evals/folds.py",
+        "test, train = fold == f, fold != f",
+        "test, train = fold == f, fold == f",
+        (FOLDS + "test_the_test_fold_has_no_say_in_its_threshold",),
+    ),
+    Fault(
+        "leak_all_folds",
+        "the threshold is chosen on all folds, the judged one included",
+        "fvjax/evals/folds.py",
+        "test, train = fold == f, fold != f",
+        "test, train = fold == f, fold >= 0",
+        (FOLDS + "test_the_test_fold_has_no_say_in_its_threshold",),
+    ),
+    Fault(
+        "far_rank",
+        "k is rounded up, so that one more impostor is let through",
+        "fvjax/evals/folds.py",
+        "np.floor(above[:, -1] * FOLD_FAR + 1e-9)",
+        "np.ceil(above[:, -1] * FOLD_FAR - 1e-9)",
+        (FOLDS + "test_far_threshold_is_the_kth_impostor_of_the_other_folds",),
+    ),
+    Fault(
+        "bootstrap_over_pairs",
+        "intervals ignore that pairs share persons",
+        "fvjax/evals/verification.py",
+        "            identities_a=pairs.identity_a[rows],\n            identities_b=pairs.identity_b[rows],\n",
+        "",
+        (VERIFICATION + "test_entry_is_the_folds_figures_and_where_they_come_from",),
+    ),
+    Fault(
+        "genuine_pairs_weigh_twice",
+        "a genuine pair weighs the square of its identity's multiplicity",
+        "fvjax/evals/folds.py",
+        "np.where(labels, np.int32(1), weights[:, people[1]])",
+        "weights[:, people[1]]",
+        (FOLDS + "test_a_genuine_pair_weighs_its_identity_once",),
+    ),
+    Fault(
+        "seen_not_marked",
+        "a benchmark's identities that training has seen get no row of their own",
+        "fvjax/evaluate.py",
+        "seen=known or None,",
+        "seen=None,",
+        ("tests/test_evaluate.py::test_seen_identities_are_marked_within_one_naming",),
+    ),
+    Fault(
+        "seen_across_namings",
+        "folder 100 of one data set counts as person 100 of another",
+        "fvjax/evaluate.py",
+        "comparable = seen and where.names and where.names == config.data.names",
+        "comparable = seen",
+        ("tests/test_evaluate.py::test_seen_identities_are_marked_within_one_naming",),
+    ),
+    Fault(
+        "seen_on_one_side",
+        "pairs whose second person was seen in training count as unseen",
+        "fvjax/evals/verification.py",
+        " | np.isin(pairs.identity_b, list(seen))",
+        "",
+        (VERIFICATION + "test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity",),
+    ),
+)
+
+
+def broken(fault: Fault, text: str) -> str:
+    """The file's text with the fault. Raises ValueError unless the old text occurs exactly once."""
+    if (found := text.count(fault.old)) != 1:
+        raise ValueError(
+            f"{fault.name}: the list is out of date, {fault.file} holds {fault.old!r} {found} times instead of once; "
+            "correct tests/mutations.py"
+        )
+    return text.replace(fault.old, fault.new)
+
+
+def copy_project(to: Path) -> None:
+    """The working tree as git sees it: tracked files and new ones that are not ignored."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for file in listed.split("\0"):
+        if file and (ROOT / file).is_file():
+            (to / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, to / file)
+
+
+def pytest(tests: list[str], where: Path) -> tuple[int, str]:
+    """Exit code and output of the tests in the copy; 124 after ten minutes."""
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a cached module could hide a fault of equal length
+    data = ROOT.parent / "shared" / "data"
+    if "FVJAX_DATA" not in env and data.is_dir():
+        env["FVJAX_DATA"] = str(data)
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-q", "-rfEs", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return 124, "more than ten minutes"
+    return done.returncode, done.stdout + done.stderr
+
+
+def judge(code: int, output: str) -> tuple[bool, str]:
+    """Is the fault caught, and by which test; or why not."""
+    failed = re.findall(r"^FAILED (.+?)(?: - .*)?$", output, re.MULTILINE)
+    if code == 1 and failed:
+        return True, failed[0]
+    if skipped := re.findall(r"^SKIPPED \[\d+\] (.+)$", output, re.MULTILINE):
+        return False, f"not judged, its tests were skipped here: {skipped[0]}"
+    if code == 0:
+        return False, "SURVIVED: every test passed"
+    return False, f"no test failed, but pytest ended with {code}: {(output.strip().splitlines() or ['no output'])[-1]}"
+
+
+def table(rows: list[tuple[Fault, str]], seconds: float) -> str:
+    """tests/MUTATIONS.md."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+    today = datetime.datetime.now(datetime.UTC).date()
+    return "\n".join(
+        [
+            "# Seeded faults and the tests that catch them",
+            "",
+            f"Written by `python tests/mutations.py --write` on {today} at commit {commit}, "
+            f"in {seconds / 60:.0f} min on {os.cpu_count()} cores. "
+            f"{len(rows)} faults, one at a time in a copy of the project; named is the first test that failed.",
+            "",
+            "| fault | what it breaks | in | caught by |",
+            "|---|---|---|---|",
+            *(f"| {f.name} | {f.breaks} | `{f.file}` | `{test.removeprefix('tests/')}` |" for f, test in rows),
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/mutations.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", action="append", choices=[f.name for f in FAULTS], metavar="NAME", help="one fault")
+    parser.add_argument("--write", action="store_true", help="write tests/MUTATIONS.md; needs the whole list")
+    options = parser.parse_args()
+    if options.only and options.write:
+        parser.error("--write wants the whole list, not --only")
+    chosen = [f for f in FAULTS if not options.only or f.name in options.only]
+    console, start = Console(), time.monotonic()
+    rows: list[tuple[Fault, str]] = []
+    missed: list[str] = []
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    with tempfile.TemporaryDirectory(prefix="fvjax-mutations-") as folder:
+        copy = Path(folder) / "fvjax"
+        copy_project(copy)
+        sound = {f.name: (copy / f.file).read_text() for f in chosen}
+        try:
+            faulty = {f.name: broken(f, sound[f.name]) for f in chosen}
+        except ValueError as error:
+            console.print(f"error: {error}", markup=False)
+            return 2
+        with Progress(TextColumn("{task.description}"), *columns, console=console, speed_estimate_period=900) as bar:
+            task = bar.add_task("without a fault", total=len(chosen) + 1)
+            code, output = pytest(sorted({test for f in chosen for test in f.tests}), copy)
+            if code:
+                bar.console.print(output[-3000:], markup=False)
+                bar.console.print(f"error: the tests fail without any fault (pytest ended with {code})", markup=False)
+                return 2
+            for fault in chosen:
+                bar.update(task, advance=1, description=fault.name)
+                (copy / fault.file).write_text(faulty[fault.name])
+                caught, by = judge(*pytest(list(fault.tests), copy))
+                (copy / fault.file).write_text(sound[fault.name])
+                rows.append((fault, by))
+                missed += [] if caught else [fault.name]
+                bar.console.print(f"{'caught' if caught else 'MISSED'}  {fault.name}: {by}", markup=False)
+            bar.update(task, advance=1, description="done")
+    seconds = time.monotonic() - start
+    console.print(f"{len(chosen) - len(missed)} of {len(chosen)} faults caught in {seconds:.0f} s")
+    if missed:
+        console.print(f"error: not caught: {', '.join(missed)}; add or strengthen a test", markup=False)
+    elif options.write:
+        (ROOT / "tests/MUTATIONS.md").write_text(table(rows, seconds))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""A config's benchmarks on an embedding function: which of their identities training has seen."""
+
+import numpy as np
+
+from fvjax import evaluate
+from fvjax.config import base, benchmark
+from fvjax.data import store, synthetic
+from fvjax.evals import baselines
+
+
+def test_seen_identities_are_marked_within_one_naming(tmp_path):
+    faces = synthetic.write(tmp_path / "s", range(40), 3, 0, split="test", pairs=200)
+    config = base()
+    config.eval.bootstrap, config.data.names = 0, "here"
+    for names in ("here", "elsewhere", ""):
+        config.eval.benchmarks[f"named_{names}"] = benchmark(str(faces.path), "synthetic", names=names)
+    seen = {"synthetic000003", "synthetic000017", "somebody else"}
+
+    entries, _ = evaluate.run(config, baselines.pixel, workdir=tmp_path, seen=seen, title="")
+    marked = entries["named_here"]
+    assert marked["identities_seen_in_training"] == 2
+    pairs = store.read_pairs(faces.path, "synthetic")
+    known = [faces.identities.index(name) for name in sorted(seen)[1:]]
+    unseen = ~(np.isin(pairs.identity_a, known) | np.isin(pairs.identity_b, known))
+    assert marked["identity_disjoint"]["n_pairs"] == unseen.sum() < 200
+    for names in ("elsewhere", ""):
+        assert entries[f"named_{names}"]["identities_seen_in_training"] is None
+        assert entries[f"named_{names}"]["identity_disjoint"] is None
+
+    entries, _ = evaluate.run(config, baselines.pixel, workdir=tmp_path, seen={"somebody else"}, title="")
+    assert entries["named_here"]["identities_seen_in_training"] == 0
+    assert entries["named_here"]["identity_disjoint"] is None
