@@ -497,16 +497,16 @@ def copy_project(to: Path) -> None:
 
 
 def pytest(tests: list[str], where: Path) -> tuple[int, str]:
-    """Exit code and output of the tests in the copy; 124 after ten minutes."""
+    """Exit code and output of the tests in the copy; 124 after half an hour."""
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a cached module could hide a fault of equal length
     data = ROOT.parent / "shared" / "data"
     if "FVJAX_DATA" not in env and data.is_dir():
         env["FVJAX_DATA"] = str(data)
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-q", "-rfEs", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=1800)
     except subprocess.TimeoutExpired:
-        return 124, "more than ten minutes"
+        return 124, "more than half an hour"
     return done.returncode, done.stdout + done.stderr
 
 
