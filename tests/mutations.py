@@ -3,21 +3,20 @@
     python tests/mutations.py [--only=NAME] [--write]
 
 Each fault below is put into a copy of the working tree, and the tests that should notice it run there: at least one
-must fail. A skip, a collection error or no test at all is not a catch. --write puts the table into tests/MUTATIONS.md.
-Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the tests fail without any fault.
+must fail. A skip, a collection error or no test at all is not a catch. --write puts what was caught by which test into
+tests/MUTATIONS.md. Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the
+tests fail without any fault.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -522,40 +521,39 @@ def judge(code: int, output: str) -> tuple[bool, str]:
     return False, f"no test failed, but pytest ended with {code}: {(output.strip().splitlines() or ['no output'])[-1]}"
 
 
-def table(rows: list[tuple[Fault, str]], seconds: float) -> str:
-    """tests/MUTATIONS.md."""
+def table(caught: dict[str, str], missed: list[str], before: str) -> str:
+    """tests/MUTATIONS.md: what each fault of `caught` was caught by; faults not run now as they stand in `before`."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    commit = git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
-    today = datetime.datetime.now(datetime.UTC).date()
-    return "\n".join(
-        [
-            "# Seeded faults and the tests that catch them",
-            "",
-            f"Written by `python tests/mutations.py --write` on {today} at commit {commit}, "
-            f"in {seconds / 60:.0f} min on {os.cpu_count()} cores. "
-            f"{len(rows)} faults, one at a time in a copy of the project; named is the first test that failed.",
-            "",
-            "| fault | what it breaks | in | caught by |",
-            "|---|---|---|---|",
-            *(f"| {f.name} | {f.breaks} | `{f.file}` | `{test.removeprefix('tests/')}` |" for f, test in rows),
-            "",
-        ]
-    )
+    changed = "+" if git("status", "--porcelain", "--", ".", ":!tests/MUTATIONS.md") else ""
+    now = f"{git('show', '-s', '--format=%cs %h', 'HEAD')}{changed}"
+    known = dict(re.findall(r"^\| (\w+) \|.*\| (`.+` \| .+) \|$", before, re.MULTILINE))
+    known |= {name: f"`{test.removeprefix('tests/')}` | {now}" for name, test in caught.items()}
+    known |= dict.fromkeys(missed, f"**nothing** | {now}")
+    rows = [f"| {f.name} | {f.breaks} | `{f.file}` | {known.get(f.name, 'not run yet |')} |" for f in FAULTS]
+    return HEAD.format(count=len(FAULTS)) + "\n".join([*rows, ""])
+
+
+HEAD = """# Seeded faults and the tests that catch them
+
+Written by `python tests/mutations.py --write`: {count} faults, one at a time in a copy of the project. Named are the first
+test that failed and the commit it failed at (+: with uncommitted changes). `--only=NAME --write` renews one row.
+
+| fault | what it breaks | in | caught by | at |
+|---|---|---|---|---|
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutations.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", action="append", choices=[f.name for f in FAULTS], metavar="NAME", help="one fault")
-    parser.add_argument("--write", action="store_true", help="write tests/MUTATIONS.md; needs the whole list")
+    parser.add_argument("--write", action="store_true", help="write what was caught into tests/MUTATIONS.md")
     options = parser.parse_args()
-    if options.only and options.write:
-        parser.error("--write wants the whole list, not --only")
     chosen = [f for f in FAULTS if not options.only or f.name in options.only]
-    console, start = Console(), time.monotonic()
-    rows: list[tuple[Fault, str]] = []
+    console = Console()
+    done: dict[str, str] = {}
     missed: list[str] = []
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     with tempfile.TemporaryDirectory(prefix="fvjax-mutations-") as folder:
@@ -579,16 +577,18 @@ def main() -> int:
                 (copy / fault.file).write_text(faulty[fault.name])
                 caught, by = judge(*pytest(list(fault.tests), copy))
                 (copy / fault.file).write_text(sound[fault.name])
-                rows.append((fault, by))
-                missed += [] if caught else [fault.name]
+                if caught:
+                    done[fault.name] = by
+                else:
+                    missed.append(fault.name)
                 bar.console.print(f"{'caught' if caught else 'MISSED'}  {fault.name}: {by}", markup=False)
             bar.update(task, advance=1, description="done")
-    seconds = time.monotonic() - start
-    console.print(f"{len(chosen) - len(missed)} of {len(chosen)} faults caught in {seconds:.0f} s")
+    console.print(f"{len(done)} of {len(chosen)} faults caught")
     if missed:
         console.print(f"error: not caught: {', '.join(missed)}; add or strengthen a test", markup=False)
-    elif options.write:
-        (ROOT / "tests/MUTATIONS.md").write_text(table(rows, seconds))
+    if options.write:
+        page = ROOT / "tests/MUTATIONS.md"
+        page.write_text(table(done, missed, page.read_text() if page.exists() else ""))
     return 1 if missed else 0
 
 
