@@ -4,8 +4,8 @@
 
 Each fault below is put into a copy of the working tree, and the tests that should notice it run there: at least one
 must fail. A skip, a collection error or no test at all is not a catch. --write puts what was caught by which test into
-tests/MUTATIONS.md. Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the
-tests fail without any fault.
+tests/MUTATIONS.md. Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the tests fail
+without any fault.
 """
 
 from __future__ import annotations
@@ -538,8 +538,8 @@ def table(caught: dict[str, str], missed: list[str], before: str) -> str:
 
 HEAD = """# Seeded faults and the tests that catch them
 
-Written by `python tests/mutations.py --write`: {count} faults, one at a time in a copy of the project. Named are the first
-test that failed and the commit it failed at (+: with uncommitted changes). `--only=NAME --write` renews one row.
+Written by `python tests/mutations.py --write`: {count} faults, one at a time in a copy of the project. Named are the
+first test that failed and the commit it failed at (+: with uncommitted changes). `--only=NAME --write` renews one row.
 
 | fault | what it breaks | in | caught by | at |
 |---|---|---|---|---|
