@@ -31,8 +31,13 @@ class Checkpoints:
         if self.manager.latest_step() == step:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        if not self.manager.save(step, args=items):
-            raise OSError(f"{self.path}: step {step} was not saved")
+        told = f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}"
+        try:
+            saved = self.manager.save(step, args=items)
+        except Exception as error:  # tensorstore's own types, with many lines about where in its source
+            raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
+        if not saved:
+            raise OSError(told)
 
     def meta(self, step: int) -> dict[str, Any]:
         return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -45,11 +50,12 @@ class Checkpoints:
         found = self.meta(step)
         for key, value in meta.items():
             if found.get(key) != value:
-                raise ValueError(f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}")
+                raise ValueError(
+                    f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
+                )
         there = self.manager.item_metadata(step)["state"]
-        trees.strict_diff(
-            trees.flatten(abstract["trainable"]), trees.flatten(there["trainable"]), str(self.path / str(step))
-        )
+        ours, theirs = (trees.flatten(tree["trainable"]) for tree in (abstract, there))
+        trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         return self.manager.restore(step, args=items)["state"]
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from fvjax import metrics
+from fvjax import errors, metrics
 from fvjax.config import Config, benchmark
 from fvjax.data import pipeline
 from fvjax.data.store import Store, read_pairs
@@ -40,10 +40,7 @@ def run(
     """
     embeddings: dict[str, np.ndarray] = {}
     entries, curves = {}, {}
-    chosen = benchmarks(config, workdir)
-    if unknown := set(only) - set(chosen):
-        raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
-    for name, where in chosen.items():
+    for name, where in benchmarks(config, workdir).items():
         if only and name not in only:
             continue
         store, pairs = Store(where.store, "test"), read_pairs(where.store, where.pairs)
@@ -76,6 +73,16 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
     if config.data.synthetic.identities:
         out["synthetic"] = benchmark(str(workdir / "synthetic_test"), "synthetic", config.data.names)
     return out
+
+
+def check(config: Config, workdir: Path) -> None:
+    """Open every benchmark, so that what is wrong with one is told before anything is trained. Raises ValueError."""
+    chosen = benchmarks(config, workdir)
+    if unknown := set(config.eval.during) - set(chosen):
+        raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
+    for where in chosen.values():
+        Store(where.store, "test")
+        read_pairs(where.store, where.pairs)
 
 
 def baselines(config: Config, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
@@ -114,7 +121,7 @@ def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results
     line |= {name: {key: entry[key]["mean"] for key in keys} for name, entry in results.items()}
     path = workdir / "evaluations.jsonl"
     metrics.keep_before(path, step)
-    with path.open("a") as file:
+    with errors.naming(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
     text = ", ".join(f"{n} {100 * line[n][keys[0]]:.2f}% best threshold" for n in results)
     metrics.console.print(f"evaluation at step {step}: {text}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fvjax import errors
 from fvjax.config import Config, check, differences, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
@@ -29,7 +30,7 @@ def missing(config: Config) -> list[str]:
     wanted |= {f"eval.benchmarks.{name}": where.store for name, where in config.eval.benchmarks.items()}
     remedies = dict(config.prepare)
     lines = {
-        path: f"config.{key}: {path} is not there. {remedies.get(key, '')}".rstrip()
+        path: f"config.{key}: {path} is not there. {remedies.get(key, 'Supply it or name another.')}"
         for key, path in reversed(wanted.items())  # one line a path: the first key that names it
         if path and not Path(path).exists()
     }
@@ -48,6 +49,15 @@ def check_workdir(config: Config, workdir: Path, mode: str) -> None:
         raise ValueError(f"{workdir} has no config.json, so there is nothing trained to evaluate")
 
 
+def check_writable(workdir: Path) -> None:
+    """See that the workdir can be made or written to, before a model is read. Raises ValueError."""
+    there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"--workdir={workdir}: {there} is a file; choose another --workdir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--workdir={workdir}: {there} cannot be written to; choose another --workdir")
+
+
 def cpu_devices(config: Config) -> int:
     """One device per core, as far as the batches divide: on a CPU, two half batches are faster than one whole."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -60,6 +70,7 @@ def run(config: Config, workdir: Path, mode: str) -> None:
     if lines := missing(config):
         raise FileNotFoundError("\n".join(lines))
     check_workdir(config, workdir, mode)
+    check_writable(workdir)
     import jax  # here, so that the errors above and the restart below come at once
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -74,12 +85,14 @@ def main(argv: list[str]) -> None:
         fail(f"unexpected argument {argv[1]!r}; settings look like --config.key=value")
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
+    workdir = Path(WORKDIR.value or f"runs/{config.name}")
     try:
-        run(config, Path(WORKDIR.value or f"runs/{config.name}"), MODE.value)
+        with errors.naming(workdir):
+            run(config, workdir, MODE.value)
     except (ValueError, OSError, FloatingPointError) as error:
         if TRACEBACK.value:
             raise
-        fail(str(error))
+        fail(errors.line(error))
 
 
 def fail(text: str) -> None:

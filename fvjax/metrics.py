@@ -1,13 +1,17 @@
 """What a run reports while it goes: metrics.jsonl, TensorBoard and a progress line. Process 0 only."""
 
+import contextlib
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fvjax import errors
 from fvjax.config import Config
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -26,9 +30,7 @@ class Writer:
         self.file = path.open("a", buffering=1)
         self.board = None
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(str(workdir / "tb"), purge_step=step)
+            self.board = Board(workdir / "tb", step)
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("step {task.completed}/{task.total}"),
@@ -52,10 +54,10 @@ class Writer:
         """One line {"step": …, **values}."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        with errors.naming(self.file.name):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
         if self.board:
-            for key, value in values.items():
-                self.board.add_scalar(key, value, step)
+            self.board.write(step, values)
 
     def show(self, step: int, text: str) -> None:
         if self.active:
@@ -66,18 +68,58 @@ class Writer:
             self.progress.console.print(text)
 
     def close(self) -> None:
-        if self.active:
-            self.progress.stop()
+        if not self.active:
+            return
+        # what has failed already is to be told, not that closing failed as well
+        ignored = (OSError,) if sys.exc_info()[1] else ()
+        self.progress.stop()
+        with contextlib.suppress(*ignored), errors.naming(self.file.name):
             self.file.close()
+        with contextlib.suppress(*ignored):
             if self.board:
                 self.board.close()
 
 
+class Board:
+    """TensorBoard events, written by whoever calls: the thread of tensorboardX's SummaryWriter dies when the disk is
+    full, and the steps after that would wait for it for ever."""
+
+    def __init__(self, path: Path, step: int):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        protos: Any = event_pb2  # its classes are made at run time
+        path.mkdir(exist_ok=True)
+        self.path, self.scalar, self.event = path, summary.scalar, protos.Event
+        start = protos.SessionLog(status=protos.SessionLog.START)
+        with errors.naming(path):
+            self.events = event_file_writer.EventsWriter(str(path / "events"))
+            # what an earlier start wrote of this step and later ones is not shown
+            self.events.write_event(self.event(wall_time=time.time(), step=step, session_log=start))
+        self.flushed = time.monotonic()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with errors.naming(self.path):
+            for key, value in values.items():
+                self.events.write_event(self.event(wall_time=time.time(), step=step, summary=self.scalar(key, value)))
+            if time.monotonic() > self.flushed + 60:
+                self.events.flush()
+                self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        with errors.naming(self.path):
+            self.events.close()
+
+
 def replace_file(path: Path, text: str) -> None:
-    """Write all of a file at once: a kill leaves the old one or the new one."""
+    """Write all of a file at once: a kill or a full disk leaves the old one or the new one."""
     tmp = path.with_name(f"{path.name}.tmp")
-    tmp.write_text(text)
-    tmp.replace(path)
+    with errors.naming(path):
+        try:
+            tmp.write_text(text)
+            tmp.replace(path)
+        finally:
+            tmp.unlink(missing_ok=True)
 
 
 def keep_before(path: Path, step: int) -> None:

@@ -52,6 +52,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     # ---- data
     store, plan = open_data(config, workdir)
+    evaluate.check(config, workdir)
     steps_per_epoch = plan.steps_per_epoch if plan else 1
     if plan and steps_per_epoch == 0:
         raise ValueError(f"config.batch_size={config.batch_size}: not one full batch of {plan.pairs_per_batch} pairs")

@@ -66,10 +66,10 @@ def first_match(rules: Sequence[tuple[str, Any]], names: Iterable[str], what: st
     return out
 
 
-def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: str, remedy: str = "") -> None:
     """Raise ValueError unless both flat trees have the same names and shapes; names the first few differences.
 
-    Leaves need ``.shape``. ``where`` names the file or checkpoint that ``given`` came from.
+    Leaves need ``.shape``. ``where`` names the file or checkpoint that ``given`` came from, ``remedy`` what to do.
     """
     missing = sorted(set(expected) - set(given))
     extra = sorted(set(given) - set(expected))
@@ -89,4 +89,6 @@ def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: st
         parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}{hint})")
     if wrong:
         parts.append(f"{len(wrong)} of another shape ({'; '.join(wrong[:3])})")
+    if remedy:
+        parts.append(remedy)
     raise ValueError(f"{where} does not fit the model: {'; '.join(parts)}")

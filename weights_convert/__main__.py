@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from fvjax import errors
 from weights_convert.read import FORMAT, INDEX, Checkpoint, open_checkpoint
 
 SHARD_BYTES = 2 << 30
@@ -77,7 +79,11 @@ def _write(dst: Path, tensors: Iterable[tuple[str, int, Callable[[], np.ndarray]
             if len(shards) > 1:
                 file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
             # safetensors writes a transposed view's memory as it lies: make it contiguous
-            save_file({key: np.ascontiguousarray(load()) for key, load in shard}, temporary / file, {"format": "pt"})
+            tensors_here = {key: np.ascontiguousarray(load()) for key, load in shard}
+            try:
+                save_file(tensors_here, temporary / file, {"format": "pt"})
+            except SafetensorError as error:  # its own type even for a full disk
+                raise OSError(f"{dst}: {error}") from error
             where |= {key: file for key, _ in shard}
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -114,9 +120,10 @@ def main() -> int:
     parser.add_argument("--inverse", action="store_true", help="from fvjax names back to the original's keys")
     flags = parser.parse_args()
     try:
-        ckpt = (invert if flags.inverse else convert)(source_directory(flags.src), flags.dst)
-    except ValueError as error:
-        print(f"weights_convert: {' '.join(str(error).split())}", file=sys.stderr)
+        with errors.naming(flags.dst):
+            ckpt = (invert if flags.inverse else convert)(source_directory(flags.src), flags.dst)
+    except (ValueError, OSError) as error:
+        print(f"weights_convert: {' '.join(errors.line(error).split())}", file=sys.stderr)
         return 2
     elements = sum(leaf.size for name, leaf in ckpt.params.items() if name.startswith("params/"))
     print(f"{flags.dst}: {ckpt.kind}, {len(ckpt.params)} arrays, {elements:,} parameters")

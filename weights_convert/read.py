@@ -24,6 +24,7 @@ from weights_convert.rules import KEEP, Source, check, plan
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
 TABLES: tuple[ModuleType, ...] = (iresnet, internvit)
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 class Tensor:
@@ -124,7 +125,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_file():
-        raise ValueError(f"{path} is a file; give the directory that holds config.json and *.safetensors")
+        why = _refused([str(path)]) if path.suffix in PICKLES else f"{path} is a file"
+        raise ValueError(f"{why}; give the directory that holds config.json and *.safetensors")
     config = load_json(path / "config.json")
     architectures = config.get("architectures") or []
     table = next((t for t in TABLES if set(architectures) & set(t.ARCHITECTURES)), None)
@@ -165,20 +167,25 @@ def load_json(path: Path) -> dict[str, Any]:
 def open_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file. ValueError if it is missing or another format (a pickle, cut short)."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise ValueError(f"{path} is missing; download or copy the whole directory again")
     try:
         handle = safe_open(path, framework="np")  # stays open as long as its tensors do
         return {key: Tensor(path, key, handle) for key in handle.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); pickles are not read") from None
+        told = f"{path} is not a complete safetensors file ({error})"
+        raise ValueError(f"{told}; pickles are not read, and what was cut short is to be copied again") from None
+
+
+def _refused(pickles: list[str]) -> str:
+    return f"{', '.join(pickles)} can run code when opened, so pickles are not read: convert to safetensors first"
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a directory: the shards the index names, else every *.safetensors' single file."""
     if not (path / INDEX).exists():
         if not (path / "model.safetensors").exists():
-            pickles = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-            found = f"; {', '.join(pickles)} can run code when opened and are not read" if pickles else ""
+            pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
+            found = f"; {_refused(pickles)}" if pickles else ""
             raise ValueError(f"{path} has neither model.safetensors nor {INDEX}{found}")
         return open_file(path / "model.safetensors")
     where = load_json(path / INDEX).get("weight_map")

@@ -28,6 +28,9 @@ LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 
 
+REMEDY = "config.json must be of these weights, and all files of one checkpoint"
+
+
 class Rule(NamedTuple):
     ours: str  # regex that matches all of an fvjax name
     theirs: str  # their key: {0} is the regex's first group with . for /, {layer} the index in a stack
@@ -69,5 +72,5 @@ def check(sources: Mapping[str, Source], given: Mapping[str, Any], ignored: Sequ
     """
     expected = {key: np.broadcast_to(np.int8(0), s.shape) for s in sources.values() for key in s.keys}
     unneeded = [key for key in given if key not in expected and any(re.fullmatch(p, key) for p in ignored)]
-    trees.strict_diff(expected, {k: v for k, v in given.items() if k not in set(unneeded)}, where)
+    trees.strict_diff(expected, {k: v for k, v in given.items() if k not in set(unneeded)}, where, REMEDY)
     return sorted(unneeded)

@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 SIZE = 112
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -51,7 +51,8 @@ def encode(face: np.ndarray, quality: int = 95) -> bytes:
 
 
 def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
-    """Any image file -> the JPEG bytes to store. A 112x112 JPEG is kept byte for byte, everything else is re-encoded.
+    """Any image file -> the JPEG bytes to store. A 112x112 JPEG is kept byte for byte, everything else is re-encoded:
+    also CMYK, which few readers expect, and what EXIF says is to be turned, because decoders do not ask EXIF.
 
     Args:
         data: the file's bytes. where: its name, for errors.
@@ -61,15 +62,28 @@ def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
     """
     if data[:2] == b"\xff\xd8":
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
-            height = width = 0  # Pillow has the last word below
-        if (width, height) == (SIZE, SIZE):
-            return data
+            pass  # Pillow has the last word below
+        else:
+            _check_size(int(width), int(height), where, resize)
+            plain = colours in ("Gray", "YCbCr", "RGB") and _upright(data, where)
+            if (width, height) == (SIZE, SIZE) and plain:
+                return data
     image = _open(data, where, None, any_size=resize)
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return encode(np.asarray(image))
+
+
+def _upright(jpeg: bytes, where: str) -> bool:
+    """Whether EXIF leaves the pixels as they lie. Raises ValueError if that cannot be read."""
+    if b"Exif\0\0" not in jpeg:  # nearly always, and Pillow takes longer to say so
+        return True
+    try:
+        return Image.open(io.BytesIO(jpeg)).getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception as error:  # as below
+        raise ValueError(f"{where}: its EXIF data cannot be read ({error}); remove it") from error
 
 
 def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bool = False) -> Image.Image:
@@ -78,7 +92,7 @@ def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bo
         _check_size(*image.size, where, any_size)
         if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
             raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
     except WrongSize:
         raise
     except Exception as error:  # Pillow's plugins raise many types (OSError, SyntaxError, struct.error, …)

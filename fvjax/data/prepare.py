@@ -4,7 +4,8 @@
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
 
-Images are 112x112 RGB. JPEGs of that size are stored byte for byte, other formats are re-encoded.
+Images are 112x112 RGB. JPEGs of that size are stored byte for byte; other formats, CMYK and images that EXIF says are
+to be turned are re-encoded, upright and in RGB.
 Exit code 0, or 2 with one line that says what is wrong; nothing is left at --dst then.
 """
 
@@ -13,14 +14,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fvjax import errors
 from fvjax.data import images
 from fvjax.data.store import Pairs, Store, Writer
 
@@ -64,6 +68,8 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
         for root, _, found in sorted(os.walk(src / name, followlinks=True))
         for file in sorted(found)
     ]
+    if not files:
+        raise ValueError(f"{src}: not one usable image; expected files such as {src / 'IDENTITY' / '1.jpg'}")
     with Writer(dst, split="train", sources=[str(src)]) as writer:
         for file in _progress(files):
             _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
@@ -211,7 +217,9 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 def _progress(files: Sequence[str]) -> Iterable[str]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    columns, console = (*columns, TextColumn("left"), TimeRemainingColumn()), Console(stderr=True)
+    # a log or a script gets nothing but the one line of an error
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield from bar.track(files, description="faces")
 
 
@@ -255,10 +263,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(argv))
     run = options.pop("run")
     options.pop("command")
+    # we refuse far smaller images, in one line
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    src, dst = options.pop("src"), options.pop("dst")
     try:
-        print(_summary(run(options.pop("src"), options.pop("dst"), **options)))
+        with errors.naming(dst):
+            print(_summary(run(src, dst, **options)))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {errors.line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,7 @@ A store is written beside its destination and renamed at the end, so a killed wr
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -30,6 +31,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from fvjax import errors
 from fvjax.data import images
 
 FORMAT = 1
@@ -150,11 +152,14 @@ class Writer:
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
-        if self._writer is not None:
-            self._writer.close()
         try:
             if kind is None:
-                self._finish()
+                with errors.naming(self.dst):
+                    self._close_shard()
+                    self._finish()
+            elif self._writer is not None:
+                with contextlib.suppress(RuntimeError):  # what is removed need not be complete
+                    self._writer.close()
         finally:
             shutil.rmtree(self._tmp, ignore_errors=True)
 
@@ -167,13 +172,15 @@ class Writer:
             raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
         label = self._identities.setdefault(identity, len(self._identities))
         if not self._shards or self._shards[-1][0] == SHARD_RECORDS:
-            if self._writer is not None:
-                self._writer.close()
+            self._close_shard()
             # one record a group, because reading is random; JPEG does not compress further
             self._writer = ArrayRecordWriter(str(self._tmp / f"{len(self._shards)}"), "group_size:1,uncompressed")
             self._shards.append([0, 0])
         data = self._serializer.serialize_example({"image": jpeg, "identity": label, "source": source.encode()})
-        self._writer.write(data)
+        try:
+            self._writer.write(data)
+        except RuntimeError as error:  # what ArrayRecord makes of a full disk
+            raise self._failed(error) from error
         self._shards[-1][0] += 1
         self._shards[-1][1] += len(data)
         for part in (jpeg, identity.encode(), source.encode()):
@@ -189,6 +196,17 @@ class Writer:
     def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
         """A benchmark over the records added; arguments as for :func:`write_pairs`. Checked when the store closes."""
         self._pairs.append((name, pairs, info))
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: RuntimeError) -> OSError:
+        return OSError(f"{self.dst}: {str(error).split(';')[0]}")
 
     def _finish(self) -> None:
         if not self.labels:
