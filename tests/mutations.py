@@ -581,14 +581,15 @@ def main() -> int:
                     done[fault.name] = by
                 else:
                     missed.append(fault.name)
-                bar.console.print(f"{'caught' if caught else 'MISSED'}  {fault.name}: {by}", markup=False)
+                verdict = f"{'caught' if caught else 'MISSED'}  {fault.name}: {by}"
+                bar.console.print(verdict, markup=False, soft_wrap=True)
+                if options.write:
+                    page = ROOT / "tests/MUTATIONS.md"
+                    page.write_text(table(done, missed, page.read_text() if page.exists() else ""))
             bar.update(task, advance=1, description="done")
     console.print(f"{len(done)} of {len(chosen)} faults caught")
     if missed:
         console.print(f"error: not caught: {', '.join(missed)}; add or strengthen a test", markup=False)
-    if options.write:
-        page = ROOT / "tests/MUTATIONS.md"
-        page.write_text(table(done, missed, page.read_text() if page.exists() else ""))
     return 1 if missed else 0
 
 
