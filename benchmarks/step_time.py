@@ -1,117 +1,240 @@
-"""One training step of small_real on this machine's CPU: devices, allocator and convolutions, against the PyTorch twin.
+"""One training step on this machine's CPU against the PyTorch twin: the same weights, the same batch, in turn.
 
-    python benchmarks/cpu_step.py [--rounds=3]
+    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|decode] [--rounds=2] [--variants=A,B]
 
-Variants run in turn, each in its own process (the allocator's settings are read at start), A B C … A B C …; a round is
-the median of 5 steps after 2. Prints the median over rounds and the ratio to the first variant. torch is the twin in
-tests/reference on the same batch size with the same loss; it is left out where torch is not installed.
+small_real: that config's network, batch 128. resnet50: IResNet-50, batch 32. internvit: InternViT-300M with rank-8
+adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). All float32;
+decode: JPEG decode and batching alone, on one core.
+
+Each variant runs in its own process (the allocator's settings are read at start), A B C … A B C …; a figure is the
+median of the steps after the warm-up, then the median over rounds. Losses of the first step must agree. torch and the
+twins in tests/reference are needed for the torch variants; those are left out where torch is not installed.
 """
 
 import argparse
 import importlib.util
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+from tests.reference import recipe
 
 KEEP = ":".join(f"glibc.malloc.{t}" for t in ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}"))
-VARIANTS = {
-    "fvjax, one device": ("jax", 1, ""),
-    "fvjax, a device per core": ("jax", os.cpu_count(), ""),
-    "fvjax, a device per core, memory kept": ("jax", os.cpu_count(), KEEP),
-    "the same, convolutions arranged for the CPU (what main does)": ("jax-arranged", os.cpu_count(), KEEP),
-    "torch twin": ("torch", 1, ""),
-    "torch twin, memory kept": ("torch", 1, KEEP),
+VARIANTS = {  # what runs, glibc's tunables
+    "fvjax": ("fvjax", KEEP),  # as main does: a device per core, convolutions arranged for the CPU, memory kept
+    "fvjax, one device": ("fvjax one", KEEP),
+    "fvjax, convolutions as written": ("fvjax plain", KEEP),
+    "fvjax, memory given back": ("fvjax", ""),
+    "torch": ("torch", ""),
+    "torch, memory kept": ("torch", KEEP),
 }
+DEFAULT = ("fvjax", "torch", "torch, memory kept")
+BATCH = {"small_real": 128, "resnet50": 32, "internvit": 2}
+STEPS = {"small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2)}  # warm-up, measured
+IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
+INTERNVIT = {
+    "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "qkv_bias": True,
+    "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+    "drop_path_rate": 0.0,
+}  # fmt: skip
 
 
-def jax_steps(devices: int, arranged: bool):
+def faces(case: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (BATCH[case], 112, 112, 3), np.uint8)
+
+
+def fvjax_steps(case: str, weights: Path, how: str):
     import jax
-    import numpy as np
 
-    jax.config.update("jax_num_cpu_devices", devices)
-    sys.path.insert(0, ".")
-    from configs import small_real
+    cores = len(os.sched_getaffinity(0))
+    pairs = BATCH[case] // 2
+    jax.config.update("jax_num_cpu_devices", 1 if how == "one" or pairs % cores else cores)
     from fvjax import optim, sharding, train
+    from fvjax.config import base as defaults
 
-    config = small_real.get_config()
-    mesh = sharding.make_mesh(config.mesh)
-    encoder = train.build_encoder(config, plain=not arranged)
-    everywhere = sharding.replicated(mesh)
-    variables = jax.jit(lambda key: train.init_variables(config, encoder, key), out_shardings=everywhere)(
-        jax.random.key(0)
+    c = defaults()
+    c.init_from, c.batch_size, c.data.flip = str(weights), BATCH[case], False
+    if case == "internvit":
+        c.model.kind, c.model.pooling = "vision_transformer", "mean"
+        c.lora.update({"rank": 8, "alpha": 8.0, "targets": ("blocks/mlp/fc1", "blocks/mlp/fc2"), "count": 48})
+        c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    else:
+        layers, widths, features = IRESNET[case]
+        c.model.iresnet.update({"layers": layers, "widths": widths, "num_features": features})
+        c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
+    mesh = sharding.make_mesh(c.mesh)
+    base, _, frozen, groups, placed = train.open_model(c, mesh)
+    encoder = train.build_encoder(c, base, plain=how == "plain")
+    lr = lambda step: 0.01  # noqa: E731
+    tx = optim.make(c.optimizer, groups, lr)
+
+    def init_state(key):
+        start = train.initial(c, encoder, key)
+        return {**start, "opt": tx.init(start["trainable"]), "step": jax.numpy.zeros((), jax.numpy.int32)}
+
+    where = train.state_shardings(jax.eval_shape(init_state, jax.random.key(0)), placed, mesh)
+    state = jax.jit(init_state, out_shardings=where)(jax.random.key(0))
+    for part in ("trainable", "stats"):
+        state[part] = train.replace(state[part], base.params, placed, "float32")
+    frozen = train.read_frozen(c, encoder, frozen, base, placed)
+    index = np.arange(pairs, dtype=np.int32)
+    batch = sharding.batch(
+        {"images": faces(case).reshape(pairs, 2, 112, 112, 3), "labels": index, "index": index}, mesh
     )
-    stats = {"batch_stats": variables.pop("batch_stats")}
-    trainable, frozen, groups = optim.split(variables, config.trainable)
-    tx = optim.make(config.optimizer, groups, lambda step: 0.01)
-    state = {"trainable": trainable, "stats": stats, "opt": tx.init(trainable), "step": np.int32(0)}
-    p = config.batch_size // 2
-    faces = np.random.default_rng(0).integers(0, 256, (p, 2, 112, 112, 3), np.uint8)
-    index = np.arange(p, dtype=np.int32)
-    batch = sharding.batch({"images": faces, "labels": index, "index": index}, mesh)
-    step = jax.jit(lambda *args: train.step_fn(config, encoder, tx, lambda step: 0.01, *args), donate_argnums=0)
+    one_step = lambda *args: train.step_fn(c, encoder, tx, lr, *args)  # noqa: E731
+    step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
     while True:
         state, values = step(state, frozen, batch)
-        float(values["loss"])
-        yield
+        yield float(values["loss"])
 
 
-def torch_steps():
+def torch_model(case: str):
+    """The twin, and what its input is made with; without weights."""
+    from tests.reference import internvit_torch, iresnet_torch
+
+    if case == "internvit":
+        return internvit_torch.InternVisionModel(INTERNVIT), lambda x: internvit_torch.pixels(x, 448)
+    return iresnet_torch.IResNet(*IRESNET[case]), iresnet_torch.pixels
+
+
+def torch_steps(case: str, weights: Path):
     import torch
+    from safetensors.torch import load_file
 
-    sys.path.insert(0, ".")
-    from configs import small_real
-    from tests.reference.iresnet_torch import IResNet, nt_xent
+    from tests.reference.iresnet_torch import nt_xent
 
-    config = small_real.get_config()
-    c = config.model.iresnet
-    net = IResNet(layers=c.layers, widths=c.widths, num_features=c.num_features)
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=5e-4)
-    x = torch.randn(config.batch_size, 3, 112, 112)
+    class Adapted(torch.nn.Module):
+        def __init__(self, inner, rank=8):
+            super().__init__()
+            self.inner = inner
+            self.a = torch.nn.Parameter(torch.empty(rank, inner.in_features))
+            torch.nn.init.kaiming_uniform_(self.a)
+            self.b = torch.nn.Parameter(torch.zeros(inner.out_features, rank))
+
+        def forward(self, x):
+            return self.inner(x) + (x @ self.a.T) @ self.b.T
+
+    net, pixels = torch_model(case)
+    net.load_state_dict(load_file(weights / "model.safetensors"))
+    if case == "internvit":
+        net.requires_grad_(False)
+        for layer in net.encoder.layers:
+            layer.mlp.fc1, layer.mlp.fc2 = Adapted(layer.mlp.fc1), Adapted(layer.mlp.fc2)
+    else:
+        net.features.weight.requires_grad_(False)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.01, 0.9, weight_decay=5e-4)
+    batch = faces(case)
     while True:
         optimizer.zero_grad()
-        loss = nt_xent(torch.nn.functional.dropout(net(x), 0.0))
+        z = net(pixels(batch))
+        loss = nt_xent(z[:, 1:].mean(1) if case == "internvit" else z)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
-        loss.item()
-        yield
+        yield loss.item()
 
 
-def one(kind: str, devices: int) -> None:
-    steps = torch_steps() if kind == "torch" else jax_steps(devices, kind == "jax-arranged")
-    times = []
-    for _ in range(7):
+def write_weights(case: str, weights: Path) -> None:
+    """Run once, in its own process: the reference recipe's weights in the twin's names, for both sides."""
+    import torch
+
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in torch_model(case)[0].state_dict().items()}
+    config = INTERNVIT
+    if case != "internvit":
+        layers, widths, features = IRESNET[case]
+        config = {"architectures": ["IResNet"], "layers": layers, "widths": widths, "num_features": features}
+    recipe.write_checkpoint(weights, config, shapes)
+
+
+def one(case: str, what: str, weights: Path) -> None:
+    """In a child process: time steps, print one line of JSON."""
+    kind, _, how = what.partition(" ")
+    if kind == "write":
+        return write_weights(case, weights)
+    steps = torch_steps(case, weights) if kind == "torch" else fvjax_steps(case, weights, how)
+    warm, measured = STEPS[case]
+    first, times = next(steps), []
+    for _ in range(warm + measured - 1):
         start = time.perf_counter()
         next(steps)
         times.append(time.perf_counter() - start)
-    print(statistics.median(times[2:]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": statistics.median(times[-measured:]), "loss": first, "gib": peak}))
+
+
+def decode() -> None:
+    """JPEG/s decoded and batched from a store of synthetic faces, on one core."""
+    from fvjax.data import pipeline, synthetic
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as directory:
+        store = synthetic.write(Path(directory) / "faces", range(128), 8, 0, split="test")
+        rates = []
+        for _ in range(5):
+            order = np.tile(np.arange(len(store)), 8)
+            start = time.perf_counter()
+            count = sum(real for _, real in pipeline.eval_batches(store, order, 128))
+            rates.append(count / (time.perf_counter() - start))
+    print(
+        f"decode and batch, one core: {statistics.median(rates):,.0f} JPEG/s ({min(rates):,.0f} to {max(rates):,.0f})"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", choices=[*BATCH, "decode"], default="small_real")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--variants", default=";".join(DEFAULT), help=f"separated by ';', of: {'; '.join(VARIANTS)}")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.case == "decode":
+        return decode()
     if options.one:
-        return one(options.one[0], int(options.one[1]))
-    names = [n for n, v in VARIANTS.items() if v[0] != "torch" or importlib.util.find_spec("torch")]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(options.rounds):
-        for name in names:
-            kind, devices, tunables = VARIANTS[name]
-            command = [sys.executable, __file__, "--one", kind, str(devices)]
-            out = subprocess.run(
-                command, env={**os.environ, "GLIBC_TUNABLES": tunables}, capture_output=True, text=True
-            )
-            if out.returncode:
-                sys.exit(out.stderr)
-            seconds[name].append(float(out.stdout.split()[-1]))
-    for name, values in seconds.items():
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        ratio = statistics.median(b / a for a, b in zip(seconds[names[0]], values))
-        print(f"{name:60} {statistics.median(values):5.2f} s a step ({spread}), {ratio:.2f} of the first")
+        return one(options.case, options.one[0], Path(options.one[1]))
+    if not importlib.util.find_spec("torch"):
+        sys.exit("torch is not installed: pip install -r tests/requirements-torch.txt")
+    names = options.variants.split(";")
+    if unknown := set(names) - set(VARIANTS):
+        parser.error(f"no variant {sorted(unknown)}; there are {list(VARIANTS)}")
+    found: dict[str, list[dict]] = {name: [] for name in names}
+
+    def child(what: str, weights: str, tunables: str) -> str:
+        command = [sys.executable, __file__, f"--case={options.case}", "--one", what, weights]
+        done = subprocess.run(command, env={**os.environ, "GLIBC_TUNABLES": tunables}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return done.stdout
+
+    with tempfile.TemporaryDirectory() as directory:
+        weights = f"{directory}/weights"
+        child("write", weights, "")
+        for _ in range(options.rounds):
+            for name in names:
+                found[name].append(json.loads(child(VARIANTS[name][0], weights, VARIANTS[name][1]).splitlines()[-1]))
+    losses = [runs[0]["loss"] for runs in found.values()]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-3, atol=1e-5, err_msg="first losses differ")
+    for name, runs in found.items():
+        seconds = statistics.median(r["seconds"] for r in runs)
+        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(found[names[0]], runs))
+        rate = BATCH[options.case] / seconds
+        gib = max(r["gib"] for r in runs)
+        print(
+            f"{options.case}, {name:32} {seconds:6.2f} s a step, {rate:6.2f} images/s, {gib:5.1f} GiB at the peak; "
+            f"time is {ratio:.2f} of {names[0]}'s"
+        )
 
 
 if __name__ == "__main__":

@@ -11,15 +11,21 @@ from fvjax.config import Config
 
 
 class Checkpoints:
-    """WORKDIR/checkpoints: atomic, the newest `keep` are kept."""
+    """WORKDIR/checkpoints: atomic, the newest `keep` are kept.
 
-    def __init__(self, workdir: Path, config: Config):
-        self.path = (workdir / "checkpoints").absolute()
+    With `read_only` nothing is created or cleaned up, and `restore` reads no more than it is asked for.
+    """
+
+    def __init__(self, workdir: Path, config: Config, read_only: bool = False):
+        self.path, self.read_only = (workdir / "checkpoints").absolute(), read_only
         # Not in the background: the next step donates these buffers, and what trains is small.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.keep, create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False)
+        state = ocp.PyTreeCheckpointHandler() if read_only else ocp.StandardCheckpointHandler()
+        handlers = {"state": state, "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -56,7 +62,11 @@ class Checkpoints:
         there = self.manager.item_metadata(step)["state"]
         ours, theirs = (trees.flatten(tree["trainable"]) for tree in (abstract, there))
         trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        args = ocp.args.StandardRestore(abstract)
+        if self.read_only:
+            arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args = ocp.args.PyTreeRestore(abstract, restore_args=arrays, partial_restore=True)
+        items = ocp.args.Composite(state=args)
         return self.manager.restore(step, args=items)["state"]
 
     def close(self) -> None:

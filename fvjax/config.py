@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -70,11 +71,11 @@ def base() -> Config:
     # Whose naming the identities follow. Only benchmarks with the same non-empty one can be checked for identities seen
     # in training: folder "100" of one data set is not person "100" of another.
     c.data.names = ""
-    # Not 0 identities: the embedded synthetic faces are made under the workdir and used for training and evaluation.
+    # Not 0 identities: the embedded synthetic faces are made under dir and used for training and evaluation.
     c.data.synthetic = ConfigDict(
         {"identities": 0, "images": 12, "test_identities": 120, "test_images": 6, "test_pairs": 1000}
     )
-    c.data.synthetic.update({"difficulty": 1.0, "seed": 0})
+    c.data.synthetic.update({"difficulty": 1.0, "seed": 0, "dir": ""})  # dir "": the workdir
 
     c.eval = ConfigDict({"batch_size": 128, "flip_sum": False, "every_epochs": 0, "before_training": True})
     c.eval.during = ()  # benchmarks to run every `every_epochs` epochs; (): all
@@ -82,12 +83,15 @@ def base() -> Config:
     c.eval.bootstrap = 1000  # resamples behind each 95% interval
     c.eval.benchmarks = ConfigDict()  # name -> ConfigDict(store=DIR, pairs=NAME), see benchmark()
 
+    # Not empty: the config stands for several experiments, one a row of the table. name -> what differs from the above.
+    c.rows = ConfigDict()
+
     # What to tell somebody who lacks a file: (config key, where it comes from and the command that prepares it).
     c.prepare = ()
     c.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
     c.log = ConfigDict({"every_steps": 1, "tensorboard": True})
     c.lock()
-    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale)
+    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale, c.rows)
     for section in named_by_the_experiment:
         section.unlock()
     return c
@@ -96,6 +100,28 @@ def base() -> Config:
 def benchmark(store: str, pairs: str, names: str = "") -> Config:
     """One evaluation: a face store with split "test", its pair list pairs_NAME.csv, whose names (see data.names)."""
     return ConfigDict({"store": store, "pairs": pairs, "names": names})
+
+
+def experiments(config: Config, workdir: Path) -> dict[Path, Config]:
+    """The experiments a config stands for, by workdir: itself, or one for each of its rows under the workdir.
+
+    Rows come in the order of their names and share the embedded faces. Raises ValueError for a
+    row's key that no config has, or a wrong type.
+    """
+    if not config.rows:
+        return {workdir: config}
+    found = {}
+    for name, changes in config.rows.items():
+        row = config.copy_and_resolve_references()
+        row.rows = ConfigDict()
+        row.data.synthetic.dir = str(workdir)
+        try:
+            row.update(changes)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
+        row.name = name
+        found[workdir / name] = row.lock()
+    return found
 
 
 CHOICES = {
@@ -145,6 +171,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.threads",
     "data.prefetch",
+    "data.synthetic.dir",
     "remat",
     "prepare",
 )

@@ -71,7 +71,7 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
     """The config's benchmarks, and with embedded synthetic data the held-out synthetic identities."""
     out = dict(config.eval.benchmarks.items())
     if config.data.synthetic.identities:
-        out["synthetic"] = benchmark(str(workdir / "synthetic_test"), "synthetic", config.data.names)
+        out["synthetic"] = benchmark(str(synthetic_store(config, workdir, "test")), "synthetic", config.data.names)
     return out
 
 
@@ -83,6 +83,14 @@ def check(config: Config, workdir: Path) -> None:
     for where in chosen.values():
         Store(where.store, "test")
         read_pairs(where.store, where.pairs)
+
+
+def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
+    """Where the embedded faces of a split lie; the name holds what they were drawn with."""
+    c = config.data.synthetic
+    sizes = (c.identities, c.images) if split == "train" else (c.test_identities, c.test_images, c.test_pairs)
+    drawn = "_".join(str(n) for n in (*sizes, c.difficulty, c.seed))
+    return Path(c.dir or workdir) / f"synthetic_{split}_{drawn}"
 
 
 def baselines(config: Config, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
@@ -110,6 +118,19 @@ def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
         plots.roc(workdir / "roc.png", curves)
         plots.det(workdir / "det.png", curves)
     metrics.console.print(f"Everything about this run is in {workdir} (results.json, metrics.jsonl, roc.png, det.png)")
+
+
+def compare(workdirs: list[Path]) -> None:
+    """One table of several finished experiments. Process 0 only."""
+    if jax.process_index():
+        return
+    results = {workdir.name: json.loads((workdir / "results.json").read_text()) for workdir in workdirs}
+    knowing_nothing = next((r["baselines"] for r in results.values() if r["baselines"]), {})
+    rows = []
+    for name in next(iter(results.values()))["benchmarks"]:
+        rows += [(row, name, entries[name]) for row, entries in knowing_nothing.items()]
+        rows += [(row, name, r["benchmarks"][name]) for row, r in results.items()]
+    metrics.console.print(verification.table(rows))
 
 
 def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results: dict) -> None:

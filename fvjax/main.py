@@ -8,13 +8,14 @@ import json
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fvjax import errors
-from fvjax.config import Config, check, differences, to_json
+from fvjax.config import Config, check, differences, experiments, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
@@ -58,26 +59,31 @@ def check_writable(workdir: Path) -> None:
         raise ValueError(f"--workdir={workdir}: {there} cannot be written to; choose another --workdir")
 
 
-def cpu_devices(config: Config) -> int:
+def cpu_devices(configs: Collection[Config]) -> int:
     """One device per core, as far as the batches divide: on a CPU, two half batches are faster than one whole."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    batch = math.gcd(config.batch_size // 2, config.eval.batch_size)
+    batch = math.gcd(*(size for c in configs for size in (c.batch_size // 2, c.eval.batch_size)))
     return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
 
 
 def run(config: Config, workdir: Path, mode: str) -> None:
-    check(config)
-    if lines := missing(config):
-        raise FileNotFoundError("\n".join(lines))
-    check_workdir(config, workdir, mode)
-    check_writable(workdir)
+    todo = experiments(config, workdir)
+    for where, one in todo.items():
+        check(one)
+        if lines := missing(one):
+            raise FileNotFoundError("\n".join(lines))
+        check_workdir(one, where, mode)
+        check_writable(where)
     import jax  # here, so that the errors above and the restart below come at once
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cpu_devices(config))
-    from fvjax import train
+        jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values()))
+    from fvjax import evaluate, train
 
-    train.run(config, workdir, train=mode == "train")
+    for where, one in todo.items():
+        train.run(one, where, train=mode == "train")
+    if config.rows:
+        evaluate.compare(list(todo))
 
 
 def main(argv: list[str]) -> None:
@@ -122,7 +128,7 @@ def keep_memory() -> None:
     """Restart this process once with glibc told to keep freed memory, in huge pages and in one arena.
 
     XLA's CPU backend takes gigabytes of scratch memory anew in every step, and the page faults cost time
-    (benchmarks/cpu_step.py measures it). glibc reads its tunables at start only.
+    (benchmarks/step_time.py measures it). glibc reads its tunables at start only.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         tunables = ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}")

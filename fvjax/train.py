@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 import time
 from collections import deque
 from pathlib import Path
@@ -39,16 +38,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     for key, size in (("batch_size / 2", config.batch_size // 2), ("eval.batch_size", config.eval.batch_size)):
         if size % rows:
             raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
-    base = open_base(config) if config.init_from else None
-    encoder = build_encoder(config, base)
-    abstract = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
-    stats = {"batch_stats": abstract.pop("batch_stats")} if "batch_stats" in abstract else {}
-    trainable, frozen, groups = optim.split(abstract, config.trainable)
-    everything = {**trees.flatten(trainable), **trees.flatten(frozen), **trees.flatten(stats)}
-    if base:
-        expected = {n: leaf for n, leaf in everything.items() if not n.startswith("lora/")}
-        trees.strict_diff(expected, base.params, config.init_from)
-    placed = trees.flatten(sharding.by_rules(trees.unflatten(everything), config.sharding, mesh))
+    base, encoder, frozen, groups, placed = open_model(config, mesh)
 
     # ---- data
     store, plan = open_data(config, workdir)
@@ -63,11 +53,8 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     tx = optim.make(config.optimizer, groups, lr)
 
     def init_state(key):
-        variables = init_variables(config, encoder, key)
-        new_stats = {"batch_stats": variables.pop("batch_stats")} if stats else {}
-        new, _, _ = optim.split(variables, config.trainable)
-        new = jax.tree.map(lambda x: x.astype(jnp.float32), new)
-        return {"trainable": new, "stats": new_stats, "opt": tx.init(new), "step": jnp.zeros((), jnp.int32)}
+        start = initial(config, encoder, key)
+        return {**start, "opt": tx.init(start["trainable"]), "step": jnp.zeros((), jnp.int32)}
 
     key = jax.random.key(config.seed)
     shape = jax.eval_shape(init_state, key)
@@ -201,6 +188,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         "train_data_hash": meta["train_data_hash"],
         "code_version": code_version,
         "dtype": config.dtype,
+        "flip_sum": config.eval.flip_sum,  # of these figures: config.json may say otherwise (--mode=eval)
         "seconds": seconds,
     }
     evaluate.finish(config, workdir, out, curves)
@@ -266,6 +254,76 @@ def elapsed_since(start: float) -> float:
 # ---- what a run is made of -----------------------------------------------------------------------------------------
 
 
+def open_model(config: Config, mesh) -> tuple:
+    """(base or None, encoder, frozen, groups, placed): `frozen` as shapes, `groups` and shardings by name.
+
+    Nothing is computed, and of a base only headers are read. Raises ValueError if the base does not fit the config.
+    """
+    base = open_base(config) if config.init_from else None
+    encoder = build_encoder(config, base)
+    variables = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
+    everything = trees.flatten(variables)
+    if base:
+        expected = {n: leaf for n, leaf in everything.items() if not n.startswith("lora/")}
+        trees.strict_diff(expected, base.params, config.init_from)
+    placed = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
+    variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
+    _, frozen, groups = optim.split(variables, config.trainable)
+    return base, encoder, frozen, groups, placed
+
+
+def initial(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
+    """Where training starts when there is no base: {"trainable": float32, "stats"}, without what is frozen."""
+    variables = init_variables(config, encoder, key)
+    stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
+    trainable, _, _ = optim.split(variables, config.trainable)
+    return {"trainable": jax.tree.map(lambda x: x.astype(jnp.float32), trainable), "stats": stats}
+
+
+def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int, str]:
+    """What a run embeds with, on one device and without its optimizer; the workdir is only read.
+
+    Returns:
+        (encoder, its variables, step, hash of the base or ""). With config.epochs = 0 nothing was trained: step 0 of
+        what the base or the seed gives.
+    Raises:
+        ValueError: no checkpoint yet; the base is not there, or not the one that was trained on.
+    """
+    if config.init_from and not Path(config.init_from).is_dir():
+        remedy = dict(config.prepare).get("init_from", "")
+        told = f"{config.init_from} is not there (seen from where the run was started). {remedy}"
+        raise ValueError(f"{workdir}/config.json: init_from: {told}".rstrip())
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    base, encoder, frozen, _, placed = open_model(config, mesh)
+    base_hash = checkpoint.base_hash(config.init_from) if config.init_from else ""
+    start, key = functools.partial(initial, config, encoder), jax.random.key(config.seed)
+    shape = jax.eval_shape(start, key)
+    where = state_shardings(shape, placed, mesh)
+    if config.epochs:
+        nothing = ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to use")
+        if not (workdir / "checkpoints").is_dir():
+            raise nothing
+        checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint, read_only=True)
+        step = checkpoints.latest()
+        if step is None:
+            raise nothing
+        trained_on = checkpoints.meta(step)["base_hash"]
+        if trained_on != base_hash:
+            raise ValueError(
+                f"{workdir} was trained on another base than {config.init_from} is now (hash {trained_on[:8]} there, "
+                f"{base_hash[:8]} now); put that base back"
+            )
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
+        state = checkpoints.restore(step, target, {})
+        checkpoints.close()
+    else:
+        step, state = 0, jax.jit(start, out_shardings=where)(key)
+        given = base.params if base else {}
+        state = {part: replace(tree, given, placed, "float32") for part, tree in state.items()}
+    frozen = read_frozen(config, encoder, frozen, base, placed)
+    return encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, base_hash
+
+
 def build_encoder(config: Config, base: Checkpoint | None = None, plain: bool = False) -> encoders.Encoder:
     """The config's encoder; attributes that the config does not set come from the base.
 
@@ -308,20 +366,18 @@ def open_base(config: Config) -> Checkpoint:
 
 
 def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPlan | None]:
-    """The training store and its epoch plan; embedded synthetic sets are drawn into the workdir first."""
+    """The training store and its epoch plan; embedded synthetic sets are drawn first, where they are not there yet."""
     c = config.data.synthetic
     if c.identities:
         for split, people, images, count in (
             ("train", range(c.identities), c.images, None),
             ("test", range(c.identities, c.identities + c.test_identities), c.test_images, c.test_pairs),
         ):
-            path = workdir / f"synthetic_{split}"
-            if path.exists() and not (workdir / "config.json").exists():
-                shutil.rmtree(path)  # left by a start that failed, perhaps of other settings
+            path = evaluate.synthetic_store(config, workdir, split)
             if not path.exists():
                 metrics.console.print(f"Drawing {len(people) * images:,} synthetic faces ({split})")
                 synthetic.write(path, people, images, c.seed, split=split, difficulty=c.difficulty, pairs=count)
-        store = Store(workdir / "synthetic_train", "train")
+        store = Store(evaluate.synthetic_store(config, workdir, "train"), "train")
     elif config.data.train:
         store = Store(config.data.train, config.data.split)
     else:

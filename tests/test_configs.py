@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from fvjax import flops, optim, train, trees
+from fvjax.config import differences, experiments
 
 # name: (parameters, of which train, model GFLOP per step and image or None)
 # IResNet-50 43,590,848 and InternViT-300M 304,012,288 + 1,966,080 are the published models' own counts; the small
@@ -24,6 +25,21 @@ EXPECTED = {
 def test_all_configs_are_here():
     files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper"}
     assert files == set(EXPECTED)
+
+
+def test_rows_are_experiments_of_their_own():
+    config = importlib.import_module("configs.quickstart").get_config()
+    alone = config.to_dict()
+    config.rows.update({"short": {"epochs": 1}, "narrow": {"model": {"iresnet": {"widths": (2, 4, 4, 4)}}}})
+    config.batch_size = 8
+    found = experiments(config, Path("runs/q"))
+    assert list(found) == [Path("runs/q/narrow"), Path("runs/q/short")], "in the order of their names"
+    changed = {where.name: {d.split(":")[0] for d in differences(row.to_dict(), alone)} for where, row in found.items()}
+    assert changed["short"] == {"name", "batch_size", "epochs"}, "what holds for all rows is taken from the config"
+    assert changed["narrow"] == {"name", "batch_size", "model.iresnet.widths"}
+    config.rows.update({"wrong": {"optimizer": {"lrr": 1}}})
+    with pytest.raises(ValueError, match=r"rows\.wrong.*lrr"):
+        experiments(config, Path("runs/q"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -13,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.reference.recipe import write_checkpoint
+
 TINY = [
     "--config=configs/quickstart.py",
     *(
@@ -31,6 +33,12 @@ TINY = [
         )
     ),
 ]
+TOWER = {
+    "architectures": ["InternVisionModel"], "image_size": 112, "patch_size": 28, "hidden_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "qkv_bias": True,
+    "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+    "drop_path_rate": 0.0,
+}  # fmt: skip
 STEPS = 36  # 12 identities have 2 pairs each, 4 pairs a step: 6 steps an epoch
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
 
@@ -198,6 +206,43 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
     assert code == 0, err
     again = json.loads((workdir / "results.json").read_text())["benchmarks"]["synthetic"]
     assert again["auc"]["value"] == pytest.approx(figures["auc"]["value"], abs=0.01)
+
+
+def test_rows_and_their_table(tmp_path):
+    """One config, three experiments: the last two share a base and train nothing, or adapters alone."""
+    pytest.importorskip("torch")
+    from tests.reference.internvit_torch import InternVisionModel
+
+    tower = tmp_path / "tower"
+    write_checkpoint(tower, TOWER, {k: tuple(v.shape) for k, v in InternVisionModel(TOWER).state_dict().items()})
+    file = tmp_path / "rows.py"
+    file.write_text(
+        "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config()\n"
+        "    v = {'image_size': 112, 'patch_size': 28, 'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}\n"
+        "    vit = {'model': {'kind': 'vision_transformer', 'pooling': 'mean', 'vision_transformer': v}}\n"
+        f"    vit |= {{'init_from': {str(tower)!r}, 'eval': {{'baselines': False}}}}\n"
+        "    lora = {'rank': 2, 'alpha': 2.0, 'targets': ('blocks/mlp/fc1',), 'count': 2}\n"
+        "    c.rows.resnet = ConfigDict()\n"
+        "    c.rows.frozen = ConfigDict({**vit, 'epochs': 0, 'trainable': (('.*', 'frozen'),)})\n"
+        "    adapters = (('lora/.*', 'adapter'), ('.*', 'frozen'))\n"
+        "    c.rows.adapted = ConfigDict({**vit, 'epochs': 2, 'lora': lora, 'trainable': adapters})\n"
+        "    return c\n\n\nfrom ml_collections import ConfigDict\n"
+    )
+    workdir = tmp_path / "run"
+    code, out, err = call(f"--config={file}", *TINY[1:], f"--workdir={workdir}", "--config.epochs=1")
+    assert code == 0, err
+    assert {p.name for p in workdir.iterdir() if "synthetic" not in p.name} == {"resnet", "frozen", "adapted"}
+    assert len(list(workdir.glob("synthetic_*"))) == 2, "the rows share their faces"
+    table = out[out.rindex("Face verification (%)") :]
+    for row in ("raw pixels", "resnet", "frozen", "adapted"):
+        assert row in table
+    results = {row: json.loads((workdir / row / "results.json").read_text()) for row in ("frozen", "adapted")}
+    assert results["frozen"]["step"] == 0
+    assert results["adapted"]["step"] == 12
+    assert results["frozen"]["base_hash"] == results["adapted"]["base_hash"] != ""
+    _, state = saved(workdir / "adapted")
+    assert state
+    assert all("lora" in name for name in state if "trainable" in name)
 
 
 def test_missing_files_are_named_with_their_remedy(tmp_path):

@@ -103,7 +103,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        convolve = conv3x3 if self.on_cpu and self.size == 3 else conv2d
+        convolve: Any = conv3x3 if self.on_cpu and self.size == 3 else conv2d
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
