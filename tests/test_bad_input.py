@@ -170,7 +170,7 @@ def test_identities_with_one_image_are_counted_not_refused(run, finished, tmp_pa
 
 def test_more_pairs_than_identities(run, faces, tmp_path):
     said = run.refuses("main", small(faces, batch_size=32), tmp_path / "x")
-    assert "(config.batch_size / 2), but there are 8 identities with two or more images (and 1 with one)" in said
+    assert "pairs_per_batch=16, half of config.batch_size, but there are 8 identities with two" in said
     assert said.endswith("choose 1 … 8\n")
     assert not (tmp_path / "x").exists()
 
@@ -500,15 +500,18 @@ def test_a_full_disk_while_a_checkpoint_is_written(run, disk, monkeypatch, finis
     assert f"Restored step 2 of {workdir}" in run.accepts("main", small(faces), workdir, "eval")
 
 
-def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces):
-    """TensorBoard's file is as full as metrics.jsonl, and closing both must neither wait for ever nor hide the line."""
+@pytest.mark.parametrize(("moment", "file"), [("write", "metrics.jsonl"), ("close", "tb")])
+def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces, moment, file):
+    """TensorBoard's file is as full as metrics.jsonl: it must neither make the run wait for ever, nor hide the line."""
     workdir = disk.path / "x"
-    full_from(monkeypatch, disk, metrics.Writer, "write")
+    full_from(monkeypatch, disk, metrics.Writer, moment)
     said = run.refuses("main", small(faces), workdir)
-    assert f"{workdir}/metrics.jsonl: " in said
+    assert f"{workdir}/{file}: " in said
     assert tells_of_a_full_disk(said), said
     disk.free()
-    assert (workdir / "metrics.jsonl").read_text() == ""
+    steps = (workdir / "metrics.jsonl").read_text().count("\n")
+    assert steps == (0 if moment == "write" else 4)
+    assert (workdir / "checkpoints" / "4").exists() == (moment == "close")
     assert not (workdir / "results.json").exists()
 
 

@@ -41,9 +41,9 @@ class PairPlan:
         self.eligible, self.single = int((counts >= 2).sum()), int((counts == 1).sum())
         if not 1 <= pairs_per_batch <= self.eligible:
             raise ValueError(
-                f"pairs_per_batch={pairs_per_batch} (config.batch_size / 2), but there are {self.eligible} identities "
-                f"with two or more images (and {self.single} with one) and none may be twice in a batch; choose 1 … "
-                f"{self.eligible}"
+                f"pairs_per_batch={pairs_per_batch}, half of config.batch_size, but there are {self.eligible} "
+                f"identities with two or more images (and {self.single} with one) and none may be twice in a batch; "
+                f"choose 1 … {self.eligible}"
             )
         # What does not change with the epoch: records by identity, where a pair starts among them, the pairs by round.
         self._order = np.argsort(labels, kind="stable")
