@@ -8,7 +8,7 @@ aligned 112x112 crops:
     python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp
     python -m fvjax.main --config=configs/small_real.py
 
-Hardware and time: 2 CPU cores, under 30 minutes. Result: README, "A small model on real faces". The identities of CFP
+Hardware and time: 2 CPU cores, about half an hour. Result: README, "A small model on real faces". The identities of CFP
 are trained on, so its rows are marked as seen; LFW's are not.
 """
 
