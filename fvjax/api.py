@@ -1,8 +1,9 @@
-"""`fvjax.load`: a checkpoint as a function from faces to embeddings."""
+"""A model as a function from faces to embeddings: `fvjax.load` of a checkpoint, `load_workdir` of a run's directory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +13,30 @@ import numpy as np
 
 import weights_convert
 from fvjax import lora, trees
+from fvjax.config import Config, base, flatten
 from fvjax.models import encoder
+from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer"}
+# Config keys (or the start of some) that decide what a trained model computes.
+NEEDED = ("model", "init_from", "base_dtype", "lora", "trainable", "dtype", "eval.flip_sum", "epochs", "seed")
 BATCH = {"resnet": 64, "vit": 16}  # images at a time; 16 at 448 pixels take about 1 GB in attention
 
 
+@dataclass(frozen=True)
+class Run:
+    """Where the model of a workdir comes from. `base_hash` is "" where there is no base."""
+
+    config: Config
+    step: int
+    base_hash: str
+
+
 class Model:
-    """What :func:`load` returns."""
+    """What :func:`load` and :func:`load_workdir` return; `run` says which run and step of it, None for a checkpoint."""
 
     def __init__(self, encoder: encoder.Encoder, variables: dict[str, Any], batch_size: int, precision: str):
+        self.run: Run | None = None
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
         self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
 
@@ -56,7 +71,8 @@ def load(
     """Load a model for inference.
 
     Args:
-        path: directory in Hugging Face layout, or one that ``python -m weights_convert`` wrote.
+        path: directory in Hugging Face layout, or one that ``python -m weights_convert`` wrote. For the workdir of a
+            training run there is :func:`load_workdir`.
         scenario: "resnet" (IResNet) or "vit" (vision tower of InternVL2, or InternViT alone).
             "mllm" and "pair" need the decoder, which this version does not have.
         adapters: safetensors file in PEFT's layout, for "vit"; see ``weights_convert.read_adapters``.
@@ -76,6 +92,8 @@ def load(
         raise ValueError(f'prompt_ids and yes_no_ids do not go with scenario="{scenario}"')
     if scenario == "resnet" and (pool is not None or adapters is not None):
         raise ValueError('scenario="resnet" takes neither pool nor adapters')
+    if is_workdir(path):
+        raise ValueError(f"{path} is a workdir of python -m fvjax.main; open it with fvjax.api.load_workdir")
     kind, attributes, leaves = weights_convert.read(path)
     if kind != KINDS[scenario]:
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
@@ -88,3 +106,48 @@ def load(
         flat, scale = weights_convert.read_adapters(adapters, path)
         variables["lora"] = trees.unflatten({n: jnp.asarray(v) for n, v in lora.scaled(flat, scale).items()})
     return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default")
+
+
+def is_workdir(path: str | Path) -> bool:
+    """Whether a directory's config.json is that of a training run. ValueError: it is there and no JSON object."""
+    file = Path(path) / "config.json"
+    return file.is_file() and "trainable" in load_json(file)
+
+
+def load_workdir(path: str | Path) -> Model:
+    """Load the newest checkpoint of a workdir of ``python -m fvjax.main``, on one device.
+
+    Computes what that run's evaluation computes, in the same precision. What the run did not train comes from the
+    config's ``init_from``. The workdir is only read.
+
+    Raises:
+        ValueError: not a workdir, of another version, no checkpoint yet, or the base is missing or has changed.
+    """
+    from fvjax import train  # here, since a checkpoint alone needs neither the training loop nor its plots
+
+    path = Path(path)
+    config = _read_config(path)
+    if jax.default_backend() == "cpu":
+        config.attention = "xla"  # cudnn is for GPUs; the same sums
+    built, variables, step, base_hash = train.restore(config, path)
+    model = Model(built, variables, config.eval.batch_size, "default")
+    model.run = Run(config, step, base_hash)
+    return model
+
+
+def _read_config(workdir: Path) -> Config:
+    """config.json as a config. ValueError: it has keys unknown to this version, or lacks some of NEEDED."""
+    if not is_workdir(workdir):
+        raise ValueError(f"{workdir} is not a workdir of python -m fvjax.main: it has no config.json of a run")
+    file, config = workdir / "config.json", base()
+    given = load_json(file)
+    there, here = flatten(given), flatten(config.to_dict())
+    odd = [key for key in there if key not in here and not key.startswith(("eval.benchmarks.", "optimizer.lr_scale."))]
+    odd += [key for key in here if key not in there and key.startswith(NEEDED)]
+    if odd:
+        raise ValueError(f"{file} is of another version of fvjax (it differs in {', '.join(odd[:3])}); use that one")
+    try:
+        config.update(given)  # makes tuples of lists where the default is a tuple
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    return config

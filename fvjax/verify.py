@@ -1,0 +1,199 @@
+"""`python -m fvjax.verify A.jpg B.jpg --model=DIR [--benchmark=NAME | --threshold=X] [--json]`
+
+Do two photographs show one person? Prints the verdict, the cosine behind it, the threshold, its false accept rate (FAR)
+and where that was measured. DIR is a workdir of `python -m fvjax.main`, or a checkpoint as `fvjax.load` takes it, for
+which no threshold is known. Exit code 0 whatever the verdict; 2 with one line on standard error for what the caller
+can mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import numpy as np
+from absl import logging
+
+import weights_convert
+from fvjax import api, errors
+from fvjax.data import images
+from fvjax.evals import folds, verification
+from weights_convert.read import load_json
+
+FEW = 10  # impostor scores: a rate counted from fewer may well be wrong by a factor of two
+
+
+def compare(
+    a: str | Path, b: str | Path, model: str | Path, *, threshold: float | None = None, benchmark: str | None = None
+) -> dict[str, Any]:
+    """Score two aligned 112x112 crops as the evaluation of the model's run scores them.
+
+    Args:
+        a, b: image files, read by :func:`read_face`.
+        model: a workdir (its newest checkpoint is used) or a checkpoint directory.
+        threshold: same person if score >= threshold; given, nothing is said about its FAR.
+        benchmark: whose threshold of results.json; None: the first one of whose identities training saw none.
+    Returns:
+        JSON-ready {"score", "threshold", "same", "far", "measured_on", "model", "images"}. Without a threshold it and
+        "same" are None; "far" and "measured_on" are None unless the threshold was measured.
+    Raises:
+        ValueError: what the caller can mend, in one line.
+    """
+    if threshold is not None and benchmark is not None:
+        raise ValueError("--threshold and --benchmark: give one, a benchmark is where a threshold comes from")
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ValueError(f"--threshold={threshold}: a cosine lies between -1 and 1")
+    faces = np.stack([read_face(Path(a)), read_face(Path(b))])
+
+    network, results = _open(Path(model))
+    far = measured_on = None
+    if threshold is None and network.run and results.get("benchmarks"):
+        threshold, far, measured_on = _operating_point(Path(model) / "results.json", results, network.run, benchmark)
+    elif benchmark is not None:
+        raise ValueError(f"--benchmark={benchmark}: {model} has no results.json with benchmarks; give --threshold")
+
+    # an evaluation may have been asked for another flip_sum than the run's own (--mode=eval)
+    flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False
+    embeddings = verification.embed(network.embed, [(faces, 2)], flip_sum=flip_sum)
+    score = float(verification.scores(embeddings, SimpleNamespace(a=np.array([0]), b=np.array([1])))[0])
+    return {
+        "score": score,
+        "threshold": threshold,
+        "same": None if threshold is None else score >= threshold,
+        "far": far,
+        "measured_on": measured_on,
+        "model": str(model),
+        "images": [str(a), str(b)],
+    }
+
+
+def read_face(file: Path) -> np.ndarray:
+    """uint8 [112,112,3] RGB, as `fvjax.data.prepare` would store it. ValueError: not there, no image, another size."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow about pictures that are refused anyway
+            return images.decode(images.to_jpeg(file.read_bytes(), str(file)), str(file))
+    except images.WrongSize as error:
+        found = str(error).rpartition(";")[0]  # without the advice, which is for whoever prepares a store
+        raise ValueError(
+            f"{found}; this version finds no faces in pictures (the align extra is not there yet): give aligned "
+            f"{images.SIZE}x{images.SIZE} crops, made like those that the model was trained on"
+        ) from error
+
+
+def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
+    """The model of a directory, and its results.json or {}."""
+    if api.is_workdir(path):
+        file = path / "results.json"
+        return api.load_workdir(path), load_json(file) if file.exists() else {}
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
+    kind = weights_convert.open_checkpoint(path).kind
+    scenario: Any = next(name for name, its in api.KINDS.items() if its == kind)
+    return api.load(path, scenario), {}
+
+
+def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) -> tuple[float, float, dict]:
+    """(threshold, its FAR, where it was measured) of accuracy@far=1e-3 in results.json.
+
+    Raises ValueError: the figures are not of this checkpoint, no such benchmark, or only ones that training saw.
+    """
+    again = f"evaluate again (--workdir={file.parent} --mode=eval) or give --threshold"
+    try:
+        of, now = (results["step"], results["base_hash"][:8]), (run.step, run.base_hash[:8])
+        if of != now:
+            raise ValueError(f"{file} is of (step, base) {of}, the newest checkpoint is {now}; {again}")
+        entries = results["benchmarks"]
+        if name is None:
+            unseen = [each for each, entry in entries.items() if not entry["identities_seen_in_training"]]
+            if not unseen:
+                names = "|".join(entries)
+                raise ValueError(f"{file}: training saw identities of every benchmark; choose --benchmark={names}")
+            name = unseen[0]
+        if name not in entries:
+            raise ValueError(f"--benchmark={name}: {file} has {', '.join(entries)}")
+        entry = entries[name]
+        # the threshold is the mean over folds of the k-th highest impostor score of the other folds
+        others = entry["n_impostor"] - entry["n_impostor"] // entry["n_folds"]
+        measured_on = {
+            "benchmark": name,
+            "n_impostor": entry["n_impostor"],
+            "n_impostor_per_fold": others,
+            "impostors_above_per_fold": int(others * folds.FOLD_FAR + 1e-9),
+            "identities_seen_in_training": entry["identities_seen_in_training"],
+            "data_hash": entry["data_hash"],
+            "flip_sum": results["flip_sum"],
+            "step": results["step"],
+        }
+        return entry["accuracy@far=1e-3"]["threshold"], folds.FOLD_FAR, measured_on
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error}, so another version of fvjax wrote it; {again}") from None
+
+
+def text(result: dict[str, Any]) -> str:
+    """A few lines for people."""
+    score, threshold, where = result["score"], result["threshold"], result["measured_on"]
+    if threshold is None:
+        return (
+            f"score {score:.4f} (cosine)\nno threshold is known for {result['model']}, so no verdict: give "
+            "--threshold=X, or as --model the workdir of a run whose results.json has a benchmark"
+        )
+    verdict = ("same person", ">=") if result["same"] else ("different persons", "<")
+    first = f"{verdict[0]}: score {score:.4f} (cosine) {verdict[1]} threshold {threshold:.4f}"
+    if where is None:
+        return f"{first}\nFAR of this threshold: not known"
+    above, others, far = where["impostors_above_per_fold"], where["n_impostor_per_fold"], result["far"]
+    lines = [
+        f"{first}, for FAR {far:g}",
+        f"measured on {where['benchmark']}: {where['n_impostor']:,} impostor pairs, data {where['data_hash'][:8]}, "
+        f"model at step {where['step']}",
+    ]
+    if not above:
+        lines.append(f"too few for FAR {far:g}: the threshold lies just above all of some {others:,} impostor scores")
+    else:
+        few = ": few, so take the FAR as a rough one" if above < FEW else ""
+        lines.append(f"the threshold rests on the {above} highest of some {others:,} impostor scores{few}")
+    seen = where["identities_seen_in_training"]
+    if seen is None:
+        lines.append(f"whether training saw identities of {where['benchmark']} is not known: it follows another naming")
+    elif seen:
+        lines.append(f"training saw {seen} of its identities: expect more false accepts among strangers")
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # one line, instead of the usage and exit
+        raise ValueError(f"{message}; see python -m fvjax.verify --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    about = "Do two photographs (aligned 112x112 crops) show one person?"
+    parser = _Parser(prog="python -m fvjax.verify", description=about, allow_abbrev=False)
+    parser.add_argument("a", metavar="A.jpg")
+    parser.add_argument("b", metavar="B.jpg")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run's workdir, or a checkpoint")
+    parser.add_argument("--benchmark", metavar="NAME", help="whose threshold; default: the first unseen in training")
+    parser.add_argument("--threshold", type=float, metavar="X", help="same person from this cosine on")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        options = vars(parser.parse_args(argv))
+        as_json = options.pop("json")
+        result = compare(**options)
+    except (ValueError, OSError) as error:
+        print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
+        return 2
+    print(json.dumps(result) if as_json else text(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
