@@ -107,10 +107,11 @@ def test_eer_is_interpolated_between_thresholds():
 def test_a_score_at_the_threshold_counts_as_the_same_person():
     # Training impostors of either fold top out at 0.5; 1,000 of them make k = 1, so the threshold is exactly 0.5.
     impostors = np.linspace(-0.5, 0.5, 1000)
-    scores, labels = np.r_[0.5, impostors, 0.5, impostors], np.r_[True, [False] * 1000, True, [False] * 1000]
-    result = folds.verification(scores, labels, [1001, 1001], bootstrap=0)
+    # Two genuine pairs stand there and one impostor, since with one of each a strict comparison is right as often.
+    scores, labels = np.tile(np.r_[0.5, 0.5, impostors], 2), np.tile(np.arange(1002) < 2, 2)
+    result = folds.verification(scores, labels, [1002, 1002], bootstrap=0)
     assert result[FAR]["threshold"] == 0.5
-    assert result[FAR]["mean"] == 1000 / 1001  # the genuine pair at 0.5 is right, the impostor at 0.5 is wrong
+    assert result[FAR]["mean"] == 1001 / 1002  # the genuine pairs at 0.5 are right, the impostor at 0.5 is wrong
 
 
 @pytest.mark.parametrize(("impostors", "k"), [(999, 0), (1000, 1), (1999, 1), (2700, 2), (3000, 3)])
