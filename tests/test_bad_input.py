@@ -119,11 +119,12 @@ def benchmark_faces(tmp_path_factory) -> Path:
 
 
 def small(train: Path | str = "", **changes):
-    """An experiment of seconds: one residual block, two steps an epoch, a checkpoint after each epoch."""
+    """An experiment of seconds: one transformer layer, two steps an epoch, a checkpoint after each epoch."""
     c = base()
     c.name = "small"
-    c.model.iresnet.update({"layers": (1,), "widths": (4,), "num_features": 8, "conv_init": "kaiming"})
-    c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
+    c.model.kind, c.model.pooling = "vision_transformer", "mean"
+    sizes = {"image_size": 28, "patch_size": 14, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+    c.model.vision_transformer.update(sizes)
     c.data.train = str(train)
     c.epochs, c.batch_size, c.eval.batch_size, c.checkpoint.every_steps = 2, 16, 8, 2
     c.eval.before_training = False
@@ -329,7 +330,7 @@ def test_workdirs_of_something_else(run, finished, faces, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.iresnet.widths": (8,)}, "checkpoints/4 does not fit the model"),
+        ({"model.vision_transformer.width": 8}, "checkpoints/4 does not fit the model"),
         ({"seed": 1}, "checkpoints/4: pairs is [0, 8], this run has [1, 8]; choose another --workdir"),
     ],
 )
