@@ -1,6 +1,6 @@
 """3x3 convolutions arranged for XLA's CPU backend: the same sums as `lax.conv_general_dilated`, in another order.
 
-Three of XLA's choices on the CPU cost a narrow ResNet a tenth of its step (benchmarks/step_time.py): an image's three
+Three of XLA's choices on the CPU cost a narrow ResNet time and memory (benchmarks/README.md): an image's three
 channels fill no vector register; the input gradient of a strided convolution multiplies by the zeros between the
 gradient's pixels; the weight gradient transposes both operands whole, which no cache holds.
 """
