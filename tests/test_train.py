@@ -104,8 +104,12 @@ def name(path) -> str:
 BEFORE_BATCH_NORM = r"params/(fc|layer\d_0/(bn3|downsample_1))/bias"
 
 
-@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit])
-def test_one_device_equals_eight(make):
+# the convolutions as they are written, and as they are arranged for the CPU: those round a little more
+@pytest.mark.parametrize(
+    ("make", "plain", "tolerance"), [(tiny_resnet, True, 1e-5), (tiny_resnet, False, 3e-5), (tiny_vit, False, 1e-5)]
+)
+def test_one_device_equals_eight(make, plain, tolerance, monkeypatch):
+    monkeypatch.setattr(train, "build_encoder", functools.partial(train.build_encoder, plain=plain))
     fn, *args, _ = setup(make(), jax.devices()[:1], data=1)
     loss, stats, grads = jax.jit(fn)(*args)
     grads, stats = host(grads), host(stats)
@@ -119,7 +123,7 @@ def test_one_device_equals_eight(make):
                 assert np.linalg.norm(g) <= 1e-6 * total
                 continue
             distance = np.linalg.norm(g - grads[key]) / np.linalg.norm(grads[key])
-            assert distance <= 1e-5, f"{mesh}: {key} {distance:.1e}"
+            assert distance <= tolerance, f"{mesh}: {key} {distance:.1e}"
         for key, s in host(stats8).items():
             np.testing.assert_allclose(s, stats[key], rtol=1e-4, atol=1e-6, err_msg=key)
 
@@ -276,7 +280,7 @@ def test_what_trains_starts_from_init_from(tmp_path):
     c.data.synthetic.update({"identities": 8, "images": 2, "test_identities": 20, "test_images": 3, "test_pairs": 40})
     c.batch_size, c.eval.batch_size, c.eval.bootstrap = 16, 16, 0
     figures = train.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
-    faces = Store(tmp_path / "run/synthetic_test", "test")
+    faces = Store(next((tmp_path / "run").glob("synthetic_test*")), "test")
     pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
     scores = verification.scores(model.embed(np.stack([faces.face(i) for i in range(len(faces))])), pairs)
     area = folds.auc(*folds.roc(scores, pairs.same))
