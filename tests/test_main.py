@@ -198,9 +198,8 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
     code, _, err = call(f"--config={config}", *TINY[1:], *mesh, f"--workdir={workdir}", "--config.epochs=1")
     assert code == 0, err
     ours, theirs = lines(workdir / "metrics.jsonl"), lines(finished / "metrics.jsonl")
-    # warm-up makes the first epoch's rate the same whatever the number of epochs; two updates show what is shared,
-    # later ones of so small a batch multiply the rounding
-    np.testing.assert_allclose([m["loss"] for m in ours[:3]], [m["loss"] for m in theirs[:3]], rtol=1e-5)
+    # warm-up makes the first epoch's rate the same whatever the number of epochs
+    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs[: len(ours)]], rtol=1e-4)
     figures = json.loads((workdir / "results.json").read_text())["benchmarks"]["synthetic"]
     # the checkpoint, optimizer included, is restored onto another mesh
     code, _, err = call(f"--config={config}", *TINY[1:], "--mode=eval", f"--workdir={workdir}", "--config.epochs=1")

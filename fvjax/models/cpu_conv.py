@@ -39,21 +39,7 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, g):
     x, kernel = saved
-    return _input_gradient(x, kernel, stride, g), _weight_gradient(x, kernel, stride, g)
-
-
-def _input_gradient(x, kernel, stride, g):
-    n, h, w, channels = x.shape
-    if stride != 2 or h % 2 or w % 2:
-        return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0]
-    # an even row 2i met only kernel row 1, of output i; an odd row met row 2 of output i and row 0 of output i + 1.
-    # Columns likewise, kept side by side as channels, so that only whole rows have to be put in order.
-    k = kernel.transpose(0, 1, 3, 2)  # [3,3,out,in]
-    this, following = jnp.stack([k[:, 1], k[:, 2]], -2), jnp.stack([jnp.zeros_like(k[:, 0]), k[:, 0]], -2)
-    columns = jnp.stack([this, following], 1).reshape(3, 2, -1, 2 * channels)
-    even = _conv(g, columns[1:2], pad=((0, 0), (0, 1)))
-    odd = _conv(g, jnp.stack([columns[2], columns[0]]), pad=((0, 1), (0, 1)))
-    return jnp.stack([even, odd], 2).reshape(n, h, w, channels)
+    return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0], _weight_gradient(x, kernel, stride, g)
 
 
 def _weight_gradient(x, kernel, stride, g):
