@@ -1,6 +1,6 @@
 """One training step on this machine's CPU against the PyTorch twin: the same weights, the same batch, in turn.
 
-    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|decode] [--rounds=2] [--variants=A,B]
+    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|decode] [--rounds=2] [--variants="A;B"]
 
 small_real: that config's network, batch 128. resnet50: IResNet-50, batch 32. internvit: InternViT-300M with rank-8
 adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). All float32;
@@ -60,11 +60,12 @@ def fvjax_steps(case: str, weights: Path, how: str):
     cores = len(os.sched_getaffinity(0))
     pairs = BATCH[case] // 2
     jax.config.update("jax_num_cpu_devices", 1 if how == "one" or pairs % cores else cores)
-    from fvjax import optim, sharding, train
+    from fvjax import run_state, sharding, train
     from fvjax.config import base as defaults
 
     c = defaults()
     c.init_from, c.batch_size, c.data.flip = str(weights), BATCH[case], False
+    c.epochs, c.optimizer.lr = 100, 0.01  # so many that the rate stays what the twin has
     if case == "internvit":
         c.model.kind, c.model.pooling = "vision_transformer", "mean"
         c.lora.update({"rank": 8, "alpha": 8.0, "targets": ("blocks/mlp/fc1", "blocks/mlp/fc2"), "count": 48})
@@ -74,25 +75,13 @@ def fvjax_steps(case: str, weights: Path, how: str):
         c.model.iresnet.update({"layers": layers, "widths": widths, "num_features": features})
         c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
     mesh = sharding.make_mesh(c.mesh)
-    base, _, frozen, groups, placed = train.open_model(c, mesh)
-    encoder = train.build_encoder(c, base, plain=how == "plain")
-    lr = lambda step: 0.01  # noqa: E731
-    tx = optim.make(c.optimizer, groups, lr)
-
-    def init_state(key):
-        start = train.initial(c, encoder, key)
-        return {**start, "opt": tx.init(start["trainable"]), "step": jax.numpy.zeros((), jax.numpy.int32)}
-
-    where = train.state_shardings(jax.eval_shape(init_state, jax.random.key(0)), placed, mesh)
-    state = jax.jit(init_state, out_shardings=where)(jax.random.key(0))
-    for part in ("trainable", "stats"):
-        state[part] = train.replace(state[part], base.params, placed, "float32")
-    frozen = train.read_frozen(c, encoder, frozen, base, placed)
+    opened = run_state.open_model(c, mesh, plain=how == "plain")
+    state, frozen, tx, lr, _, where = run_state.start(c, opened, mesh, steps_per_epoch=1000)
     index = np.arange(pairs, dtype=np.int32)
     batch = sharding.batch(
         {"images": faces(case).reshape(pairs, 2, 112, 112, 3), "labels": index, "index": index}, mesh
     )
-    one_step = lambda *args: train.step_fn(c, encoder, tx, lr, *args)  # noqa: E731
+    one_step = lambda *args: train.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
     step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
     while True:
         state, values = step(state, frozen, batch)

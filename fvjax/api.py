@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights_convert
-from fvjax import lora, trees
+from fvjax import lora, run_state, trees
 from fvjax.config import Config, base, flatten
 from fvjax.models import encoder
 from weights_convert.read import load_json
@@ -123,13 +123,11 @@ def load_workdir(path: str | Path) -> Model:
     Raises:
         ValueError: not a workdir, of another version, no checkpoint yet, or the base is missing or has changed.
     """
-    from fvjax import train  # here, since a checkpoint alone needs neither the training loop nor its plots
-
     path = Path(path)
     config = _read_config(path)
     if jax.default_backend() == "cpu":
         config.attention = "xla"  # cudnn is for GPUs; the same sums
-    built, variables, step, base_hash = train.restore(config, path)
+    built, variables, step, base_hash = run_state.restore(config, path)
     model = Model(built, variables, config.eval.batch_size, "default")
     model.run = Run(config, step, base_hash)
     return model

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import flops, optim, train, trees
+from fvjax import flops, optim, run_state, train, trees
 from fvjax.config import differences, experiments
 
 # name: (parameters, of which train, model GFLOP per step and image or None)
@@ -45,9 +45,9 @@ def test_rows_are_experiments_of_their_own():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_config(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    encoder = train.build_encoder(config)
+    encoder = run_state.build_encoder(config)
     key = jax.random.key(0)
-    variables = jax.eval_shape(functools.partial(train.init_variables, config, encoder), key)
+    variables = jax.eval_shape(functools.partial(run_state.init_variables, config, encoder), key)
     stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
     trainable, frozen, groups = optim.split(variables, config.trainable)
     size = {k: sum(x.size for x in trees.flatten(v).values()) for k, v in (("t", trainable), ("f", frozen))}
@@ -68,6 +68,6 @@ def test_config(name):
         k: v.shape for k, v in trees.flatten(trainable).items()
     }
     if expected[2]:
-        plain = functools.partial(train.step_fn, config, train.build_encoder(config, plain=True), tx, lr)
+        plain = functools.partial(train.step_fn, config, run_state.build_encoder(config, plain=True), tx, lr)
         per_image = flops.count(plain, *args) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)

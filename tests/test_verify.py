@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, optim, train, verify
+from fvjax import api, optim, run_state, train, verify
 from fvjax.data import images
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import folds
@@ -151,8 +151,8 @@ def test_score_is_the_cosine_of_embed_step(resnet, crops):
     step = max(int(p.name) for p in (resnet / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((resnet / "checkpoints" / str(step) / "state").absolute())
     state = jax.tree.map(np.asarray, state)
-    encoder = train.build_encoder(config)
-    variables = jax.jit(functools.partial(train.init_variables, config, encoder))(jax.random.key(config.seed))
+    encoder = run_state.build_encoder(config)
+    variables = jax.jit(functools.partial(run_state.init_variables, config, encoder))(jax.random.key(config.seed))
     variables.pop("batch_stats")
     _, frozen, _ = optim.split(variables, config.trainable)
     faces = np.stack([images.decode(crops[i].read_bytes(), "") for i in (0, 1)])

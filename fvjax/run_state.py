@@ -1,0 +1,214 @@
+"""What a run is made of: the encoder, what trains and what is frozen, each leaf where it will live."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fvjax import checkpoint, lora, optim, sharding, trees
+from fvjax.config import Config
+from fvjax.models import encoder as encoders
+from weights_convert.read import Checkpoint, open_checkpoint
+
+
+class Opened(NamedTuple):
+    """A run's model before anything is computed. `frozen` as shapes; `groups` and shardings (`placed`) by name."""
+
+    base: Checkpoint | None
+    encoder: encoders.Encoder
+    frozen: dict
+    groups: dict[str, str]
+    placed: dict
+
+
+class Start(NamedTuple):
+    """What training starts from. `shape` and `where`: of the state's leaves, their shapes and their shardings."""
+
+    state: dict  # {"trainable", "stats", "opt", "step"}, on their devices
+    frozen: dict
+    tx: optax.GradientTransformation
+    lr: optax.Schedule
+    shape: dict
+    where: dict
+
+
+def open_model(config: Config, mesh, plain: bool = False) -> Opened:
+    """Of a base only headers are read. Raises ValueError if it does not fit the config. `plain`: see build_encoder."""
+    base = open_base(config) if config.init_from else None
+    encoder = build_encoder(config, base, plain)
+    variables = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
+    everything = trees.flatten(variables)
+    if base:
+        expected = {n: leaf for n, leaf in everything.items() if not n.startswith("lora/")}
+        trees.strict_diff(expected, base.params, config.init_from)
+    placed = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
+    variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
+    _, frozen, groups = optim.split(variables, config.trainable)
+    return Opened(base, encoder, frozen, groups, placed)
+
+
+def start(config: Config, opened: Opened, mesh, steps_per_epoch: int) -> Start:
+    """What trains is initialised inside jit, where it will live; what a base gives is read shard by shard."""
+    lr = optim.schedule(config.optimizer, config.epochs, steps_per_epoch)
+    tx = optim.make(config.optimizer, opened.groups, lr)
+
+    def init(key):
+        first = initial(config, opened.encoder, key)
+        return {**first, "opt": tx.init(first["trainable"]), "step": jnp.zeros((), jnp.int32)}
+
+    key = jax.random.key(config.seed)
+    shape = jax.eval_shape(init, key)
+    where = state_shardings(shape, opened.placed, mesh)
+    state = from_base(jax.jit(init, out_shardings=where)(key), opened)
+    return Start(state, read_frozen(config, opened), tx, lr, shape, where)
+
+
+def from_base(state: dict, opened: Opened) -> dict:
+    """The state with the base's weights and running statistics, in float32."""
+    given = opened.base.params if opened.base else {}
+    return state | {part: replace(state[part], given, opened.placed, "float32") for part in ("trainable", "stats")}
+
+
+def initial(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
+    """Where training starts when there is no base: {"trainable": float32, "stats"}, without what is frozen."""
+    variables = init_variables(config, encoder, key)
+    stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
+    trainable, _, _ = optim.split(variables, config.trainable)
+    return {"trainable": jax.tree.map(lambda x: x.astype(jnp.float32), trainable), "stats": stats}
+
+
+def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int, str]:
+    """What a run embeds with, on one device and without its optimizer; the workdir is only read.
+
+    Returns:
+        (encoder, its variables, step, hash of the base or ""). With config.epochs = 0 nothing was trained: step 0 of
+        what the base or the seed gives.
+    Raises:
+        ValueError: no checkpoint yet; the base is not there, or not the one that was trained on.
+    """
+    if config.init_from and not Path(config.init_from).is_dir():
+        remedy = dict(config.prepare).get("init_from", "")
+        told = f"{config.init_from} is not there (seen from where the run was started). {remedy}"
+        raise ValueError(f"{workdir}/config.json: init_from: {told}".rstrip())
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    opened = open_model(config, mesh)
+    base_hash = checkpoint.base_hash(config.init_from) if config.init_from else ""
+    init, key = functools.partial(initial, config, opened.encoder), jax.random.key(config.seed)
+    shape = jax.eval_shape(init, key)
+    where = state_shardings(shape, opened.placed, mesh)
+    if config.epochs:
+        nothing = ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to use")
+        if not (workdir / "checkpoints").is_dir():
+            raise nothing
+        checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint, read_only=True)
+        step = checkpoints.latest()
+        if step is None:
+            raise nothing
+        trained_on = checkpoints.meta(step)["base_hash"]
+        if trained_on != base_hash:
+            raise ValueError(
+                f"{workdir} was trained on another base than {config.init_from} is now (hash {trained_on[:8]} there, "
+                f"{base_hash[:8]} now); put that base back"
+            )
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
+        state = checkpoints.restore(step, target, {})
+        checkpoints.close()
+    else:
+        step, state = 0, from_base(jax.jit(init, out_shardings=where)(key), opened)
+    frozen = read_frozen(config, opened)
+    return opened.encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, base_hash
+
+
+def build_encoder(config: Config, base: Checkpoint | None = None, plain: bool = False) -> encoders.Encoder:
+    """The config's encoder; attributes that the config does not set come from the base.
+
+    `plain`: as the model is written, without what is computed twice or arranged for speed; to count its arithmetic.
+    """
+    kind, changes = config.model.kind, {"dtype": jnp.dtype(config.dtype)}
+    if kind == "vision_transformer":
+        changes |= {"remat": "none" if plain else config.remat, "attention": config.attention}
+    else:
+        changes |= {"on_cpu": jax.default_backend() == "cpu" and not plain}
+    mine = {key: value for key, value in config.model[kind].items() if value is not None}
+    theirs = base.model_config if base else {}
+    for key, value in theirs.items():
+        same = (
+            tuple(mine.get(key, value)) == tuple(value)
+            if isinstance(value, list | tuple)
+            else mine.get(key, value) == value
+        )
+        if not same and key not in ("drop_path", "dropout"):  # those are choices of the training run
+            raise ValueError(f"{config.init_from} has {key}={value}, the config's model {key}={mine[key]}")
+    return encoders.build(kind, {**theirs, **mine}, config.model.pooling, **changes)
+
+
+def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
+    """Random variables of the encoder and its adapters: {"params", ["batch_stats"], ["lora"]}."""
+    variables = encoder.init(jax.random.fold_in(key, 0))
+    if config.lora.rank:
+        c = config.lora
+        adapters = lora.init(trees.flatten(variables["params"]), c.targets, c.rank, c.count, jax.random.fold_in(key, 1))
+        variables["lora"] = trees.unflatten(adapters)
+    return variables
+
+
+def variables_of(config: Config, *parts: dict) -> dict:
+    """The variables a network is applied to: pruned trees merged, adapters scaled by alpha / rank."""
+    variables = optim.merge(*parts)
+    if "lora" in variables:
+        scaled = lora.scaled(trees.flatten(variables["lora"]), config.lora.alpha / config.lora.rank)
+        variables["lora"] = trees.unflatten(scaled)
+    return variables
+
+
+def open_base(config: Config) -> Checkpoint:
+    """The pretrained weights' directory; only headers are read."""
+    base = open_checkpoint(config.init_from)
+    if base.kind != config.model.kind:
+        raise ValueError(f"{config.init_from} holds a {base.kind}, config.model.kind is {config.model.kind}")
+    return base
+
+
+def read_frozen(config: Config, opened: Opened) -> dict:
+    """The frozen parameters on their devices, from the base or (without one) as initialised."""
+    names = trees.flatten(opened.frozen)
+    if not names:
+        return {}
+    dtype = jnp.dtype(config.base_dtype)
+    initialised = {n for n in names if not opened.base or n.startswith("lora/")}
+
+    def init(key):
+        flat = trees.flatten(init_variables(config, opened.encoder, key))
+        return {n: flat[n].astype(dtype) for n in initialised}
+
+    out = jax.jit(init, out_shardings={n: opened.placed[n] for n in initialised})(jax.random.key(config.seed))
+    given = opened.base.params if opened.base else {}
+    return replace(trees.unflatten({**names, **out}), given, opened.placed, dtype)
+
+
+def replace(tree: dict, given: dict, placed: dict, dtype) -> dict:
+    """The tree with the leaves in `given` (sliceable, lazy) read onto their devices, each host only its shards."""
+    flat = dict(trees.flatten(tree))
+    for name, leaf in given.items():
+        if name in flat:
+            read = lambda index, leaf=leaf: np.asarray(leaf[index]).astype(dtype)  # noqa: E731
+            flat[name] = jax.make_array_from_callback(tuple(leaf.shape), placed[name], read)
+    return trees.unflatten(flat)
+
+
+def state_shardings(shape: dict, placed: dict, mesh) -> dict:
+    """Optimizer leaves live where the parameter of the same name lives, scalars are replicated."""
+
+    def one(path, leaf):
+        keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in placed and leaf.ndim:
+                return placed[name]
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, shape)
