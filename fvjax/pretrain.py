@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--dst", type=Path, required=True, help="directory to write; must not exist")
     parser.add_argument("--people", type=int, default=5000)
     parser.add_argument("--shots", type=int, default=2, help="of each person")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()

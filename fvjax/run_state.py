@@ -1,8 +1,9 @@
 """What a run is made of: the encoder, what trains and what is frozen, each leaf where it will live."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Start(NamedTuple):
     state: dict  # {"trainable", "stats", "opt", "step"}, on their devices
     frozen: dict
     tx: optax.GradientTransformation
-    lr: optax.Schedule
+    lr: Callable[[Any], jax.Array]
     shape: dict
     where: dict
 

@@ -14,7 +14,9 @@ from fvjax.config import differences, experiments
 # IResNet-50 43,590,848 and InternViT-300M 304,012,288 + 1,966,080 are the published models' own counts; the small
 # networks' are those of the PyTorch twin (tests/reference/iresnet_torch.py).
 EXPECTED = {
-    "quickstart": (220_876, 220_748, None),
+    "quickstart:resnet": (220_876, 220_748, None),
+    "quickstart:vit_frozen": (877_952, 0, None),  # 75,392 + 128 + 8,320 + 4 x 198,528
+    "quickstart:vit_lora": (877_952 + 65_536, 65_536, None),
     "small_real": (2_308_352, 2_308_096, None),
     "resnet50_infonce": (43_590_848, 43_590_336, 37.8),
     "vit_frozen": (304_012_288, 0, None),
@@ -24,27 +26,27 @@ EXPECTED = {
 
 def test_all_configs_are_here():
     files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper"}
-    assert files == set(EXPECTED)
+    assert files == {name.split(":")[0] for name in EXPECTED}
 
 
 def test_rows_are_experiments_of_their_own():
     config = importlib.import_module("configs.quickstart").get_config()
-    alone = config.to_dict()
-    config.rows.update({"short": {"epochs": 1}, "narrow": {"model": {"iresnet": {"widths": (2, 4, 4, 4)}}}})
     config.batch_size = 8
     found = experiments(config, Path("runs/q"))
-    assert list(found) == [Path("runs/q/narrow"), Path("runs/q/short")], "in the order of their names"
-    changed = {where.name: {d.split(":")[0] for d in differences(row.to_dict(), alone)} for where, row in found.items()}
-    assert changed["short"] == {"name", "batch_size", "epochs"}, "what holds for all rows is taken from the config"
-    assert changed["narrow"] == {"name", "batch_size", "model.iresnet.widths"}
-    config.rows.update({"wrong": {"optimizer": {"lrr": 1}}})
-    with pytest.raises(ValueError, match=r"rows\.wrong.*lrr"):
+    assert list(found) == [Path("runs/q") / name for name in ("resnet", "vit_frozen", "vit_lora")]
+    for where, row in found.items():
+        alone = importlib.import_module("configs.quickstart").get_config(where.name)
+        assert row.batch_size == 8, "what holds for all rows is taken from the config"
+        assert {d.split(":")[0] for d in differences(row.to_dict(), alone.to_dict())} == {"name", "batch_size"}
+    config.rows.vit_lora.optimizer.lrr = 1
+    with pytest.raises(ValueError, match=r"rows\.vit_lora.*lrr"):
         experiments(config, Path("runs/q"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_config(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    file, *row = name.split(":")
+    config = importlib.import_module(f"configs.{file}").get_config(*row)
     encoder = run_state.build_encoder(config)
     key = jax.random.key(0)
     variables = jax.eval_shape(functools.partial(run_state.init_variables, config, encoder), key)

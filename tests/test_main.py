@@ -13,10 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.reference.recipe import write_checkpoint
-
 TINY = [
-    "--config=configs/quickstart.py",
+    "--config=configs/quickstart.py:resnet",
     *(
         f"--config.{setting}"
         for setting in (
@@ -33,12 +31,6 @@ TINY = [
         )
     ),
 ]
-TOWER = {
-    "architectures": ["InternVisionModel"], "image_size": 112, "patch_size": 28, "hidden_size": 32,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "qkv_bias": True,
-    "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
-    "drop_path_rate": 0.0,
-}  # fmt: skip
 STEPS = 36  # 12 identities have 2 pairs each, 4 pairs a step: 6 steps an epoch
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
 
@@ -160,18 +152,18 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config=configs/quickstart.py", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
-        (["--config=configs/quickstart.py", "--config.batch_size=404"], "choose 1 … 12"),
-        (["--config=configs/quickstart.py", "--config.batch_size=7"], "must be even"),
-        (["--config=configs/quickstart.py", "--config.mesh.data=3"], "does not make up the 2 devices"),
-        (["--config=configs/quickstart.py", "--config.batch_size=6"], "batch_size / 2 = 3 does not divide"),
-        (["--config=configs/quickstart.py", "--config.optimizer.name=adm"], "choose sgd or adamw"),
-        (["--config=configs/quickstart.py", "--config.dtype=bf16"], "choose float32 or bfloat16"),
-        (["--config=configs/quickstart.py", "--config.log.every_steps=0"], "must be at least 1"),
-        (["--config=configs/quickstart.py", "--config.lora.rank=8"], "rank, alpha and targets go together"),
-        (["--config=configs/quickstart.py", "--mode=eval"], "nothing trained to evaluate"),
+        (["--config=configs/quickstart.py:resnet", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
+        (["--config=configs/quickstart.py:resnet", "--config.batch_size=404"], "choose 1 … 12"),
+        (["--config=configs/quickstart.py:resnet", "--config.batch_size=7"], "must be even"),
+        (["--config=configs/quickstart.py:resnet", "--config.mesh.data=3"], "does not make up the 2 devices"),
+        (["--config=configs/quickstart.py:resnet", "--config.batch_size=6"], "batch_size / 2 = 3 does not divide"),
+        (["--config=configs/quickstart.py:resnet", "--config.optimizer.name=adm"], "choose sgd or adamw"),
+        (["--config=configs/quickstart.py:resnet", "--config.dtype=bf16"], "choose float32 or bfloat16"),
+        (["--config=configs/quickstart.py:resnet", "--config.log.every_steps=0"], "must be at least 1"),
+        (["--config=configs/quickstart.py:resnet", "--config.lora.rank=8"], "rank, alpha and targets go together"),
+        (["--config=configs/quickstart.py:resnet", "--mode=eval"], "nothing trained to evaluate"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
-        (["--config=configs/quickstart.py", "surplus"], "unexpected argument 'surplus'"),
+        (["--config=configs/quickstart.py:resnet", "surplus"], "unexpected argument 'surplus'"),
         ([], "--config=configs/NAME.py is missing"),
     ],
 )
@@ -188,7 +180,7 @@ def test_mistakes_are_one_line(args, message, tmp_path):
 def test_sharded_run_equals_replicated(finished, tmp_path):
     config = tmp_path / "sharded.py"
     config.write_text(
-        "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config()\n"
+        "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config('resnet')\n"
         "    columns = (None, None, None, 'fsdp')\n"
         "    c.sharding = (('params/fc/kernel', ('fsdp',)), ('.*/conv[12]/kernel', columns), ('.*', ()))\n"
         "    return c\n"
@@ -208,39 +200,20 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
     assert again["auc"]["value"] == pytest.approx(figures["auc"]["value"], abs=0.01)
 
 
-def test_rows_and_their_table(tmp_path):
-    """One config, three experiments: the last two share a base and train nothing, or adapters alone."""
-    pytest.importorskip("torch")
-    from tests.reference.internvit_torch import InternVisionModel
-
-    tower = tmp_path / "tower"
-    write_checkpoint(tower, TOWER, {k: tuple(v.shape) for k, v in InternVisionModel(TOWER).state_dict().items()})
-    file = tmp_path / "rows.py"
-    file.write_text(
-        "from configs import quickstart\n\n\ndef get_config():\n    c = quickstart.get_config()\n"
-        "    v = {'image_size': 112, 'patch_size': 28, 'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}\n"
-        "    vit = {'model': {'kind': 'vision_transformer', 'pooling': 'mean', 'vision_transformer': v}}\n"
-        f"    vit |= {{'init_from': {str(tower)!r}, 'eval': {{'baselines': False}}}}\n"
-        "    lora = {'rank': 2, 'alpha': 2.0, 'targets': ('blocks/mlp/fc1',), 'count': 2}\n"
-        "    c.rows.resnet = ConfigDict()\n"
-        "    c.rows.frozen = ConfigDict({**vit, 'epochs': 0, 'trainable': (('.*', 'frozen'),)})\n"
-        "    adapters = (('lora/.*', 'adapter'), ('.*', 'frozen'))\n"
-        "    c.rows.adapted = ConfigDict({**vit, 'epochs': 2, 'lora': lora, 'trainable': adapters})\n"
-        "    return c\n\n\nfrom ml_collections import ConfigDict\n"
-    )
-    workdir = tmp_path / "run"
-    code, out, err = call(f"--config={file}", *TINY[1:], f"--workdir={workdir}", "--config.epochs=1")
+def test_three_rows_and_their_table(tmp_path):
+    args = ["--config=configs/quickstart.py", *TINY[1:], f"--workdir={tmp_path}", "--config.rows.vit_lora.epochs=2"]
+    code, out, err = call(*args, "--config.epochs=1")
     assert code == 0, err
-    assert {p.name for p in workdir.iterdir() if "synthetic" not in p.name} == {"resnet", "frozen", "adapted"}
-    assert len(list(workdir.glob("synthetic_*"))) == 2, "the rows share their faces"
+    assert {p.name for p in tmp_path.iterdir() if "synthetic" not in p.name} == {"resnet", "vit_frozen", "vit_lora"}
+    assert len(list(tmp_path.glob("synthetic_*"))) == 2, "the rows share their faces"
     table = out[out.rindex("Face verification (%)") :]
-    for row in ("raw pixels", "resnet", "frozen", "adapted"):
+    for row in ("raw pixels", "resnet", "vit_frozen", "vit_lora"):
         assert row in table
-    results = {row: json.loads((workdir / row / "results.json").read_text()) for row in ("frozen", "adapted")}
-    assert results["frozen"]["step"] == 0
-    assert results["adapted"]["step"] == 12
-    assert results["frozen"]["base_hash"] == results["adapted"]["base_hash"] != ""
-    _, state = saved(workdir / "adapted")
+    results = {row: json.loads((tmp_path / row / "results.json").read_text()) for row in ("vit_frozen", "vit_lora")}
+    assert results["vit_frozen"]["step"] == 0
+    assert results["vit_lora"]["step"] == 12
+    assert results["vit_frozen"]["base_hash"] == results["vit_lora"]["base_hash"] != ""
+    _, state = saved(tmp_path / "vit_lora")
     assert state
     assert all("lora" in name for name in state if "trainable" in name)
 

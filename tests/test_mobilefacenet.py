@@ -18,7 +18,7 @@ def embed(real_data):
     onnxruntime = pytest.importorskip("onnxruntime")
     file = real_data / "mobilefacenet/MobileFaceNet.onnx"
     if not file.is_file():
-        pytest.skip(f"no {file}")
+        pytest.skip(f"{file} is not there; it is not part of the project")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1
     session = onnxruntime.InferenceSession(str(file), options)

@@ -96,6 +96,7 @@ def test_golden_ids():
 
 
 def test_pickled_plan_is_the_same_plan():
+    """Grain sends it to worker processes by pickling it; nothing that was pickled is ever read from a file."""
     plan = PairPlan(LABELS, 4, 5)
     want = [plan[i] for i in range(30)]
     copy = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)

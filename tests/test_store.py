@@ -91,6 +91,7 @@ def test_data_hash_is_of_the_contents_in_order(tmp_path):
 
 
 def test_a_pickled_store_reads_the_same(tmp_path):
+    """Grain sends it to worker processes by pickling it; nothing that was pickled is ever read from a file."""
     s = make(tmp_path / "s")
     s.face(0)  # opens the shards, which cannot be pickled themselves
     copy = pickle.loads(pickle.dumps(s))  # noqa: S301 (our own bytes)

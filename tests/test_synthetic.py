@@ -114,7 +114,7 @@ def test_impossible_protocols_are_refused(people, pairs, message):
 
 @pytest.fixture(scope="module")
 def quickstart_test_set():
-    pictures, labels, _ = synthetic.faces(range(100_000, 100_120), 6, seed=0)
+    pictures, labels, _ = synthetic.faces(range(100_000, 100_120), 6, seed=0, difficulty=2.0)
     return pictures, synthetic.verification_pairs(labels, 1000, seed=0)
 
 

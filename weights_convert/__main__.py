@@ -84,6 +84,7 @@ def _write(dst: Path, tensors: Iterable[tuple[str, int, Callable[[], np.ndarray]
                 save_file(tensors_here, temporary / file, {"format": "pt"})
             except SafetensorError as error:  # its own type even for a full disk
                 raise OSError(f"{dst}: {error}") from error
+            (temporary / file).chmod(0o644)  # safetensors keeps others from reading it
             where |= {key: file for key, _ in shard}
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -73,8 +73,9 @@ def shot_attributes(identity: int, number: int, seed: int, difficulty: float = 1
     Flags: `glasses`, `scarf`, `bar`. The rest are RGB colours in [0, 1], the bar's place and the noise's seed.
 
     Args:
-        difficulty: how far pose goes and how hard light, occlusion, blur and noise are. 1 is the quickstart's data (yaw
-            up to 14 degrees, one face in four occluded), 0 is frontal, evenly lit and unoccluded, 3 the hardest.
+        difficulty: how far pose goes and how hard light, occlusion, blur and noise are. 0 is frontal, evenly lit and
+            unoccluded; at 1 yaw goes to 14 degrees and one face in four is occluded; 2 is the quickstart's data (28
+            degrees, nearly every second); 3 is the hardest.
     Raises:
         ValueError: difficulty outside 0..3.
     """
