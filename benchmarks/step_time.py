@@ -1,10 +1,12 @@
 """One training step on this machine's CPU against the PyTorch twin: the same weights, the same batch, in turn.
 
     python benchmarks/step_time.py [--case=small_real|resnet50|internvit|decode] [--rounds=2] [--variants="A;B"]
+    python benchmarks/step_time.py --case=decode [--store=DIR]
 
 small_real: that config's network, batch 128. resnet50: IResNet-50, batch 32. internvit: InternViT-300M with rank-8
 adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). All float32;
-decode: JPEG decode and batching alone, on one core.
+decode: reading, JPEG decoding and batching alone, on one core, of a test store or of synthetic
+faces (whose JPEGs are two to three times as large as those of photographs).
 
 Each variant runs in its own process (the allocator's settings are read at start), A B C … A B C …; a figure is the
 median of the steps after the warm-up, then the median over rounds. Losses of the first step must agree. torch and the
@@ -164,22 +166,34 @@ def one(case: str, what: str, weights: Path) -> None:
     print(json.dumps({"seconds": statistics.median(times[-measured:]), "loss": first, "gib": peak}))
 
 
-def decode() -> None:
-    """JPEG/s decoded and batched from a store of synthetic faces, on one core."""
+def decode(directory: str | None) -> None:
+    """JPEG/s decoded and batched on one core, and what libjpeg-turbo alone would do."""
+    import simplejpeg
+
     from fvjax.data import pipeline, synthetic
+    from fvjax.data.store import Store
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as directory:
-        store = synthetic.write(Path(directory) / "faces", range(128), 8, 0, split="test")
-        rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        if directory:
+            store = Store(directory, "test")
+        else:
+            store = synthetic.write(Path(folder) / "faces", range(128), 8, 0, split="test")
+        order = np.random.default_rng(0).integers(0, len(store), 8192)
+        jpegs = [store.jpeg(i) for i in order]
+        into = np.empty((112, 112, 3), np.uint8)
+        rates, alone = [], []
         for _ in range(5):
-            order = np.tile(np.arange(len(store)), 8)
             start = time.perf_counter()
-            count = sum(real for _, real in pipeline.eval_batches(store, order, 128))
+            count = sum(real for _, real in pipeline.eval_batches(store, order, 128, threads=1))
             rates.append(count / (time.perf_counter() - start))
-    print(
-        f"decode and batch, one core: {statistics.median(rates):,.0f} JPEG/s ({min(rates):,.0f} to {max(rates):,.0f})"
-    )
+            start = time.perf_counter()
+            for jpeg in jpegs:
+                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
+            alone.append(len(jpegs) / (time.perf_counter() - start))
+    for what, each in (("read, decode and batch", rates), ("libjpeg-turbo alone", alone)):
+        print(f"{what}, one core: {statistics.median(each):,.0f} JPEG/s ({min(each):,.0f} to {max(each):,.0f})")
+    print(f"{np.mean([len(jpeg) for jpeg in jpegs]):,.0f} bytes a JPEG")
 
 
 def main() -> None:
@@ -187,10 +201,11 @@ def main() -> None:
     parser.add_argument("--case", choices=[*BATCH, "decode"], default="small_real")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--variants", default=";".join(DEFAULT), help=f"separated by ';', of: {'; '.join(VARIANTS)}")
+    parser.add_argument("--store", help="of --case=decode: a face store with split test")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case == "decode":
-        return decode()
+        return decode(options.store)
     if options.one:
         return one(options.case, options.one[0], Path(options.one[1]))
     if not importlib.util.find_spec("torch"):

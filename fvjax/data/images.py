@@ -20,12 +20,13 @@ class WrongSize(ValueError):
     """The image is readable but not a 112x112 face: a mistake of preparation rather than a broken file."""
 
 
-def decode(jpeg: bytes, where: str) -> np.ndarray:
+def decode(jpeg: bytes, where: str, out: np.ndarray | None = None) -> np.ndarray:
     """JPEG bytes -> uint8 [112, 112, 3] RGB (grey is repeated over the channels).
 
     Args:
         jpeg: a whole JPEG file.
         where: what the error should name, such as "store/train record 17 (a/1.jpg)".
+        out: uint8 [112, 112, 3], contiguous, to decode into; None makes a new one.
     Raises:
         WrongSize: the header says another size than 112x112 (nothing has been decoded then).
         ValueError: not a JPEG, truncated, or not RGB-able.
@@ -36,9 +37,13 @@ def decode(jpeg: bytes, where: str) -> np.ndarray:
         raise ValueError(f"{where}: not a JPEG ({error}, {len(jpeg)} bytes)") from error
     _check_size(int(width), int(height), where)
     try:
-        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+        return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
     except ValueError:
-        return np.asarray(_open(jpeg, where, ("JPEG",)))
+        face = np.asarray(_open(jpeg, where, ("JPEG",)))
+        if out is None:
+            return face
+        out[:] = face
+        return out
 
 
 def encode(face: np.ndarray, quality: int = 95) -> bytes:

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from fvjax.data.images import SIZE
 from fvjax.data.pairs import PairPlan
 from fvjax.data.store import Store
 
@@ -47,18 +48,19 @@ def train_batches(
     if start_step < 0 or num_steps < 0:
         raise ValueError(f"start_step={start_step} and num_steps={num_steps} must not be negative")
 
-    def load(i: int) -> dict[str, Any]:
-        a, b, identity = plan[i]
+    def load(step: int) -> dict[str, Any]:
+        index = np.arange(step * total + process_index, (step + 1) * total, process_count)
+        pairs = [plan[int(i)] for i in index]
+        ids = np.array([(a, b) for a, b, _ in pairs], np.int64)
         return {
-            "images": np.stack([store.face(a), store.face(b)]),
-            "labels": np.int32(identity),
-            "index": np.int64(i),
-            "ids": np.asarray([a, b], np.int64),
+            "images": store.faces(ids.reshape(-1)).reshape(-1, 2, SIZE, SIZE, 3),
+            "labels": np.array([label for *_, label in pairs], np.int32),
+            "index": index,
+            "ids": ids,
         }
 
-    mine = range(start_step * total + process_index, (start_step + num_steps) * total, process_count)
-    # Batched before the threads and workers, which then take whole batches in turn: same sequence for any number.
-    batches = grain.MapDataset.source(mine).map(load).batch(total // process_count)
+    # Grain's elements are whole batches, which threads and workers take in turn: the same sequence for any number.
+    batches = grain.MapDataset.source(range(start_step, start_step + num_steps)).map(load)
     return iter(_read(batches, workers, threads, prefetch))
 
 
@@ -70,8 +72,8 @@ def eval_batches(
     The last batch is filled up by repeating its last face, so that a compiled function sees one shape.
     """
     n = len(indices)
-    padded = list(indices) + list(indices[-1:]) * (-n % batch_size)
-    batches = grain.MapDataset.source(padded).map(store.face).batch(batch_size)
+    padded = np.append(indices, np.repeat(indices[-1:], -n % batch_size)).astype(np.int64)
+    batches = grain.MapDataset.source(list(padded.reshape(-1, batch_size))).map(store.faces)
     for i, faces in enumerate(_read(batches, 0, threads, threads)):
         yield faces, min(batch_size, n - i * batch_size)
 

@@ -30,11 +30,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from fvjax import errors
 from fvjax.data import images
 
 FORMAT = 1
+EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 (made at run time, so type checkers do not see it)
 SHARD_RECORDS = 100_000  # about 1 GB of 112x112 JPEGs
 
 
@@ -98,24 +100,34 @@ class Store:
     @cached_property
     def _records(self):
         builder: Any = tfds.builder_from_directory(self.path)  # Any: TFDS's decorators hide its signatures
-        return builder.as_data_source(self.split, decoders={"image": tfds.decode.SkipDecoding()})
+        return builder.as_data_source(self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def record(self, i: int) -> dict[str, Any]:
         """Record ``i`` as stored: {"image": JPEG bytes, "identity": int, "source": bytes}."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path}: no record {i}, there are {len(self)}")
         try:
-            return self._records[int(i)]
+            data = self._records[int(i)]
         except RuntimeError as error:  # ArrayRecord's checksums
             raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
+        features = EXAMPLE.FromString(data).features.feature  # TFDS's own way takes five times as long
+        (image,), (source,) = features["image"].bytes_list.value, features["source"].bytes_list.value
+        return {"image": image, "identity": features["identity"].int64_list.value[0], "source": source}
 
     def jpeg(self, i: int) -> bytes:
         return self.record(i)["image"]
 
     def face(self, i: int) -> np.ndarray:
         """Record ``i`` decoded: uint8 [112, 112, 3] RGB. Raises ValueError naming store, record and source file."""
-        record = self.record(i)
-        return images.decode(record["image"], f"{self.path} record {i} ({record['source'].decode()})")
+        return self.faces([i])[0]
+
+    def faces(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Records decoded into one array: uint8 [N, 112, 112, 3] RGB. Errors as :meth:`face`."""
+        out = np.empty((len(numbers), images.SIZE, images.SIZE, 3), np.uint8)
+        for i, face in zip(numbers, out):
+            record = self.record(i)
+            images.decode(record["image"], f"{self.path} record {i} ({record['source'].decode()})", face)
+        return out
 
 
 class Writer:
