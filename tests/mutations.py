@@ -290,8 +290,8 @@ FAULTS = (
         "partners_apart_in_the_plan",
         "the two images of a pair are of two identities",
         "fvjax/data/pairs.py",
-        "return order[at], order[at + 1]",
-        "return order[at], order[np.roll(at, 1) + 1]",
+        "order[at], order[at + 1]",
+        "order[at], order[np.roll(at, 1) + 1]",
         (PAIRS + "test_every_epoch",),
     ),
     Fault(

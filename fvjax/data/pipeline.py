@@ -9,13 +9,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from fvjax.data.pairs import PairPlan
+from fvjax.data.pairs import Plan
 from fvjax.data.store import Store
 
 
 def train_batches(
     store: Store,
-    plan: PairPlan,
+    plan: Plan,
     *,
     start_step: int,
     num_steps: int,
@@ -33,8 +33,8 @@ def train_batches(
         workers: decoding processes (0: this process). threads: decoding threads in each.
         prefetch: batches kept ready in each process.
     Yields:
-        images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (identity), index int64 [p] (global pair index, the
-        number to derive random keys from), ids int64 [p, 2] (record numbers).
+        images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (see `pairs.Pair`), index int64 [p] (global pair
+        index, the number to derive random keys from), ids int64 [p, 2] (record numbers).
     Raises:
         ValueError: the plan is not of this store, P does not divide by process_count, or an image is broken (named).
     """
@@ -48,10 +48,10 @@ def train_batches(
         raise ValueError(f"start_step={start_step} and num_steps={num_steps} must not be negative")
 
     def load(i: int) -> dict[str, Any]:
-        a, b, identity = plan[i]
+        a, b, label = plan[i]
         return {
             "images": np.stack([store.face(a), store.face(b)]),
-            "labels": np.int32(identity),
+            "labels": np.int32(label),
             "index": np.int64(i),
             "ids": np.asarray([a, b], np.int64),
         }
