@@ -188,6 +188,8 @@ def test_an_epoch_of_the_seeds_size():
     assert 0 < np.abs(per_batch - 1024).max() < 5 * (2048 * 0.25) ** 0.5
     sides = np.bincount(table[..., 0].ravel(), minlength=30000) / np.bincount(table[..., :2].ravel(), minlength=30000)
     assert abs(np.nanmean(sides) - 0.5) < 0.01, "an image is as often first as second"
+    for label in (0, 1):  # 33 times each identity, so that few of its 10 images never come
+        assert len(np.unique(table[table[..., 2] == label, :2])) > 0.9 * 30_000
 
 
 def test_epochs_seeds_and_kinds_are_drawn_anew():
