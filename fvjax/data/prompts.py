@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,9 @@ class Tokenizer:
         """
         if outside := [id for id in ids if not 0 <= id < self.size]:
             raise ValueError(f"{self.path}: no token has id {outside[0]}, there are {self.size}")
-        text, run = "", []
-        for id in [*map(int, ids), None]:
-            if id is not None and id not in self._text_of:
-                run.append(id)
-                continue
-            text += self._pieces.DecodeIds(run) + self._text_of.get(id, "")
-            run = []
+        text = ""
+        for are_added, run in groupby(map(int, ids), self._text_of.__contains__):
+            text += "".join(self._text_of[id] for id in run) if are_added else self._pieces.DecodeIds(list(run))
         return text
 
     def _read_added(self) -> dict[str, int]:
