@@ -77,8 +77,9 @@ class Tokenizer:
         if outside := [id for id in ids if not 0 <= id < self.size]:
             raise ValueError(f"{self.path}: no token has id {outside[0]}, there are {self.size}")
         text = ""
-        for are_added, run in groupby(map(int, ids), self._text_of.__contains__):
-            text += "".join(self._text_of[id] for id in run) if are_added else self._pieces.DecodeIds(list(run))
+        for are_added, group in groupby(map(int, ids), self._text_of.__contains__):
+            run = list(group)
+            text += "".join(self._text_of[id] for id in run) if are_added else self._pieces.DecodeIds(run)
         return text
 
     def _read_added(self) -> dict[str, int]:
