@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def init(
@@ -66,3 +67,33 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) 
         delta = jnp.matmul(a, b, precision="highest") * scale
         merged[f"{module}/kernel"] = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
     return merged
+
+
+def is_zero(grads: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Whether an adapter's gradient is zero, exactly and everywhere: bool [layers] of a stack, else []. For jit."""
+    return {name: (g == 0).all(axis=(-2, -1)) for name, g in grads.items()}
+
+
+def check_alive(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """The dead-adapter gate, for the host after two steps from new adapters.
+
+    a is multiplied by b, and b starts at zero: at step 1 only b can have a gradient, at step 2 also a.
+
+    Args:
+        first, second: what :func:`is_zero` gave for the gradients of steps 1 and 2, flat names.
+    Raises:
+        ValueError: names every b that was zero at step 1 and every a at step 2, layer by layer.
+    """
+    dead = []
+    for step, half, zero in ((1, "/b", first), (2, "/a", second)):
+        for name in sorted(n for n in zero if n.endswith(half)):
+            layers = np.asarray(zero[name])
+            if layers.any():
+                which = f" layers {np.flatnonzero(layers).tolist()}" if layers.ndim else ""
+                dead.append(f"{name}{which} (step {step})")
+    if dead:
+        raise ValueError(
+            f"dead adapters, their gradient is exactly zero: {', '.join(dead)}. Check that the loss depends on these "
+            "modules (config.lora.targets, the pooling), that the learning rate of step 1 is not 0, and that drop-path "
+            "does not drop a layer for all images of a small batch"
+        )

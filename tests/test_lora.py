@@ -113,6 +113,40 @@ def test_dense_without_adapters_ignores_an_empty_collection():
     np.testing.assert_array_equal(dense.apply(variables | {"lora": {}}, x), dense.apply(variables, x))
 
 
+def gradients(params, x, scale=1.0):
+    """Flat gradients at steps 1 and 2 of plain descent; the base's activations are pooled."""
+    adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
+    grad = jax.jit(jax.grad(lambda a: pool(apply(params, lora.scaled(a, 1.0), x), "mean").std()))
+    first = grad(adapters)
+    return first, grad({name: leaf - scale * first[name] for name, leaf in adapters.items()})
+
+
+def test_adapters_that_learn_pass_the_gate(params, x):
+    lora.check_alive(*(jax.jit(lora.is_zero)(g) for g in gradients(params, x)))
+
+
+def test_dead_adapters_are_named_by_layer(params, x):
+    """LayerScale 0 cuts layer 1's MLP off: b has no gradient, and so stays 0, and so a has none either."""
+    first, second = gradients({**params, "blocks/ls2": params["blocks/ls2"].at[1].set(0)}, x)
+    assert lora.is_zero(first)["blocks/mlp/fc1/b"].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="exactly zero") as error:
+        lora.check_alive(lora.is_zero(first), lora.is_zero(second))
+    names = ["fc1/b layers [1] (step 1)", "fc2/b layers [1] (step 1)"]
+    names += ["fc1/a layers [1] (step 2)", "fc2/a layers [1] (step 2)"]
+    assert f": {', '.join(f'blocks/mlp/{name}' for name in names)}. Check" in str(error.value)
+
+
+def test_the_gate_looks_at_b_first_and_then_at_a(params, x):
+    """Without an update between them a is still dead at step 2; one element that is not zero is life."""
+    zero = [lora.is_zero(g) for g in gradients(params, x, scale=0.0)]
+    with pytest.raises(ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(step 2\), blocks/mlp/fc2/a"):
+        lora.check_alive(*zero)
+    one = {"fc/a": jnp.zeros((4, 2)), "fc/b": jnp.zeros((2, 3)).at[1, 2].set(1e-30)}
+    with pytest.raises(ValueError, match=r"zero: fc/a \(step 2\)\. Check"):
+        lora.check_alive(lora.is_zero(one), lora.is_zero(one))
+    lora.check_alive(lora.is_zero(one), lora.is_zero({"fc/a": one["fc/b"], "fc/b": one["fc/a"]}))
+
+
 # the transformer's attributes that no reference figure covers
 
 

@@ -2,17 +2,18 @@
 
 import pickle
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fvjax.data.pairs import PairPlan
+from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
 
 
-def epoch_of(plan: PairPlan, epoch: int) -> np.ndarray:
-    """int64 [steps, P, 3] of (a, b, identity)."""
+def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
+    """int64 [steps, P, 3] of (a, b, label)."""
     n = plan.steps_per_epoch * plan.pairs_per_batch
     table = np.array([plan[i] for i in range(epoch * n, (epoch + 1) * n)], np.int64)
     return table.reshape(plan.steps_per_epoch, plan.pairs_per_batch, 3)
@@ -112,3 +113,148 @@ def test_impossible_batches_are_refused():
         PairPlan(np.zeros(0, np.int64), 1, 0)
     with pytest.raises(IndexError, match="starts at 0"):
         PairPlan(labels, 2, 0)[-1]
+
+
+# genuine and impostor pairs
+
+
+@st.composite
+def answer_plans(draw):
+    """Any counts, records in any order, and more pairs than there are as often as fewer."""
+    counts = draw(st.lists(st.integers(1, 6), min_size=2, max_size=8))
+    assume(max(counts) > 1)
+    labels = draw(st.permutations(np.repeat(np.arange(len(counts)) * 7, counts).tolist()))
+    batch = draw(st.integers(1, 12))
+    size = draw(st.integers(batch, 150))
+    return GenuineImpostorPlan(np.array(labels, np.int64), batch, size, draw(st.integers(0, 2**40)))
+
+
+def possible(plan: Plan) -> dict[int, set[frozenset]]:
+    """All pairs of records by label."""
+    every = {frozenset(pair) for pair in combinations(range(len(plan.labels)), 2)}
+    genuine = {pair for pair in every if len({int(plan.labels[i]) for i in pair}) == 1}
+    return {1: genuine, 0: every - genuine}
+
+
+@settings(max_examples=100, deadline=None)
+@given(answer_plans(), st.integers(0, 1000))
+def test_every_epoch_of_genuine_and_impostor_pairs(plan, epoch):
+    table = epoch_of(plan, epoch).reshape(-1, 3).tolist()
+    assert plan.steps_per_epoch == plan.pairs_per_epoch // plan.pairs_per_batch
+    labels = [label for *_, label in table]
+    assert sum(labels) == len(labels) // 2
+    for label, pairs in possible(plan).items():
+        drawn = Counter(frozenset((a, b)) for a, b, its in table if its == label)
+        assert set(drawn) <= pairs, "a pair of the other kind, or an image with itself"
+        times = [drawn[pair] for pair in pairs]
+        assert max(times) - min(times) <= 1, "a pair again before all have come"
+
+
+@settings(max_examples=100, deadline=None)
+@given(answer_plans(), st.integers(0, 1000))
+def test_identities_and_images_take_turns(plan, epoch):
+    table = epoch_of(plan, epoch).reshape(-1, 3)
+    for label, pairs in possible(plan).items():
+        capacity = Counter(frozenset(plan.labels[list(pair)].tolist()) for pair in pairs)
+        turns = Counter(frozenset(plan.labels[row[:2]].tolist()) for row in table if row[2] == label)
+        rounds = sum(turns.values()) // len(pairs)
+        more = {who: turns[who] - rounds * capacity[who] for who in capacity}
+        waiting = [more[who] for who in capacity if more[who] < capacity[who]]
+        # where identities' pairs are fewer than pairs of identities, each of these has one turn or none
+        assert not waiting or max(more.values()) <= min(waiting) + 1
+    genuine = Counter(table[table[:, 2] == 1, :2].ravel().tolist())
+    for who in np.unique(plan.labels):
+        used = [genuine[i] for i in np.flatnonzero(plan.labels == who)]
+        assert max(used) - min(used) <= 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(answer_plans(), st.lists(st.integers(0, 1000), min_size=1, max_size=30))
+def test_random_access_to_genuine_and_impostor_pairs(plan, places):
+    fresh = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
+    want = [plan[i] for i in range(max(places) + 1)]
+    assert [fresh[i] for i in places] == [want[i] for i in places]
+
+
+def test_an_epoch_of_the_seeds_size():
+    """100,000 pairs of 3,000 identities with 10 images: 2,048 a step, no pair twice, both kinds in every part."""
+    plan = GenuineImpostorPlan(np.repeat(np.arange(3000), 10), 2048, 100_000, 0)
+    table = epoch_of(plan, 0)
+    assert plan.steps_per_epoch == 48
+    pairs = np.sort(table[..., :2].reshape(-1, 2), axis=1)
+    assert len(np.unique(pairs, axis=0)) == 48 * 2048
+    per_batch = table[..., 2].sum(axis=1)
+    assert per_batch.sum() == 24 * 2048
+    # a batch is a draw of 2,048 from the epoch: five standard deviations, and not always the same number
+    assert 0 < np.abs(per_batch - 1024).max() < 5 * (2048 * 0.25) ** 0.5
+    sides = np.bincount(table[..., 0].ravel(), minlength=30000) / np.bincount(table[..., :2].ravel(), minlength=30000)
+    assert abs(np.nanmean(sides) - 0.5) < 0.01, "an image is as often first as second"
+    for label in (0, 1):  # 33 times each identity, so that few of its 10 images never come
+        assert len(np.unique(table[table[..., 2] == label, :2])) > 0.9 * 30_000
+
+
+def test_epochs_seeds_and_kinds_are_drawn_anew():
+    plans = [GenuineImpostorPlan(LABELS, 4, 40, seed) for seed in (0, 1)]
+    tables = [epoch_of(plans[0], 0), epoch_of(plans[0], 1), epoch_of(plans[1], 0)]
+    for label in (0, 1):
+        sets = [{frozenset(row[:2]) for row in t.reshape(-1, 3).tolist() if row[2] == label} for t in tables]
+        assert sets[0] != sets[1] != sets[2] != sets[0]
+    assert len({t[..., 2].tobytes() for t in tables}) == 3, "the order of the kinds is drawn too"
+
+
+def test_all_pairs_are_drawn_evenly():
+    """Over many epochs: identities with 2, 3 and 4 images equally often, and each one's pairs, and impostor pairs."""
+    labels = np.repeat(np.arange(4), [2, 3, 4, 1])
+    plan, epochs = GenuineImpostorPlan(labels, 4, 4, 5), 1500
+    pairs = {1: Counter(), 0: Counter()}
+    for epoch in range(epochs):
+        for a, b, label in epoch_of(plan, epoch).reshape(-1, 3).tolist():
+            pairs[label][a, b] += 1
+
+    def check(found: Counter, p: dict) -> None:
+        """Five standard deviations of slack."""
+        assert set(found) == set(p)
+        for key, chance in p.items():
+            assert abs(found[key] - epochs * chance) < 5 * (epochs * chance * (1 - chance)) ** 0.5, key
+
+    every = [(a, b) for a in range(10) for b in range(10) if a != b]
+    of = labels.tolist()
+    counts = np.bincount(labels)
+    # two genuine pairs an epoch, of two of the three identities; each of their c (c - 1) ordered pairs alike
+    check(pairs[1], {(a, b): 2 / 3 / (c * (c - 1)) for a, b in every if of[a] == of[b] and (c := counts[of[a]])})
+    # two impostor pairs of two of the six pairs of identities; either order
+    check(pairs[0], {(a, b): 2 / 6 / 2 / (counts[of[a]] * counts[of[b]]) for a, b in every if of[a] != of[b]})
+
+
+GOLDEN_ANSWERS = [
+    (11, 10, 0),
+    (11, 3, 0),
+    (4, 8, 0),
+    (10, 9, 1),
+    (8, 7, 1),
+    (4, 5, 1),
+    (10, 7, 0),
+    (0, 2, 1),
+    (8, 6, 1),
+    (3, 2, 1),
+    (6, 10, 0),
+    (4, 5, 1),
+]
+
+
+def test_golden_genuine_and_impostor_pairs():
+    """Plans of published runs must not change: these numbers may never be updated without a new seed scheme."""
+    plan = GenuineImpostorPlan(np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]), 4, 10, 7)
+    assert (plan.steps_per_epoch, plan.eligible, plan.single) == (2, 4, 1)
+    assert [tuple(plan[i]) for i in range(12)] == GOLDEN_ANSWERS
+
+
+def test_impossible_answer_plans_are_refused():
+    for batch in (0, 11):
+        with pytest.raises(ValueError, match=f"pairs_per_batch={batch}, .* an epoch has 10 pairs; choose 1 … 10"):
+            GenuineImpostorPlan(LABELS, batch, 10, 0)
+    for labels, message in (([0, 1, 2], "0 identities with two .* 3 with one"), ([0, 0], "1 .* and 0 with one")):
+        with pytest.raises(ValueError, match=message):
+            GenuineImpostorPlan(np.array(labels), 2, 10, 0)
+    with pytest.raises(IndexError, match="starts at 0"):
+        GenuineImpostorPlan(LABELS, 2, 10, 0)[-1]

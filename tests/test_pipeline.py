@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fvjax.data import images, pipeline, store
-from fvjax.data.pairs import PairPlan
+from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
 from tests.test_images import smooth_face
 
 
@@ -17,8 +17,10 @@ def faces(tmp_path_factory) -> store.Store:
     return store.write(path, records, split="train", sources=[])
 
 
-@pytest.fixture(scope="module")
-def plan(faces) -> PairPlan:
+@pytest.fixture(scope="module", params=["identities", "answers"])
+def plan(request, faces) -> Plan:
+    if request.param == "answers":
+        return GenuineImpostorPlan(faces.labels, 4, pairs_per_epoch=22, seed=1)
     return PairPlan(faces.labels, 4, seed=1)
 
 

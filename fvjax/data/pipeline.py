@@ -10,13 +10,13 @@ import numpy as np
 from absl import flags
 
 from fvjax.data.images import SIZE
-from fvjax.data.pairs import PairPlan
+from fvjax.data.pairs import Plan
 from fvjax.data.store import Store
 
 
 def train_batches(
     store: Store,
-    plan: PairPlan,
+    plan: Plan,
     *,
     start_step: int,
     num_steps: int,
@@ -34,8 +34,8 @@ def train_batches(
         workers: decoding processes (0: this process). threads: decoding threads in each.
         prefetch: batches kept ready in each process.
     Yields:
-        images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (identity), index int64 [p] (global pair index, the
-        number to derive random keys from), ids int64 [p, 2] (record numbers).
+        images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (see `pairs.Pair`), index int64 [p] (global pair
+        index, the number to derive random keys from), ids int64 [p, 2] (record numbers).
     Raises:
         ValueError: the plan is not of this store, P does not divide by process_count, or an image is broken (named).
     """

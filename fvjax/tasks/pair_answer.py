@@ -1,0 +1,35 @@
+"""Pairwise verification: the model sees two images and answers Yes (one person) or No with its next token."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fvjax.typing import Labels
+
+
+def loss(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: str = "vocab") -> jax.Array:
+    """Cross-entropy of the right answer.
+
+    Args:
+        logits: [P, V] at the last position, any float type.
+        labels: int [P], 1 for a genuine pair (Yes), 0 for an impostor pair (No).
+        yes_no_ids: (Yes, No), columns of the logits.
+        over: "vocab", among all V tokens, as LLM-FaceVerification's code has it; "yes_no", among the two, as its text.
+    Returns:
+        float32 scalar, the mean over the P pairs.
+    Raises:
+        ValueError: another `over`.
+    """
+    logits = logits.astype(jnp.float32)
+    answers = logits[:, jnp.asarray(yes_no_ids)]
+    if over not in ("vocab", "yes_no"):
+        raise ValueError(f"loss over {over!r}: choose 'vocab' or 'yes_no'")
+    right = jnp.where(labels == 1, answers[:, 0], answers[:, 1])
+    return jnp.mean(jax.nn.logsumexp(logits if over == "vocab" else answers, axis=-1) - right)
+
+
+def p_yes(logits: jax.Array, yes_no_ids: Sequence[int]) -> jax.Array:
+    """float32 [P]: the probability of Yes where only Yes and No count, from logits [P, V]; the verification score."""
+    yes, no = yes_no_ids
+    return jax.nn.sigmoid(logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32))

@@ -1,0 +1,119 @@
+"""GradCache: any number of chunks is one batch, on any number of devices, dropped paths included."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fvjax import grad_cache, lora, sharding, trees
+from fvjax.config import base
+from fvjax.models import encoder as encoders
+from fvjax.tasks import contrastive
+
+N = 32  # faces, so that each of 8 devices has one in each of 4 chunks
+TOWER = {"image_size": 28, "patch_size": 14, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 32, "drop_path": 0.4}
+ENCODER = encoders.build("vision_transformer", TOWER, "mean")
+PARAMS = ENCODER.init(jax.random.key(0))["params"]
+
+
+def loss(embeddings):
+    return contrastive.loss(embeddings, jnp.arange(N // 2), 0.07)
+
+
+def embed(trainable, faces, keys, train=True):
+    adapters = trees.unflatten(lora.scaled(trainable, 2.0))
+    return ENCODER({"params": PARAMS, "lora": adapters}, faces, train=train, keys=keys)[0]
+
+
+def one_batch(trainable, faces, keys):
+    return jax.value_and_grad(lambda t: loss(embed(t, faces, keys)))(trainable)
+
+
+def chunked(chunks, trainable, faces, keys):
+    return grad_cache.value_and_grad(embed, loss, trainable, faces, keys, chunks=chunks, batch_stats={})
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """(adapters of which none is zero, faces, keys)"""
+    adapters = lora.init(trees.flatten(PARAMS), ("blocks/.*",), 4, 12, jax.random.key(1))
+    adapters = {n: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape) for n, x in adapters.items()}
+    faces = np.random.default_rng(0).integers(0, 256, (N, 112, 112, 3), np.uint8)
+    return adapters, jnp.asarray(faces), jax.random.split(jax.random.key(3), N)
+
+
+def on(devices: int, inputs):
+    """The same inputs with faces and keys split over some devices."""
+    mesh = sharding.make_mesh(base().mesh, jax.devices()[:devices])
+    place = functools.partial(jax.device_put, device=jax.sharding.NamedSharding(mesh, sharding.BATCH))
+    adapters, faces, keys = inputs
+    return jax.device_put(adapters, sharding.replicated(mesh)), place(faces), place(keys)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_chunks_equal_one_batch(inputs, chunks, devices):
+    value, grads = jax.jit(one_batch)(*inputs)
+    got, got_grads = jax.jit(functools.partial(chunked, chunks))(*on(devices, inputs))
+    assert float(got) == pytest.approx(float(value), rel=1e-6)
+    assert got_grads.keys() == grads.keys()
+    for name, g in grads.items():
+        distance = np.linalg.norm(got_grads[name] - g) / np.linalg.norm(g)
+        assert distance <= 1e-5, f"{name}: {distance:.1e}"
+        assert got_grads[name].dtype == jnp.float32
+
+
+def test_paths_are_dropped_in_these_tests(inputs):
+    """Else they would not see a wrong key."""
+    adapters, faces, keys = inputs
+    run = jax.jit(embed, static_argnums=3)
+    dropped, other = run(adapters, faces, keys), run(adapters, faces, keys[::-1])
+    kept = run(adapters, faces, keys, False)
+    assert (np.abs(dropped - kept).max(axis=1) > 1e-3).mean() > 0.5
+    assert abs(loss(dropped) - loss(other)) > 1e-3
+
+
+def test_half_precision_gradients_are_summed_in_float32():
+    """In bfloat16, 256 + 1 is 256."""
+    faces, keys = jnp.ones((8, 1), jnp.bfloat16).at[0].set(256), jax.random.split(jax.random.key(0), 8)
+    w = {"w": jnp.ones((1, 1), jnp.bfloat16)}
+    embed = lambda w, x, _: (x @ w["w"]).astype(jnp.float32)  # noqa: E731
+    _, grads = grad_cache.value_and_grad(embed, jnp.sum, w, faces, keys, chunks=8, batch_stats={})
+    assert grads["w"].dtype == jnp.float32
+    assert float(grads["w"][0, 0]) == 263
+
+
+def test_no_face_changes_its_device(inputs):
+    compiled = jax.jit(functools.partial(chunked, 4)).lower(*on(8, inputs)).compile().as_text()
+    assert "all-reduce" in compiled, "nothing is exchanged at all: is the batch split?"
+    moves = r"= \(?u8\[.*? (?:all-gather|all-to-all|collective-permute)[\w-]*\("
+    assert not re.findall(moves, compiled)
+
+
+def test_activations_are_those_of_a_chunk(inputs):
+    def memory(chunks):
+        return jax.jit(functools.partial(chunked, chunks)).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(4) < 0.5 * memory(1)
+
+
+def test_rows_come_back_in_order():
+    x = jnp.arange(24).reshape(12, 2)
+    parts = grad_cache.split(x, 3)
+    assert parts.shape == (3, 4, 2)
+    assert parts[1, :, 0].tolist() == [2, 8, 14, 20]
+    np.testing.assert_array_equal(grad_cache.join(parts), x)
+
+
+def test_what_cannot_be_chunked_is_refused(inputs):
+    stats = {"batch_stats": {"bn": {"mean": jnp.zeros(3)}}}
+    with pytest.raises(ValueError, match="2 chunks: a model with batch norm must see the whole batch"):
+        grad_cache.value_and_grad(embed, loss, *inputs, chunks=2, batch_stats=stats)
+    whole = functools.partial(grad_cache.value_and_grad, embed, loss, chunks=1, batch_stats=stats)
+    assert jax.eval_shape(whole, *inputs)[0].shape == ()
+    for chunks in (3, 0):
+        with pytest.raises(ValueError, match=f"a batch of 32 rows does not divide into {chunks} chunks"):
+            chunked(chunks, *inputs)
