@@ -137,9 +137,8 @@ def load(
     kind, attributes, leaves = weights_convert.read(path, None if scenario == "resnet" else KINDS[scenario])
     if kind != KINDS[scenario]:
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
-    pooling, prompt = pool or POOLS[scenario], tuple(prompt_ids or ())
-    yes_no = tuple(int(i) for i in yes_no_ids or ())
-    model = encoder.build(kind, attributes, pooling, prompt, dtype=jnp.dtype(dtype))
+    prompt, yes_no = (() if ids is None else tuple(int(i) for i in ids) for ids in (prompt_ids, yes_no_ids))
+    model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, dtype=jnp.dtype(dtype))
     outside = [i for i in yes_no if not 0 <= i < attributes["decoder"]["vocab"]]
     if outside:
         raise ValueError(f"yes_no_ids: {outside[0]} is outside the vocabulary of {attributes['decoder']['vocab']}")

@@ -54,16 +54,19 @@ class VLM(nn.Module):
     def embed(
         self, pixels: Pixels, text: Sequence[int], pool: str, *, train: bool = False, keys: Keys | None = None
     ) -> Embeddings:
-        """One image and a text -> float32 [N,D], from the decoder's states after its final norm.
+        """One image and a text -> float32 [N,D]; see :meth:`pooled`. ``keys`` [N] as in :meth:`visual`."""
+        return self.pooled(self.visual(pixels, train=train, keys=keys), text, pool)
+
+    def pooled(self, visual: jax.Array, text: Sequence[int], pool: str) -> Embeddings:
+        """Visual tokens [N,V,D] and a text -> float32 [N,D], from the decoder's states after its final norm.
 
         pool: "visual_mean" over the visual tokens (text after them cannot change these, so it is left out), "all_mean"
-            over all tokens, or "last_token".
+            over all tokens, or "last_token". ValueError: another one.
         """
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; there are {POOLS}")
-        visual = self.visual(pixels, train=train, keys=keys)
-        states = self.decoder(self.sequence(visual, () if pool == "visual_mean" else text), last=pool == "last_token")
-        return pool_states(states, pool, visual.shape[1])
+        x = self.sequence(visual, () if pool == "visual_mean" else text)
+        return pool_states(self.decoder(x, last=pool == "last_token"), pool, visual.shape[1])
 
     def pair(
         self,
@@ -80,8 +83,11 @@ class VLM(nn.Module):
         ``keys`` [2N]: those of all a, then those of all b.
         """
         visual = self.visual(jnp.concatenate([a, b]), train=train, keys=keys)
-        both = jnp.concatenate(jnp.split(visual, 2), axis=1)
-        return self.decoder.logits(self.decoder(self.sequence(both, text), last=True)[:, 0], rows)
+        return self.answer(jnp.concatenate(jnp.split(visual, 2), axis=1), text, rows)
+
+    def answer(self, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None) -> jax.Array:
+        """Visual tokens [N,V,D] of all images and a text -> logits of the next token, as in :meth:`pair`."""
+        return self.decoder.logits(self.decoder(self.sequence(visual, text), last=True)[:, 0], rows)
 
     def prefix(self, visual: jax.Array, tokens: int) -> Cache:
         """The decoder's cache after BOS and visual tokens [N,V,D], with room for ``tokens`` more.
@@ -101,7 +107,7 @@ class VLM(nn.Module):
 
     def __call__(self, pixels: Pixels, text: Sequence[int] = ()) -> jax.Array:
         """One image and a text -> logits of the next token, float32 [N, vocab]."""
-        return self.decoder.logits(self.decoder(self.sequence(self.visual(pixels), text), last=True)[:, 0])
+        return self.answer(self.visual(pixels), text)
 
     def _embed_text(self, ids: Sequence[int], n: int) -> jax.Array:
         embedded = self.decoder.embed_tokens(np.array(ids, np.int32))

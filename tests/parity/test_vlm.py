@@ -74,6 +74,14 @@ def test_visual_tokens(tiny, golden):
 
 
 @pytest.mark.parametrize("pool", vlm.POOLS)
+def test_pools_of_given_visual_tokens(tiny, golden, pool):
+    """Without the tower, on the reference's own visual tokens of two faces."""
+    model, variables, _ = tiny
+    got = run(model, variables, golden["visual_embeds"], method="pooled", text=ids(golden, "prompt_ids"), pool=pool)
+    close(got, golden[f"mllm_{pool}"][:2], 1e-5, pool)
+
+
+@pytest.mark.parametrize("pool", vlm.POOLS)
 def test_embeddings(tiny, golden, pool):
     model, variables, adapted = tiny
     text, pixels = ids(golden, "prompt_ids"), preprocess.for_vit(golden["faces"])
@@ -152,27 +160,27 @@ def test_gradients_and_ten_steps(tiny, golden, which, loss):
 
 def test_text_after_the_image_changes_no_visual_state(tiny, golden):
     model, variables, _ = tiny
-    visual = run(model, variables, preprocess.for_vit(golden["faces"][:2]), method="visual")
-    states = model.apply(variables, method=lambda m: m.decoder(m.sequence(visual, ids(golden, "prompt_ids"))))
+    visual, text = golden["visual_embeds"], ids(golden, "prompt_ids")
+    states = model.apply(variables, method=lambda m: m.decoder(m.sequence(visual, text)))
     assert states.shape[1] == 1 + 256 + 8
-    naive = states[:, 1:257].mean(axis=1)
-    got = run(model, variables, preprocess.for_vit(golden["faces"][:2]), method="embed", text=(), pool="visual_mean")
-    close(got, naive, 1e-6, "visual_mean without the text")
+    got = run(model, variables, visual, method="pooled", text=(), pool="visual_mean")
+    close(got, states[:, 1:257].mean(axis=1), 1e-6, "visual_mean without the text")
 
 
 def test_pairs_on_a_shared_prefix(tiny, golden):
     """The first image's decoder states once, repeated for the pairs that share it."""
     model, _, variables = tiny
     text, yes_no = ids(golden, "pair_prompt_ids"), ids(golden, "yes_no_ids")
-    pixels = preprocess.for_vit(golden["faces"][:5])
-    first, second = np.array([0, 0, 1, 0]), np.array([2, 3, 4, 1])
-    naive = run(model, variables, pixels[first], pixels[second], method="pair", text=text, rows=yes_no)
-    visual = run(model, variables, pixels, method="visual")
+    visual = golden["visual_embeds"]
+    visual = jnp.concatenate([visual, visual[:, ::-1]])  # four images
+    first, second = np.array([0, 0, 1, 0]), np.array([2, 3, 2, 1])
+    both = jnp.concatenate([visual[first], visual[second]], axis=1)
+    naive = run(model, variables, both, method="answer", text=text, rows=yes_no)
     prefix = model.apply(variables, visual[:2], visual.shape[1] + len(text), method="prefix")
     shared = prefix._replace(k=prefix.k[:, first], v=prefix.v[:, first], length=prefix.length[first])
     got = model.apply(variables, shared, visual[second], text, yes_no, method="pair_after")
     close(got, naive, 1e-5, "answers on a shared prefix")
-    wrong = prefix._replace(k=prefix.k[:, 1 - first], v=prefix.v[:, 1 - first])
+    wrong = prefix._replace(k=prefix.k[:, 1 - first], v=prefix.v[:, 1 - first], length=prefix.length[first])
     other = model.apply(variables, wrong, visual[second], text, yes_no, method="pair_after")
     assert np.linalg.norm(other - naive) > 1e-3 * np.linalg.norm(naive), "another image's prefix must show"
 
