@@ -86,7 +86,7 @@ def test_iresnet_round_trip_is_exact(tmp_path):
 
 
 def test_whole_internvl_round_trip_is_exact(tiny, tmp_path):
-    """Every key of the original there and back to the last bit, in half precision, also from the converted directory."""
+    """Every key of the original there and back to the last bit, in half precision."""
     (tiny / "tokenizer.model").write_bytes(b"x")
     spoil(tiny, lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
     key = "language_model.model.layers.0.attention.wqkv.weight"
