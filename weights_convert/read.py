@@ -149,7 +149,7 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     if not tables:
         known = sorted({name for t in TABLES for name in t.ARCHITECTURES})
         raise ValueError(f"{path}/config.json: unknown architectures {architectures}; known are {known}")
-    written = (converted or {}).get("kind", [*tables][-1])
+    written: str = converted["kind"] if converted and "kind" in converted else [*tables][-1]
     kind = kind or written
     if kind not in tables or (converted and kind != written and written != "vlm"):
         raise ValueError(f"{path} holds a {written}, and {kind!r} was asked for")

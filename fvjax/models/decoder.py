@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         """Longest sequence: linear and dynamic scaling are made for going beyond the positions trained on."""
         return int(self.positions * (self.rope_factor if self.rope in ("linear", "dynamic") else 1))
 
-    def embed_tokens(self, ids: jax.Array) -> jax.Array:
+    def embed_tokens(self, ids: jax.Array | np.ndarray) -> jax.Array:
         """ids int [...] -> [..., D]. Ids must be below ``vocab``: an accelerator cannot check."""
         return self.table[ids].astype(self.dtype)
 
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
         where = Where(jnp.cos(angles), jnp.sin(angles), start, lengths)
         past = None if cache is None else (cache.k, cache.v)
         x = x.astype(self.dtype)
-        run = self._last_only if last and not self.is_initializing() else self.blocks
+        run: Any = self._last_only if last and not self.is_initializing() else self.blocks
         x, past = run(x, past, where)
         if cache is None:
             return self.final_norm(x), None
@@ -318,7 +318,7 @@ def generate(
     n, tokens, _ = x.shape
 
     def choose(states, step):
-        logits = decoder.apply(variables, states[:, 0], method="logits")
+        logits: Any = decoder.apply(variables, states[:, 0], method="logits")
         if keys is None:
             return logits.argmax(-1).astype(jnp.int32)
         logits = logits / temperature

@@ -81,7 +81,7 @@ def p_yes(logits: jax.Array) -> jax.Array:
 
 
 def build(
-    kind: str, attributes: Mapping[str, Any], pooling: str, prompt: Sequence[int] = (), **changes: Any
+    kind: str, attributes: Mapping[str, Any], pooling: str, prompt: Sequence[int] = (), /, **changes: Any
 ) -> Encoder:
     """The encoder of a config or of a checkpoint.
 
