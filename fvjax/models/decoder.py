@@ -251,7 +251,7 @@ class Decoder(nn.Module):
         x, past = run(x, past, where)
         if cache is None:
             return self.final_norm(x), None
-        return self.final_norm(x), Cache(*past, cache.length + (tokens if lengths is None else lengths))
+        return self.final_norm(x), Cache(past[0], past[1], cache.length + (tokens if lengths is None else lengths))
 
     def _last_only(self, x, past, where: Where):
         """All layers but one as ever, that one for the last token. Takes a slice (a copy) of the stacked weights."""

@@ -98,7 +98,7 @@ TINY = Decoder(vocab=32, width=24, depth=3, heads=4, kv_heads=2, head_dim=6, mlp
 @pytest.fixture(scope="module")
 def variables():
     made = TINY.init(jax.random.key(0), jnp.zeros((1, 2, 24)))
-    params = {n: leaf if leaf.ndim > 2 else 20 * leaf for n, leaf in trees.flatten(made["params"]).items()}
+    params = {n: leaf * (20 if n in ("embed", "head") else 1) for n, leaf in trees.flatten(made["params"]).items()}
     lora = {  # one adapted stack, so that the collection goes the same ways
         "blocks/mlp/up/a": jax.random.normal(jax.random.key(1), (3, 24, 2)),
         "blocks/mlp/up/b": jax.random.normal(jax.random.key(2), (3, 2, 40)) / 10,
@@ -158,7 +158,7 @@ def test_last_token_only(variables, x, remat, depth):
     got, naive = (step(cut, x, last) for last in (True, False))
     close(got[0][1], naive[0][1], 1e-5, "the last token's state")
     flat = [trees.flatten({**trees.flatten(grads[0]), "x": grads[1]}) for _, grads in (got, naive)]
-    gradients_close(flat[0], flat[1], 1e-5)
+    gradients_close(flat[0], flat[1], 1e-4)
 
 
 def greedy(variables, x, count, eos):
@@ -196,7 +196,7 @@ def test_generate_from_rows_of_different_length(variables, x):
 def test_sampling(variables, x):
     """A row's draws are its own key's; frequencies are the softmax's; top_p cuts the tail."""
     keys = jax.random.split(jax.random.key(3), 3)
-    settings = {"max_tokens": 6, "eos": (32,), "temperature": 2.0}
+    settings = {"max_tokens": 6, "eos": (32,)}
     ids, _ = generate(TINY, variables, x, keys=keys, **settings)
     other, _ = generate(TINY, variables, x[::-1], keys=keys[::-1], **settings)
     assert ids.tolist() == other[::-1].tolist()
