@@ -342,6 +342,8 @@ def test_command_line(tmp_path):
     again = run(f"--src={TINY}", f"--dst={tmp_path / 'ours'}")
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     assert "exists" in again.stderr
+    whole = run(f"--src={TINY}", f"--dst={tmp_path / 'whole'}", "--kind=vlm")
+    assert (whole.returncode, "vlm, " in whole.stdout, "left out" in whole.stdout) == (0, True, False), whole.stderr
     with pytest.raises(ValueError, match="neither a directory nor a repository id"):
         source_directory("/no/such/dir")
 
