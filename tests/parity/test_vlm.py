@@ -256,6 +256,7 @@ def test_golden_internvl2_2b_full_size(tmp_path):
     text, yes_no = ids(golden, "pair_prompt_ids"), ids(golden, "yes_no_ids")
     emb = run(model, variables, pixels[:1], method="embed", text=(), pool="visual_mean")
     logits = run(model, variables, pixels[:1], pixels[1:], method="pair", text=text)
+    jax.block_until_ready((emb, logits))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = time.time() - start
     print(f"{seconds:.0f} s ({written - start:.0f} of them writing) on {os.cpu_count()} cores, peak {peak:.1f} GiB")
