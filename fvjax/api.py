@@ -15,12 +15,19 @@ import weights_convert
 from fvjax import lora, run_state, trees
 from fvjax.config import Config, base, flatten
 from fvjax.models import encoder
+from fvjax.models.encoder import p_yes
 from weights_convert.read import load_json
 
-KINDS = {"resnet": "iresnet", "vit": "vision_transformer"}
+KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
+POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": ""}  # what pool=None means
 # Config keys (or the start of some) that decide what a trained model computes.
 NEEDED = ("model", "init_from", "base_dtype", "lora", "trainable", "dtype", "eval.flip_sum", "epochs", "seed")
-BATCH = {"resnet": 64, "vit": 16}  # images at a time; 16 at 448 pixels take about 1 GB in attention
+BATCH = {
+    "resnet": 64,
+    "vit": 16,
+    "mllm": 8,
+    "pair": 4,
+}  # images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
 
 
 @dataclass(frozen=True)
@@ -35,35 +42,57 @@ class Run:
 class Model:
     """What :func:`load` and :func:`load_workdir` return; `run` says which run and step of it, None for a checkpoint."""
 
-    def __init__(self, encoder: encoder.Encoder, variables: dict[str, Any], batch_size: int, precision: str):
+    def __init__(
+        self,
+        encoder: encoder.Encoder,
+        variables: dict[str, Any],
+        batch_size: int,
+        precision: str,
+        yes_no: tuple[int, ...] = (),
+    ):
         self.run: Run | None = None
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
+        self._yes_no = yes_no
         self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
+        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, yes_no)))
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """Faces uint8 [N,112,112,3], aligned, RGB -> float32 [N,D], not normalised. ValueError: anything else."""
-        faces = np.asarray(faces)
-        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1:] != (112, 112, 3):
-            raise ValueError(f"faces must be uint8 [N,112,112,3], not {faces.dtype} {list(faces.shape)}")
-        out = []
-        for start in range(0, max(len(faces), 1), self.batch_size):
-            part = faces[start : start + self.batch_size]
-            size = 1 << max(len(part) - 1, 0).bit_length()  # powers of two: few shapes, so few compilations
-            padded = np.concatenate([part, np.zeros((size - len(part), 112, 112, 3), np.uint8)])
-            with jax.default_matmul_precision(self._precision):
-                out.append(np.asarray(self._embed(self.variables, padded))[: len(part)])
-        return np.concatenate(out)
+        if self._yes_no:
+            raise ValueError('a model loaded with scenario="pair" has no embeddings; use p_same')
+        return self._in_batches(self._embed, faces)
 
     def p_same(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Two times uint8 [N,112,112,3] -> float32 [N]: only scenario "pair" has it."""
-        raise ValueError('p_same needs a model loaded with scenario="pair"; compare embeddings by cosine instead')
+        """Two times uint8 [N,112,112,3] -> float32 [N], the probability of Yes between Yes and No.
+
+        Only scenario "pair" has it. ValueError: another scenario, other arrays, not as many a as b.
+        """
+        if not self._yes_no:
+            raise ValueError('p_same needs a model loaded with scenario="pair"; compare embeddings by cosine instead')
+        if len(a) != len(b):
+            raise ValueError(f"p_same compares face by face, but there are {len(a)} and {len(b)}")
+        return self._in_batches(self._p_same, a, b)
+
+    def _in_batches(self, function, *faces: np.ndarray) -> np.ndarray:
+        faces = tuple(np.asarray(f) for f in faces)
+        for f in faces:
+            if f.dtype != np.uint8 or f.ndim != 4 or f.shape[1:] != (112, 112, 3):
+                raise ValueError(f"faces must be uint8 [N,112,112,3], not {f.dtype} {list(f.shape)}")
+        out = []
+        for start in range(0, max(len(faces[0]), 1), self.batch_size):
+            parts = [f[start : start + self.batch_size] for f in faces]
+            size = 1 << max(len(parts[0]) - 1, 0).bit_length()  # powers of two: few shapes, so few compilations
+            padded = [np.concatenate([p, np.zeros((size - len(p), 112, 112, 3), np.uint8)]) for p in parts]
+            with jax.default_matmul_precision(self._precision):
+                out.append(np.asarray(function(self.variables, *padded))[: len(parts[0])])
+        return np.concatenate(out)
 
 
 def load(
     path: str | Path,
     scenario: Literal["resnet", "vit", "mllm", "pair"],
     adapters: str | Path | None = None,
-    pool: Literal["mean", "cls"] | None = None,
+    pool: Literal["mean", "cls", "visual_mean", "all_mean", "last_token"] | None = None,
     prompt_ids: Sequence[int] | None = None,
     yes_no_ids: Sequence[int] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -73,39 +102,53 @@ def load(
     Args:
         path: directory in Hugging Face layout, or one that ``python -m weights_convert`` wrote. For the workdir of a
             training run there is :func:`load_workdir`.
-        scenario: "resnet" (IResNet) or "vit" (vision tower of InternVL2, or InternViT alone).
-            "mllm" and "pair" need the decoder, which this version does not have.
-        adapters: safetensors file in PEFT's layout, for "vit"; see ``weights_convert.read_adapters``.
-        pool: for "vit" "mean" over the patch tokens (None means this) or "cls"; must be None for "resnet".
-        prompt_ids, yes_no_ids: for "mllm" and "pair" only.
+        scenario: "resnet" (IResNet), "vit" (vision tower of InternVL2, or InternViT alone), "mllm" (embeddings of a
+            whole InternVL2) or "pair" (its answer, Yes or No, whether two faces are the same person's).
+        adapters: safetensors file in PEFT's layout, not for "resnet"; see ``weights_convert.read_adapters``.
+        pool: for "vit" "mean" over the patch tokens (None means this) or "cls"; for "mllm" "visual_mean" (None means
+            this), "all_mean" or "last_token"; must be None for "resnet" and "pair".
+        prompt_ids: token ids of the text after the image(s), without BOS: for "pair", and for the pools of "mllm"
+            other than "visual_mean", which does not depend on them.
+        yes_no_ids: for "pair", the ids of the answers (Yes, No).
         dtype: what is computed in. In float32 matrix products are float32 too, also on devices with TF32.
     Raises:
         ValueError: an argument that does not go with the scenario, or a directory or file that does not fit.
     """
-    if scenario in ("mllm", "pair"):
-        raise ValueError(f'scenario="{scenario}" needs the language decoder, which this version does not have yet')
     if scenario not in KINDS:
-        raise ValueError(f'scenario={scenario!r} is unknown; there are "resnet" and "vit"')
+        raise ValueError(f"scenario={scenario!r} is unknown; there are {sorted(KINDS)}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f'dtype={dtype!r} is unknown; there are "float32" and "bfloat16"')
-    if prompt_ids is not None or yes_no_ids is not None:
+    if scenario in ("resnet", "vit") and (prompt_ids is not None or yes_no_ids is not None):
         raise ValueError(f'prompt_ids and yes_no_ids do not go with scenario="{scenario}"')
     if scenario == "resnet" and (pool is not None or adapters is not None):
         raise ValueError('scenario="resnet" takes neither pool nor adapters')
+    if scenario == "pair":
+        if pool is not None:
+            raise ValueError('scenario="pair" takes no pool')
+        if prompt_ids is None or yes_no_ids is None or len(set(yes_no_ids)) != 2:
+            raise ValueError('scenario="pair" needs prompt_ids, and yes_no_ids: two different token ids (Yes, No)')
+    if scenario == "mllm":
+        if yes_no_ids is not None:
+            raise ValueError('yes_no_ids do not go with scenario="mllm"')
+        if pool in ("all_mean", "last_token") and prompt_ids is None:
+            raise ValueError(f"pool={pool!r} depends on the text after the image: give its token ids as prompt_ids")
     if is_workdir(path):
         raise ValueError(f"{path} is a workdir of python -m fvjax.main; open it with fvjax.api.load_workdir")
-    kind, attributes, leaves = weights_convert.read(path)
+    kind, attributes, leaves = weights_convert.read(path, None if scenario == "resnet" else KINDS[scenario])
     if kind != KINDS[scenario]:
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
-    pooling = "" if scenario == "resnet" else pool or "mean"
-    model = encoder.build(kind, attributes, pooling, dtype=jnp.dtype(dtype))
+    prompt, yes_no = (() if ids is None else tuple(int(i) for i in ids) for ids in (prompt_ids, yes_no_ids))
+    model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, dtype=jnp.dtype(dtype))
+    outside = [i for i in yes_no if not 0 <= i < attributes["decoder"]["vocab"]]
+    if outside:
+        raise ValueError(f"yes_no_ids: {outside[0]} is outside the vocabulary of {attributes['decoder']['vocab']}")
     # half-precision weights stay as they are for bfloat16 computation: each use casts them
     keep = np.float32 if dtype == "float32" else None
     variables = trees.unflatten({name: jnp.asarray(np.asarray(leaf, keep)) for name, leaf in leaves.items()})
     if adapters is not None:
-        flat, scale = weights_convert.read_adapters(adapters, path)
+        flat, scale = weights_convert.read_adapters(adapters, path, kind)
         variables["lora"] = trees.unflatten({n: jnp.asarray(v) for n, v in lora.scaled(flat, scale).items()})
-    return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default")
+    return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default", yes_no)
 
 
 def is_workdir(path: str | Path) -> bool:

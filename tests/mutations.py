@@ -30,6 +30,7 @@ FOLDS, TRAIN, LORA = "tests/test_folds.py::", "tests/test_train.py::", "tests/te
 VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipeline.py::", "tests/test_pairs.py::"
 PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_grad_cache.py::"
 OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
+VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -155,6 +156,82 @@ FAULTS = (
         "train=train, keys=keys, mutable=mutable",
         "train=False, keys=keys, mutable=mutable",
         (WHAT_TRAINS,),
+    ),
+    # ---- decoder, projector, VLM
+    Fault(
+        "pixel_shuffle_v1",
+        "pixel shuffle leaves the grid transposed although the checkpoint says v2",
+        "fvjax/models/projector.py",
+        '"v2": (0, 1, 3, 2, 4, 5)',
+        '"v2": (0, 3, 1, 2, 4, 5)',
+        (VLM + "test_visual_tokens",),
+    ),
+    Fault(
+        "rope_theta",
+        "rotary positions turn with the base 10,000 instead of the checkpoint's",
+        "weights_convert/llama.py",
+        'return {"rope": kind, "rope_theta": float(theta)}',
+        'return {"rope": kind, "rope_theta": 10000.0}',
+        (VLM + "test_pools_of_given_visual_tokens",),
+    ),
+    Fault(
+        "gate_and_up_swapped",
+        "InternLM2's w1 is read as the up projection and w3 as the gate",
+        "weights_convert/internlm2.py",
+        """        Rule("params/blocks/mlp/gate/kernel", layer + "feed_forward.w1.weight", LINEAR),
+        Rule("params/blocks/mlp/up/kernel", layer + "feed_forward.w3.weight", LINEAR),""",
+        """        Rule("params/blocks/mlp/gate/kernel", layer + "feed_forward.w3.weight", LINEAR),
+        Rule("params/blocks/mlp/up/kernel", layer + "feed_forward.w1.weight", LINEAR),""",
+        (VLM + "test_pools_of_given_visual_tokens",),
+    ),
+    Fault(
+        "before_the_final_norm",
+        "embeddings are pooled from the states before the final norm",
+        "fvjax/models/decoder.py",
+        "            return self.final_norm(x), None",
+        "            return self.final_norm(x) if self.is_initializing() else x, None",
+        (VLM + "test_pools_of_given_visual_tokens",),
+    ),
+    Fault(
+        "kv_groups",
+        "wqkv is read as (query groups and k, v) x key head instead of key head x (queries, k, v)",
+        "weights_convert/internlm2.py",
+        "        return x.reshape(*dims, *x.shape[1:])[:, part]",
+        "        return x.reshape(dims[1], dims[0], dims[2], *x.shape[1:]).swapaxes(0, 1)[:, part]",
+        (VLM + "test_pools_of_given_visual_tokens", "tests/test_convert.py::test_bare_internlm2_and_its_fused_heads"),
+    ),
+    Fault(
+        "sees_the_next_token",
+        "the causal mask is off by one: every token sees the one after it",
+        "fvjax/models/decoder.py",
+        "            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)",
+        "            mask = jnp.tri(tokens, k=1, dtype=bool)[None, None]\n"
+        "            y = jax.nn.dot_product_attention(q, k, v, mask=mask)",
+        (DECODER + "test_causal", VLM + "test_pools_of_given_visual_tokens"),
+    ),
+    Fault(
+        "cache_sees_the_next_place",
+        "a token on a cache sees one place too far",
+        "fvjax/models/decoder.py",
+        "<= at[:, :, None])[:, None]",
+        "<= at[:, :, None] + 1)[:, None]",
+        (DECODER + "test_cache_step_by_step", VLM + "test_pairs_on_a_shared_prefix"),
+    ),
+    Fault(
+        "prefix_of_another_image",
+        "a pair is continued from the prefix of another image",
+        "fvjax/models/vlm.py",
+        "self.decoder.extend(x, prefix, last=True)",
+        "self.decoder.extend(x, prefix._replace(k=jnp.roll(prefix.k, 1, 1), v=jnp.roll(prefix.v, 1, 1)), last=True)",
+        (VLM + "test_pairs_on_a_shared_prefix",),
+    ),
+    Fault(
+        "no_before_yes",
+        "the probability of No is given for that of Yes",
+        "fvjax/models/encoder.py",
+        "axis=-1)[:, 0]",
+        "axis=-1)[:, 1]",
+        (VLM + "test_pairs", "tests/test_api.py::test_pair"),
     ),
     # ---- adapters
     Fault(

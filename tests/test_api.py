@@ -31,6 +31,40 @@ def test_vit_from_both_layouts_with_and_without_adapters(tmp_path, golden):
     np.testing.assert_allclose(adapted.embed(golden["faces"]), golden["vit_lora_mean"], **tolerance)
 
 
+def test_mllm_from_both_layouts_with_and_without_adapters(tmp_path, golden):
+    convert(TINY, tmp_path / "ours", "vlm")
+    adapters, prompt = TINY / "adapters.safetensors", golden["prompt_ids"]
+    for path, settings, key in [
+        (TINY, {}, "mllm_visual_mean"),
+        (tmp_path / "ours", {"pool": "all_mean", "prompt_ids": prompt}, "mllm_all_mean"),
+        (TINY, {"pool": "last_token", "prompt_ids": prompt.tolist()}, "mllm_last_token"),
+        (tmp_path / "ours", {"adapters": adapters}, "mllm_lora_visual_mean"),
+    ]:
+        got = fvjax.load(path, scenario="mllm", **settings).embed(golden["faces"])
+        assert (got.dtype, got.shape) == (np.float32, (8, 64))
+        np.testing.assert_allclose(got, golden[key], rtol=0, atol=5e-5, err_msg=key)
+    vit = fvjax.load(tmp_path / "ours", scenario="vit").embed(golden["faces"])  # the tower of a converted whole
+    np.testing.assert_allclose(vit, golden["vit_mean"], rtol=0, atol=5e-5)
+
+
+def test_pair(golden):
+    ids = {"prompt_ids": golden["pair_prompt_ids"], "yes_no_ids": golden["yes_no_ids"]}
+    a, b = np.split(golden["faces"], 2)
+    model = fvjax.load(TINY, scenario="pair", **ids)
+    got = model.p_same(a, b)
+    assert (got.dtype, got.shape) == (np.float32, (4,))
+    np.testing.assert_allclose(got, golden["pair_pyes"], rtol=1e-5)
+    model.batch_size = 2
+    np.testing.assert_allclose(model.p_same(a[:3], b[:3]), got[:3], rtol=1e-5)
+    adapted = fvjax.load(TINY, scenario="pair", adapters=TINY / "adapters.safetensors", **ids).p_same(a, b)
+    two = golden["pair_lora_logits"][:, golden["yes_no_ids"]]
+    np.testing.assert_allclose(adapted, 1 / (1 + np.exp(two[:, 1] - two[:, 0])), rtol=1e-5)
+    with pytest.raises(ValueError, match="no embeddings"):
+        model.embed(a)
+    with pytest.raises(ValueError, match="there are 4 and 3"):
+        model.p_same(a, b[:3])
+
+
 def test_bfloat16_is_close_and_not_the_same(golden):
     got = fvjax.load(TINY, scenario="vit", dtype="bfloat16").embed(golden["faces"])
     assert got.dtype == np.float32
@@ -51,8 +85,15 @@ def test_resnet_in_any_number_of_images(tmp_path, golden):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scenario": "mllm"}, "needs the language decoder"),
-        ({"scenario": "pair"}, "needs the language decoder"),
+        ({"scenario": "mllm", "pool": "all_mean"}, "depends on the text after the image: give its token ids"),
+        ({"scenario": "mllm", "pool": "mean"}, "pooling 'mean' is not for vlm"),
+        ({"scenario": "mllm", "yes_no_ids": (1, 2)}, "yes_no_ids do not go"),
+        ({"scenario": "mllm", "pool": "all_mean", "prompt_ids": [256]}, "prompt id 256 is outside .* of 256"),
+        ({"scenario": "pair", "prompt_ids": [1]}, "needs prompt_ids, and yes_no_ids"),
+        ({"scenario": "pair", "yes_no_ids": (1, 2)}, "needs prompt_ids, and yes_no_ids"),
+        ({"scenario": "pair", "prompt_ids": [1], "yes_no_ids": (2, 2)}, "two different token ids"),
+        ({"scenario": "pair", "prompt_ids": [1], "yes_no_ids": (2, 300)}, "300 is outside the vocabulary of 256"),
+        ({"scenario": "pair", "prompt_ids": [1], "yes_no_ids": (1, 2), "pool": "mean"}, "takes no pool"),
         ({"scenario": "clip"}, "'clip' is unknown"),
         ({"scenario": "resnet"}, 'holds a vision_transformer, but scenario="resnet" needs a iresnet'),
         ({"scenario": "resnet", "pool": "mean"}, "takes neither pool nor adapters"),

@@ -16,6 +16,7 @@ from weights_convert.__main__ import convert, invert, source_directory
 
 TINY = GOLDEN / "internvl_tiny"
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
+SIZES = (("wqkv", 128), ("wo", 64))  # rows of the tiny decoder's attention
 IRESNET = {"architectures": ["IResNet"], "layers": [1, 1], "widths": [4, 8], "num_features": 6}
 
 
@@ -82,6 +83,67 @@ def test_iresnet_round_trip_is_exact(tmp_path):
     assert set(after) == set(before)
     for key in after:
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+def test_whole_internvl_round_trip_is_exact(tiny, tmp_path):
+    """Every key of the original there and back to the last bit, in half precision."""
+    (tiny / "tokenizer.model").write_bytes(b"x")
+    spoil(tiny, lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
+    key = "language_model.model.layers.0.attention.wqkv.weight"
+    spoil(tiny, lambda t: t[key].__setitem__((slice(None), 0), -0.0))  # a sum of parts would lose the sign
+    ckpt = convert(tiny, tmp_path / "ours", "vlm")
+    assert (ckpt.kind, ckpt.ignored) == ("vlm", [])
+    assert (tmp_path / "ours/tokenizer.model").exists()
+    invert(tmp_path / "ours", tmp_path / "back")
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
+    assert set(after) == set(before)
+    for key in after:
+        assert after[key].dtype == np.float16
+        assert after[key].tobytes() == before[key].tobytes(), key
+
+
+def test_the_tower_of_a_converted_whole(tiny, tmp_path):
+    convert(tiny, tmp_path / "ours", "vlm")
+    whole, tower = open_checkpoint(tmp_path / "ours"), open_checkpoint(tmp_path / "ours", "vision_transformer")
+    assert (whole.kind, tower.kind) == ("vlm", "vision_transformer")
+    alone = open_checkpoint(tiny)
+    assert set(tower.params) == set(alone.params)
+    for name, leaf in tower.params.items():
+        np.testing.assert_array_equal(leaf, alone.params[name], err_msg=name)
+        np.testing.assert_array_equal(leaf, whole.params[name.replace("params/", "params/vision/", 1)])
+    assert {n: s.keys for n, s in tower.sources.items()} == {n: s.keys for n, s in alone.sources.items()}
+    convert(tiny, tmp_path / "tower")
+    for directory, kind in ((tmp_path / "tower", "vlm"), (tiny, "iresnet"), (tiny, "decoder")):
+        with pytest.raises(ValueError, match=f"holds a vision_transformer, and '{kind}' was asked for"):
+            open_checkpoint(directory, kind)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bare_internlm2_and_its_fused_heads(tiny, tmp_path, bias):
+    """wqkv's rows are (key head, [queries, key, value], dim): each part is where it belongs, and comes back."""
+    config = json.loads((tiny / "config.json").read_text())["llm_config"] | {"bias": bias}
+    tensors = {k.removeprefix("language_model."): v for k, v in load_file(tiny / "model.safetensors").items()}
+    tensors = {k: v for k, v in tensors.items() if k.startswith(("model.", "output"))}
+    if bias:
+        layers = [f"model.layers.{i}.attention." for i in range(3)]
+        tensors |= {f"{layer}{k}.bias": weight(7, f"{layer}{k}", (n,)) for layer in layers for k, n in SIZES}
+    save_file(tensors, tiny / "model.safetensors")
+    (tiny / "config.json").write_text(json.dumps(config))
+    shard(tiny)
+    kind, attributes, flat = read(tiny)
+    assert (kind, attributes["kv_heads"], attributes["rope"]) == ("decoder", 2, "dynamic")
+    for leaf, theirs in (("kernel", "weight"), *((("bias", "bias"),) if bias else ())):
+        whole = tensors[f"model.layers.1.attention.wqkv.{theirs}"].reshape(2, 4, 16, -1)
+        rows = {"q": whole[:, :2], "k": whole[:, 2:3], "v": whole[:, 3:]}  # 2 queries to a key head
+        for part, values in rows.items():
+            got = np.asarray(flat[f"params/blocks/attn/{part}/{leaf}"][1])
+            np.testing.assert_array_equal(got, values.reshape(-1, values.shape[-1]).T.reshape(got.shape))
+    convert(tiny, tmp_path / "ours")
+    invert(tmp_path / "ours", tmp_path / "back")
+    after = load_file(tmp_path / "back/model.safetensors")
+    assert set(after) == set(tensors)
+    for key in after:
+        np.testing.assert_array_equal(after[key], tensors[key], err_msg=key)
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
@@ -213,6 +275,55 @@ def test_unknown_iresnet_setting(tmp_path):
         read(tmp_path / "src")
 
 
+BAD_WHOLES = {
+    "ps_version": (lambda d: write_config(d, ps_version="v3"), "ps_version='v3' is not supported; known are 'v1' and"),
+    "ratio": (lambda d: write_config(d, downsample_ratio=0.4), "downsample_ratio=0.4 is not 1 over"),
+    "image size": (lambda d: write_config(d, force_image_size=224), "force_image_size=224 is not the tower's 448"),
+    "adapters inside": (lambda d: write_config(d, use_llm_lora=16), "use_llm_lora=16: its adapters must be merged"),
+    "decoder": (
+        lambda d: write_config(d, llm_config={"architectures": ["PhiForCausalLM"], "bos_token_id": 1}),
+        r"unknown llm_config architectures \['Phi.*known are \['InternLM2ForCausalLM', 'LlamaForCausalLM', 'Qwen2",
+    ),
+    "no decoder": (lambda d: drop(d, "llm_config"), "there is no 'llm_config'"),
+    "no theta": (lambda d: drop(d, "llm_config", "rope_theta"), r"\(llm_config\): .* has no 'rope_theta'"),
+    "no bias": (lambda d: drop(d, "llm_config", "bias"), "has no 'bias'"),
+    "no width": (lambda d: drop(d, "llm_config", "hidden_size"), "has no 'hidden_size'"),
+    "no bos": (lambda d: drop(d, "llm_config", "bos_token_id"), "has no 'bos_token_id'"),
+    "rope": (lambda d: change_llm(d, rope_scaling={"type": "yarn", "factor": 2}), "rope scaling 'yarn' is not supp"),
+    "rope factor": (lambda d: change_llm(d, rope_scaling={"type": "linear"}), "rope scaling 'linear' has no 'factor'"),
+    "activation": (lambda d: change_llm(d, hidden_act="gelu"), "hidden_act='gelu' is not supported; only 'silu'"),
+    "missing weight": (lambda d: spoil(d, lambda t: t.pop("mlp1.1.bias")), r"1 missing \(mlp1.1.bias\)"),
+    "unexpected weight": (
+        lambda d: spoil(d, lambda t: t.update({"language_model.model.layers.3.ffn_norm.weight": np.ones(64)})),
+        r"1 unexpected \(language_model.model.layers.3",
+    ),
+    "heads": (lambda d: change_llm(d, num_key_value_heads=4), r"wqkv.weight is \(128, 64\), expected \(192, 64\)"),
+}
+
+
+def drop(directory, *path):
+    config = json.loads((directory / "config.json").read_text())
+    part = config
+    for key in path[:-1]:
+        part = part[key]
+    del part[path[-1]]
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def change_llm(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    config["llm_config"] |= changes
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("case", BAD_WHOLES)
+def test_wholes_that_do_not_fit(tiny, case):
+    change, message = BAD_WHOLES[case]
+    change(tiny)
+    with pytest.raises(ValueError, match=message):
+        read(tiny, "vlm")
+
+
 def test_select_layer_leaves_later_layers_out_by_name(tiny):
     write_config(tiny, select_layer=-2)
     ckpt = open_checkpoint(tiny)
@@ -231,6 +342,8 @@ def test_command_line(tmp_path):
     again = run(f"--src={TINY}", f"--dst={tmp_path / 'ours'}")
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     assert "exists" in again.stderr
+    whole = run(f"--src={TINY}", f"--dst={tmp_path / 'whole'}", "--kind=vlm")
+    assert (whole.returncode, "vlm, " in whole.stdout, "left out" in whole.stdout) == (0, True, False), whole.stderr
     with pytest.raises(ValueError, match="neither a directory nor a repository id"):
         source_directory("/no/such/dir")
 
@@ -252,6 +365,53 @@ def test_adapters_round_trip(tmp_path):
     assert scale == 2.0
     for name in flat:
         np.testing.assert_array_equal(again[name], flat[name])
+
+
+def test_adapters_of_the_whole(tmp_path):
+    """Vision and decoder, there and back; w1 is the gate, w3 the up projection."""
+    flat, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
+    assert (scale, sum(len(leaf) for leaf in flat.values())) == (1.0, 2 * 3 * 5)
+    stored = load_file(TINY / "adapters.safetensors")
+    for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+        for half in "ab":
+            key = f"language_model.model.layers.1.feed_forward.{theirs}.lora_{half.upper()}.weight"
+            np.testing.assert_array_equal(flat[f"decoder/blocks/mlp/{ours}/{half}"][1], stored[key].T)
+    write_adapters(tmp_path / "out", flat, 8, TINY, "vlm")
+    written = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert {k.removeprefix("base_model.model."): v.tobytes() for k, v in written.items()} == {
+        k: v.tobytes() for k, v in stored.items()
+    }
+
+
+def test_adapters_of_fused_heads(tmp_path):
+    """One adapter of wqkv is one each of q, k and v with the same a: the same change of weights, there and back."""
+    rng = np.random.default_rng(0)
+    layers = [f"language_model.model.layers.{i}.attention." for i in range(3)]
+    shapes = {"wqkv": ((4, 64), (128, 4)), "wo": ((4, 64), (64, 4))}
+    tensors = {
+        f"{layer}{module}.lora_{half}.weight": rng.standard_normal(shape).astype(np.float32)
+        for layer in layers
+        for module, both in shapes.items()
+        for half, shape in zip("AB", both)
+    }
+    save_file(tensors, tmp_path / "wqkv.safetensors")
+    flat, _ = read_adapters(tmp_path / "wqkv.safetensors", TINY, "vlm")
+    assert {n for n in flat if n.endswith("/a")} == {f"decoder/blocks/attn/{x}/a" for x in "qkvo"}
+    sources = open_checkpoint(TINY, "vlm").sources
+    for i, layer in enumerate(layers):
+        delta = tensors[f"{layer}wqkv.lora_B.weight"] @ tensors[f"{layer}wqkv.lora_A.weight"]
+        for x in "qkv":
+            got = flat[f"decoder/blocks/attn/{x}/a"][i] @ flat[f"decoder/blocks/attn/{x}/b"][i]
+            expected = sources[f"params/decoder/blocks/attn/{x}/kernel"].transform.to_ours(delta)
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    write_adapters(tmp_path / "out", flat, 4, TINY, "vlm")
+    written = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert {k.removeprefix("base_model.model."): v.tobytes() for k, v in written.items()} == {
+        k: v.tobytes() for k, v in tensors.items()
+    }
+    flat["decoder/blocks/attn/k/a"] = flat["decoder/blocks/attn/k/a"] + 1
+    with pytest.raises(ValueError, match="wqkv is one matrix there, and the adapters of its parts have different a"):
+        write_adapters(tmp_path / "again", flat, 4, TINY, "vlm")
 
 
 BAD_ADAPTERS = {

@@ -1,9 +1,10 @@
-"""python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--inverse]"""
+"""python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--inverse]"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -16,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fvjax import errors
-from weights_convert.read import FORMAT, INDEX, Checkpoint, open_checkpoint
+from weights_convert.read import FORMAT, INDEX, Checkpoint, Leaf, open_checkpoint
+from weights_convert.rules import Source, join
 
 SHARD_BYTES = 2 << 30
 # files that belong to a checkpoint besides its weights; code never does
@@ -25,34 +27,41 @@ COMPANIONS = re.compile(
 )
 
 
-def convert(src: str | Path, dst: str | Path) -> Checkpoint:
+def convert(src: str | Path, dst: str | Path, kind: str | None = None) -> Checkpoint:
     """Write directory ``dst``: fvjax names in (sharded) safetensors, config.json plus {"fvjax": …}, the tokenizer.
 
-    Dtypes are kept. ``dst`` appears complete or not at all. ValueError: ``dst`` exists, or ``src`` does not fit.
+    Dtypes are kept. ``kind``: see :func:`weights_convert.open_checkpoint`. ``dst`` appears complete or not at all.
+    ValueError: ``dst`` exists, or ``src`` does not fit.
     """
-    ckpt = open_checkpoint(src)
-    config = {**ckpt.config, "fvjax": {"format": FORMAT, "prefix": ckpt.prefix}}
+    ckpt = open_checkpoint(src, kind)
+    config = {**ckpt.config, "fvjax": {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind}}
     tensors = ((name, leaf.size * leaf.dtype.itemsize, lambda leaf=leaf: leaf[:]) for name, leaf in ckpt.params.items())
     _write(Path(dst), tensors, config, ckpt)
     return ckpt
 
 
-def invert(src: str | Path, dst: str | Path) -> Checkpoint:
+def invert(src: str | Path, dst: str | Path, kind: str | None = None) -> Checkpoint:
     """Write directory ``dst`` in the original's layout and keys, from a converted (or original) directory.
 
     Keys that were ignored in conversion are not there; torch's batch counters are written as 0. Errors as convert.
     """
-    ckpt = open_checkpoint(src)
+    ckpt = open_checkpoint(src, kind)
     config = {key: value for key, value in ckpt.config.items() if key != "fvjax"}
 
+    pieces: dict[str, list[tuple[Leaf, Source, int]]] = {}  # several of ours may be parts of one of theirs
+    for name, source in ckpt.sources.items():
+        for i, key in enumerate(source.keys):
+            pieces.setdefault(key, []).append((ckpt.params[name], source, i))
+
+    def load(parts):
+        return join([s.transform.to_theirs(leaf[i] if s.stacked else leaf[:]) for leaf, s, i in parts])
+
     def tensors():
-        for name, source in ckpt.sources.items():
-            leaf, to_theirs = ckpt.params[name], source.transform.to_theirs
-            nbytes = leaf.size * leaf.dtype.itemsize // len(source.keys)
-            for i, key in enumerate(source.keys):
-                yield key, nbytes, lambda i=i, leaf=leaf, f=to_theirs, s=source.stacked: f(leaf[i] if s else leaf[:])
-                if key.endswith(".running_var"):
-                    yield key.replace("running_var", "num_batches_tracked"), 8, lambda: np.zeros((), np.int64)
+        for key, parts in pieces.items():
+            leaf, source, _ = parts[0]
+            yield key, math.prod(source.shape) * leaf.dtype.itemsize, lambda parts=parts: load(parts)
+            if key.endswith(".running_var"):
+                yield key.replace("running_var", "num_batches_tracked"), 8, lambda: np.zeros((), np.int64)
 
     _write(Path(dst), tensors(), config, ckpt)
     return ckpt
@@ -118,11 +127,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
     parser.add_argument("--src", required=True, help="checkpoint directory, or a Hugging Face repository id")
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
+    parser.add_argument("--kind", help='what to open an InternVL model as: its vision tower (if not given), or "vlm"')
     parser.add_argument("--inverse", action="store_true", help="from fvjax names back to the original's keys")
     flags = parser.parse_args()
     try:
         with errors.naming(flags.dst):
-            ckpt = (invert if flags.inverse else convert)(source_directory(flags.src), flags.dst)
+            ckpt = (invert if flags.inverse else convert)(source_directory(flags.src), flags.dst, flags.kind)
     except (ValueError, OSError) as error:
         print(f"weights_convert: {' '.join(errors.line(error).split())}", file=sys.stderr)
         return 2

@@ -69,9 +69,9 @@ CLS = Transform(lambda x: x[0, 0], lambda x: x[None, None])
 POS = Transform(lambda x: x[0], lambda x: x[None])
 
 
-def rules(model: Any, prefix: str) -> list[Rule]:
+def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
     """The table; qkv rows stay ordered (3, head, dim)."""
-    del model
+    del model, config
     layer = prefix + "encoder.layers.{layer}."
     return [
         Rule("params/cls", prefix + "embeddings.class_embedding", CLS),

@@ -36,9 +36,9 @@ def _fc(channels: int) -> Transform:
     return Transform(to_ours, to_theirs)
 
 
-def rules(model: Any, prefix: str) -> list[Rule]:
+def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
     """The table for one model."""
-    del prefix
+    del prefix, config
     paths = {  # ours -> theirs: a number is a level of its own there
         r"layer(\d+)_(\d+)/downsample_(\d)": "layer{0}.{1}.downsample.{2}",
         r"layer(\d+)_(\d+)/(\w+)": "layer{0}.{1}.{2}",

@@ -13,23 +13,29 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from weights_convert.read import Checkpoint, load_json, open_checkpoint, open_file
+from weights_convert.rules import Part, join
 
 WRAPPER = "base_model.model."  # PEFT's own; files saved from the inner model lack it
 
 
-def read_adapters(path: str | Path, base: str | Path) -> tuple[dict[str, np.ndarray], float]:
+def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], float]:
     """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.lora makes, scale alpha / rank).
 
     ``path`` is a file with keys ``[base_model.model.]<module>.lora_A.weight`` [rank, in] and ``lora_B`` [out, rank].
     alpha is read from adapter_config.json beside it; without that file alpha = rank, as the reference trains.
-    For a vision tower, adapters of an InternVL model's decoder and projector are left out, as its weights are.
+    ``kind``: what ``base`` is opened as, see ``open_checkpoint``. For a vision tower, adapters of an InternVL model's
+    decoder and projector are left out, as its weights are. An adapter of InternLM2's fused wqkv becomes one of q, k and
+    v each, with the same a: the same sums.
 
     Raises ValueError: no such file or a pickle; an adapter for a module the model lacks; half an adapter; a stack with
     only some layers adapted; shapes or ranks that do not fit; a PEFT variant other than plain LoRA.
     """
-    path, ckpt = Path(path), open_checkpoint(base)
+    path, ckpt = Path(path), open_checkpoint(base, kind)
     modules = _modules(ckpt)
-    place = {key: (module, layer) for module, keys in modules.items() for layer, key in enumerate(keys)}
+    places: dict[str, list[tuple[str, int]]] = {}  # several where theirs is fused
+    for module, keys in modules.items():
+        for layer, key in enumerate(keys):
+            places.setdefault(key, []).append((module, layer))
     halves: dict[str, dict[int, np.ndarray]] = {}
     left_out = []
     for key, tensor in open_file(path).items():
@@ -37,19 +43,22 @@ def read_adapters(path: str | Path, base: str | Path) -> tuple[dict[str, np.ndar
         if match is None:
             raise ValueError(f"{path}: {key!r} is not a LoRA key (….lora_A.weight or ….lora_B.weight)")
         theirs, half = match.groups()
-        if "vision_config" in ckpt.config and re.match(r"(language_model|mlp1)\.", theirs):
+        if ckpt.kind != "vlm" and "vision_config" in ckpt.config and re.match(r"(language_model|mlp1)\.", theirs):
             left_out.append(key)
             continue
-        if theirs not in place and ckpt.prefix and ckpt.prefix + theirs in place:
+        if theirs not in places and ckpt.prefix and ckpt.prefix + theirs in places:
             theirs = ckpt.prefix + theirs  # saved from the vision tower alone
-        if theirs not in place:
+        if theirs not in places:
             raise ValueError(f"{path}: {key!r} adapts a module that {base} does not have")
-        module, layer = place[theirs]
-        halves.setdefault(f"{module}/{half.lower()}", {})[layer] = tensor[:].T
+        for module, layer in places[theirs]:
+            transform = ckpt.sources[f"params/{module}/kernel"].transform
+            fused = half == "B" and isinstance(transform, Part)
+            value = transform.to_ours(tensor[:]) if fused else tensor[:].T
+            halves.setdefault(f"{module}/{half.lower()}", {})[layer] = value
     if not halves:
         raise ValueError(f"{path} holds no adapter for the {ckpt.kind} in {base}")
     if left_out:
-        logging.info("%s: %d decoder adapters left out, first %s", path, len(left_out), left_out[0])
+        logging.info("%s: %d adapters outside the tower left out, first %s", path, len(left_out), left_out[0])
 
     flat = {}
     for name in sorted(h.rsplit("/", 1)[0] + end for h in halves for end in ("/a", "/b")):
@@ -73,24 +82,37 @@ def read_adapters(path: str | Path, base: str | Path) -> tuple[dict[str, np.ndar
     return flat, _alpha(path, rank) / rank
 
 
-def write_adapters(dst: str | Path, adapters: Mapping[str, Any], alpha: float, base: str | Path) -> None:
+def write_adapters(
+    dst: str | Path, adapters: Mapping[str, Any], alpha: float, base: str | Path, kind: str | None = None
+) -> None:
     """Write adapter_model.safetensors and adapter_config.json into the new directory ``dst``, for ``peft`` to open.
 
-    ``adapters`` is a flat tree for the model in directory ``base``. ValueError: ``dst`` exists, a name ``base`` lacks.
+    ``adapters`` is a flat tree for the model in directory ``base``, opened as ``kind``. ValueError: ``dst`` exists, a
+    name ``base`` lacks, or adapters of q, k and v with different a where the original has one fused matrix.
     """
-    dst, modules = Path(dst), _modules(open_checkpoint(base))
+    dst, ckpt = Path(dst), open_checkpoint(base, kind)
+    modules = _modules(ckpt)
     tensors: dict[str, np.ndarray] = {}
-    adapted: list[str] = []
+    adapted: dict[str, None] = {}
     for name in sorted(adapters):
         module, half = name.rsplit("/", 1)
         if module not in modules or half not in ("a", "b"):
             raise ValueError(f"adapter {name!r} does not belong to the model in {base}")
+        transform = ckpt.sources[f"params/{module}/kernel"].transform
         stack = np.asarray(adapters[name], np.float32)
         for key, layer in zip(modules[module], stack if stack.ndim == 3 else stack[None]):
-            tensors[f"{WRAPPER}{key}.lora_{half.upper()}.weight"] = np.ascontiguousarray(layer.T)
-            adapted += [key] if half == "a" else []
+            theirs = f"{WRAPPER}{key}.lora_{half.upper()}.weight"
+            fused = half == "b" and isinstance(transform, Part)
+            value = np.ascontiguousarray(transform.to_theirs(layer) if fused else layer.T)
+            if fused and theirs in tensors:
+                value = join([tensors[theirs], value])
+            elif theirs in tensors and not np.array_equal(tensors[theirs], value):
+                told = f"{key} is one matrix there, and the adapters of its parts have different a"
+                raise ValueError(f"adapter {name!r}: {told}; PEFT's layout cannot hold that: merge them instead")
+            tensors[theirs] = value
+            adapted[key] = None
     rank = next(t.shape[0] for key, t in tensors.items() if ".lora_A." in key)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": adapted, "bias": "none"}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": [*adapted], "bias": "none"}
     if dst.exists():
         raise ValueError(f"{dst} exists; choose a new directory")
     dst.mkdir(parents=True)

@@ -16,14 +16,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fvjax import trees
+from fvjax.models import vlm
+from fvjax.models.decoder import Decoder
 from fvjax.models.iresnet import IResNet
 from fvjax.models.vision_transformer import VisionTransformer
-from weights_convert import internvit, iresnet
+from weights_convert import internlm2, internvit, internvl, iresnet, llama
 from weights_convert.rules import KEEP, Source, check, plan
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
-TABLES: tuple[ModuleType, ...] = (iresnet, internvit)
+# where two know an architecture, the first is meant unless a kind is asked for
+TABLES: tuple[ModuleType, ...] = (iresnet, internvit, internvl, internlm2, llama)
+MODULES = {"iresnet": IResNet, "vision_transformer": VisionTransformer, "decoder": Decoder}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -88,7 +92,7 @@ class Checkpoint:
 
     path: Path
     config: dict[str, Any]  # config.json
-    kind: str  # "iresnet" | "vision_transformer"
+    kind: str  # "iresnet" | "vision_transformer" | "decoder" | "vlm"
     model_config: dict[str, Any]  # keyword arguments of the module
     prefix: str  # of the original's keys
     sources: dict[str, Source]  # where each array is in the original's layout
@@ -96,29 +100,38 @@ class Checkpoint:
     ignored: list[str]  # keys nothing here needs
 
 
-def build(kind: str, model_config: Mapping[str, Any], **changes: Any) -> IResNet | VisionTransformer:
+def build(kind: str, model_config: Mapping[str, Any], **changes: Any) -> Any:
     """The module a checkpoint belongs to; ``changes`` override single attributes (dtype=…, drop_path=…)."""
-    return {"iresnet": IResNet, "vision_transformer": VisionTransformer}[kind](**{**model_config, **changes})
+    if kind == "vlm":
+        return vlm.build(model_config, **changes)
+    return MODULES[kind](**{**model_config, **changes})
 
 
 def expected(kind: str, model_config: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Every array the module has, with shapes, without computing anything."""
-    size = model_config["image_size"] if kind == "vision_transformer" else 112
     model = build(kind, model_config)
-    return trees.flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))))
+    if kind == "decoder":
+        inputs = (1, 1, model.width)
+    else:
+        tower = model.vision if kind == "vlm" else model
+        inputs = (1, *[tower.image_size if kind != "iresnet" else 112] * 2, 3)
+    return trees.flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(inputs))))
 
 
-def read(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Leaf]]:
+def read(path: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any], dict[str, Leaf]]:
     """Read a Hugging Face or converted directory -> (kind, model configuration, flat dict name -> lazy array).
 
-    Names start with ``params/`` or ``batch_stats/``. See :func:`open_checkpoint` for the errors.
+    Names start with ``params/`` or ``batch_stats/``. See :func:`open_checkpoint` for ``kind`` and the errors.
     """
-    ckpt = open_checkpoint(path)
+    ckpt = open_checkpoint(path, kind)
     return ckpt.kind, ckpt.model_config, ckpt.params
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """Open a directory with config.json and safetensors files; nothing but headers is read.
+
+    ``kind``: what to open it as, where there is a choice: an InternVL model is "vlm" or its "vision_transformer"
+    alone. None means what the directory was converted as, and for one not converted the tower.
 
     Raises ValueError: not a directory, no or broken config.json, an architecture not known here, no safetensors (pickle
     files are never opened), a shard or key missing, a key nothing knows, a wrong shape.
@@ -128,27 +141,34 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         why = _refused([str(path)]) if path.suffix in PICKLES else f"{path} is a file"
         raise ValueError(f"{why}; give the directory that holds config.json and *.safetensors")
     config = load_json(path / "config.json")
-    architectures = config.get("architectures") or []
-    table = next((t for t in TABLES if set(architectures) & set(t.ARCHITECTURES)), None)
-    if table is None:
-        known = [name for t in TABLES for name in t.ARCHITECTURES]
-        raise ValueError(f"{path}/config.json: unknown architectures {architectures}; known are {known}")
     converted = config.get("fvjax")
     if converted is not None and converted.get("format") != FORMAT:
         raise ValueError(f"{path}/config.json: fvjax format {converted.get('format')!r}, this version reads {FORMAT}")
+    architectures = config.get("architectures") or []
+    tables = {t.KIND: t for t in reversed(TABLES) if set(architectures) & set(t.ARCHITECTURES)}
+    if not tables:
+        known = sorted({name for t in TABLES for name in t.ARCHITECTURES})
+        raise ValueError(f"{path}/config.json: unknown architectures {architectures}; known are {known}")
+    written: str = converted["kind"] if converted and "kind" in converted else [*tables][-1]
+    kind = kind or written
+    if kind not in tables or (converted and kind != written and written != "vlm"):
+        raise ValueError(f"{path} holds a {written}, and {kind!r} was asked for")
+    table = tables[kind]
     model_config = table.model_config(config, f"{path}/config.json")
-    model = build(table.KIND, model_config)
-    names = expected(table.KIND, model_config)
+    model = build(kind, model_config)
+    names = expected(kind, model_config)
     tensors = _tensors(path)
-    prefix = converted["prefix"] if converted else table.prefix(config, tensors)
-    sources = plan(table.rules(model, prefix), names)
+    # a tower out of a converted VLM has the prefix that the original's keys have
+    prefix = converted["prefix"] if converted and kind == written else table.prefix(config, tensors)
+    sources = plan(table.rules(model, prefix, config), names)
     stored, ignored = sources, table.ignored(model, prefix, config)
     if converted:
-        stored = {n: Source((n,), False, KEEP, tuple(leaf.shape)) for n, leaf in names.items()}
-        ignored = []
+        inner, ignored = ("params/", []) if kind == written else ("params/vision/", ["params/(projector|decoder)/.*"])
+        where = {n: n.replace("params/", inner, 1) for n in names}
+        stored = {n: Source((where[n],), False, KEEP, tuple(leaf.shape)) for n, leaf in names.items()}
     unneeded = check(stored, tensors, ignored, str(path))
     params = {n: Leaf(s, [tensors[k] for k in s.keys], names[n].shape) for n, s in stored.items()}
-    return Checkpoint(path, config, table.KIND, model_config, prefix, sources, params, unneeded)
+    return Checkpoint(path, config, kind, model_config, prefix, sources, params, unneeded)
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ checkpoint is known before a byte is read, and anything missing, left over or mi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,13 @@ class Transform(NamedTuple):
     to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
+class Part(NamedTuple):
+    """One array of ours that is only part of a tensor of theirs; see :func:`join`."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]  # the whole tensor -> the part
+    to_theirs: Callable[[np.ndarray], np.ndarray]  # the part -> the whole tensor, zero elsewhere
+
+
 KEEP = Transform(lambda x: x, lambda x: x)
 LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
@@ -34,7 +42,7 @@ REMEDY = "config.json must be of these weights, and all files of one checkpoint"
 class Rule(NamedTuple):
     ours: str  # regex that matches all of an fvjax name
     theirs: str  # their key: {0} is the regex's first group with . for /, {layer} the index in a stack
-    transform: Transform = KEEP
+    transform: Transform | Part = KEEP
 
 
 class Source(NamedTuple):
@@ -42,8 +50,16 @@ class Source(NamedTuple):
 
     keys: tuple[str, ...]  # one per layer if stacked, else one
     stacked: bool
-    transform: Transform
+    transform: Transform | Part
     shape: tuple[int, ...]  # of each key, in the checkpoint's layout
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One tensor from its parts, each zero where the others are not. By bits, so that a -0.0 stays one."""
+    if len(parts) == 1:
+        return parts[0]
+    bits = [np.ascontiguousarray(part).view(f"u{part.dtype.itemsize}") for part in parts]
+    return functools.reduce(np.bitwise_or, bits).view(parts[0].dtype)
 
 
 def plan(rules: Sequence[Rule], expected: Mapping[str, Any]) -> dict[str, Source]:

@@ -1,8 +1,8 @@
-"""From uint8 faces to embeddings: a network with the input and the pooling it was made for."""
+"""From uint8 faces to embeddings, or to answers about two: a network with the input and the pooling it was made for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fvjax.models import preprocess
+from fvjax.models import preprocess, vlm
 from fvjax.models.iresnet import IResNet
 from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.typing import Embeddings, Faces, Keys
@@ -18,12 +18,18 @@ from fvjax.typing import Embeddings, Faces, Keys
 
 @dataclass(frozen=True)
 class Encoder:
-    """`pooling`: "mean" or "cls" for a vision transformer, "" for an IResNet, which pools by itself."""
+    """`pooling`: "mean" or "cls" for a vision transformer, "" for an IResNet, which pools by itself.
+
+    For a VLM one of `vlm.POOLS`, or "" for one that answers `prompt` about pairs. `prompt`: ids of a VLM's text.
+    """
 
     net: nn.Module
     pooling: str
+    prompt: tuple[int, ...] = ()
 
     def pixels(self, faces: Faces) -> jax.Array:
+        if isinstance(self.net, vlm.VLM):
+            return preprocess.for_vit(faces, self.net.vision.image_size)
         if isinstance(self.net, VisionTransformer):
             return preprocess.for_vit(faces, self.net.image_size)
         return preprocess.for_resnet(faces)
@@ -43,24 +49,62 @@ class Encoder:
         Returns:
             float32 [N, D], not normalised, and the new batch statistics (empty unless `train`).
         """
+        if isinstance(self.net, vlm.VLM):
+            given = (self.pixels(faces), self.prompt, self.pooling)
+            return self.net.apply(variables, *given, train=train, keys=keys, method="embed"), {}  # type: ignore[return-value]
         mutable = ["batch_stats"] if train and "batch_stats" in variables else False
         out: Any = self.net.apply(variables, self.pixels(faces), train=train, keys=keys, mutable=mutable)
         x, new = out if mutable else (out, {})
         return (pool(x, self.pooling) if self.pooling else x).astype(jnp.float32), dict(new)
 
+    def answer(
+        self,
+        variables: Mapping[str, Any],
+        a: Faces,
+        b: Faces,
+        rows: Sequence[int] | None = None,
+        *,
+        train: bool = False,
+        keys: Keys | None = None,
+    ) -> jax.Array:
+        """Faces uint8 [N,112,112,3] twice -> logits of the answer's first token, float32 [N, vocab] or [N, len(rows)].
 
-def build(kind: str, attributes: Mapping[str, Any], pooling: str, **changes: Any) -> Encoder:
+        Only for a VLM. ``keys`` [2N]: one PRNG key per image of a, then of b, for drop-path in training.
+        """
+        given = (self.pixels(a), self.pixels(b), self.prompt, rows)
+        return self.net.apply(variables, *given, train=train, keys=keys, method="pair")  # type: ignore[return-value]
+
+
+def p_yes(logits: jax.Array) -> jax.Array:
+    """Logits of (Yes, No) [N,2] -> probability of Yes between the two, float32 [N]."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, 0]
+
+
+def build(
+    kind: str, attributes: Mapping[str, Any], pooling: str, prompt: Sequence[int] = (), /, **changes: Any
+) -> Encoder:
     """The encoder of a config or of a checkpoint.
 
     Args:
-        kind: "iresnet" | "vision_transformer". attributes: of that module; `changes` override some.
-        pooling: see :class:`Encoder`.
-    Raises ValueError for an unknown kind or a pooling that the kind does not have.
+        kind: "iresnet" | "vision_transformer" | "vlm". attributes: of that module; `changes` override some.
+        pooling, prompt: see :class:`Encoder`.
+    Raises ValueError for an unknown kind, a pooling that the kind does not have, a prompt that is missing, not wanted
+    or outside the vocabulary.
     """
-    poolings = {"iresnet": ("",), "vision_transformer": ("mean", "cls")}
+    poolings = {"iresnet": ("",), "vision_transformer": ("mean", "cls"), "vlm": ("", *vlm.POOLS)}
     if kind not in poolings:
         raise ValueError(f"model kind {kind!r} is unknown; there are {sorted(poolings)}")
     if pooling not in poolings[kind]:
         raise ValueError(f"pooling {pooling!r} is not for {kind}; choose from {poolings[kind]}")
-    attributes = {**attributes, **changes}
-    return Encoder(IResNet(**attributes) if kind == "iresnet" else VisionTransformer(**attributes), pooling)
+    if kind != "vlm":
+        if prompt:
+            raise ValueError(f"{kind} reads no prompt")
+        attributes = {**attributes, **changes}
+        return Encoder(IResNet(**attributes) if kind == "iresnet" else VisionTransformer(**attributes), pooling)
+    net, prompt = vlm.build(attributes, **changes), tuple(int(i) for i in prompt)
+    if not prompt and pooling != "visual_mean":  # whose figures do not depend on the text
+        raise ValueError(f"a VLM with pooling {pooling!r} needs a prompt")
+    outside = [i for i in prompt if not 0 <= i < net.decoder.vocab]
+    if outside:
+        raise ValueError(f"prompt id {outside[0]} is outside the decoder's vocabulary of {net.decoder.vocab}")
+    return Encoder(net, pooling, prompt)

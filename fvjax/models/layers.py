@@ -13,6 +13,10 @@ from fvjax.models.cpu_conv import conv3x3
 
 DType = Any
 FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # what one per-image key is used for; see fold_in
+REMAT = {  # what a layer's backward pass finds saved
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def fold_in(keys, use: int):

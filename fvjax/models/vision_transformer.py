@@ -10,15 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fvjax.models.layers import DROP_PATH, Dense, DType, LayerNorm, RMSNorm, fold_in
+from fvjax.models.layers import DROP_PATH, REMAT, Dense, DType, LayerNorm, RMSNorm, fold_in
 from fvjax.typing import Embeddings, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
 ACT = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
-REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class Attention(nn.Module):

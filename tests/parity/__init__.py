@@ -1,6 +1,28 @@
 """Comparison with the PyTorch references: stored figures (tests/golden) and small torch models run beside ours."""
 
+import jax.numpy as jnp
 import numpy as np
+
+from weights_convert import build, open_checkpoint
+from weights_convert.rules import join
+
+
+def load(path, kind=None, **changes):
+    """Module and flat parameters of a checkpoint directory."""
+    ckpt = open_checkpoint(path, kind)
+    params = {name.removeprefix("params/"): jnp.asarray(np.asarray(leaf)) for name, leaf in ckpt.params.items()}
+    return build(ckpt.kind, ckpt.model_config, **changes), params
+
+
+def in_torch_layout(ckpt, flat):
+    """Flat tree of ours -> the original's keys and layouts."""
+    out = {}
+    for name, leaf in flat.items():
+        source = ckpt.sources[f"params/{name}"]
+        layers = np.asarray(leaf) if source.stacked else np.asarray(leaf)[None]
+        for key, layer in zip(source.keys, layers):
+            out.setdefault(key, []).append(source.transform.to_theirs(layer))
+    return {key: join(parts) for key, parts in out.items()}
 
 
 def close(got, expected, tolerance: float, what: str = "") -> float:

@@ -16,29 +16,12 @@ from fvjax.config import base
 from fvjax.models import preprocess
 from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.tasks import contrastive
-from tests.parity import close, gradients_close
+from tests.parity import close, gradients_close, in_torch_layout, load
 from tests.reference.recipe import GOLDEN, write_checkpoint
-from weights_convert import build, internvit, open_checkpoint, read_adapters
+from weights_convert import internvit, open_checkpoint, read_adapters
 
 TINY = GOLDEN / "internvl_tiny"
 TORCH_NEEDED = "needs tests/requirements-torch.txt"
-
-
-def load(path, **changes):
-    """Module and flat parameters of a checkpoint directory."""
-    ckpt = open_checkpoint(path)
-    params = {name.removeprefix("params/"): jnp.asarray(np.asarray(leaf)) for name, leaf in ckpt.params.items()}
-    return build(ckpt.kind, ckpt.model_config, **changes), params
-
-
-def in_torch_layout(ckpt, flat):
-    """Flat tree of ours -> the original's keys and layouts."""
-    out = {}
-    for name, leaf in flat.items():
-        source = ckpt.sources[f"params/{name}"]
-        layers = np.asarray(leaf) if source.stacked else np.asarray(leaf)[None]
-        out |= {key: source.transform.to_theirs(layer) for key, layer in zip(source.keys, layers)}
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,10 @@ def weight(seed: int, key: str, shape) -> np.ndarray:
 def write_checkpoint(dst: Path, config: dict, shapes: dict, seed: int = 7, dtype=np.float32) -> Path:
     """A Hugging Face style directory with the recipe's weights, rounded to ``dtype``."""
     dst.mkdir(parents=True, exist_ok=True)
-    tensors = {key: weight(seed, key, shape) for key, shape in shapes.items()}
-    tensors = {k: v.astype(dtype) if v.dtype == np.float32 else v for k, v in tensors.items()}
+    tensors = {}
+    for key, shape in shapes.items():
+        value = weight(seed, key, shape)
+        tensors[key] = value.astype(dtype) if value.dtype == np.float32 else value
     save_file(tensors, dst / "model.safetensors")
     (dst / "config.json").write_text(json.dumps(config))
     return dst

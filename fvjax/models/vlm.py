@@ -1,0 +1,145 @@
+"""Vision tower, projector and decoder in one module: embeddings of faces and Yes/No answers about two.
+
+    [BOS] + visual tokens of one or more images + text ids
+
+without chat template or image tags, as LLM-FaceVerification builds its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fvjax.models.decoder import Cache, Decoder
+from fvjax.models.projector import Projector
+from fvjax.models.vision_transformer import VisionTransformer
+from fvjax.typing import Embeddings, Keys, Pixels
+
+POOLS = ("visual_mean", "all_mean", "last_token")
+
+
+class VLM(nn.Module):
+    """Parameters are ``vision/…``, ``projector/…`` and ``decoder/…``. ``bos``: id of the first token.
+
+    ``bridge``: a module between tower and projector, patch tokens [N,P,W] -> [N,P',W'] (cross-attention, a graph …).
+    """
+
+    vision: VisionTransformer
+    projector: Projector
+    decoder: Decoder
+    bos: int
+    bridge: nn.Module | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one image of the tower's own size."""
+        return (self.vision.image_size // self.vision.patch_size // self.projector.shuffle) ** 2
+
+    def visual(self, pixels: Pixels, *, train: bool = False, keys: Keys | None = None) -> jax.Array:
+        """Pixels [N,H,W,3] -> visual tokens [N,V,D]. ``keys`` [N]: one PRNG key per image, for drop-path."""
+        x = self.vision(pixels, train=train, keys=keys)[:, 1:]
+        return self.projector(x if self.bridge is None else self.bridge(x))
+
+    def sequence(self, visual: jax.Array, text: Sequence[int]) -> jax.Array:
+        """Visual tokens [N,V,D] of one or more images between BOS and the text -> embeddings [N,1+V+T,D]."""
+        count = visual.shape[1]
+        at = np.broadcast_to(1 + np.arange(count), (visual.shape[0], count))
+        return splice(self._embed_text([self.bos] * (1 + count) + list(text), visual.shape[0]), visual, at)
+
+    def embed(
+        self, pixels: Pixels, text: Sequence[int], pool: str, *, train: bool = False, keys: Keys | None = None
+    ) -> Embeddings:
+        """One image and a text -> float32 [N,D]; see :meth:`pooled`. ``keys`` [N] as in :meth:`visual`."""
+        return self.pooled(self.visual(pixels, train=train, keys=keys), text, pool)
+
+    def pooled(self, visual: jax.Array, text: Sequence[int], pool: str) -> Embeddings:
+        """Visual tokens [N,V,D] and a text -> float32 [N,D], from the decoder's states after its final norm.
+
+        pool: "visual_mean" over the visual tokens (text after them cannot change these, so it is left out), "all_mean"
+            over all tokens, or "last_token". ValueError: another one.
+        """
+        if pool not in POOLS:
+            raise ValueError(f"pool={pool!r} is unknown; there are {POOLS}")
+        x = self.sequence(visual, () if pool == "visual_mean" else text)
+        return pool_states(self.decoder(x, last=pool == "last_token"), pool, visual.shape[1])
+
+    def pair(
+        self,
+        a: Pixels,
+        b: Pixels,
+        text: Sequence[int],
+        rows: Sequence[int] | None = None,
+        *,
+        train: bool = False,
+        keys: Keys | None = None,
+    ) -> jax.Array:
+        """Two images and a question -> logits of the answer's first token, float32 [N, vocab] (or of ``rows`` only).
+
+        ``keys`` [2N]: those of all a, then those of all b.
+        """
+        visual = self.visual(jnp.concatenate([a, b]), train=train, keys=keys)
+        return self.answer(jnp.concatenate(jnp.split(visual, 2), axis=1), text, rows)
+
+    def answer(self, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None) -> jax.Array:
+        """Visual tokens [N,V,D] of all images and a text -> logits of the next token, as in :meth:`pair`."""
+        return self.decoder.logits(self.decoder(self.sequence(visual, text), last=True)[:, 0], rows)
+
+    def prefix(self, visual: jax.Array, tokens: int) -> Cache:
+        """The decoder's cache after BOS and visual tokens [N,V,D], with room for ``tokens`` more.
+
+        Pairs that share their first image share this: ``jax.tree.map`` over a cache's rows repeats or picks them
+        (axis 1 of k and v, axis 0 of length).
+        """
+        x = self.sequence(visual, ())
+        return self.decoder.extend(x, self.decoder.new_cache(x.shape[0], x.shape[1] + tokens), last=True)[1]
+
+    def pair_after(
+        self, prefix: Cache, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None
+    ) -> jax.Array:
+        """Second images' visual tokens [N,V,D] and the question after the first ones' prefix -> logits as in pair."""
+        x = jnp.concatenate([visual, self._embed_text(text, visual.shape[0])], axis=1)
+        return self.decoder.logits(self.decoder.extend(x, prefix, last=True)[0][:, 0], rows)
+
+    def __call__(self, pixels: Pixels, text: Sequence[int] = ()) -> jax.Array:
+        """One image and a text -> logits of the next token, float32 [N, vocab]."""
+        return self.answer(self.visual(pixels), text)
+
+    def _embed_text(self, ids: Sequence[int], n: int) -> jax.Array:
+        embedded = self.decoder.embed_tokens(np.array(ids, np.int32))
+        return jnp.broadcast_to(embedded, (n, *embedded.shape))
+
+
+def splice(embedded: jax.Array, tokens: jax.Array, at: jax.Array | np.ndarray) -> jax.Array:
+    """Tokens of any producer at their places in a sequence: embedded [N,T,D], tokens [N,V,D], at int [N,V] below T.
+
+    What stands there (placeholders) is replaced.
+    """
+    rows = np.arange(embedded.shape[0])[:, None]
+    return embedded.at[rows, at].set(tokens.astype(embedded.dtype))
+
+
+def pool_states(states: jax.Array, pool: str, visual: int) -> Embeddings:
+    """The decoder's states [N,T,D], of BOS and ``visual`` visual tokens first -> float32 [N,D]."""
+    states = states.astype(jnp.float32)
+    if pool == "last_token":
+        return states[:, -1]
+    return (states[:, 1 : 1 + visual] if pool == "visual_mean" else states).mean(axis=1)
+
+
+def build(attributes: Mapping[str, Any], **changes: Any) -> VLM:
+    """A VLM from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …}; each part takes the changes it knows."""
+    parts = {"vision": VisionTransformer, "projector": Projector, "decoder": Decoder}
+    fields = {name: set(cls.__dataclass_fields__) for name, cls in parts.items()}
+    unknown = set(changes) - set().union(*fields.values())
+    if unknown:
+        raise TypeError(f"no part of a VLM has {sorted(unknown)}")
+    built = {
+        name: cls(**{**attributes[name], **{k: v for k, v in changes.items() if k in fields[name]}})
+        for name, cls in parts.items()
+    }
+    return VLM(**built, bos=attributes["bos"])

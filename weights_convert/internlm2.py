@@ -1,0 +1,72 @@
+"""InternLM2: keys model.layers.0.attention.wqkv, feed_forward.w1 (gate), w3 (up), w2 (down)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from weights_convert.llama import common_config, rope_config
+from weights_convert.rules import LINEAR, Part, Rule
+
+ARCHITECTURES = ("InternLM2ForCausalLM",)
+KIND = "decoder"
+
+
+def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """config.json (or its llm_config) -> keyword arguments of fvjax.models.decoder.Decoder."""
+    out = common_config(config, where) | rope_config(config, where)
+    if "bias" not in config:
+        raise ValueError(f"{where}: the language configuration has no 'bias'")
+    return out | {"qkv_bias": config["bias"], "out_bias": config["bias"], "mlp_bias": False}
+
+
+def prefix(config: Mapping[str, Any], keys) -> str:
+    """A decoder alone has none; inside InternVL it is "language_model."."""
+    del config, keys
+    return ""
+
+
+def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
+    """A tied head may be stored a second time."""
+    del config
+    return [rf"{prefix}output\.weight"] if model.tied else []
+
+
+def _fused(model: Any, part: slice) -> Part:
+    """wqkv's rows are ordered (key head, [its queries …, key, value], dim); a part's are (head, dim)."""
+    dims = (model.kv_heads, model.heads // model.kv_heads + 2, model.head_dim)
+
+    def to_ours(x):
+        return x.reshape(*dims, *x.shape[1:])[:, part].reshape(-1, *x.shape[1:]).T
+
+    def to_theirs(x):
+        x = x.T
+        whole = np.zeros((*dims, *x.shape[1:]), x.dtype)
+        whole[:, part] = x.reshape(dims[0], -1, dims[2], *x.shape[1:])
+        return whole.reshape(-1, *x.shape[1:])
+
+    return Part(to_ours, to_theirs)
+
+
+def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
+    """The table; biases are vectors, whose transpose is themselves."""
+    del config
+    layer = prefix + "model.layers.{layer}."
+    groups = model.heads // model.kv_heads
+    qkv = {"q": slice(groups), "k": slice(groups, groups + 1), "v": slice(groups + 1, groups + 2)}
+    return [
+        Rule("params/embed", prefix + "model.tok_embeddings.weight"),
+        Rule("params/head", prefix + "output.weight"),
+        Rule("params/final_norm/scale", prefix + "model.norm.weight"),
+        Rule("params/blocks/norm1/scale", layer + "attention_norm.weight"),
+        Rule("params/blocks/norm2/scale", layer + "ffn_norm.weight"),
+        *(Rule(f"params/blocks/attn/{x}/kernel", layer + "attention.wqkv.weight", _fused(model, qkv[x])) for x in qkv),
+        *(Rule(f"params/blocks/attn/{x}/bias", layer + "attention.wqkv.bias", _fused(model, qkv[x])) for x in qkv),
+        Rule("params/blocks/attn/o/kernel", layer + "attention.wo.weight", LINEAR),
+        Rule("params/blocks/attn/o/bias", layer + "attention.wo.bias"),
+        Rule("params/blocks/mlp/gate/kernel", layer + "feed_forward.w1.weight", LINEAR),
+        Rule("params/blocks/mlp/up/kernel", layer + "feed_forward.w3.weight", LINEAR),
+        Rule("params/blocks/mlp/down/kernel", layer + "feed_forward.w2.weight", LINEAR),
+    ]
