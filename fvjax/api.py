@@ -15,7 +15,7 @@ import weights_convert
 from fvjax import lora, run_state, trees
 from fvjax.config import Config, base, flatten
 from fvjax.models import encoder
-from fvjax.models.encoder import p_yes
+from fvjax.tasks.pair_answer import p_yes
 from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
@@ -54,7 +54,7 @@ class Model:
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
         self._yes_no = yes_no
         self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
-        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, yes_no)))
+        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, yes_no), (0, 1)))
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """Faces uint8 [N,112,112,3], aligned, RGB -> float32 [N,D], not normalised. ValueError: anything else."""

@@ -226,15 +226,6 @@ FAULTS = (
         (VLM + "test_pairs_on_a_shared_prefix",),
     ),
     Fault(
-        "no_before_yes",
-        "the probability of No is given for that of Yes",
-        "fvjax/models/encoder.py",
-        "axis=-1)[:, 0]",
-        "axis=-1)[:, 1]",
-        (VLM + "test_pairs", "tests/test_api.py::test_pair"),
-    ),
-    # ---- adapters
-    Fault(
         "lora_scale",
         "adapters are scaled by 2 alpha / rank",
         "fvjax/lora.py",

@@ -75,11 +75,6 @@ class Encoder:
         return self.net.apply(variables, *given, train=train, keys=keys, method="pair")  # type: ignore[return-value]
 
 
-def p_yes(logits: jax.Array) -> jax.Array:
-    """Logits of (Yes, No) [N,2] -> probability of Yes between the two, float32 [N]."""
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[:, 0]
-
-
 def build(
     kind: str, attributes: Mapping[str, Any], pooling: str, prompt: Sequence[int] = (), /, **changes: Any
 ) -> Encoder:
