@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
 def open_model(config: Config, mesh, plain: bool = False) -> Opened:
     """Of a base only headers are read. Raises ValueError if it does not fit the config. `plain`: see build_encoder."""
-    base = open_base(config) if config.init_from else None
+    base = open_checkpoint(config.init_from, config.model.kind) if config.init_from else None
     encoder = build_encoder(config, base, plain)
     variables = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
     everything = trees.flatten(variables)
@@ -164,14 +164,6 @@ def variables_of(config: Config, *parts: dict) -> dict:
         scaled = lora.scaled(trees.flatten(variables["lora"]), config.lora.alpha / config.lora.rank)
         variables["lora"] = trees.unflatten(scaled)
     return variables
-
-
-def open_base(config: Config) -> Checkpoint:
-    """The pretrained weights' directory; only headers are read."""
-    base = open_checkpoint(config.init_from)
-    if base.kind != config.model.kind:
-        raise ValueError(f"{config.init_from} holds a {base.kind}, config.model.kind is {config.model.kind}")
-    return base
 
 
 def read_frozen(config: Config, opened: Opened) -> dict:

@@ -97,7 +97,9 @@ def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
     kind = weights_convert.open_checkpoint(path).kind
-    scenario: Any = next(name for name, its in api.KINDS.items() if its == kind)
+    scenario: Any = next((name for name, its in api.KINDS.items() if its == kind), None)
+    if scenario is None:
+        raise ValueError(f"{path} holds a {kind}, which sees no faces")
     return api.load(path, scenario), {}
 
 

@@ -78,7 +78,7 @@ def test_half_precision_base(no_benchmarks, tmp_path):
         (["--config.model.vision_transformer.depth=4"], f"{BASE} has depth=3, the config's model depth=4"),
         (["--config.lora.count=5"], "give 6 adapters, expected 5"),
         (["--config.lora.targets=('blocks/mlp/fc3',)"], "'blocks/mlp/fc3' matches no module"),
-        (["--config.model.kind=iresnet"], "holds a vision_transformer, config.model.kind is iresnet"),
+        (["--config.model.kind=iresnet"], "holds a vision_transformer, and 'iresnet' was asked for"),
         (["--config.model.pooling=max"], "pooling 'max' is not for vision_transformer"),
     ],
 )
