@@ -118,6 +118,9 @@ def parse(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is Python: anything can be wrong in it
         if "--traceback" in argv:
             raise
+        file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
+        if file and not Path(file).is_file():
+            fail(f"--config={file}: no such file; `ls configs` shows what there is")
         kind = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))

@@ -95,6 +95,8 @@ def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
         file = path / "results.json"
         return api.load_workdir(path), load_json(file) if file.exists() else {}
     if not (path / "config.json").is_file():
+        if rows := sorted(file.parent.name for file in path.glob("*/config.json")):
+            raise ValueError(f"{path} holds several runs; give one of them: {', '.join(str(path / r) for r in rows)}")
         raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
     kind = weights_convert.open_checkpoint(path).kind
     scenario: Any = next((name for name, its in api.KINDS.items() if its == kind), None)
