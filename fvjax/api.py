@@ -22,12 +22,8 @@ KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair"
 POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": ""}  # what pool=None means
 # Config keys (or the start of some) that decide what a trained model computes.
 NEEDED = ("model", "init_from", "base_dtype", "lora", "trainable", "dtype", "eval.flip_sum", "epochs", "seed")
-BATCH = {
-    "resnet": 64,
-    "vit": 16,
-    "mllm": 8,
-    "pair": 4,
-}  # images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
+# images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
+BATCH = {"resnet": 64, "vit": 16, "mllm": 8, "pair": 4}
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def test_identities_and_images_take_turns(plan, epoch):
 @settings(max_examples=30, deadline=None)
 @given(answer_plans(), st.lists(st.integers(0, 1000), min_size=1, max_size=30))
 def test_random_access_to_genuine_and_impostor_pairs(plan, places):
-    fresh = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
+    fresh = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes; a copy whose epochs are not drawn yet)
     want = [plan[i] for i in range(max(places) + 1)]
     assert [fresh[i] for i in places] == [want[i] for i in places]
 

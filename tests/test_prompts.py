@@ -153,6 +153,7 @@ def test_bytes_that_are_not_text_and_ids_that_are_none(small):
 
 
 def test_a_pickled_tokenizer_is_the_same(small):
+    """Grain sends what a pipeline calls to worker processes by pickling it."""
     tokenizer = Tokenizer(small)
     copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 (our own bytes)
     text = "Do these <img> two"

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from weights_convert import llama
 from weights_convert.llama import common_config, rope_config
 from weights_convert.rules import LINEAR, Part, Rule
 
 ARCHITECTURES = ("InternLM2ForCausalLM",)
 KIND = "decoder"
+prefix = llama.prefix
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -20,12 +22,6 @@ def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "bias" not in config:
         raise ValueError(f"{where}: the language configuration has no 'bias'")
     return out | {"qkv_bias": config["bias"], "out_bias": config["bias"], "mlp_bias": False}
-
-
-def prefix(config: Mapping[str, Any], keys) -> str:
-    """A decoder alone has none; inside InternVL it is "language_model."."""
-    del config, keys
-    return ""
 
 
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:

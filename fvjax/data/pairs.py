@@ -11,6 +11,7 @@ that do not fill a batch are dropped; which identities those are changes with th
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Pair(NamedTuple):
     label: int  # PairPlan: the identity. GenuineImpostorPlan: 1 genuine, 0 impostor
 
 
-class Plan:
+class Plan(ABC):
     """Endless sequence of pairs; batch s is ``[plan[i] for i in range(s * P, (s + 1) * P)]``. Thread-safe, picklable.
 
     Attributes:
@@ -59,9 +60,9 @@ class Plan:
             first, second, label = self._epochs[epoch]
         return Pair(int(first[i]), int(second[i]), int(label[i]))
 
+    @abstractmethod
     def _plan(self, bits: np.random.PCG64) -> tuple[np.ndarray, ...]:
         """An epoch's (first record, second record, label), each [steps_per_epoch * P]."""
-        raise NotImplementedError
 
 
 class PairPlan(Plan):
