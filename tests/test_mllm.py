@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import weights_convert
-from fvjax import api, train, trees
+from fvjax import api, train, trees, verify
 from fvjax.config import Config, benchmark, check
 from fvjax.data import store
 from fvjax.evals import verification
@@ -175,6 +176,20 @@ def test_answers_that_share_images_are_those_of_each_pair_alone(name, run):
     for key in ("auc", "eer"):
         assert figures[key]["value"] == pytest.approx(got[key]["value"], abs=1e-6)
     assert figures["accuracy@far=1e-3"]["threshold"] == pytest.approx(got["accuracy@far=1e-3"]["threshold"], rel=1e-5)
+
+
+def test_verify_asks_the_model(run, faces, tmp_path):
+    workdir, _, out = run("pair_lora")
+    model, a, b, _ = scored(workdir)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, face in zip(files, (a[0], b[0])):
+        Image.fromarray(face).save(file)
+    told = verify.compare(*files, workdir)
+    kept = np.stack([verify.read_face(file) for file in files])
+    assert told["measure"] == "P(Yes)"
+    assert told["score"] == pytest.approx(float(model.p_same(kept[:1], kept[1:])[0]), rel=1e-6)
+    assert told["threshold"] == out["benchmarks"]["lfw"]["accuracy@far=1e-3"]["threshold"]
+    assert "(P(Yes))" in verify.text(told)
 
 
 def test_pools_are_those_of_one_checkpoint(run):

@@ -179,7 +179,7 @@ def test_as_a_command(resnet, crops):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
-    assert list(told) == ["score", "threshold", "same", "far", "measured_on", "model", "images"]
+    assert list(told) == ["score", "measure", "threshold", "same", "far", "measured_on", "model", "images"]
     assert told["score"] == pytest.approx(1, abs=1e-6)
     assert told["same"] is True
     assert (told["model"], told["images"]) == (str(resnet), [str(crops[3])] * 2)
