@@ -251,8 +251,9 @@ def test_an_embedding_does_not_depend_on_its_batch():
     config.model.iresnet.dropout = 0.0
     _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
-    embed = jax.jit(functools.partial(train.embed_step, config, run_state.build_encoder(config)))
-    one, other = (embed(state["trainable"], state["stats"], frozen, x) for x in (faces, faces.at[1:].set(0)))
+    variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
+    embed = jax.jit(run_state.build_encoder(config))
+    one, other = (embed(variables, x)[0] for x in (faces, faces.at[1:].set(0)))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
 
 
