@@ -42,6 +42,7 @@ from tests.test_convert import FC1, TINY, lose_shard, only_pickle, spoil
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import LFW, put
 from weights_convert import __main__ as weights
+from weights_convert import write
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -478,7 +479,7 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
 
 
 def test_a_full_disk_while_weights_are_written(run, disk, monkeypatch, tiny):
-    full_from(monkeypatch, disk, weights, "save_file")
+    full_from(monkeypatch, disk, write, "save_file")
     said = run.refuses("convert", f"--src={tiny}", f"--dst={disk.path / 'dst'}")
     assert f"{disk.path}/dst" in said
     assert tells_of_a_full_disk(said), said

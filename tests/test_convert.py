@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.reference.recipe import GOLDEN, weight, write_checkpoint
 from weights_convert import open_checkpoint, read, read_adapters, write_adapters
-from weights_convert.__main__ import convert, invert, source_directory
+from weights_convert.__main__ import source_directory
+from weights_convert.write import convert, invert
 
 TINY = GOLDEN / "internvl_tiny"
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -179,7 +180,7 @@ def test_lazy_slices_equal_slices_of_the_whole(tmp_path):
 
 
 def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("weights_convert.__main__.SHARD_BYTES", 50_000)
+    monkeypatch.setattr("weights_convert.write.SHARD_BYTES", 50_000)
     convert(TINY, tmp_path / "ours")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 3
     for name, leaf in read(tmp_path / "ours")[2].items():
