@@ -21,6 +21,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     Raises ValueError: no commit hash; no such repository or commit; no access; no network.
     """
     import huggingface_hub as hub
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
@@ -29,7 +30,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
         if revision is None:
             revision = hub.HfApi().model_info(repo).sha
             print(f"{repo}: --revision={revision}", flush=True)
-        with errors.naming(hub.constants.HF_HUB_CACHE):
+        with errors.naming(HF_HUB_CACHE):
             path = hub.snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=["*/*"])
     except GatedRepoError:
         told = f"{repo} is open to approved accounts only: ask on its page, then `hf auth login`"
