@@ -1,10 +1,10 @@
 """`python -m fvjax.export --workdir=RUN --dst=DIR [--merged]`
 
 What a run of `python -m fvjax.main` trained, for other people's programs: its newest checkpoint becomes the new
-directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With --merged,
-and for a run without adapters, it is the whole model in its original layout: the base's own shards, dtypes, config.json
-and tokenizer, with what was trained in its weights. Exit code 2 with one line on standard error for what the caller can
-mend.
+directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With
+--merged, and for a run without adapters, it is the whole model in its original layout: the base's own shards, dtypes,
+config.json and tokenizer, with what was trained in its weights. Exit code 2 with one line on standard error for what
+the caller can mend.
 """
 
 from __future__ import annotations
