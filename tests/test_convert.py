@@ -202,9 +202,9 @@ def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
     shard_bytes = 17 << 20
     monkeypatch.setattr("weights_convert.write.SHARD_BYTES", shard_bytes)
     convert(src, tmp_path / "warm")  # what jax allocates once
-    for write, src, dst in ((convert, src, "ours"), (invert, tmp_path / "warm", "back")):
+    for write, given, dst in ((convert, src, "ours"), (invert, tmp_path / "warm", "back")):
         tracemalloc.start()
-        write(src, tmp_path / dst)
+        write(given, tmp_path / dst)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(list((tmp_path / dst).glob("model-*.safetensors"))) >= 5

@@ -192,12 +192,11 @@ def test_merged_adapters_are_the_references_figures(tmp_path):
     golden = np.load(TINY / "golden.npz")
     got = fvjax.load(tmp_path / "out", "mllm").embed(golden["faces"][:2])
     np.testing.assert_allclose(got, golden["mllm_lora_visual_mean"][:2], rtol=0, atol=5e-5)
+    base, gate = open_checkpoint(TINY, "vlm"), "params/decoder/blocks/mlp/gate/kernel"
     with pytest.raises(ValueError, match="has no params/decoder/blocks/mlp/gates/kernel"):
-        some = {n.replace("gate", "gates"): x for n, x in adapters.items()}
-        export.merge(open_checkpoint(TINY, "vlm"), tmp_path / "not", some, scale, {})
-    with pytest.raises(ValueError, match="was trained in full and has an adapter"):
-        export.merge(open_checkpoint(TINY, "vlm"), tmp_path / "not", adapters, scale,
-                     {"params/decoder/blocks/mlp/gate/kernel": np.zeros(1)})  # fmt: skip
+        export.merge(base, tmp_path / "not", {n.replace("gate", "gates"): x for n, x in adapters.items()}, scale, {})
+    with pytest.raises(ValueError, match=f"{gate} was trained in full and has an adapter"):
+        export.merge(base, tmp_path / "not", adapters, scale, {gate: np.zeros(base.params[gate].shape)})
 
 
 def test_what_cannot_be_exported(run, adapted, both, tmp_path, capsys):
