@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from importlib.machinery import PathFinder
 
 import numpy as np
 import pytest
@@ -53,7 +54,12 @@ def test_records_past_the_ends_are_refused(tmp_path):
 
 
 def test_tfds_opens_it_without_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # makes `import tensorflow` fail where it is installed
+    def hidden(name, *args):  # sys.modules["tensorflow"] = None would not do: TFDS takes it for one that is there
+        return None if name == "tensorflow" else find(name, *args)
+
+    find = PathFinder.find_spec
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr(PathFinder, "find_spec", hidden)
     s = make(tmp_path / "s", split="test")
     builder = tfds.builder_from_directory(tmp_path / "s")
     source = builder.as_data_source("test")

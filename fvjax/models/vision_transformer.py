@@ -14,7 +14,17 @@ from fvjax.models.layers import DROP_PATH, REMAT, Dense, DType, LayerNorm, RMSNo
 from fvjax.typing import Embeddings, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
-ACT = {"gelu": partial(jax.nn.gelu, approximate=False), "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
+ACT = {
+    "gelu": lambda x: x * (0.5 * (1 + jax.lax.erf(x * 0.5**0.5))),  # jax.nn's erfc takes the CPU several passes
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+def attend(q, k, v):
+    """Softmax attention, q, k, v [N,T,heads,dim]; as jax.nn's, but its order of axes makes the CPU transpose logits."""
+    q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
+    logits = jnp.einsum("nhtd,nhsd->nhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.einsum("nhts,nhsd->nhtd", jax.nn.softmax(logits).astype(v.dtype), v).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -36,7 +46,8 @@ class Attention(nn.Module):
             q = RMSNorm(self.norm_eps, self.dtype, name="q_norm")(q)
             k = RMSNorm(self.norm_eps, self.dtype, name="k_norm")(k)
         q, k, v = (y.reshape(n, tokens, self.heads, width // self.heads) for y in (q, k, v))
-        y = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        y = {"xla": attend, "cudnn": cudnn}[self.implementation](q, k, v)
         return Dense(width, dtype=self.dtype, name="proj")(y.reshape(n, tokens, width))
 
 
