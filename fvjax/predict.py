@@ -35,8 +35,13 @@ class Predictor:
         """
         if self.config.task == "pair_answer":
             return lambda store, pairs, title: self._answers(state, store, pairs, title)
-        embed = self._pools if pools else self._embed
-        return evaluate.cosine(self.config, lambda faces: np.asarray(embed(state, self._placed(faces))))
+        if pools:
+            return evaluate.cosine(self.config, lambda faces: np.asarray(self._pools(state, self._placed(faces))))
+        return evaluate.cosine(self.config, lambda faces: self.embed(state, faces))
+
+    def embed(self, state: dict, faces: np.ndarray) -> np.ndarray:
+        """uint8 [b,112,112,3] -> float32 [b,D] on the host."""
+        return np.asarray(self._embed(state, self._placed(faces)))
 
     def _answers(self, state: dict, store: Store, pairs: Pairs, title: str) -> np.ndarray:
         """P(Yes) of every pair: the tower sees each image once, the decoder a run of pairs' first image once."""

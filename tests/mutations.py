@@ -31,6 +31,7 @@ VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipe
 PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_accumulation.py::"
 OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
 PEFT, CONVERT, EXPORT = "tests/parity/test_peft.py::", "tests/test_convert.py::", "tests/test_export.py::"
+GRADIENTS = "tests/test_gradients.py::"
 VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
@@ -712,13 +713,94 @@ FAULTS = (
         "True",
         ("tests/test_convert.py::test_weights_that_do_not_fit",),
     ),
+    # ---- parts of a batch, the reference's switches, pools and pairs
+    Fault(
+        "first_part_instead_of_the_last",
+        "compat.last_micro_batch keeps the gradient of the first part",
+        "fvjax/train.py",
+        "accumulation.split(x, parts)[-1]",
+        "accumulation.split(x, parts)[0]",
+        (GRADIENTS + "test_compat_accumulates_like_the_reference",),
+    ),
+    Fault(
+        "last_part_undivided",
+        "compat.last_micro_batch does not divide by the number of parts",
+        "fvjax/train.py",
+        "lambda g: g / config.accumulation",
+        "lambda g: g",
+        (GRADIENTS + "test_compat_accumulates_like_the_reference",),
+    ),
+    Fault(
+        "sum_of_the_parts",
+        "the gradient of answers is the sum over a batch's parts instead of their mean",
+        "fvjax/accumulation.py",
+        "x.astype(jnp.float32) / chunks",
+        "x.astype(jnp.float32)",
+        (GRADIENTS + "test_a_batch_in_parts_is_the_whole_batch[tiny_pair-1]",),
+    ),
+    Fault(
+        "keys_of_the_other_image",
+        "the two images of a pair draw their dropped paths with other images' keys",
+        "fvjax/train.py",
+        "sides = jnp.concatenate([keys[:, 0], keys[:, 1]])",
+        "sides = keys.reshape(-1)",
+        (GRADIENTS + "test_a_batch_in_parts_is_the_whole_batch[tiny_pair-1]",),
+    ),
+    Fault(
+        "groups_summed",
+        "compat.negatives_group adds the groups' losses up",
+        "fvjax/tasks/contrastive.py",
+        "return jnp.mean(jax.vmap(",
+        "return jnp.sum(jax.vmap(",
+        (GRADIENTS + "test_compat_negatives_of_one_group",),
+    ),
+    Fault(
+        "statistics_of_the_last_group",
+        "compat.batch_norm_group keeps the last group's running statistics",
+        "fvjax/models/encoder.py",
+        "lambda s: s[0], new",
+        "lambda s: s[-1], new",
+        (GRADIENTS + "test_compat_batch_statistics_of_one_group",),
+    ),
+    Fault(
+        "gate_left_open",
+        "training never looks at dead adapters",
+        "fvjax/train.py",
+        "if len(gate) == 2:",
+        "if len(gate) == 3:",
+        ("tests/test_mllm.py::test_a_dead_adapter_stops_at_the_second_step",),
+    ),
+    Fault(
+        "pools_in_another_order",
+        "several pools of one pass come in another order",
+        "fvjax/models/vlm.py",
+        "for pool in pools], axis=1)",
+        "for pool in pools[::-1]], axis=1)",
+        (VLM + "test_pools_of_one_pass",),
+    ),
+    Fault(
+        "second_image_of_another_pair",
+        "pairs that share a first image are answered about each other's second one",
+        "fvjax/evals/verification.py",
+        "visual[pairs.b[filled]]",
+        "visual[np.roll(pairs.b[filled], 1)]",
+        (VERIFICATION + "test_answers_share_what_is_kept_of_a_first_image",),
+    ),
+    Fault(
+        "kept_of_another_first_image",
+        "a pair is answered with what was kept of another first image",
+        "fvjax/evals/verification.py",
+        "after(kept, whose,",
+        "after(kept, whose * 0,",
+        (VERIFICATION + "test_answers_share_what_is_kept_of_a_first_image",),
+    ),
     # ---- evaluation
     Fault(
         "evaluated_in_training_mode",
         "evaluation uses the statistics of its own batch",
-        "fvjax/train.py",
-        "frozen, stats), faces)[0]",
-        "frozen, stats), faces, train=True)[0]",
+        "fvjax/predict.py",
+        "encoder(variables, faces)[0]",
+        "encoder(variables, faces, train=True)[0]",
         (TRAIN + "test_an_embedding_does_not_depend_on_its_batch",),
     ),
     Fault(

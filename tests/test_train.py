@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fvjax
-from fvjax import lora, optim, run_state, sharding, train, trees
+from fvjax import lora, optim, predict, run_state, sharding, train, trees
 from fvjax.config import base
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import folds, verification
@@ -245,15 +245,15 @@ def test_half_of_the_faces_are_mirrored_left_to_right():
     assert 16 < mirrored.sum() < 48
 
 
-def test_an_embedding_does_not_depend_on_its_batch():
+def test_an_embedding_does_not_depend_on_its_batch(tmp_path):
     """Evaluation uses the running statistics, not those of the images that happen to be together."""
     config = tiny_resnet()
     config.model.iresnet.dropout = 0.0
     _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
-    variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
-    embed = jax.jit(run_state.build_encoder(config))
-    one, other = (embed(variables, x)[0] for x in (faces, faces.at[1:].set(0)))
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    predictor = predict.Predictor(config, run_state.build_encoder(config), mesh, frozen, tmp_path)
+    one, other = (predictor.embed(state, np.asarray(x)) for x in (faces, faces.at[1:].set(0)))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
 
 

@@ -156,3 +156,30 @@ def test_baselines_by_hand():
     assert colours[2, 7 * 64 + 0 * 8 + 1] == 0.5  # 255, 31 and 32 are in bins 7, 0 and 1
     assert colours[2, 0] == 0.5
     assert np.flatnonzero(colours[1]).tolist() == [0, 0 * 64 + 1 * 8 + 1]
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 40])
+def test_answers_share_what_is_kept_of_a_first_image(batch_size):
+    """In numpy, with a model that can be written down: a first image keeps its tokens' sum."""
+    rng = np.random.default_rng(0)
+    visual = rng.normal(size=(10, 4, 5)).astype(np.float32)
+    pairs = SimpleNamespace(a=rng.integers(0, 6, 29), b=rng.integers(0, 10, 29))
+    seen, asked = [], []
+
+    def prefix(tokens):
+        seen.append(len(tokens))
+        return tokens.sum(axis=1)
+
+    def after(kept, whose, tokens):
+        asked.append(len(whose))
+        return np.einsum("bd,bd->b", kept[whose], tokens[:, 0]) - kept[whose, 0]
+
+    got = verification.answers(prefix, after, visual, pairs, batch_size=batch_size, multiple=2)
+    first = visual.sum(axis=1)[pairs.a]
+    expected = np.einsum("md,md->m", first, visual[pairs.b, 0]) - first[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert set(asked) == {batch_size}, "one shape"
+    assert all(n % 2 == 0 for n in seen)
+    assert sum(seen) < 29 or batch_size == 3, "what is kept is not shared"
+    with pytest.raises(ValueError, match="the answer to pair 0 is not finite"):
+        verification.answers(prefix, after, visual * np.nan, pairs, batch_size=8, multiple=1)

@@ -51,7 +51,7 @@ def tiny():
     return model, plain, plain | {"lora": trees.unflatten(lora.scaled(flat, scale))}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method", "text", "pool", "rows"))
+@functools.partial(jax.jit, static_argnames=("model", "method", "text", "pool", "pools", "rows"))
 def run(model, variables, *given, method, **settings):
     return model.apply(variables, *given, method=method, **settings)
 
@@ -71,6 +71,15 @@ def test_visual_tokens(tiny, golden):
     assert model.image_tokens == 256
     got = run(model, variables, preprocess.for_vit(golden["faces"][:2]), method="visual")
     close(got, golden["visual_embeds"], 1e-5, "visual_embeds")
+
+
+def test_pools_of_one_pass(tiny, golden):
+    """All three at once, against the reference's figures of each alone."""
+    model, variables, _ = tiny
+    given = preprocess.for_vit(golden["faces"]), ids(golden, "prompt_ids")
+    got = run(model, variables, given[0], text=given[1], pools=vlm.POOLS, method="pools")
+    for number, pool in enumerate(vlm.POOLS):
+        close(got[:, number], golden[f"mllm_{pool}"], 1e-5, pool)
 
 
 @pytest.mark.parametrize("pool", vlm.POOLS)
