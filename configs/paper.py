@@ -1,6 +1,7 @@
 """What the experiments of LLM-FaceVerification share: training data, benchmarks, and where they come from."""
 
 from fvjax.config import Config, base, benchmark
+from fvjax.data.prompts import PAIR_PROMPT, PROMPT
 
 MS1M = (
     "MS1M-ArcFace (github.com/deepinsight/insightface, recognition/_datasets_), unpacked to identity folders of crops: "
@@ -38,6 +39,10 @@ def experiment(name: str) -> Config:
     return c
 
 
+VISION = "vision/blocks/mlp/fc[12]"  # 48 adapters
+DECODER = "decoder/blocks/mlp/(gate|up|down)"  # 72
+
+
 def internvit(c: Config) -> None:
     """InternViT-300M of InternVL2-2B, mean of the patch tokens, frozen."""
     c.model.kind = "vision_transformer"
@@ -46,3 +51,37 @@ def internvit(c: Config) -> None:
     c.base_dtype = "float16"
     c.dtype = "bfloat16"
     c.trainable = ((".*", "frozen"),)
+
+
+def internvl(c: Config) -> None:
+    """The whole InternVL2-2B, frozen, embedding each face by its visual tokens' mean state (scenario 2)."""
+    internvit(c)
+    c.model.kind = "vlm"
+    c.model.pooling = "visual_mean"
+    c.prompt.text = PROMPT
+    c.eval.batch_size = 64
+
+
+def answering(c: Config) -> None:
+    """InternVL2-2B answers Yes or No about two faces (scenario 3)."""
+    internvl(c)
+    c.task = "pair_answer"
+    c.model.pooling = ""
+    c.prompt.text = PAIR_PROMPT
+
+
+def adapters(c: Config, targets: tuple[str, ...], count: int, rank: int = 8) -> None:
+    """LoRA on a frozen base, with the seed's settings for the whole MLLM."""
+    c.lora.rank = rank
+    c.lora.alpha = float(rank)
+    c.lora.targets = targets
+    c.lora.count = count
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    c.epochs = 10
+    c.batch_size = 2048
+    c.accumulation = 8
+    c.optimizer.name = "adamw"
+    c.optimizer.lr = 2e-4
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.warmup_epochs = 2
+    c.remat = "full"

@@ -21,7 +21,20 @@ from weights_convert.read import load_json
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
 POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": ""}  # what pool=None means
 # Config keys (or the start of some) that decide what a trained model computes.
-NEEDED = ("model", "init_from", "base_dtype", "lora", "trainable", "dtype", "eval.flip_sum", "epochs", "seed")
+NEEDED = (
+    "model",
+    "task",
+    "prompt",
+    "init_from",
+    "base_dtype",
+    "lora",
+    "trainable",
+    "dtype",
+    "eval.flip_sum",
+    "epochs",
+    "seed",
+)
+NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.")  # whose keys an experiment chooses
 # images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
 BATCH = {"resnet": 64, "vit": 16, "mllm": 8, "pair": 4}
 
@@ -44,17 +57,15 @@ class Model:
         variables: dict[str, Any],
         batch_size: int,
         precision: str,
-        yes_no: tuple[int, ...] = (),
     ):
         self.run: Run | None = None
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
-        self._yes_no = yes_no
         self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
-        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, yes_no), (0, 1)))
+        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, encoder.yes_no), (0, 1)))
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """Faces uint8 [N,112,112,3], aligned, RGB -> float32 [N,D], not normalised. ValueError: anything else."""
-        if self._yes_no:
+        if self.encoder.yes_no:
             raise ValueError('a model loaded with scenario="pair" has no embeddings; use p_same')
         return self._in_batches(self._embed, faces)
 
@@ -63,7 +74,7 @@ class Model:
 
         Only scenario "pair" has it. ValueError: another scenario, other arrays, not as many a as b.
         """
-        if not self._yes_no:
+        if not self.encoder.yes_no:
             raise ValueError('p_same needs a model loaded with scenario="pair"; compare embeddings by cosine instead')
         if len(a) != len(b):
             raise ValueError(f"p_same compares face by face, but there are {len(a)} and {len(b)}")
@@ -134,17 +145,14 @@ def load(
     if kind != KINDS[scenario]:
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
     prompt, yes_no = (() if ids is None else tuple(int(i) for i in ids) for ids in (prompt_ids, yes_no_ids))
-    model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, dtype=jnp.dtype(dtype))
-    outside = [i for i in yes_no if not 0 <= i < attributes["decoder"]["vocab"]]
-    if outside:
-        raise ValueError(f"yes_no_ids: {outside[0]} is outside the vocabulary of {attributes['decoder']['vocab']}")
+    model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, yes_no, dtype=jnp.dtype(dtype))
     # half-precision weights stay as they are for bfloat16 computation: each use casts them
     keep = np.float32 if dtype == "float32" else None
     variables = trees.unflatten({name: jnp.asarray(np.asarray(leaf, keep)) for name, leaf in leaves.items()})
     if adapters is not None:
         flat, scale = weights_convert.read_adapters(adapters, path, kind)
         variables["lora"] = trees.unflatten({n: jnp.asarray(v) for n, v in lora.scaled(flat, scale).items()})
-    return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default", yes_no)
+    return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default")
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -179,7 +187,7 @@ def _read_config(workdir: Path) -> Config:
     file, config = workdir / "config.json", base()
     given = load_json(file)
     there, here = flatten(given), flatten(config.to_dict())
-    odd = [key for key in there if key not in here and not key.startswith(("eval.benchmarks.", "optimizer.lr_scale."))]
+    odd = [key for key in there if key not in here and not key.startswith(NAMED)]
     odd += [key for key in here if key not in there and key.startswith(NEEDED)]
     if odd:
         raise ValueError(f"{file} is of another version of fvjax (it differs in {', '.join(odd[:3])}); use that one")

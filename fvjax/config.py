@@ -17,11 +17,15 @@ def base() -> Config:
     c.name = "unnamed"
     c.seed = 0
     c.epochs = 0  # 0: nothing is trained, the model is evaluated as it is
-    c.batch_size = 128  # images per step over all devices: batch_size / 2 identity pairs
+    c.task = "contrastive"  # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces)
+    c.batch_size = 128  # images per step over all devices: batch_size / 2 pairs
+    c.accumulation = 1  # parts in which a step's batch goes through the model, to save memory; the sums are the same
     c.dtype = "float32"  # compute: float32 | bfloat16 (trainables, statistics, losses are float32 always)
     c.remat = "none"  # transformer layers: none | dots (keep matrix products) | full
 
-    c.model = ConfigDict({"kind": "iresnet", "pooling": ""})  # kind: iresnet | vision_transformer (pooling mean | cls)
+    # kind: iresnet | vision_transformer (pooling mean | cls) | vlm: vision_transformer, projector and decoder (pooling
+    # visual_mean | all_mean | last_token, or "" for pair_answer)
+    c.model = ConfigDict({"kind": "iresnet", "pooling": ""})
     c.model.iresnet = ConfigDict(
         {
             "layers": (3, 4, 14, 3),  # residual blocks per stage
@@ -42,13 +46,32 @@ def base() -> Config:
             "drop_path": placeholder(float),  # None: the checkpoint's (0 without one)
         }
     )
+    c.model.projector = ConfigDict({"shuffle": 2, "ps_version": "v2"})  # InternVL2
+    c.model.decoder = ConfigDict(  # InternLM2-1.8B; rotary positions, biases and so on come with a checkpoint
+        {
+            "vocab": 92553,
+            "width": 2048,
+            "depth": 24,
+            "heads": 16,
+            "kv_heads": 8,
+            "head_dim": 128,
+            "mlp_dim": 8192,
+        }
+    )
+    c.model.bos = 1  # the decoder's first token
+    # What a VLM reads after the image(s): a text for the tokenizer in init_from, or its ids. yes_no_ids: of the answers
+    # (Yes, No) of pair_answer; (): by the tokenizer.
+    c.prompt = ConfigDict({"text": "", "ids": (), "yes_no_ids": ()})
     c.attention = "xla"  # xla | cudnn (half precision on a GPU)
     c.init_from = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
+    # A VLM of several origins instead: part (vision, decoder) -> directory; parts not named are random.
+    c.init_parts = ConfigDict()
     c.base_dtype = "float32"  # how frozen parameters are kept: float32 | float16 | bfloat16
     c.lora = ConfigDict({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})  # rank 0: no adapters
     c.trainable = ((".*", "backbone"),)  # ordered (regex over names, group); group "frozen" does not train
 
-    c.loss = ConfigDict({"temperature": 0.07})
+    # temperature: of contrastive. pair_loss: cross-entropy of pair_answer among the whole "vocab" or among "yes_no".
+    c.loss = ConfigDict({"temperature": 0.07, "pair_loss": "vocab"})
     c.optimizer = ConfigDict(
         {
             "name": "sgd",  # sgd (decay added to the gradient, then momentum) | adamw (decoupled)
@@ -71,6 +94,7 @@ def base() -> Config:
     # Whose naming the identities follow. Only benchmarks with the same non-empty one can be checked for identities seen
     # in training: folder "100" of one data set is not person "100" of another.
     c.data.names = ""
+    c.data.pairs_per_epoch = 100_000  # of pair_answer: half genuine, half impostor, drawn anew every epoch
     # Not 0 identities: the embedded synthetic faces are made under dir and used for training and evaluation.
     c.data.synthetic = ConfigDict(
         {"identities": 0, "images": 12, "test_identities": 120, "test_images": 6, "test_pairs": 1000}
@@ -78,10 +102,20 @@ def base() -> Config:
     c.data.synthetic.update({"difficulty": 1.0, "seed": 0, "dir": ""})  # dir "": the workdir
 
     c.eval = ConfigDict({"batch_size": 128, "flip_sum": False, "every_epochs": 0, "before_training": True})
+    c.eval.pools = ()  # a VLM's embeddings: also by these poolings, from the same checkpoint, in the same run
     c.eval.during = ()  # benchmarks to run every `every_epochs` epochs; (): all
     c.eval.baselines = False  # also print raw-pixel and colour-histogram cosine
     c.eval.bootstrap = 1000  # resamples behind each 95% interval
     c.eval.benchmarks = ConfigDict()  # name -> ConfigDict(store=DIR, pairs=NAME), see benchmark()
+
+    # What LLM-FaceVerification's code does differently from its text (README, differences from the reference).
+    c.compat = ConfigDict(
+        {
+            "last_micro_batch": False,  # of accumulation's parts only the last one's gradient, divided by their number
+            "negatives_group": 0,  # images whose negatives are each other, one GPU's; 0: the whole batch
+            "batch_norm_group": 0,  # images that batch statistics are of, one GPU's; 0: the whole batch
+        }
+    )
 
     # Not empty: the config stands for several experiments, one a row of the table. name -> what differs from the above.
     c.rows = ConfigDict()
@@ -91,7 +125,7 @@ def base() -> Config:
     c.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
     c.log = ConfigDict({"every_steps": 1, "tensorboard": True})
     c.lock()
-    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale, c.rows)
+    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale, c.rows, c.init_parts)
     for section in named_by_the_experiment:
         section.unlock()
     return c
@@ -125,15 +159,26 @@ def experiments(config: Config, workdir: Path) -> dict[Path, Config]:
 
 
 CHOICES = {
+    "task": ("contrastive", "pair_answer"),
     "dtype": ("float32", "bfloat16"),
     "base_dtype": ("float32", "float16", "bfloat16"),
     "remat": ("none", "dots", "full"),
     "attention": ("xla", "cudnn"),
-    "model.kind": ("iresnet", "vision_transformer"),
+    "model.kind": ("iresnet", "vision_transformer", "vlm"),
+    "loss.pair_loss": ("vocab", "yes_no"),
+    "model.projector.ps_version": ("v1", "v2"),
     "model.iresnet.conv_init": ("normal", "kaiming"),
     "optimizer.name": ("sgd", "adamw"),
 }
-POSITIVE = ("batch_size", "eval.batch_size", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
+POSITIVE = (
+    "batch_size",
+    "accumulation",
+    "data.pairs_per_epoch",
+    "eval.batch_size",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "log.every_steps",
+)
 
 
 def check(config: Config) -> None:
@@ -147,10 +192,49 @@ def check(config: Config) -> None:
             raise ValueError(f"config.{key}={flat[key]} must be at least 1")
     if config.batch_size % 2:
         raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
+    _check_task(config)
     if bool(config.lora.rank) != bool(config.lora.targets) or bool(config.lora.rank) != bool(config.lora.alpha):
         raise ValueError("config.lora: rank, alpha and targets go together; all or none")
     if config.data.synthetic.identities and config.data.train:
         raise ValueError("config.data: give train or synthetic.identities, not both")
+
+
+def _check_task(config: Config) -> None:
+    """What goes with a VLM, with pairs and with parts of a batch. Raises ValueError."""
+    pairs, vlm, compat = config.task == "pair_answer", config.model.kind == "vlm", config.compat
+    wrong = {
+        "task=pair_answer: only a model of kind vlm answers": pairs and not vlm,
+        "model.pooling: pair_answer has none, it reads the answer": pairs and config.model.pooling,
+        "eval.pools: only a VLM's embeddings have several": config.eval.pools and (pairs or not vlm),
+        "eval.pools: visual_mean, all_mean, last_token are the choices, model.pooling must be one of them": (
+            config.eval.pools
+            and not {config.model.pooling} <= set(config.eval.pools) <= {"visual_mean", "all_mean", "last_token"}
+        ),
+        "eval.flip_sum: an answer about two faces has no mirrored sum": pairs and config.eval.flip_sum,
+        "prompt: give text or ids, and both only to a model of kind vlm": (
+            (config.prompt.text and config.prompt.ids) or (not vlm and (config.prompt.text or config.prompt.ids))
+        ),
+        "init_parts: are of a model of kind vlm without init_from": (
+            config.init_parts and (not vlm or config.init_from)
+        ),
+        "compat.last_micro_batch: there is one part; set accumulation": (
+            compat.last_micro_batch and config.accumulation == 1
+        ),
+        "compat.negatives_group: pair_answer has no negatives": pairs and compat.negatives_group,
+        "compat.batch_norm_group: only an iresnet has batch statistics": (
+            compat.batch_norm_group and config.model.kind != "iresnet"
+        ),
+    }
+    if told := next((line for line, is_wrong in wrong.items() if is_wrong), ""):
+        raise ValueError(f"config.{told}")
+    per_part = config.batch_size // 2 // config.accumulation
+    if config.accumulation * per_part * 2 != config.batch_size:
+        told = f"its {config.batch_size // 2} pairs do not divide into config.accumulation={config.accumulation} parts"
+        raise ValueError(f"config.batch_size={config.batch_size}: {told}")
+    seen = 2 * per_part if compat.last_micro_batch else config.batch_size
+    for key in ("negatives_group", "batch_norm_group"):
+        if compat[key] and (compat[key] % 2 or seen % compat[key]):
+            raise ValueError(f"config.compat.{key}={compat[key]}: must be even and divide the {seen} images of a step")
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, Any]:

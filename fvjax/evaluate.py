@@ -11,16 +11,17 @@ from rich.progress import track
 from fvjax import errors, metrics
 from fvjax.config import Config, benchmark
 from fvjax.data import pipeline
-from fvjax.data.store import Store, read_pairs
+from fvjax.data.store import Pairs, Store, read_pairs
 from fvjax.evals import baselines as knows_nothing
 from fvjax.evals import plots, verification
 
-Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,112,112,3] -> float32 [b,D]
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,112,112,3] -> float32 [b,D], or [b,pools,D]
+Score = Callable[[Store, Pairs, str], np.ndarray]  # (store, its pairs, title of the progress bar) -> float32 [M]
 
 
 def run(
     config: Config,
-    embed: Embed,
+    score: Score,
     *,
     workdir: Path,
     seen: set[str],
@@ -28,9 +29,10 @@ def run(
     only: tuple[str, ...] = (),
     bootstrap: int | None = None,
 ) -> tuple[dict, dict]:
-    """Every benchmark of the config (or `only` some); the images of each store are embedded once.
+    """Every benchmark of the config (or `only` some).
 
     Args:
+        score: :func:`cosine` of an embedding function, or a model's answers (`fvjax.predict`).
         seen: names of the identities trained on. A benchmark that follows the same naming (config.data.names) says how
             many of its identities are among them, and gets an `identity_disjoint` entry if there are any; for others
             that is not known, and both are None.
@@ -38,19 +40,12 @@ def run(
     Returns:
         entries as in results.json by benchmark, and (scores [M], same [M]) by benchmark for the plots.
     """
-    embeddings: dict[str, np.ndarray] = {}
     entries, curves = {}, {}
     for name, where in benchmarks(config, workdir).items():
         if only and name not in only:
             continue
         store, pairs = Store(where.store, "test"), read_pairs(where.store, where.pairs)
-        if where.store not in embeddings:
-            batches = pipeline.eval_batches(store, np.arange(len(store)), config.eval.batch_size)
-            total = -(-len(store) // config.eval.batch_size)
-            shown = metrics.console.is_terminal and jax.process_index() == 0
-            bar = track(batches, f"{title}: {name}", total, console=metrics.console, disable=not shown, transient=True)
-            embeddings[where.store] = verification.embed(embed, bar, flip_sum=config.eval.flip_sum)
-        scores = verification.scores(embeddings[where.store], pairs)
+        scores = score(store, pairs, f"{title}: {name}")
         comparable = seen and where.names and where.names == config.data.names
         known = [i for i, identity in enumerate(store.identities) if identity in seen] if comparable else []
         entries[name] = verification.entry(
@@ -65,6 +60,30 @@ def run(
         entries[name]["identities_seen_in_training"] = len(known) if comparable else None
         curves[name] = (scores, pairs.same)
     return entries, curves
+
+
+def cosine(config: Config, embed: Embed) -> Callable[..., np.ndarray]:
+    """Scores by the cosine of embeddings; the images of a store are embedded once, when first asked for.
+
+    Where `embed` gives several embeddings of a face, `pool` says which of them.
+    """
+    embeddings: dict[Path, np.ndarray] = {}
+
+    def score(store: Store, pairs: Pairs, title: str, pool: int | None = None) -> np.ndarray:
+        if store.path not in embeddings:
+            batches = pipeline.eval_batches(store, np.arange(len(store)), config.eval.batch_size)
+            bar = progress(batches, title, -(-len(store) // config.eval.batch_size))
+            embeddings[store.path] = verification.embed(embed, bar, flip_sum=config.eval.flip_sum)
+        found = embeddings[store.path]
+        return verification.scores(found if pool is None else found[:, pool], pairs)
+
+    return score
+
+
+def progress(what, title: str, total: int):
+    """The same with a bar, where somebody watches."""
+    shown = metrics.console.is_terminal and jax.process_index() == 0
+    return track(what, title, total, console=metrics.console, disable=not shown, transient=True)
 
 
 def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
@@ -96,7 +115,9 @@ def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
 def baselines(config: Config, *, workdir: Path, seen: set[str]) -> dict[str, dict]:
     """What the benchmarks give away without any learning, by the same pairs and protocol."""
     rows = {"raw pixels, cosine": knows_nothing.pixel, "colour histogram, cosine": knows_nothing.histogram}
-    return {row: run(config, embed, workdir=workdir, seen=seen, title=row)[0] for row, embed in rows.items()}
+    return {
+        row: run(config, cosine(config, embed), workdir=workdir, seen=seen, title=row)[0] for row, embed in rows.items()
+    }
 
 
 def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
@@ -111,6 +132,7 @@ def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
             rows.append((f"{config.name}, before training", name, entry["before_training"]))
         note = entry["identities_seen_in_training"]
         rows.append((config.name + (f" ({note} ids seen)" if note else ""), name, entry))
+        rows += [(f"{config.name}, {pool}", name, entries[name]) for pool, entries in results["pools"].items()]
         if entry["identity_disjoint"]:
             rows.append((f"{config.name}, unseen ids only", name, entry["identity_disjoint"]))
     if rows:

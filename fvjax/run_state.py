@@ -1,6 +1,8 @@
 """What a run is made of: the encoder, what trains and what is frozen, each leaf where it will live."""
 
+import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +14,25 @@ import optax
 
 from fvjax import checkpoint, lora, optim, sharding, trees
 from fvjax.config import Config
+from fvjax.data import prompts
 from fvjax.models import encoder as encoders
-from weights_convert.read import Checkpoint, open_checkpoint
+from weights_convert.read import Leaf, open_checkpoint
+
+SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
+
+
+class Base(NamedTuple):
+    """Pretrained weights, lazily: of a whole model, or (config.init_parts) of some parts of a VLM."""
+
+    params: dict[str, Leaf]  # by the run's names
+    model_config: dict[str, Any]  # attributes of the model, or by part
+    covers: str  # regex over the run's names: these must be there, and nothing else
 
 
 class Opened(NamedTuple):
     """A run's model before anything is computed. `frozen` as shapes; `groups` and shardings (`placed`) by name."""
 
-    base: Checkpoint | None
+    base: Base | None
     encoder: encoders.Encoder
     frozen: dict
     groups: dict[str, str]
@@ -39,17 +52,39 @@ class Start(NamedTuple):
 
 def open_model(config: Config, mesh, plain: bool = False) -> Opened:
     """Of a base only headers are read. Raises ValueError if it does not fit the config. `plain`: see build_encoder."""
-    base = open_checkpoint(config.init_from, config.model.kind) if config.init_from else None
+    base = open_base(config)
     encoder = build_encoder(config, base, plain)
     variables = jax.eval_shape(functools.partial(init_variables, config, encoder), jax.random.key(config.seed))
     everything = trees.flatten(variables)
     if base:
-        expected = {n: leaf for n, leaf in everything.items() if not n.startswith("lora/")}
-        trees.strict_diff(expected, base.params, config.init_from)
+        expected = {n: leaf for n, leaf in everything.items() if re.match(base.covers, n)}
+        trees.strict_diff(expected, base.params, config.init_from or str(config.init_parts.to_dict()))
     placed = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
     variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
     _, frozen, groups = optim.split(variables, config.trainable)
     return Opened(base, encoder, frozen, groups, placed)
+
+
+def open_base(config: Config) -> Base | None:
+    """config.init_from or config.init_parts, of which only headers are read; None without either."""
+    if config.init_from:
+        whole = open_checkpoint(config.init_from, config.model.kind)
+        return Base(whole.params, whole.model_config, "(params|batch_stats)/")
+    params, attributes = {}, {}
+    for part, path in config.init_parts.items():
+        if part not in SECTIONS:
+            raise ValueError(f"config.init_parts.{part}: a VLM's parts are {', '.join(SECTIONS)}")
+        one = open_checkpoint(path, {"vision": "vision_transformer"}.get(part, part))
+        params |= {n.replace("params/", f"params/{part}/", 1): leaf for n, leaf in one.params.items()}
+        attributes[part] = one.model_config
+    return Base(params, attributes, f"params/({'|'.join(attributes)})/") if attributes else None
+
+
+def base_hash(config: Config) -> str:
+    """Of the base's files, "" without one: what a run's checkpoints belong to."""
+    if config.init_from:
+        return checkpoint.base_hash(config.init_from)
+    return ",".join(f"{part}:{checkpoint.base_hash(path)}" for part, path in sorted(config.init_parts.items()))
 
 
 def start(config: Config, opened: Opened, mesh, steps_per_epoch: int) -> Start:
@@ -91,13 +126,15 @@ def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int,
     Raises:
         ValueError: no checkpoint yet; the base is not there, or not the one that was trained on.
     """
-    if config.init_from and not Path(config.init_from).is_dir():
-        remedy = dict(config.prepare).get("init_from", "")
-        told = f"{config.init_from} is not there (seen from where the run was started). {remedy}"
-        raise ValueError(f"{workdir}/config.json: init_from: {told}".rstrip())
+    bases = {"init_from": config.init_from, **{f"init_parts.{k}": v for k, v in config.init_parts.items()}}
+    for key, path in bases.items():
+        if path and not Path(path).is_dir():
+            remedy = dict(config.prepare).get(key, "")
+            told = f"{path} is not there (seen from where the run was started). {remedy}"
+            raise ValueError(f"{workdir}/config.json: {key}: {told}".rstrip())
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     opened = open_model(config, mesh)
-    base_hash = checkpoint.base_hash(config.init_from) if config.init_from else ""
+    now = base_hash(config)
     init, key = functools.partial(initial, config, opened.encoder), jax.random.key(config.seed)
     shape = jax.eval_shape(init, key)
     where = state_shardings(shape, opened.placed, mesh)
@@ -110,10 +147,11 @@ def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int,
         if step is None:
             raise nothing
         trained_on = checkpoints.meta(step)["base_hash"]
-        if trained_on != base_hash:
+        if trained_on != now:
+            base = config.init_from or config.init_parts.to_dict()
             raise ValueError(
-                f"{workdir} was trained on another base than {config.init_from} is now (hash {trained_on[:8]} there, "
-                f"{base_hash[:8]} now); put that base back"
+                f"{workdir} was trained on another base than {base} is now (hash {trained_on[:8]} there, "
+                f"{now[:8]} now); put that base back"
             )
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
         state = checkpoints.restore(step, target, {})
@@ -121,21 +159,36 @@ def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int,
     else:
         step, state = 0, from_base(jax.jit(init, out_shardings=where)(key), opened)
     frozen = read_frozen(config, opened)
-    return opened.encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, base_hash
+    return opened.encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, now
 
 
-def build_encoder(config: Config, base: Checkpoint | None = None, plain: bool = False) -> encoders.Encoder:
+def build_encoder(config: Config, base: Base | None = None, plain: bool = False) -> encoders.Encoder:
     """The config's encoder; attributes that the config does not set come from the base.
 
     `plain`: as the model is written, without what is computed twice or arranged for speed; to count its arithmetic.
     """
     kind, changes = config.model.kind, {"dtype": jnp.dtype(config.dtype)}
-    if kind == "vision_transformer":
-        changes |= {"remat": "none" if plain else config.remat, "attention": config.attention}
-    else:
-        changes |= {"on_cpu": jax.default_backend() == "cpu" and not plain}
-    mine = {key: value for key, value in config.model[kind].items() if value is not None}
     theirs = base.model_config if base else {}
+    if kind == "iresnet":
+        changes |= {"on_cpu": jax.default_backend() == "cpu" and not plain}
+    else:
+        changes |= {"remat": "none" if plain else config.remat, "attention": config.attention}
+    if kind != "vlm":
+        encoder = encoders.build(kind, _agreed(config, kind, theirs), config.model.pooling, **changes)
+        return dataclasses.replace(encoder, norm_group=config.compat.batch_norm_group)
+    parts = {part: _agreed(config, section, theirs.get(part, {})) for part, section in SECTIONS.items()}
+    parts["projector"]["width"] = parts["decoder"]["width"]
+    if (bos := theirs.get("bos", config.model.bos)) != config.model.bos:
+        raise ValueError(f"{config.init_from} has bos={bos}, the config's model bos={config.model.bos}")
+    prompt, yes_no = prompt_ids(config)
+    if not prompt and set(config.eval.pools) - {"visual_mean"}:
+        raise ValueError(f"config.eval.pools={config.eval.pools} depend on the text: set config.prompt")
+    return encoders.build(kind, {**parts, "bos": bos}, config.model.pooling, prompt, yes_no, **changes)
+
+
+def _agreed(config: Config, section: str, theirs: dict) -> dict:
+    """A module's attributes, by its base and by the config. Raises ValueError where both have one and differ."""
+    mine = {key: value for key, value in config.model[section].items() if value is not None}
     for key, value in theirs.items():
         same = (
             tuple(mine.get(key, value)) == tuple(value)
@@ -143,8 +196,20 @@ def build_encoder(config: Config, base: Checkpoint | None = None, plain: bool = 
             else mine.get(key, value) == value
         )
         if not same and key not in ("drop_path", "dropout"):  # those are choices of the training run
-            raise ValueError(f"{config.init_from} has {key}={value}, the config's model {key}={mine[key]}")
-    return encoders.build(kind, {**theirs, **mine}, config.model.pooling, **changes)
+            base = config.init_from or "the base"
+            raise ValueError(f"{base} has {key}={value}, the config's model {key}={mine[key]}")
+    return {**theirs, **mine}
+
+
+def prompt_ids(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of the text that a VLM reads after the image(s), and of the answers (Yes, No) to it if the task has any."""
+    answers = config.task == "pair_answer"
+    ids, yes_no = tuple(config.prompt.ids), tuple(config.prompt.yes_no_ids) if answers else ()
+    if config.prompt.text or (answers and not yes_no):
+        tokenizer = prompts.Tokenizer(config.init_from or config.init_parts.get("decoder", ""))
+        ids = ids or tuple(tokenizer.encode(config.prompt.text))
+        yes_no = yes_no or (prompts.yes_no_ids(tokenizer) if answers else ())
+    return ids, yes_no
 
 
 def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
@@ -172,14 +237,14 @@ def read_frozen(config: Config, opened: Opened) -> dict:
     if not names:
         return {}
     dtype = jnp.dtype(config.base_dtype)
-    initialised = {n for n in names if not opened.base or n.startswith("lora/")}
+    given = opened.base.params if opened.base else {}
+    initialised = set(names) - set(given)
 
     def init(key):
         flat = trees.flatten(init_variables(config, opened.encoder, key))
         return {n: flat[n].astype(dtype) for n in initialised}
 
     out = jax.jit(init, out_shardings={n: opened.placed[n] for n in initialised})(jax.random.key(config.seed))
-    given = opened.base.params if opened.base else {}
     return replace(trees.unflatten({**names, **out}), given, opened.placed, dtype)
 
 

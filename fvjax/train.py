@@ -12,13 +12,13 @@ import numpy as np
 import optax
 
 import fvjax
-from fvjax import checkpoint, evaluate, flops, metrics, run_state, sharding, trees
+from fvjax import accumulation, checkpoint, evaluate, flops, lora, metrics, predict, run_state, sharding, trees
 from fvjax.config import Config, config_hash, to_json
 from fvjax.data import pairs, pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
-from fvjax.tasks import contrastive
+from fvjax.tasks import contrastive, pair_answer
 
 
 def run(config: Config, workdir: Path, *, train: bool) -> dict:
@@ -34,7 +34,8 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         raise ValueError("this version runs in one process; several hosts come with the launch scripts")
     mesh = sharding.make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key, size in (("batch_size / 2", config.batch_size // 2), ("eval.batch_size", config.eval.batch_size)):
+    per_part = config.batch_size // 2 // config.accumulation
+    for key, size in (("batch_size / 2 / accumulation", per_part), ("eval.batch_size", config.eval.batch_size)):
         if size % rows:
             raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
     opened = run_state.open_model(config, mesh)
@@ -54,7 +55,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.replace_file(workdir / "config.json", to_json(config))
     meta = {
-        "base_hash": checkpoint.base_hash(config.init_from) if config.init_from else "",
+        "base_hash": run_state.base_hash(config),
         "train_data_hash": store.data_hash if store else "",
         "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
     }
@@ -75,25 +76,28 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     kind = jax.devices()[0].device_kind
     say(f"{config.name}: {total:,} parameters, {count:,} train; mesh {dict(mesh.shape)} on {kind}")
     if store and plan:
+        of_one = "in impostor pairs only" if config.task == "pair_answer" else "never drawn"
         say(
-            f"{len(store):,} images, {plan.eligible + plan.single:,} identities ({plan.single:,} with one image, never "
-            f"drawn); {plan.pairs_per_batch} pairs a step, {steps_per_epoch} steps an epoch, {config.epochs} epochs"
+            f"{len(store):,} images, {plan.eligible + plan.single:,} identities ({plan.single:,} with one image, "
+            f"{of_one}); {plan.pairs_per_batch} pairs a step, {steps_per_epoch} steps an epoch, {config.epochs} epochs"
         )
 
     # ---- evaluation before training
-    embed = functools.partial(embed_faces, jax.jit(functools.partial(embed_step, config, encoder)), frozen, mesh)
+    predictor = predict.Predictor(config, encoder, mesh, frozen, workdir)
     seen = set(store.identities) if store and plan else set()
     evaluator = functools.partial(evaluate.run, config, workdir=workdir, seen=seen)
     before_file = workdir / "before_training.json"
     if config.eval.before_training and train and total_steps and step == 0 and not before_file.exists():
-        before, _ = evaluator(functools.partial(embed, state), title="before training")
+        before, _ = evaluator(predictor.score(state), title="before training")
         metrics.replace_file(before_file, json.dumps(before, indent=1))
 
     # ---- steps
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
         train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
-        plain = functools.partial(step_fn, config, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
+        whole = config.copy_and_resolve_references()
+        whole.accumulation, whole.compat.last_micro_batch = 1, False  # else forward passes would count twice, or not
+        plain = functools.partial(step_fn, whole, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
         per_step = flops.count(plain, *abstract_step(config, shape, frozen))
         batches = pipeline.train_batches(
             store,
@@ -108,6 +112,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         )
         writer = metrics.Writer(workdir, config.log, step)
         writer.start(step, total_steps)
+        gate: dict[int, dict] = {}
         pending: deque = deque()  # results are read one step late, so that the host does not wait for the device
         clock = time.perf_counter()
 
@@ -116,6 +121,10 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
         def report(number: int, values: dict) -> None:
             nonlocal clock
+            if (dead := values.pop("dead", None)) is not None and number < 2:
+                gate[number] = trees.flatten(jax.device_get(dead))
+                if len(gate) == 2:
+                    lora.check_alive(gate[0], gate[1])
             values = {k: float(v) for k, v in values.items()}
             if not np.isfinite([values["loss"], values["grad_norm"]]).all():
                 raise FloatingPointError(
@@ -147,8 +156,9 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                 while pending:  # never save what a loss that is not finite has touched
                     report(*pending.popleft())
                 if evaluating and not last:  # before the checkpoint, so that a kill in between repeats it
-                    now = functools.partial(embed, state)
-                    results, _ = evaluator(now, title=f"step {step}", only=config.eval.during, bootstrap=0)
+                    results, _ = evaluator(
+                        predictor.score(state), title=f"step {step}", only=config.eval.during, bootstrap=0
+                    )
                     evaluate.append_curve(workdir, step, step / steps_per_epoch, spent(), results)
                 checkpoints.save(step, state, {**meta, "seconds": spent()})
                 clock = time.perf_counter()
@@ -158,7 +168,10 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")
 
     # ---- evaluation after
-    results, curves = evaluator(functools.partial(embed, state), title=config.name)
+    score, pools = predictor.score(state, pools=bool(config.eval.pools)), {}
+    for number, pool in enumerate(config.eval.pools):  # all from one embedding of each face
+        pools[pool] = evaluator(functools.partial(score, pool=number), title=f"{config.name}, {pool}")
+    results, curves = pools.pop(config.model.pooling) if pools else evaluator(score, title=config.name)
     seconds = round(seconds_before + elapsed_since(start_time), 1)  # of all starts, up to here
     if train and step:
         evaluate.append_curve(workdir, step, step / steps_per_epoch, seconds, results)
@@ -167,6 +180,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     baselines = evaluate.baselines(config, workdir=workdir, seen=seen) if config.eval.baselines else {}
     out = {
         "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in results.items()},
+        "pools": {pool: entries for pool, (entries, _) in pools.items()},  # other ones than the config's own
         "baselines": baselines,
         "step": step,
         "config_hash": config_hash(config),
@@ -188,40 +202,66 @@ def gradients(config: Config, encoder: encoders.Encoder, state: dict, frozen: di
     """Loss, new batch statistics and the gradient of what trains, on a global batch.
 
     batch: images uint8 [P,2,112,112,3], labels int [P], index int [P] (global pair number). Random draws are keyed by
-    the pair's number, so they do not depend on the device, host or row that an image is on.
+    the pair's number, so they do not depend on the device, host or row that an image is on, nor on `accumulation`.
     """
+    parts, compat = config.accumulation, config.compat
+    if compat.last_micro_batch:  # the reference's gradients of the others are set to zero before they are used
+        batch, parts = jax.tree.map(lambda x: accumulation.split(x, parts)[-1], batch), 1
     faces = batch["images"].reshape(-1, *batch["images"].shape[2:])
     numbers = (2 * batch["index"][:, None] + jnp.arange(2)).reshape(-1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
     if config.data.flip:
         faces = preprocess.flip(faces, keys)
 
-    def loss_fn(trainable):
+    def embed(trainable, faces, keys):
         variables = run_state.variables_of(config, trainable, frozen, state["stats"])
-        embeddings, stats = encoder(variables, faces, train=True, keys=keys)
-        return contrastive.loss(embeddings, batch["labels"], config.loss.temperature), stats
+        return encoder(variables, faces, train=True, keys=keys)
 
-    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trainable"])
+    def contrast(embeddings):
+        return contrastive.loss(embeddings, batch["labels"], config.loss.temperature, compat.negatives_group)
+
+    def answer(trainable, faces, keys, labels):  # [p,2,…], [p,2], [p]
+        variables = run_state.variables_of(config, trainable, frozen, state["stats"])
+        rows, columns = None, encoder.yes_no
+        if config.loss.pair_loss == "yes_no":  # the other columns are not needed
+            rows, columns = encoder.yes_no, (0, 1)
+        sides = jnp.concatenate([keys[:, 0], keys[:, 1]])
+        logits = encoder.answer(variables, faces[:, 0], faces[:, 1], rows, train=True, keys=sides)
+        return pair_answer.loss(logits, labels, columns, config.loss.pair_loss)
+
+    stats = state["stats"]
+    if config.task == "pair_answer":
+        pairs = faces.reshape(-1, 2, *faces.shape[1:]), keys.reshape(-1, 2), batch["labels"]
+        loss, grads = accumulation.mean(answer, state["trainable"], pairs, chunks=parts)
+    elif parts > 1:
+        one = lambda *given: embed(*given)[0]  # noqa: E731
+        loss, grads = accumulation.grad_cache(
+            one, contrast, state["trainable"], faces, keys, chunks=parts, batch_stats=stats
+        )
+    else:
+
+        def whole(trainable):
+            embeddings, new = embed(trainable, faces, keys)
+            return contrast(embeddings), new
+
+        (loss, stats), grads = jax.value_and_grad(whole, has_aux=True)(state["trainable"])
+    if compat.last_micro_batch:
+        grads = jax.tree.map(lambda g: g / config.accumulation, grads)
     return loss, stats, grads
 
 
 def step_fn(config: Config, encoder: encoders.Encoder, tx, lr, state: dict, frozen: dict, batch: dict):
-    """One training step: the new state and {"loss", "lr", "grad_norm" (before clipping)}."""
+    """One training step: the new state and {"loss", "lr", "grad_norm" (before clipping)}; with adapters also "dead".
+
+    "dead": which of them have no gradient, see `lora.is_zero`.
+    """
     loss, stats, grads = gradients(config, encoder, state, frozen, batch)
     updates, opt = tx.update(grads, state["opt"], state["trainable"])
     trainable = jax.tree.map(jnp.add, state["trainable"], updates)
     values = {"loss": loss, "lr": lr(state["step"]), "grad_norm": optax.global_norm(grads)}
+    if "lora" in grads:
+        values["dead"] = lora.is_zero(trees.flatten(grads["lora"]))
     return {"trainable": trainable, "stats": stats, "opt": opt, "step": state["step"] + 1}, values
-
-
-def embed_step(config: Config, encoder: encoders.Encoder, trainable: dict, stats: dict, frozen: dict, faces):
-    return encoder(run_state.variables_of(config, trainable, frozen, stats), faces)[0]
-
-
-def embed_faces(compiled, frozen: dict, mesh, state: dict, faces: np.ndarray) -> np.ndarray:
-    """uint8 [b,112,112,3] -> float32 [b,D] on the host."""
-    on_device = sharding.batch({"faces": faces}, mesh)["faces"]
-    return np.asarray(compiled(state["trainable"], state["stats"], frozen, on_device))
 
 
 def elapsed_since(start: float) -> float:
@@ -231,7 +271,7 @@ def elapsed_since(start: float) -> float:
 # ---- data, shapes ---------------------------------------------------------------------------------------------------
 
 
-def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPlan | None]:
+def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.Plan | None]:
     """The training store and its epoch plan; embedded synthetic sets are drawn first, where they are not there yet."""
     c = config.data.synthetic
     if c.identities:
@@ -252,7 +292,10 @@ def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.PairPl
         return store, None
     if store is None:
         raise ValueError("config.data.train is empty and config.epochs is not 0; give a face store to train on")
-    return store, pairs.PairPlan(store.labels, config.batch_size // 2, config.seed)
+    per_step = config.batch_size // 2
+    if config.task == "pair_answer":
+        return store, pairs.GenuineImpostorPlan(store.labels, per_step, config.data.pairs_per_epoch, config.seed)
+    return store, pairs.PairPlan(store.labels, per_step, config.seed)
 
 
 def abstract_step(config: Config, shape: dict, frozen: dict) -> tuple:

@@ -28,7 +28,7 @@ VIT, IRESNET = "tests/parity/test_vision_transformer.py::", "tests/parity/test_i
 TOKENS, TWIN = VIT + "test_golden_tokens_and_pooling[none]", IRESNET + "test_torch_twin_in_float64[tiny]"
 FOLDS, TRAIN, LORA = "tests/test_folds.py::", "tests/test_train.py::", "tests/test_lora.py::"
 VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipeline.py::", "tests/test_pairs.py::"
-PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_grad_cache.py::"
+PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_accumulation.py::"
 OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
 VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
@@ -535,7 +535,7 @@ FAULTS = (
     Fault(
         "cached_keys",
         "the backward pass drops other paths than the forward pass",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "_, vjp = jax.vjp(lambda trainable: embed(trainable, *part)",
         "_, vjp = jax.vjp(lambda trainable: embed(trainable, part[0], part[1][::-1])",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -543,7 +543,7 @@ FAULTS = (
     Fault(
         "cached_rows",
         "chunks get other rows' part of the loss's gradient",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "(parts, split(pull, chunks))",
         "(parts, pull.reshape(chunks, -1, pull.shape[-1]))",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -551,7 +551,7 @@ FAULTS = (
     Fault(
         "last_chunk_only",
         "only the last chunk's gradient is kept",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "0 * sum + g.astype(jnp.float32)",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -559,7 +559,7 @@ FAULTS = (
     Fault(
         "half_precision_sum",
         "chunks' gradients are summed in the parameters' type",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "(sum.astype(g.dtype) + g).astype(jnp.float32)",
         (CACHE + "test_half_precision_gradients_are_summed_in_float32",),
@@ -567,7 +567,7 @@ FAULTS = (
     Fault(
         "all_chunks_at_once",
         "all chunks are embedded at once",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "jax.lax.map(lambda part: embed(trainable, *part), parts)",
         "jax.vmap(lambda part: embed(trainable, *part))(parts)",
         (CACHE + "test_activations_are_those_of_a_chunk",),
@@ -575,7 +575,7 @@ FAULTS = (
     Fault(
         "chunked_batch_norm",
         "two chunks of a model with batch norm are let through",
-        "fvjax/grad_cache.py",
+        "fvjax/accumulation.py",
         "if chunks > 1 and batch_stats",
         "if chunks > 2 and batch_stats",
         (CACHE + "test_what_cannot_be_chunked_is_refused",),

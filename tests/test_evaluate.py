@@ -16,7 +16,7 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
         config.eval.benchmarks[f"named_{names}"] = benchmark(str(faces.path), "synthetic", names=names)
     seen = {"synthetic000003", "synthetic000017", "somebody else"}
 
-    entries, _ = evaluate.run(config, baselines.pixel, workdir=tmp_path, seen=seen, title="")
+    entries, _ = evaluate.run(config, evaluate.cosine(config, baselines.pixel), workdir=tmp_path, seen=seen, title="")
     marked = entries["named_here"]
     assert marked["identities_seen_in_training"] == 2
     pairs = store.read_pairs(faces.path, "synthetic")
@@ -27,6 +27,8 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
         assert entries[f"named_{names}"]["identities_seen_in_training"] is None
         assert entries[f"named_{names}"]["identity_disjoint"] is None
 
-    entries, _ = evaluate.run(config, baselines.pixel, workdir=tmp_path, seen={"somebody else"}, title="")
+    entries, _ = evaluate.run(
+        config, evaluate.cosine(config, baselines.pixel), workdir=tmp_path, seen={"somebody else"}, title=""
+    )
     assert entries["named_here"]["identities_seen_in_training"] == 0
     assert entries["named_here"]["identity_disjoint"] is None

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-PARTS = "tasks", "evals", "data", "optim", "checkpoint", "lora", "grad_cache", "sharding", "metrics", "models", "flops"
+PARTS = (
+    "tasks",
+    "evals",
+    "data",
+    "optim",
+    "checkpoint",
+    "lora",
+    "accumulation",
+    "sharding",
+    "metrics",
+    "models",
+    "flops",
+)
 COMMON = {"trees", "typing", "config", "errors"}
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}
 MAY["run_state"] = COMMON | {"models", "checkpoint", "lora", "optim", "sharding"}

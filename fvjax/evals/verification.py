@@ -60,6 +60,40 @@ def scores(embeddings: NDArray, pairs: Any) -> NDArray:
     return out
 
 
+def answers(
+    prefix: Callable[[NDArray], Any],
+    after: Callable[[Any, NDArray, NDArray], NDArray],
+    visual: NDArray,
+    pairs: Any,
+    *,
+    batch_size: int,
+    multiple: int,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> NDArray:
+    """A model's answer to every pair (a first, b second); pairs with one first image share what is computed of it.
+
+    Args:
+        prefix: visual tokens [u, V, D] of first images -> what the model keeps of them.
+        after: (what it keeps, whose row of it int [b], visual tokens [b, V, D] of second images) -> float [b].
+        visual: [N, V, D], visual tokens by record number.
+        batch_size: b. multiple: u is rounded up to one of these, so that compiled functions see few shapes.
+        track: wraps the loop, to show its progress.
+    Returns:
+        float32 [M].
+    """
+    order = np.argsort(pairs.a, kind="stable")
+    out = np.empty(len(order), np.float32)
+    for start in track(range(0, len(order), batch_size)):
+        rows = order[start : start + batch_size]
+        filled = np.append(rows, np.repeat(rows[-1:], batch_size - len(rows)))
+        firsts, whose = np.unique(pairs.a[filled], return_inverse=True)
+        kept = prefix(visual[np.append(firsts, np.repeat(firsts[-1:], -len(firsts) % multiple))])
+        out[rows] = np.asarray(after(kept, whose, visual[pairs.b[filled]]))[: len(rows)]
+    if not np.isfinite(out).all():
+        raise ValueError(f"the answer to pair {np.flatnonzero(~np.isfinite(out))[0]} is not finite")
+    return out
+
+
 def entry(
     pair_scores: NDArray,
     pairs: Any,

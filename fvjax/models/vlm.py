@@ -57,6 +57,12 @@ class VLM(nn.Module):
         """One image and a text -> float32 [N,D]; see :meth:`pooled`. ``keys`` [N] as in :meth:`visual`."""
         return self.pooled(self.visual(pixels, train=train, keys=keys), text, pool)
 
+    def pools(self, pixels: Pixels, text: Sequence[int], pools: tuple[str, ...]) -> jax.Array:
+        """One image and a text -> its embedding by each pool, float32 [N,len(pools),D], from one pass."""
+        visual = self.visual(pixels)
+        states = self.decoder(self.sequence(visual, text))
+        return jnp.stack([pool_states(states, pool, visual.shape[1]) for pool in pools], axis=1)
+
     def pooled(self, visual: jax.Array, text: Sequence[int], pool: str) -> Embeddings:
         """Visual tokens [N,V,D] and a text -> float32 [N,D], from the decoder's states after its final norm.
 

@@ -1,9 +1,10 @@
-"""GradCache: the gradient of a contrastive loss over a batch whose activations do not fit, chunk by chunk.
+"""The gradient of a loss over a batch whose activations do not fit, chunk by chunk: equal to that of the whole batch.
 
-The loss compares every embedding with every other, so the mean of the chunks' losses would be another loss. Instead:
-embed all chunks without keeping activations; the loss and its gradient by the embeddings, on the whole batch; then each
-chunk again, pulling its part of that gradient back. Costs one more forward pass. Source: Gao et al., Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup (arXiv:2101.06983).
+A loss that is a mean over examples is the mean of the chunks' losses (:func:`mean`). A contrastive one compares every
+embedding with every other, so that mean would be another loss. Instead (:func:`grad_cache`): embed all chunks without
+keeping activations; the loss and its gradient by the embeddings, on the whole batch; then each chunk again, pulling its
+part of that gradient back. Costs one more forward pass. Source: Gao et al., Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup (arXiv:2101.06983).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from fvjax.typing import Embeddings, Keys
 
 
-def value_and_grad(
+def grad_cache(
     embed: Callable[[Any, jax.Array, Keys], Embeddings],
     loss: Callable[[Embeddings], jax.Array],
     trainable: Any,
@@ -55,6 +56,28 @@ def value_and_grad(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
     grads, _ = jax.lax.scan(backward, zeros, (parts, split(pull, chunks)))
     return value.astype(jnp.float32), grads
+
+
+def mean(loss: Callable[..., jax.Array], trainable: Any, batch: Any, *, chunks: int) -> tuple[jax.Array, Any]:
+    """The mean over chunks of ``loss(trainable, *chunk)`` and its gradient by ``trainable``.
+
+    That of the whole batch, for any number of chunks, if ``loss`` is a mean over rows.
+
+    Args:
+        batch: tuple of arrays [N, …], whose rows go together.
+        chunks: K; activations of N / K rows are alive at a time.
+    Returns:
+        float32 loss, float32 gradients.
+    Raises:
+        ValueError: K does not divide N.
+    """
+
+    def one(total, chunk):
+        found = jax.value_and_grad(loss)(trainable, *chunk)
+        return jax.tree.map(lambda sum, x: sum + x.astype(jnp.float32) / chunks, total, found), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
+    return jax.lax.scan(one, (jnp.zeros((), jnp.float32), zeros), split(batch, chunks))[0]
 
 
 def split(tree: Any, chunks: int) -> Any:

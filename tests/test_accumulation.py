@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import grad_cache, lora, sharding, trees
+from fvjax import accumulation, lora, sharding, trees
 from fvjax.config import base
 from fvjax.models import encoder as encoders
 from fvjax.tasks import contrastive
@@ -33,7 +33,7 @@ def one_batch(trainable, faces, keys):
 
 
 def chunked(chunks, trainable, faces, keys):
-    return grad_cache.value_and_grad(embed, loss, trainable, faces, keys, chunks=chunks, batch_stats={})
+    return accumulation.grad_cache(embed, loss, trainable, faces, keys, chunks=chunks, batch_stats={})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_half_precision_gradients_are_summed_in_float32():
     faces, keys = jnp.ones((8, 1), jnp.bfloat16).at[0].set(256), jax.random.split(jax.random.key(0), 8)
     w = {"w": jnp.ones((1, 1), jnp.bfloat16)}
     embed = lambda w, x, _: (x @ w["w"]).astype(jnp.float32)  # noqa: E731
-    _, grads = grad_cache.value_and_grad(embed, jnp.sum, w, faces, keys, chunks=8, batch_stats={})
+    _, grads = accumulation.grad_cache(embed, jnp.sum, w, faces, keys, chunks=8, batch_stats={})
     assert grads["w"].dtype == jnp.float32
     assert float(grads["w"][0, 0]) == 263
 
@@ -102,17 +102,17 @@ def test_activations_are_those_of_a_chunk(inputs):
 
 def test_rows_come_back_in_order():
     x = jnp.arange(24).reshape(12, 2)
-    parts = grad_cache.split(x, 3)
+    parts = accumulation.split(x, 3)
     assert parts.shape == (3, 4, 2)
     assert parts[1, :, 0].tolist() == [2, 8, 14, 20]
-    np.testing.assert_array_equal(grad_cache.join(parts), x)
+    np.testing.assert_array_equal(accumulation.join(parts), x)
 
 
 def test_what_cannot_be_chunked_is_refused(inputs):
     stats = {"batch_stats": {"bn": {"mean": jnp.zeros(3)}}}
     with pytest.raises(ValueError, match="2 chunks: a model with batch norm must see the whole batch"):
-        grad_cache.value_and_grad(embed, loss, *inputs, chunks=2, batch_stats=stats)
-    whole = functools.partial(grad_cache.value_and_grad, embed, loss, chunks=1, batch_stats=stats)
+        accumulation.grad_cache(embed, loss, *inputs, chunks=2, batch_stats=stats)
+    whole = functools.partial(accumulation.grad_cache, embed, loss, chunks=1, batch_stats=stats)
     assert jax.eval_shape(whole, *inputs)[0].shape == ()
     for chunks in (3, 0):
         with pytest.raises(ValueError, match=f"a batch of 32 rows does not divide into {chunks} chunks"):

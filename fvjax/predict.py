@@ -1,0 +1,75 @@
+"""What an evaluation asks of a model: a score for each pair of a protocol, each image seen once."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fvjax import evaluate, run_state, sharding
+from fvjax.config import Config
+from fvjax.data import pipeline
+from fvjax.data.store import Pairs, Store
+from fvjax.evals import verification
+from fvjax.models import encoder as encoders
+from fvjax.tasks import pair_answer
+
+
+class Predictor:
+    """A run's model as functions of faces. What is compiled once serves every state of the run."""
+
+    def __init__(self, config: Config, encoder: encoders.Encoder, mesh, frozen: dict, workdir: Path):
+        self.config, self.encoder, self.mesh, self.frozen, self.workdir = config, encoder, mesh, frozen, workdir
+        self.pools = tuple(config.eval.pools)
+        self._embed = self._jit(lambda variables, faces: encoder(variables, faces)[0])
+        self._pools = self._jit(lambda variables, faces: encoder.pools(variables, faces, self.pools))
+        self._visual, self._prefix, self._after = map(self._jit, (encoder.visual, encoder.prefix, self._p_yes))
+
+    def score(self, state: dict, *, pools: bool = False) -> Callable[..., np.ndarray]:
+        """How the evaluation scores pairs: by cosine, or by P(Yes) for the task pair_answer.
+
+        With `pools` the score takes the number of one of config.eval.pools: score(…, pool=0).
+        """
+        if self.config.task == "pair_answer":
+            return lambda store, pairs, title: self._answers(state, store, pairs, title)
+        embed = self._pools if pools else self._embed
+        return evaluate.cosine(self.config, lambda faces: np.asarray(embed(state, self._placed(faces))))
+
+    def _answers(self, state: dict, store: Store, pairs: Pairs, title: str) -> np.ndarray:
+        """P(Yes) of every pair: the tower sees each image once, the decoder a run of pairs' first image once."""
+        used, size = np.union1d(pairs.a, pairs.b), self.config.eval.batch_size
+        with tempfile.TemporaryFile(dir=self.workdir) as file:  # for LFW at full size 8 GB, more than memory may hold
+            net: Any = self.encoder.net
+            shape, done = (len(store), net.image_tokens, net.decoder.width), 0
+            visual = np.memmap(file, jnp.dtype(self.config.dtype), "w+", shape=shape)
+            batches = pipeline.eval_batches(store, used, size)
+            for faces, count in evaluate.progress(batches, f"{title}, images", -(-len(used) // size)):
+                visual[used[done : done + count]] = self._visual(state, self._placed(faces))[:count]
+                done += count
+            rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            return verification.answers(
+                lambda firsts: self._prefix(state, self._placed(firsts)),
+                lambda kept, whose, seconds: self._after(state, kept, whose, self._placed(seconds)),
+                visual,
+                pairs,
+                batch_size=size,
+                multiple=-(-size // 8 // rows) * rows,
+                track=lambda loop: evaluate.progress(loop, f"{title}, pairs", len(loop)),
+            )
+
+    def _p_yes(self, variables: dict, kept, whose: jax.Array, seconds: jax.Array) -> jax.Array:
+        mine = type(kept)(kept.k[:, whose], kept.v[:, whose], kept.length[whose])
+        return pair_answer.p_yes(self.encoder.answer_after(variables, mine, seconds, self.encoder.yes_no), (0, 1))
+
+    def _jit(self, fn: Callable) -> Callable:
+        def call(trainable, stats, frozen, *args):
+            return fn(run_state.variables_of(self.config, trainable, frozen, stats), *args)
+
+        compiled = jax.jit(call)
+        return lambda state, *args: compiled(state["trainable"], state["stats"], self.frozen, *args)
+
+    def _placed(self, x: np.ndarray) -> jax.Array:
+        return sharding.batch({"x": np.ascontiguousarray(x)}, self.mesh)["x"]

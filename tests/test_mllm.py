@@ -1,0 +1,172 @@
+"""The configs of scenarios 2 and 3 end to end, on real faces and a tiny InternVL2 of 112 pixels."""
+
+import functools
+import importlib
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fvjax import api, train
+from fvjax.config import Config, benchmark, check
+from fvjax.data import store
+from fvjax.evals import verification
+from tests.reference.recipe import write_checkpoint
+from tests.test_main import saved
+from weights_convert.read import open_file
+
+GOLDEN = Path("tests/golden/internvl_tiny")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """internvl_tiny for images of 112 pixels: 64 patches instead of 1,024, of which 16 visual tokens are made."""
+    config = json.loads((GOLDEN / "config.json").read_text())
+    config["vision_config"]["image_size"] = config["force_image_size"] = 112
+    shapes = {key: tensor.shape for key, tensor in open_file(GOLDEN / "model.safetensors").items()}
+    shapes["vision_model.embeddings.position_embedding"] = (1, 65, 32)
+    path = tmp_path_factory.mktemp("base") / "internvl"
+    write_checkpoint(path, config, shapes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def faces(real_data, tmp_path_factory):
+    """Folder with `train` (12 people of CFP, 4 crops each) and `lfw` (24 pairs of LFW in two folds)."""
+    folder, crops = tmp_path_factory.mktemp("faces"), real_data / "faces"
+    people = sorted((crops / "cfp112").iterdir())[:12]
+    shots = [(file, who.name) for who in people for file in sorted(who.rglob("*.jpg"))[:4]]
+    store.write(folder / "train", [(f.read_bytes(), who, f.name) for f, who in shots], split="train", sources=["cfp"])
+
+    several = [d for d in sorted((crops / "lfw112_pairs").iterdir()) if len(list(d.glob("*.jpg"))) > 1][:6]
+    files = [(file, who.name) for who in several for file in sorted(who.glob("*.jpg"))[:2]]
+    lfw = store.write(
+        folder / "lfw", [(f.read_bytes(), who, f.name) for f, who in files], split="test", sources=["lfw"]
+    )
+    a, b = np.array(list(itertools.combinations(range(12), 2))).T
+    genuine, impostor = (np.flatnonzero((lfw.labels[a] == lfw.labels[b]) == same) for same in (True, False))
+    rows = np.concatenate([genuine[:3], impostor[:9], genuine[3:6], impostor[9:18]])
+    a, b = a[rows], b[rows]
+    ids = lfw.labels[a], lfw.labels[b]
+    store.write_pairs(lfw.path, "lfw", store.Pairs(a, b, ids[0] == ids[1], np.repeat([0, 1], 12), *ids))
+    return folder
+
+
+def tiny(name: str, faces, base) -> Config:
+    """configs/NAME.py for the tiny checkpoint and those faces; what else it says stays."""
+    file, *row = name.split(":")
+    c = importlib.import_module(f"configs.{file}").get_config(*row)
+    golden = np.load(GOLDEN / "golden.npz")
+    c.init_from, c.dtype, c.base_dtype = str(base), "float32", "float32"
+    c.model.vision_transformer.update({"image_size": 112, "width": 32, "depth": 3, "heads": 4, "mlp_dim": 64})
+    c.model.decoder.update(
+        {"vocab": 256, "width": 64, "depth": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "mlp_dim": 128}
+    )
+    if c.model.kind == "vlm":
+        key = "pair_prompt_ids" if c.task == "pair_answer" else "prompt_ids"
+        c.prompt.update({"text": "", "ids": tuple(golden[key].tolist())})
+        c.prompt.yes_no_ids = tuple(golden["yes_no_ids"].tolist())
+    c.lora.count //= 8  # 3 layers instead of 24
+    for key in c.eval.benchmarks.to_dict():
+        del c.eval.benchmarks[key]
+    c.eval.benchmarks.lfw = benchmark(str(faces / "lfw"), "lfw")
+    c.eval.update({"batch_size": 8, "bootstrap": 20})
+    c.data.update({"workers": 0, "pairs_per_epoch": 16})
+    c.mesh.update({"data": 2, "fsdp": 1, "tensor": 1})
+    if c.epochs:
+        c.data.train = str(faces / "train")
+        c.batch_size, c.epochs, c.optimizer.warmup_epochs = 16, 2, 0
+        c.accumulation = min(c.accumulation, 2)
+    return c
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """Compiling for eight takes longer; tests/test_train.py has those."""
+    everything, two = jax.devices, jax.devices()[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args: everything(*args) if args else two)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(faces, base, tmp_path_factory):
+    """NAME -> (workdir, config, results.json), each run once."""
+    root = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def one(name: str):
+        config = tiny(name, faces, base)
+        check(config)
+        workdir = root / name.replace(":", "_")
+        return workdir, config, train.run(config, workdir, train=True)
+
+    return one
+
+
+def alone(entry: dict) -> dict:
+    """An entry without what only a run that trains can say."""
+    return {k: v for k, v in entry.items() if k not in ("before_training", "identities_seen_in_training")}
+
+
+FROZEN_OF = {"mllm_frozen": "mllm_lora", "pair_frozen": "pair_lora"}
+TRAINED = (
+    "mllm_lora",
+    "mllm_lora_vit",
+    "mllm_lora_llm",
+    "mllm_lora_projector",
+    "pair_lora",
+    "pair_lora_llm",
+    "vit_lora_attention:both_r8",
+)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trains_to_a_table(name, run):
+    workdir, config, out = run(name)
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(out))
+    figures = out["benchmarks"]["lfw"]
+    assert (figures["n_genuine"], figures["n_impostor"]) == (6, 18)
+    assert alone(figures) != alone(figures["before_training"])
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == out["step"] >= 4
+    assert np.isfinite(losses).all()
+    _, state = saved(workdir)
+    names = {k for k in state if "trainable" in k}
+    projector = {k for k in names if "projector" in k}
+    assert len(projector) == (6 if name == "mllm_lora_projector" else 0)
+    assert all("lora" in k for k in names - projector)
+    assert sum(np.shape(state[k])[0] for k in names - projector) == 2 * config.lora.count
+    assert all(np.abs(state[k]).max(axis=(-2, -1)).min() > 0 for k in names - projector), "some B has not moved"
+
+
+@pytest.mark.parametrize("frozen", FROZEN_OF)
+def test_frozen_evaluates_what_training_starts_from(frozen, run):
+    _, _, out = run(frozen)
+    _, _, trained = run(FROZEN_OF[frozen])
+    assert out["step"] == 0
+    assert alone(out["benchmarks"]["lfw"]) == alone(trained["benchmarks"]["lfw"]["before_training"])
+
+
+def scored(workdir):
+    """What fvjax.api computes of the workdir for the same pairs: (model, first faces, second faces, pairs)."""
+    model = api.load_workdir(workdir)
+    where = model.run.config.eval.benchmarks.lfw.store
+    pairs, lfw = store.read_pairs(where, "lfw"), store.Store(where, "test")
+    return model, lfw.faces(pairs.a), lfw.faces(pairs.b), pairs
+
+
+@pytest.mark.parametrize("name", ["pair_frozen", "pair_lora"])
+def test_answers_that_share_images_are_those_of_each_pair_alone(name, run):
+    workdir, _, out = run(name)
+    model, a, b, pairs = scored(workdir)
+    alone = model.p_same(a, b)
+    assert np.ptp(alone) > 1e-4, "all the same: nothing would be noticed"
+    figures = verification.entry(alone, pairs, {"failure_to_acquire": 0, "policy": "fail"}, "", bootstrap=0)
+    got = out["benchmarks"]["lfw"]
+    for key in ("auc", "eer"):
+        assert figures[key]["value"] == pytest.approx(got[key]["value"], abs=1e-6)
+    assert figures["accuracy@far=1e-3"]["threshold"] == pytest.approx(got["accuracy@far=1e-3"]["threshold"], rel=1e-5)
