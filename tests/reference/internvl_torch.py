@@ -112,7 +112,9 @@ class InternVL2(nn.Module):
     def states(self, visual, text):
         """[BOS] + visual tokens [N,V,D] + text ids -> the decoder's states [N,1+V+T,D]."""
         embed = self.language_model.model.tok_embeddings
-        bos, text = (embed(torch.tensor(ids, dtype=torch.long)).expand(len(visual), -1, -1) for ids in ([self.bos], text))
+        bos, text = (
+            embed(torch.tensor(ids, dtype=torch.long)).expand(len(visual), -1, -1) for ids in ([self.bos], text)
+        )
         return self.language_model.model(torch.cat([bos, visual, text], 1))
 
     def visual_mean(self, pixels):
