@@ -23,8 +23,7 @@ full_size = functools.cache(flops.full_size)
     ("name", "forward", "step", "adapters_only"), [("mllm_lora", 1.08, 1.5, 1.05), ("pair_lora", 1.08, 1.5, 1.08)]
 )
 def test_fewer_flops_at_full_size(name, forward, step, adapters_only):
-    """Of pair_lora's forward pass no more can be left out exactly: the head (6%) and the last layer (2%) are all that
-    nothing after them needs."""
+    """Of a pair's forward pass the head (6%) and the last layer (2%) are nearly all that its answer does not need."""
     found = {what: counts[0] / counts[1] for what, counts in flops.of_a_pair(*full_size(name)).items()}
     bars = {"forward pass": forward, "training step": step, "training step, adapters only": adapters_only}
     assert set(found) == set(bars)
