@@ -171,7 +171,7 @@ def load_workdir(path: str | Path) -> Model:
         ValueError: not a workdir, of another version, no checkpoint yet, or the base is missing or has changed.
     """
     path = Path(path)
-    config = _read_config(path)
+    config = read_config(path)
     if jax.default_backend() == "cpu":
         config.attention = "xla"  # cudnn is for GPUs; the same sums
     built, variables, step, base_hash = run_state.restore(config, path)
@@ -180,7 +180,7 @@ def load_workdir(path: str | Path) -> Model:
     return model
 
 
-def _read_config(workdir: Path) -> Config:
+def read_config(workdir: Path) -> Config:
     """config.json as a config. ValueError: it has keys unknown to this version, or lacks some of NEEDED."""
     if not is_workdir(workdir):
         raise ValueError(f"{workdir} is not a workdir of python -m fvjax.main: it has no config.json of a run")

@@ -65,7 +65,8 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) 
         if a is None or b is None or kernel is None:
             raise ValueError(f"adapter {module}: needs {module}/a, {module}/b and the base's {module}/kernel")
         delta = jnp.matmul(a, b, precision="highest") * scale
-        merged[f"{module}/kernel"] = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
+        changed = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
+        merged[f"{module}/kernel"] = jnp.where(delta == 0, kernel, changed)  # -0.0 + 0 would be 0.0
     return merged
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.progress import track
-from safetensors.numpy import save_file
 
 from fvjax import trees
 from fvjax.data import synthetic
 from fvjax.models import encoder
 from fvjax.models.vision_transformer import pool
 from weights_convert import internvit
-from weights_convert.__main__ import invert
+from weights_convert.write import write_original
 
 FIRST = 1_000_000  # number of the first person; quickstart and its test set count from 0
 CONFIG = {  # of a bare InternViT, with the names of OpenGVLab's configuration
@@ -87,13 +85,8 @@ def draw_all(people: int, shots: int) -> list[np.ndarray]:
 
 
 def write(tower: dict[str, Any], dst: Path) -> None:
-    """In half precision, by the converter's own inverse: the file has the original's keys and layouts."""
-    flat = {f"params/{name}": np.ascontiguousarray(v, np.float16) for name, v in trees.flatten(tower).items()}
-    with tempfile.TemporaryDirectory() as converted:
-        config = {**CONFIG, "fvjax": {"format": 1, "prefix": ""}}
-        (Path(converted) / "config.json").write_text(json.dumps(config))
-        save_file(flat, Path(converted) / "model.safetensors")
-        invert(converted, dst)
+    """In half precision."""
+    write_original(dst, {f"params/{n}": np.asarray(v, np.float16) for n, v in trees.flatten(tower).items()}, CONFIG)
 
 
 def main() -> None:

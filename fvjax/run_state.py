@@ -118,11 +118,18 @@ def initial(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
 
 
 def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int, str]:
-    """What a run embeds with, on one device and without its optimizer; the workdir is only read.
+    """What a run embeds with: (encoder, its variables, step, hash of the base or ""). Else as :func:`trained`."""
+    opened, state, step, now = trained(config, workdir)
+    frozen = read_frozen(config, opened)
+    return opened.encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, now
+
+
+def trained(config: Config, workdir: Path) -> tuple[Opened, dict, int, str]:
+    """What a run trained, on one device and without its optimizer; the workdir is only read.
 
     Returns:
-        (encoder, its variables, step, hash of the base or ""). With config.epochs = 0 nothing was trained: step 0 of
-        what the base or the seed gives.
+        (model, state {"trainable", "stats"}, step, hash of the base or ""). With config.epochs = 0 nothing was trained:
+        step 0 of what the base or the seed gives.
     Raises:
         ValueError: no checkpoint yet; the base is not there, or not the one that was trained on.
     """
@@ -158,8 +165,7 @@ def restore(config: Config, workdir: Path) -> tuple[encoders.Encoder, dict, int,
         checkpoints.close()
     else:
         step, state = 0, from_base(jax.jit(init, out_shardings=where)(key), opened)
-    frozen = read_frozen(config, opened)
-    return opened.encoder, variables_of(config, state["trainable"], frozen, state["stats"]), step, now
+    return opened, state, step, now
 
 
 def build_encoder(config: Config, base: Base | None = None, plain: bool = False) -> encoders.Encoder:

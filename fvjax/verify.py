@@ -1,9 +1,9 @@
 """`python -m fvjax.verify A.jpg B.jpg --model=DIR [--benchmark=NAME | --threshold=X] [--json]`
 
-Do two photographs show one person? Prints the verdict, the cosine behind it, the threshold, its false accept rate (FAR)
-and where that was measured. DIR is a workdir of `python -m fvjax.main`, or a checkpoint as `fvjax.load` takes it, for
-which no threshold is known. Exit code 0 whatever the verdict; 2 with one line on standard error for what the caller
-can mend.
+Do two photographs show one person? Prints the verdict, the score behind it (a cosine, or P(Yes) of a model that
+answers), the threshold, its false accept rate (FAR) and where that was measured. DIR is a workdir of
+`python -m fvjax.main`, or a checkpoint as `fvjax.load` takes it, for which no threshold is known. Exit code 0 whatever
+the verdict; 2 with one line on standard error for what the caller can mend.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def compare(
         threshold: same person if score >= threshold; given, nothing is said about its FAR.
         benchmark: whose threshold of results.json; None: the first one of whose identities training saw none.
     Returns:
-        JSON-ready {"score", "threshold", "same", "far", "measured_on", "model", "images"}. Without a threshold it and
-        "same" are None; "far" and "measured_on" are None unless the threshold was measured.
+        JSON-ready {"score", "measure", "threshold", "same", "far", "measured_on", "model", "images"}. "measure" is
+        "cosine", or "P(Yes)" of a model that answers. Without a threshold it and "same" are None; "far" and
+        "measured_on" are None unless the threshold was measured.
     Raises:
         ValueError: what the caller can mend, in one line.
     """
@@ -58,12 +59,17 @@ def compare(
     elif benchmark is not None:
         raise ValueError(f"--benchmark={benchmark}: {model} has no results.json with benchmarks; give --threshold")
 
-    # an evaluation may have been asked for another flip_sum than the run's own (--mode=eval)
-    flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False
-    embeddings = verification.embed(network.embed, [(faces, 2)], flip_sum=flip_sum)
-    score = float(verification.scores(embeddings, SimpleNamespace(a=np.array([0]), b=np.array([1])))[0])
+    measure = "P(Yes)" if network.encoder.yes_no else "cosine"
+    if network.encoder.yes_no:
+        score = float(network.p_same(faces[:1], faces[1:])[0])
+    else:
+        # an evaluation may have been asked for another flip_sum than the run's own (--mode=eval)
+        flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False
+        embeddings = verification.embed(network.embed, [(faces, 2)], flip_sum=flip_sum)
+        score = float(verification.scores(embeddings, SimpleNamespace(a=np.array([0]), b=np.array([1])))[0])
     return {
         "score": score,
+        "measure": measure,
         "threshold": threshold,
         "same": None if threshold is None else score >= threshold,
         "far": far,
@@ -147,11 +153,11 @@ def text(result: dict[str, Any]) -> str:
     score, threshold, where = result["score"], result["threshold"], result["measured_on"]
     if threshold is None:
         return (
-            f"score {score:.4f} (cosine)\nno threshold is known for {result['model']}, so no verdict: give "
-            "--threshold=X, or as --model the workdir of a run whose results.json has a benchmark"
+            f"score {score:.4f} ({result['measure']})\nno threshold is known for {result['model']}, so no verdict: "
+            "give --threshold=X, or as --model the workdir of a run whose results.json has a benchmark"
         )
     verdict = ("same person", ">=") if result["same"] else ("different persons", "<")
-    first = f"{verdict[0]}: score {score:.4f} (cosine) {verdict[1]} threshold {threshold:.4f}"
+    first = f"{verdict[0]}: score {score:.4f} ({result['measure']}) {verdict[1]} threshold {threshold:.4f}"
     if where is None:
         return f"{first}\nFAR of this threshold: not known"
     above, others, far = where["impostors_above_per_fold"], where["n_impostor_per_fold"], result["far"]
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("b", metavar="B.jpg")
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's workdir, or a checkpoint")
     parser.add_argument("--benchmark", metavar="NAME", help="whose threshold; default: the first unseen in training")
-    parser.add_argument("--threshold", type=float, metavar="X", help="same person from this cosine on")
+    parser.add_argument("--threshold", type=float, metavar="X", help="same person from this score on")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     logging.set_verbosity(logging.WARNING)
     try:

@@ -30,6 +30,7 @@ FOLDS, TRAIN, LORA = "tests/test_folds.py::", "tests/test_train.py::", "tests/te
 VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipeline.py::", "tests/test_pairs.py::"
 PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_accumulation.py::"
 OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
+PEFT, CONVERT, EXPORT = "tests/parity/test_peft.py::", "tests/test_convert.py::", "tests/test_export.py::"
 VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
@@ -183,6 +184,79 @@ FAULTS = (
         """        Rule("params/blocks/mlp/gate/kernel", layer + "feed_forward.w3.weight", LINEAR),
         Rule("params/blocks/mlp/up/kernel", layer + "feed_forward.w1.weight", LINEAR),""",
         (VLM + "test_pools_of_given_visual_tokens",),
+    ),
+    Fault(
+        "parts_share_an_a",
+        "q, k and v with an a each are written with the first one's only",
+        "weights_convert/peft.py",
+        "(a[0] if shared else np.concatenate(a, 1)).T)",
+        "np.concatenate([a[0]] * (1 if shared else len(a)), 1).T)",
+        (PEFT + "test_heads_of_their_own_in_one_matrix[qkv]",),
+    ),
+    Fault(
+        "alpha_of_the_wider_adapter",
+        "an adapter of three times the rank keeps the plain alpha, so PEFT scales it by a third",
+        "weights_convert/peft.py",
+        "{key: alpha * r / rank for key, r in other.items()}",
+        "dict.fromkeys(other, alpha)",
+        (CONVERT + "test_ranks_and_alphas_by_module",),
+    ),
+    Fault(
+        "any_base_will_do",
+        "adapters are attached to weights other than they were trained on",
+        "weights_convert/peft.py",
+        "    if not belongs:\n",
+        "    if belongs:\n",
+        (CONVERT + "test_adapters_say_which_base_they_belong_to",),
+    ),
+    Fault(
+        "merge_loses_negative_zeros",
+        "merging adapters that are zero turns -0.0 into 0.0",
+        "fvjax/lora.py",
+        "jnp.where(delta == 0, kernel, changed)",
+        "changed",
+        (EXPORT + "test_zero_adapters_change_no_bit[original-vlm]",),
+    ),
+    Fault(
+        "merge_without_the_scale",
+        "merged adapters are not scaled by alpha / rank",
+        "fvjax/export.py",
+        "scale = config.lora.alpha / config.lora.rank if adapters else 0.0",
+        "scale = 1.0",
+        (EXPORT + "test_merged_weights_of_a_run[adapted]",),
+    ),
+    Fault(
+        "projector_left_behind",
+        "a merged export keeps the base's weights where a run trained them in full",
+        "fvjax/export.py",
+        "changes | {name: partial(take, name) for name in whole}",
+        "changes",
+        (EXPORT + "test_merged_weights_of_a_run[both]",),
+    ),
+    Fault(
+        "two_shards_in_memory",
+        "a shard is kept while the next one is read",
+        "weights_convert/write.py",
+        "total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())",
+        "total = sum(_write_shard(temporary / file, kept := {k: (lambda v=v(): v) for k, v in shard.items()}) "
+        "for file, shard in shards.items())",
+        (CONVERT + "test_one_shard_is_in_memory_at_a_time",),
+    ),
+    Fault(
+        "downloads_pickles",
+        "every file of a repository is downloaded",
+        "weights_convert/hub.py",
+        "allow_patterns=WANTED, ",
+        "",
+        ("tests/test_hub.py::test_a_repository_at_its_current_commit_and_again_offline",),
+    ),
+    Fault(
+        "prompts_of_any_length",
+        "a prompt that is longer than the decoder's positions is found only when it runs",
+        "fvjax/models/encoder.py",
+        "if tokens > net.decoder.max_tokens:",
+        "if tokens > 2 * net.decoder.max_tokens:",
+        ("tests/test_bad_input.py::test_a_prompt_longer_than_the_positions",),
     ),
     Fault(
         "before_the_final_norm",

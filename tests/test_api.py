@@ -8,7 +8,7 @@ import pytest
 import fvjax
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from tests.test_convert import IRESNET, iresnet_shapes
-from weights_convert.__main__ import convert
+from weights_convert.write import convert
 
 TINY = GOLDEN / "internvl_tiny"
 

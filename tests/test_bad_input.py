@@ -16,12 +16,16 @@ remedy, and nothing changed that was there before.
     12 workdir of another config                    test_workdirs_of_something_else (test_main)
     13 full disk                                    test_a_full_disk_*
     14 read-only or impossible destination          test_nowhere_to_write, test_a_finished_run_made_read_only
+    15 a whole MLLM's weights, its pixel shuffle    test_a_whole_mllm_that_does_not_fit (test_convert)
+    16 adapters of another base                     test_adapters_of_another_base (test_convert)
+    17 a prompt longer than the positions           test_a_prompt_longer_than_the_positions
 """
 
 import contextlib
 import io
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -35,13 +39,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fvjax
 from fvjax import checkpoint, evaluate, main, metrics
 from fvjax.config import base, benchmark, to_json
 from fvjax.data import images, prepare, store
-from tests.test_convert import FC1, TINY, lose_shard, only_pickle, spoil
+from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import LFW, put
 from weights_convert import __main__ as weights
+from weights_convert import read_adapters, write, write_adapters
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -413,6 +419,59 @@ def test_pickles_are_refused_by_name(run, tiny, tmp_path, name):
     assert snapshot(tmp_path).keys() == {k.replace(name, "model.safetensors") for k in kept}
 
 
+WHOLES = {
+    "missing shard": (lose_shard, "model-00002-of-00002.safetensors is missing; download or copy the whole directory"),
+    "unexpected key": (
+        lambda d: spoil(d, lambda t: t.update({"language_model.model.extra": np.ones(3)})),
+        "1 unexpected (language_model.model.extra",
+    ),
+    "ps_version": (lambda d: write_config(d, ps_version="v3"), "ps_version='v3' is not supported; known are 'v1' and"),
+    "no ps_version": (lambda d: drop(d, "ps_version"), "config.json: there is no 'ps_version'"),
+    "pickle": (only_pickle, "pytorch_model.bin can run code when opened, so pickles are not read"),
+}
+
+
+@pytest.mark.parametrize("case", WHOLES)
+def test_a_whole_mllm_that_does_not_fit(run, tiny, tmp_path, case):
+    change, message = WHOLES[case]
+    change(tiny)
+    kept = snapshot(tmp_path)
+    said = run.refuses("convert", f"--src={tiny}", f"--dst={tmp_path / 'dst'}", "--kind=vlm")
+    assert str(tiny) in said
+    assert message in said
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fvjax.load(tiny, "pair", prompt_ids=[1], yes_no_ids=[2, 3])
+    assert snapshot(tmp_path) == kept
+
+
+def test_adapters_of_another_base(tiny, tmp_path):
+    flat, _ = read_adapters(TINY / "adapters.safetensors", tiny, "vlm")
+    write_adapters(tmp_path / "out", flat, 8, tiny, "vlm")
+    file = tmp_path / "out/adapter_model.safetensors"
+    fvjax.load(tiny, "mllm", adapters=file)
+    spoil(tiny, lambda t: t.update({"mlp1.1.bias": t["mlp1.1.bias"] + 1}))
+    with pytest.raises(ValueError, match=f"{file} was made for another base: the projector of {tiny} has the hash"):
+        fvjax.load(tiny, "mllm", adapters=file)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "pool", "most"),
+    [("mllm", "all_mean", 290 - 257), ("mllm", "last_token", 33), ("pair", None, 600 - 513)],
+)
+def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
+    """BOS, 256 tokens an image and the prompt; one token more than there are positions is refused at loading."""
+    positions = 600 if scenario == "pair" else 290
+    change_llm(tiny, max_position_embeddings=positions, rope_scaling=None)
+    options = {"yes_no_ids": (2, 3)} if scenario == "pair" else {"pool": pool}
+    fvjax.load(tiny, scenario, prompt_ids=[1] * most, **options)
+    with pytest.raises(
+        ValueError, match=f"make {positions + 1} with BOS, more than the decoder's {positions} positions"
+    ):
+        fvjax.load(tiny, scenario, prompt_ids=[1] * (most + 1), **options)
+    if pool:  # whose figures do not depend on the text
+        fvjax.load(tiny, scenario, pool="visual_mean", prompt_ids=[1] * (most + 1))
+
+
 # ---- where nothing can be written
 
 
@@ -478,7 +537,7 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
 
 
 def test_a_full_disk_while_weights_are_written(run, disk, monkeypatch, tiny):
-    full_from(monkeypatch, disk, weights, "save_file")
+    full_from(monkeypatch, disk, write, "save_file")
     said = run.refuses("convert", f"--src={tiny}", f"--dst={disk.path / 'dst'}")
     assert f"{disk.path}/dst" in said
     assert tells_of_a_full_disk(said), said

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.reference.recipe import GOLDEN, weight, write_checkpoint
 from weights_convert import open_checkpoint, read, read_adapters, write_adapters
-from weights_convert.__main__ import convert, invert, source_directory
+from weights_convert.__main__ import source_directory
+from weights_convert.write import convert, invert
 
 TINY = GOLDEN / "internvl_tiny"
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -80,7 +82,7 @@ def test_iresnet_round_trip_is_exact(tmp_path):
     convert(src, tmp_path / "ours")
     invert(tmp_path / "ours", tmp_path / "back")
     before, after = load_file(src / "model.safetensors"), load_file(tmp_path / "back/model.safetensors")
-    assert set(after) == set(before)
+    assert {key: leaf.shape for key, leaf in after.items()} == {key: leaf.shape for key, leaf in before.items()}
     for key in after:
         np.testing.assert_array_equal(after[key], before[key], err_msg=key)
 
@@ -178,8 +180,42 @@ def test_lazy_slices_equal_slices_of_the_whole(tmp_path):
             np.testing.assert_array_equal(leaf[(slice(1, None),)], whole[1:], err_msg=name)
 
 
+def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    """Converted and back: the peak of what is allocated stays well under two shards; the whole are nine."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 8192,
+        "hidden_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "intermediate_size": 2048,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 64,
+        "hidden_act": "silu",
+    }
+    layer = {f"self_attn.{x}_proj": (512, 512) for x in "qkvo"} | {"mlp.down_proj": (512, 2048)}
+    layer |= {f"mlp.{x}_proj": (2048, 512) for x in ("gate", "up")}
+    layer |= {f"{x}_layernorm": (512,) for x in ("input", "post_attention")}
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(4) for name, shape in layer.items()}
+    shapes |= {"model.embed_tokens.weight": (8192, 512), "lm_head.weight": (8192, 512), "model.norm.weight": (512,)}
+    src = write_checkpoint(tmp_path / "src", config, shapes)
+    shard_bytes = 17 << 20
+    monkeypatch.setattr("weights_convert.write.SHARD_BYTES", shard_bytes)
+    convert(src, tmp_path / "warm")  # what jax allocates once
+    for write, given, dst in ((convert, src, "ours"), (invert, tmp_path / "warm", "back")):
+        tracemalloc.start()
+        write(given, tmp_path / dst)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(list((tmp_path / dst).glob("model-*.safetensors"))) >= 5
+        print(f"{dst}: peak {peak / shard_bytes:.2f} shards")
+        assert shard_bytes * 0.9 < peak < 1.7 * shard_bytes
+    before, after = (load_file(p) for p in (tmp_path / "src/model.safetensors", *(tmp_path / "back").glob("*1-of*")))
+    assert all(after[key].tobytes() == before[key].tobytes() for key in after)
+
+
 def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("weights_convert.__main__.SHARD_BYTES", 50_000)
+    monkeypatch.setattr("weights_convert.write.SHARD_BYTES", 50_000)
     convert(TINY, tmp_path / "ours")
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 3
     for name, leaf in read(tmp_path / "ours")[2].items():
@@ -409,9 +445,65 @@ def test_adapters_of_fused_heads(tmp_path):
     assert {k.removeprefix("base_model.model."): v.tobytes() for k, v in written.items()} == {
         k: v.tobytes() for k, v in tensors.items()
     }
-    flat["decoder/blocks/attn/k/a"] = flat["decoder/blocks/attn/k/a"] + 1
-    with pytest.raises(ValueError, match="wqkv is one matrix there, and the adapters of its parts have different a"):
-        write_adapters(tmp_path / "again", flat, 4, TINY, "vlm")
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["rank_pattern"] == {}
+    flat["decoder/blocks/attn/k/a"] = flat["decoder/blocks/attn/k/a"] + 1  # tests/parity/test_peft.py opens such a file
+    write_adapters(tmp_path / "again", flat, 4, TINY, "vlm")
+    again, scale = read_adapters(tmp_path / "again/adapter_model.safetensors", TINY, "vlm")
+    assert (scale, again["decoder/blocks/attn/k/a"].shape, again["decoder/blocks/attn/o/a"].shape) == (
+        1.0,
+        (3, 64, 12),
+        (3, 64, 4),
+    )
+
+
+def test_adapters_say_which_base_they_belong_to(tiny, tmp_path):
+    """Any other bit in a part that they know of is refused, by name; shards, layout and the rest of a whole are not."""
+    whole, _ = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
+    tower, _ = read_adapters(TINY / "adapters.safetensors", TINY)
+    write_adapters(tmp_path / "whole", whole, 8, TINY, "vlm")
+    write_adapters(tmp_path / "tower", tower, 8, TINY)
+    whole, tower = (tmp_path / name / "adapter_model.safetensors" for name in ("whole", "tower"))
+    convert(tiny, tmp_path / "ours", "vlm")
+    shard(tiny)
+    for base in (tiny, tmp_path / "ours"):
+        for file, kind in ((whole, "vlm"), (whole, "vision_transformer"), (tower, "vlm"), (tower, None)):
+            read_adapters(file, base, kind or "vision_transformer")
+    key = "language_model.model.norm.weight"  # nothing adapts it
+    shutil.copytree(TINY, tmp_path / "other")
+    spoil(tmp_path / "other", lambda t: t[key].__setitem__(0, np.nextafter(t[key][0], np.float32(9))))
+    told = (
+        "was made for another base: the decoder of .*other has the hash [0-9a-f]{12}, the adapters belong to [0-9a-f]"
+    )
+    with pytest.raises(ValueError, match=f"{whole} {told}"):
+        read_adapters(whole, tmp_path / "other", "vlm")
+    read_adapters(whole, tmp_path / "other", "vision_transformer")
+    read_adapters(tower, tmp_path / "other", "vlm")
+    save_file(load_file(whole), whole)  # as from elsewhere, without the note
+    read_adapters(whole, tmp_path / "other", "vlm")
+
+
+def test_ranks_and_alphas_by_module(tmp_path):
+    """rank_pattern and alpha_pattern as PEFT reads them; what gives no single scale is refused."""
+    flat, _ = read_adapters(TINY / "adapters.safetensors", TINY)
+    flat |= {"blocks/mlp/fc2/a": flat["blocks/mlp/fc2/a"][..., :4], "blocks/mlp/fc2/b": flat["blocks/mlp/fc2/b"][:, :4]}
+    write_adapters(tmp_path / "out", flat, 2, TINY)
+    file, config = tmp_path / "out/adapter_model.safetensors", tmp_path / "out/adapter_config.json"
+    again, scale = read_adapters(file, TINY)
+    assert scale == 0.5
+    for name in flat:
+        np.testing.assert_array_equal(again[name], flat[name])
+    written = json.loads(config.read_text())
+    assert (written["r"], set(written["rank_pattern"].values()), len(written["rank_pattern"])) == (4, {8}, 3)
+    config.write_text(json.dumps(written | {"rank_pattern": {"fc1": 8}, "alpha_pattern": {r"mlp\.fc1": 4}}))
+    assert read_adapters(file, TINY)[1] == 0.5
+    for change, message in (
+        ({"alpha_pattern": {}}, "alpha / rank is 0.5 for .*fc2 and 0.25 for .*fc1; only one for all"),
+        ({"rank_pattern": {"c1": 8}}, "r=4 for .*fc1, lora_alpha=4.0; the file has rank 8"),
+        ({"use_rslora": True}, "use_rslora is not supported"),
+    ):
+        config.write_text(json.dumps(written | change))
+        with pytest.raises(ValueError, match=message):
+            read_adapters(file, TINY)
 
 
 BAD_ADAPTERS = {

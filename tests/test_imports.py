@@ -23,7 +23,8 @@ PARTS = (
 )
 COMMON = {"trees", "typing", "config", "errors"}
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}
-MAY["run_state"] = COMMON | {"models", "checkpoint", "lora", "optim", "sharding"}
+MAY["run_state"] = COMMON | {"models", "checkpoint", "lora", "optim", "sharding", "data"}  # data: the tokenizer
+MAY["predict"] = COMMON | {"run_state", "evaluate", "models", "tasks", "evals", "data", "sharding"}
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
 
 

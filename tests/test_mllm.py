@@ -1,16 +1,22 @@
 """The configs of scenarios 2 and 3 end to end, on real faces and a tiny InternVL2 of 112 pixels."""
 
+import dataclasses
 import functools
 import importlib
 import itertools
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
-from fvjax import api, train
+import weights_convert
+from fvjax import api, train, trees, verify
 from fvjax.config import Config, benchmark, check
 from fvjax.data import store
 from fvjax.evals import verification
@@ -170,3 +176,77 @@ def test_answers_that_share_images_are_those_of_each_pair_alone(name, run):
     for key in ("auc", "eer"):
         assert figures[key]["value"] == pytest.approx(got[key]["value"], abs=1e-6)
     assert figures["accuracy@far=1e-3"]["threshold"] == pytest.approx(got["accuracy@far=1e-3"]["threshold"], rel=1e-5)
+
+
+def test_verify_asks_the_model(run, faces, tmp_path):
+    workdir, _, out = run("pair_lora")
+    model, a, b, _ = scored(workdir)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, face in zip(files, (a[0], b[0])):
+        Image.fromarray(face).save(file)
+    told = verify.compare(*files, workdir)
+    kept = np.stack([verify.read_face(file) for file in files])
+    assert told["measure"] == "P(Yes)"
+    assert told["score"] == pytest.approx(float(model.p_same(kept[:1], kept[1:])[0]), rel=1e-6)
+    assert told["threshold"] == out["benchmarks"]["lfw"]["accuracy@far=1e-3"]["threshold"]
+    assert "(P(Yes))" in verify.text(told)
+
+
+def test_pools_are_those_of_one_checkpoint(run):
+    workdir, config, out = run("mllm_lora")
+    assert set(out["pools"]) == {"all_mean", "last_token"}
+    model, a, b, pairs = scored(workdir)
+    found = {config.model.pooling: out["benchmarks"], **out["pools"]}
+    thresholds = {}
+    for pool, entries in found.items():
+        other = api.Model(dataclasses.replace(model.encoder, pooling=pool), model.variables, 8, "highest")
+        scores = verification.scores(np.concatenate([other.embed(a), other.embed(b)]), by_row(len(a)))
+        figures = verification.entry(scores, pairs, {"failure_to_acquire": 0, "policy": "fail"}, "", bootstrap=0)
+        thresholds[pool] = entries["lfw"]["accuracy@far=1e-3"]["threshold"]
+        assert figures["accuracy@far=1e-3"]["threshold"] == pytest.approx(thresholds[pool], rel=1e-4), pool
+    assert len(set(thresholds.values())) == 3, "three pools, three figures"
+
+
+def by_row(n: int):
+    return SimpleNamespace(a=np.arange(n), b=np.arange(n, 2 * n))
+
+
+def test_a_dead_adapter_stops_at_the_second_step(base, faces, tmp_path):
+    """A layer whose MLP counts nothing: LayerScale zero."""
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    tensors = {key: tensor[:] for key, tensor in open_file(base / "model.safetensors").items()}
+    tensors["vision_model.encoder.layers.1.ls2"][:] = 0
+    save_file(tensors, dead / "model.safetensors")
+    shutil.copy(base / "config.json", dead)
+    config = tiny("mllm_lora_vit", faces, dead)
+    with pytest.raises(ValueError, match=r"dead adapters.* vision/blocks/mlp/fc1/b layers \[1\] \(step 1\)") as error:
+        train.run(config, tmp_path / "run", train=True)
+    assert "vision/blocks/mlp/fc2/a layers [1] (step 2)" in str(error.value)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 2
+
+
+def test_half_precision(base, faces, tmp_path):
+    """fp16 base, bf16 computation: the visual tokens kept for the pairs are bf16 too."""
+    config = tiny("pair_frozen", faces, base)
+    config.dtype, config.base_dtype = "bfloat16", "float16"
+    out = train.run(config, tmp_path, train=True)
+    assert out["dtype"] == "bfloat16"
+    assert not list(tmp_path.glob("tmp*")), "nothing is left of the visual tokens"
+
+
+def test_a_part_may_come_from_elsewhere(faces, tmp_path):
+    """The tower that comes with the project, before a projector and a decoder that are random."""
+    config = tiny("mllm_frozen", faces, "")
+    config.model.vision_transformer.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
+    config.init_parts.vision = "fvjax/pretrained/tiny_internvit"
+    check(config)
+    workdir, out = tmp_path / "run", train.run(config, tmp_path / "run", train=True)
+    tower = weights_convert.read("fvjax/pretrained/tiny_internvit")[2]
+    variables = trees.flatten(api.load_workdir(workdir).variables)
+    np.testing.assert_array_equal(variables["params/vision/patch/kernel"], tower["params/patch/kernel"])
+    assert variables["params/decoder/embed"].shape == (256, 64)
+    assert out["base_hash"].startswith("vision:")
+    config.init_parts.tower = config.init_parts.vision
+    with pytest.raises(ValueError, match=r"init_parts\.tower: a VLM's parts are vision, projector, decoder"):
+        train.run(config, tmp_path / "other", train=True)

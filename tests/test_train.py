@@ -66,17 +66,11 @@ def setup(config, devices, **mesh):
     """(one jitted gradient function, state, frozen, batch) on a mesh; the same numbers on any mesh."""
     config.mesh.update(mesh)
     mesh = sharding.make_mesh(config.mesh, devices)
-    encoder = run_state.build_encoder(config)
-    variables = run_state.init_variables(config, encoder, jax.random.key(0))
-    stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
-    trainable, frozen, groups = optim.split(variables, config.trainable)
+    opened = run_state.open_model(config, mesh)
+    begun = run_state.start(config, opened, mesh, steps_per_epoch=10)
     # B starts at zero, so give the adapters a value: else half of the gradients would be zero
-    trainable = jax.tree.map(
-        lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), trainable
-    )
-    flat = {**trees.flatten(trainable), **trees.flatten(frozen), **trees.flatten(stats)}
-    placed = trees.flatten(sharding.by_rules(trees.unflatten(flat), config.sharding, mesh))
-    put = functools.partial(jax.tree_util.tree_map_with_path, lambda p, x: jax.device_put(x, placed[name(p)]))
+    wave = lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)  # noqa: E731
+    state = {"trainable": jax.tree.map(wave, begun.state["trainable"]), "stats": begun.state["stats"]}
     rng = np.random.default_rng(0)
     p = config.batch_size // 2
     batch = sharding.batch(
@@ -87,16 +81,11 @@ def setup(config, devices, **mesh):
         },
         mesh,
     )
-    state = {"trainable": put(trainable), "stats": put(stats)}
-    return functools.partial(train.gradients, config, encoder), state, put(frozen), batch, groups
+    return functools.partial(train.gradients, config, opened.encoder), state, begun.frozen, batch, opened.groups
 
 
 def host(tree) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) for k, v in trees.flatten(tree).items()}
-
-
-def name(path) -> str:
-    return "/".join(k.key for k in path)
 
 
 # Biases that only shift what a batch norm centres again (in stages of one block those of the next stage do), so that
@@ -262,8 +251,9 @@ def test_an_embedding_does_not_depend_on_its_batch():
     config.model.iresnet.dropout = 0.0
     _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
-    embed = jax.jit(functools.partial(train.embed_step, config, run_state.build_encoder(config)))
-    one, other = (embed(state["trainable"], state["stats"], frozen, x) for x in (faces, faces.at[1:].set(0)))
+    variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
+    embed = jax.jit(run_state.build_encoder(config))
+    one, other = (embed(variables, x)[0] for x in (faces, faces.at[1:].set(0)))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
 
 

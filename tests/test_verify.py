@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, optim, run_state, train, verify
+from fvjax import api, optim, run_state, verify
 from fvjax.data import images
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import folds
@@ -146,7 +146,7 @@ def test_scores_and_threshold_are_the_evaluations(kind, request, crops, monkeypa
     }
 
 
-def test_score_is_the_cosine_of_embed_step(resnet, crops):
+def test_score_is_the_cosine_of_what_the_checkpoint_embeds(resnet, crops):
     config = api.load_workdir(resnet).run.config
     step = max(int(p.name) for p in (resnet / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((resnet / "checkpoints" / str(step) / "state").absolute())
@@ -156,8 +156,8 @@ def test_score_is_the_cosine_of_embed_step(resnet, crops):
     variables.pop("batch_stats")
     _, frozen, _ = optim.split(variables, config.trainable)
     faces = np.stack([images.decode(crops[i].read_bytes(), "") for i in (0, 1)])
-    embed = jax.jit(functools.partial(train.embed_step, config, encoder))
-    a, b = np.asarray(embed(state["trainable"], state["stats"], frozen, faces))
+    variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
+    a, b = np.asarray(jax.jit(encoder)(variables, faces)[0])
     got = verify.compare(crops[0], crops[1], resnet)
     assert got["score"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
     assert verify.compare(crops[0], crops[1], resnet, threshold=got["score"])["same"] is True
@@ -179,7 +179,7 @@ def test_as_a_command(resnet, crops):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
-    assert list(told) == ["score", "threshold", "same", "far", "measured_on", "model", "images"]
+    assert list(told) == ["score", "measure", "threshold", "same", "far", "measured_on", "model", "images"]
     assert told["score"] == pytest.approx(1, abs=1e-6)
     assert told["same"] is True
     assert (told["model"], told["images"]) == (str(resnet), [str(crops[3])] * 2)

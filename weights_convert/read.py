@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from fvjax.models.decoder import Decoder
 from fvjax.models.iresnet import IResNet
 from fvjax.models.vision_transformer import VisionTransformer
 from weights_convert import internlm2, internvit, internvl, iresnet, llama
-from weights_convert.rules import KEEP, Source, check, plan
+from weights_convert.rules import KEEP, Source, check, join, plan
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
@@ -75,7 +76,12 @@ class Leaf:
         layers, rest = (index or (slice(None),))[0], index[1:]
         if not isinstance(layers, slice):
             return self._one(self._tensors[layers], rest)
-        return np.stack([self._one(t, rest) for t in self._tensors[layers]])
+        tensors = self._tensors[layers]
+        first = self._one(tensors[0], rest)
+        out = np.empty((len(tensors), *first.shape), self.dtype)  # np.stack would hold every layer twice
+        for i, tensor in enumerate(tensors):
+            out[i] = self._one(tensor, rest)
+        return out
 
     def _one(self, tensor: Tensor, index) -> np.ndarray:
         if self._source.transform is KEEP:
@@ -97,7 +103,13 @@ class Checkpoint:
     prefix: str  # of the original's keys
     sources: dict[str, Source]  # where each array is in the original's layout
     params: dict[str, Leaf]
+    tensors: dict[str, Tensor]  # as stored
     ignored: list[str]  # keys nothing here needs
+
+    @property
+    def converted(self) -> bool:
+        """Whether the directory holds our names and layouts, else it is the original."""
+        return "fvjax" in self.config
 
 
 def build(kind: str, model_config: Mapping[str, Any], **changes: Any) -> Any:
@@ -168,7 +180,52 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         stored = {n: Source((where[n],), False, KEEP, tuple(leaf.shape)) for n, leaf in names.items()}
     unneeded = check(stored, tensors, ignored, str(path))
     params = {n: Leaf(s, [tensors[k] for k in s.keys], names[n].shape) for n, s in stored.items()}
-    return Checkpoint(path, config, kind, model_config, prefix, sources, params, unneeded)
+    return Checkpoint(path, config, kind, model_config, prefix, sources, params, tensors, unneeded)
+
+
+# (one of our arrays, or one layer of a stack; its layer or None) -> what is to stand in its place
+Change = Callable[[np.ndarray, int | None], np.ndarray]
+
+
+def originals(ckpt: Checkpoint, changes: Mapping[str, Change]) -> dict[str, Callable[[], np.ndarray]]:
+    """Key of the original -> function that reads it in the original's layout and dtype, from either kind of directory.
+
+    ``changes``: by our name. Keys that the model does not need are not there.
+    """
+    parts: dict[str, list[tuple[str, int | None]]] = {}  # several of ours may be parts of one of theirs
+    for name, source in ckpt.sources.items():
+        for i, key in enumerate(source.keys):
+            parts.setdefault(key, []).append((name, i if source.stacked else None))
+
+    def piece(name, layer):
+        value = ckpt.params[name][(slice(None),) if layer is None else layer]
+        if name in changes:
+            value = changes[name](value, layer).astype(value.dtype, copy=False)
+        return ckpt.sources[name].transform.to_theirs(value)
+
+    def reader(key):
+        if not ckpt.converted and not any(name in changes for name, _ in parts[key]):
+            return lambda: ckpt.tensors[key][:]
+        return lambda: join([piece(*part) for part in parts[key]])
+
+    return {key: reader(key) for key in parts}
+
+
+def hashes(ckpt: Checkpoint) -> dict[str, str]:
+    """sha256 of a model's weights by part ("vision", "projector", "decoder"), to know again what adapters belong to.
+
+    The same for the original and the converted directory, for any shards, and for a tower alone and within a whole.
+    """
+    read, digests = originals(ckpt, {}), {}
+    for name in sorted(ckpt.sources):
+        part = name.split("/")[1] if ckpt.kind == "vlm" else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
+        digest = digests.setdefault(part, hashlib.sha256())
+        for key in ckpt.sources[name].keys:
+            if key in read:  # not the second part of a tensor
+                value = np.ascontiguousarray(read.pop(key)())
+                digest.update(f"{value.dtype.name}{value.shape}".encode())
+                digest.update(value.view(np.uint8))
+    return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -142,4 +142,9 @@ def build(
     outside = [i for i in yes_no if not 0 <= i < net.decoder.vocab]
     if outside:
         raise ValueError(f"yes_no_ids: {outside[0]} is outside the vocabulary of {net.decoder.vocab}")
+    images, text = (1 if pooling else 2), (0 if pooling == "visual_mean" else len(prompt))
+    tokens = 1 + images * net.image_tokens + text
+    if tokens > net.decoder.max_tokens:
+        told = f"{images} image(s) of {net.image_tokens} tokens and a prompt of {text} make {tokens} with BOS"
+        raise ValueError(f"{told}, more than the decoder's {net.decoder.max_tokens} positions; shorten the prompt")
     return Encoder(net, pooling, prompt, yes_no)

@@ -1,0 +1,110 @@
+"""`python -m fvjax.export --workdir=RUN --dst=DIR [--merged]`
+
+What a run of `python -m fvjax.main` trained, for other people's programs: its newest checkpoint becomes the new
+directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With
+--merged, and for a run without adapters, it is the whole model in its original layout: the base's own shards, dtypes,
+config.json and tokenizer, with what was trained in its weights. Exit code 2 with one line on standard error for what
+the caller can mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from fvjax import api, errors, lora, run_state, trees
+from weights_convert import open_checkpoint, write_adapters
+from weights_convert.write import rewrite, write_original
+
+
+def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
+    """Write the new directory ``dst`` -> what it is, in a few words. Of a base one shard at a time is in memory.
+
+    Raises:
+        ValueError: no workdir or nothing trained in it, the base is not the one it was trained on, ``dst`` exists, or
+            the model has no other layout than this run's.
+    """
+    workdir, config = Path(workdir), api.read_config(Path(workdir))
+    if Path(dst).exists():
+        raise ValueError(f"{dst} exists; choose a new directory")
+    if not config.epochs:
+        raise ValueError(f"{workdir} trained nothing (config.epochs=0), so there is nothing to export")
+    opened, state, step, _ = run_state.trained(config, workdir)
+    leaves = trees.flatten({**state["trainable"], **state["stats"]})
+    adapters = {n.removeprefix("lora/"): np.asarray(x) for n, x in leaves.items() if n.startswith("lora/")}
+    whole = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("lora/")}
+    kind, source = config.model.kind, f"step {step} of {workdir}"
+
+    if adapters and not merged:
+        if whole:
+            told = f"{workdir} also trained {len(whole)} arrays in full, the first {next(iter(whole))}"
+            raise ValueError(f"{told}; adapters do not hold those: add --merged")
+        if not config.init_from:
+            raise ValueError(f"{workdir}: the adapters belong to no one directory (config.init_from is empty)")
+        write_adapters(dst, adapters, config.lora.alpha, config.init_from, kind)
+        return f"{len(adapters) // 2} adapted modules, rank {config.lora.rank}, {source}"
+    if config.init_from:
+        base = open_checkpoint(config.init_from, kind)
+        scale = config.lora.alpha / config.lora.rank if adapters else 0.0
+        merge(base, dst, adapters, scale, whole)
+        return f"{kind} in the layout and dtypes of {config.init_from}, {source}"
+    if kind != "iresnet" or adapters:
+        raise ValueError(f"{workdir}: without config.init_from, an original layout is known of an iresnet only")
+    net: Any = opened.encoder.net
+    sizes = {"layers": list(net.layers), "widths": list(net.widths), "num_features": net.num_features}
+    frozen = trees.flatten(run_state.read_frozen(config, opened))
+    arrays = whole | {n: np.asarray(x, np.float32) for n, x in frozen.items()}
+    write_original(dst, arrays, {"architectures": ["IResNet"], **sizes})
+    return f"iresnet with insightface's keys, {source}"
+
+
+def merge(base: Any, dst: str | Path, adapters: Mapping[str, Any], scale: float, whole: Mapping[str, Any]) -> None:
+    """Write ``base`` (an open checkpoint) anew as ``dst`` with what was trained, in the base's dtypes.
+
+    Args:
+        adapters: flat tree as :func:`lora.init` makes it; added times ``scale``. Where they are zero, every bit stays.
+        whole: arrays that take the base's place, by name ("params/…", "batch_stats/…").
+    Raises ValueError: ``dst`` exists, or a name that the base lacks.
+    """
+
+    def add(module, kernel, layer):
+        one = slice(None) if layer is None else layer
+        ab = {f"{module}/{half}": adapters[f"{module}/{half}"][one] for half in "ab"}
+        return np.asarray(lora.merge({f"{module}/kernel": kernel}, ab, scale)[f"{module}/kernel"])
+
+    def take(name, kernel, layer):
+        del kernel
+        return whole[name] if layer is None else whole[name][layer]
+
+    changes = {f"params/{n[:-2]}/kernel": partial(add, n[:-2]) for n in adapters}
+    if both := sorted(set(changes) & set(whole)):
+        raise ValueError(f"{both[0]} was trained in full and has an adapter")
+    rewrite(base, dst, changes | {name: partial(take, name) for name in whole})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fvjax.export", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="of a run of python -m fvjax.main")
+    parser.add_argument("--dst", required=True, help="directory to write; must not exist")
+    parser.add_argument("--merged", action="store_true", help="the whole model instead of adapters")
+    flags = parser.parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with errors.naming(flags.dst):
+            print(f"{flags.dst}: {export(flags.workdir, flags.dst, flags.merged)}")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(errors.line(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

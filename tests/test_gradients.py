@@ -1,0 +1,181 @@
+"""One gradient however a batch is cut, and the reference's own ways behind config.compat."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fvjax import accumulation, optim, run_state, trees
+from fvjax.config import base, check
+from tests.test_train import host, setup, tiny_resnet, tiny_vit
+
+IDS = (3, 1, 4, 1, 5)
+
+
+def tiny_pair():
+    c = base()
+    c.task, c.model.kind = "pair_answer", "vlm"
+    c.model.vision_transformer.update(
+        {"image_size": 56, "patch_size": 14, "width": 32, "depth": 2, "heads": 2, "mlp_dim": 64, "drop_path": 0.5}
+    )
+    c.model.decoder.update(
+        {"vocab": 64, "width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_dim": 64}
+    )
+    c.prompt.update({"ids": IDS, "yes_no_ids": (7, 9)})
+    c.lora.update(
+        {"rank": 4, "alpha": 8.0, "targets": ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/.*"), "count": 10}
+    )
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    c.batch_size, c.epochs = 16, 1
+    return c
+
+
+def tiny_siamese():
+    c = tiny_pair()
+    c.task, c.model.pooling = "contrastive", "last_token"
+    c.prompt.yes_no_ids = ()
+    return c
+
+
+def gradient(config, devices=1):
+    check(config)
+    fn, state, frozen, batch, _ = setup(config, jax.devices()[:devices], data=devices)
+    if config.task == "pair_answer":
+        batch["labels"] = batch["labels"] % 2
+    loss, stats, grads = jax.jit(fn)(state, frozen, batch)
+    return float(loss), host(stats), host(grads)
+
+
+def assert_equal(got, expected):
+    assert got[0] == pytest.approx(expected[0], rel=1e-6)
+    for name, g in expected[2].items():
+        distance = np.linalg.norm(got[2][name] - g) / np.linalg.norm(g)
+        assert distance <= 1e-5, f"{name}: {distance:.1e}"
+
+
+@pytest.mark.parametrize(("make", "devices"), [(tiny_vit, 1), (tiny_siamese, 2), (tiny_pair, 1), (tiny_pair, 2)])
+def test_a_batch_in_parts_is_the_whole_batch(make, devices):
+    """Dropped paths included, as their keys follow the pair."""
+    config = make()
+    whole = gradient(config)
+    config.accumulation = 4
+    assert_equal(gradient(config, devices), whole)
+    config.model.vision_transformer.drop_path = 0.0
+    assert abs(gradient(config)[0] - whole[0]) > 1e-3, "no path was dropped"
+
+
+def test_yes_and_no_alone():
+    config = tiny_pair()
+    whole = gradient(config)
+    config.loss.pair_loss = "yes_no"
+    assert gradient(config)[0] < whole[0] - 1, "two answers instead of 64: log 2 instead of log 64"
+    config.prompt.yes_no_ids = (9, 7)
+    swapped = gradient(config)[0]
+    config.prompt.yes_no_ids = (7, 9)
+    assert abs(swapped - gradient(config)[0]) > 1e-4
+
+
+def reference_accumulation(config, parts: int, group: int):
+    """The reference's loop, written down: gradients are set to zero before each backward pass, the loss is over K."""
+    fn, state, frozen, batch, groups = setup(config, jax.devices()[:1], data=1)
+    micro_batches = accumulation.split(batch, parts)
+    gpus = config.batch_size // parts // group
+    for k in range(parts):
+        micro = jax.tree.map(lambda x, k=k: x[k], micro_batches)
+        grads, losses = None, []
+        for gpu in range(gpus):  # gradients of GPUs are averaged
+            mine = jax.tree.map(lambda x, gpu=gpu: x[gpu * group // 2 : (gpu + 1) * group // 2], micro)
+            loss, _, g = fn(state, frozen, mine)
+            g = jax.tree.map(lambda x: x / parts / gpus, g)
+            grads = g if grads is None else jax.tree.map(np.add, grads, g)
+            losses.append(loss)
+    tx = optim.make(config.optimizer, groups, lambda step: 0.1)
+    updates, _ = tx.update(grads, tx.init(state["trainable"]), state["trainable"])
+    return float(np.mean(losses)), host(grads), host(updates)
+
+
+def test_compat_accumulates_like_the_reference():
+    config = tiny_vit()
+    config.optimizer.clip = 1e-3  # below the gradient's norm, as only then its size does not matter
+    plain = gradient(config)
+    loss, grads, updates = reference_accumulation(config, parts=2, group=4)
+    config.accumulation = 2
+    config.compat.update({"last_micro_batch": True, "negatives_group": 4})
+    got = gradient(config)
+    assert_equal(got, (loss, {}, grads))
+    assert optax.global_norm(got[2]) < 0.9 * optax.global_norm(plain[2])
+    _, state, _, _, groups = setup(config, jax.devices()[:1], data=1)
+    tx = optim.make(config.optimizer, groups, lambda step: 0.1)
+    tree = trees.unflatten(got[2])
+    mine = host(tx.update(tree, tx.init(state["trainable"]), state["trainable"])[0])
+    for name, update in updates.items():
+        np.testing.assert_allclose(mine[name], update, rtol=1e-4, atol=1e-9, err_msg=name)
+
+
+def test_compat_negatives_of_one_group():
+    config = tiny_vit()
+    whole = gradient(config)[0]
+    config.compat.negatives_group = 8
+    fewer = gradient(config)[0]
+    assert whole - fewer == pytest.approx(np.log(15 / 7), abs=0.2), "7 others instead of 15, all about as similar"
+    config.compat.negatives_group = 16
+    assert gradient(config)[0] == pytest.approx(whole, rel=1e-6)
+
+
+def test_compat_batch_statistics_of_one_group():
+    config = tiny_resnet()
+    config.model.iresnet.dropout = 0.0
+    encoder = run_state.build_encoder(config)
+    variables = run_state.init_variables(config, encoder, jax.random.key(0))
+    faces = np.random.default_rng(0).integers(0, 256, (12, 112, 112, 3), np.uint8)
+    keys = jax.random.split(jax.random.key(1), 12)
+    grouped = dataclasses.replace(encoder, norm_group=4)
+    got, stats = grouped(variables, faces, train=True, keys=keys)
+    for at in range(0, 12, 4):
+        alone, of_group = encoder(variables, faces[at : at + 4], train=True, keys=keys[at : at + 4])
+        np.testing.assert_allclose(got[at : at + 4], alone, rtol=1e-4, atol=1e-5)
+        if at == 0:  # the others' running statistics are overwritten by the first GPU's
+            for name, leaf in host(of_group).items():
+                np.testing.assert_allclose(host(stats)[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name)
+    together, _ = encoder(variables, faces, train=True, keys=keys)
+    assert np.abs(got - together).max() > 1e-2
+    assert run_state.build_encoder(config).norm_group == 0
+    config.compat.batch_norm_group = 4
+    assert run_state.build_encoder(config).norm_group == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (tiny_vit, {"task": "pair_answer"}, "task=pair_answer: only a model of kind vlm"),
+        (tiny_pair, {"model.pooling": "all_mean"}, "model.pooling: pair_answer has none"),
+        (tiny_vit, {"eval.pools": ("mean",)}, "eval.pools: only a VLM's"),
+        (tiny_siamese, {"eval.pools": ("visual_mean",)}, "model.pooling must be one of them"),
+        (tiny_siamese, {"eval.pools": ("last_token", "cls")}, "eval.pools: visual_mean, all_mean, last_token are"),
+        (tiny_pair, {"eval.flip_sum": True}, "eval.flip_sum"),
+        (tiny_pair, {"prompt.text": "Who?"}, "prompt: give text or ids"),
+        (tiny_vit, {"prompt.ids": (1,)}, "prompt: give text or ids"),
+        (tiny_vit, {"accumulation": 3}, "its 8 pairs do not divide into config.accumulation=3 parts"),
+        (tiny_vit, {"accumulation": 0}, "config.accumulation=0 must be at least 1"),
+        (tiny_vit, {"compat.last_micro_batch": True}, "there is one part; set accumulation"),
+        (tiny_pair, {"compat.negatives_group": 4}, "pair_answer has no negatives"),
+        (tiny_vit, {"compat.batch_norm_group": 4}, "only an iresnet has batch statistics"),
+        (tiny_vit, {"compat.negatives_group": 6}, "must be even and divide the 16 images"),
+        (tiny_resnet, {"compat.batch_norm_group": 1}, "must be even and divide the 16 images"),
+        (tiny_vit, {"init_parts.vision": "x"}, "init_parts: are of a model of kind vlm"),
+    ],
+)
+def test_what_does_not_go_together_is_an_error(make, changes, message):
+    config = make()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+def test_batch_norm_refuses_parts():
+    config = tiny_resnet()
+    config.accumulation = 2
+    with pytest.raises(ValueError, match="2 chunks: a model with batch norm must see the whole batch"):
+        gradient(config)
