@@ -1,10 +1,14 @@
 """One training step on this machine's CPU against the PyTorch twin: the same weights, the same batch, in turn.
 
-    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|decode] [--rounds=2] [--variants="A;B"]
+    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|mllm_tiny|mllm_100m|pair_tiny|pair_100m]
+                                   [--rounds=2] [--variants="A;B"]
     python benchmarks/step_time.py --case=decode [--store=DIR]
 
 small_real: that config's network, batch 128. resnet50: IResNet-50, batch 32. internvit: InternViT-300M with rank-8
-adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). All float32;
+adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). mllm_* and
+pair_*: an InternVL2 at 448 pixels with rank-8 adapters on the MLPs of tower and decoder, as a siamese embedding by
+visual_mean or with the answer Yes or No over the whole vocabulary; tiny is the golden set's (batch 8), 100m has about
+100 million parameters (batch 4). The twins leave out the text, and logits that nothing uses, as ours do. All float32;
 decode: reading, JPEG decoding and batching alone, on one core, of a test store or of synthetic
 faces (whose JPEGs are two to three times as large as those of photographs).
 
@@ -42,7 +46,9 @@ VARIANTS = {  # what runs, glibc's tunables
 }
 DEFAULT = ("fvjax", "torch", "torch, memory kept")
 BATCH = {"small_real": 128, "resnet50": 32, "internvit": 2}
+BATCH |= {"mllm_tiny": 8, "pair_tiny": 8, "mllm_100m": 4, "pair_100m": 4}
 STEPS = {"small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2)}  # warm-up, measured
+STEPS |= {"mllm_tiny": (3, 7), "pair_tiny": (3, 7), "mllm_100m": (1, 3), "pair_100m": (1, 3)}
 IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
 INTERNVIT = {
     "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,
@@ -50,10 +56,29 @@ INTERNVIT = {
     "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
     "drop_path_rate": 0.0,
 }  # fmt: skip
+TINY_INTERNVL = json.loads((recipe.GOLDEN / "internvl_tiny/config.json").read_text())
+INTERNVL = {
+    "tiny": TINY_INTERNVL,
+    "100m": TINY_INTERNVL | {
+        "vision_config": TINY_INTERNVL["vision_config"] | {
+            "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048,
+        },
+        "llm_config": TINY_INTERNVL["llm_config"] | {
+            "hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "num_key_value_heads": 4,
+            "intermediate_size": 3072, "vocab_size": 8000,
+        },
+    },
+}  # fmt: skip
+QUESTION, YES_NO = tuple(range(20, 34)), (40, 50)  # as many ids as the real question has
 
 
 def faces(case: str) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (BATCH[case], 112, 112, 3), np.uint8)
+
+
+def answers(case: str) -> np.ndarray:
+    """Labels of the pairs of a pair_… case: 1, genuine, or 0."""
+    return np.arange(BATCH[case] // 2, dtype=np.int32) % 2
 
 
 def fvjax_steps(case: str, weights: Path, how: str):
@@ -64,6 +89,7 @@ def fvjax_steps(case: str, weights: Path, how: str):
     jax.config.update("jax_num_cpu_devices", 1 if how == "one" or pairs % cores else cores)
     from fvjax import run_state, sharding, train
     from fvjax.config import base as defaults
+    from weights_convert import internvl
 
     c = defaults()
     c.init_from, c.batch_size, c.data.flip = str(weights), BATCH[case], False
@@ -72,6 +98,19 @@ def fvjax_steps(case: str, weights: Path, how: str):
         c.model.kind, c.model.pooling, c.remat = "vision_transformer", "mean", "dots"  # else 24 GB
         c.lora.update({"rank": 8, "alpha": 8.0, "targets": ("blocks/mlp/fc1", "blocks/mlp/fc2"), "count": 48})
         c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    elif case.startswith(("mllm", "pair")):
+        given = internvl.model_config(INTERNVL[case[5:]], case)
+        for section, part in (("vision_transformer", given["vision"]), ("decoder", given["decoder"])):
+            c.model[section].update({key: part[key] for key in c.model[section] if key in part})
+        c.model.kind, c.remat = "vlm", "dots"
+        c.lora.update({"rank": 8, "alpha": 8.0, "count": 2 * given["vision"]["depth"] + 3 * given["decoder"]["depth"]})
+        c.lora.targets = ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/(gate|up|down)")
+        c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+        if case.startswith("mllm"):
+            c.model.pooling = "visual_mean"
+        else:
+            c.task = "pair_answer"
+            c.prompt.update({"ids": QUESTION, "yes_no_ids": YES_NO})
     else:
         layers, widths, features = IRESNET[case]
         c.model.iresnet.update({"layers": layers, "widths": widths, "num_features": features})
@@ -80,8 +119,9 @@ def fvjax_steps(case: str, weights: Path, how: str):
     opened = run_state.open_model(c, mesh, plain=how == "plain")
     state, frozen, tx, lr, _, where = run_state.start(c, opened, mesh, steps_per_epoch=1000)
     index = np.arange(pairs, dtype=np.int32)
+    labels = answers(case) if case.startswith("pair") else index
     batch = sharding.batch(
-        {"images": faces(case).reshape(pairs, 2, 112, 112, 3), "labels": index, "index": index}, mesh
+        {"images": faces(case).reshape(pairs, 2, 112, 112, 3), "labels": labels, "index": index}, mesh
     )
     one_step = lambda *args: train.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
     step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
@@ -91,46 +131,46 @@ def fvjax_steps(case: str, weights: Path, how: str):
 
 
 def torch_model(case: str):
-    """The twin, and what its input is made with; without weights."""
-    from tests.reference import internvit_torch, iresnet_torch
+    """The twin without weights, and its loss (net, faces) -> scalar."""
+    import torch
 
+    from tests.reference import internvit_torch, internvl2_torch, iresnet_torch
+
+    def answer(net, batch):
+        x = internvit_torch.pixels(batch, 448)
+        right = torch.tensor([YES_NO[0] if genuine else YES_NO[1] for genuine in answers(case)])
+        return torch.nn.functional.cross_entropy(net.pair(x[::2], x[1::2], QUESTION), right)
+
+    contrast = iresnet_torch.nt_xent
+    if case.startswith("pair"):
+        return internvl2_torch.InternVL2(INTERNVL[case[5:]]), answer
+    if case.startswith("mllm"):
+        net = internvl2_torch.InternVL2(INTERNVL[case[5:]])
+        return net, lambda net, batch: contrast(net.visual_mean(internvit_torch.pixels(batch, 448)))
     if case == "internvit":
-        return internvit_torch.InternVisionModel(INTERNVIT), lambda x: internvit_torch.pixels(x, 448)
-    return iresnet_torch.IResNet(*IRESNET[case]), iresnet_torch.pixels
+        net = internvit_torch.InternVisionModel(INTERNVIT)
+        return net, lambda net, batch: contrast(net(internvit_torch.pixels(batch, 448))[:, 1:].mean(1))
+    return iresnet_torch.IResNet(*IRESNET[case]), lambda net, batch: contrast(net(iresnet_torch.pixels(batch)))
 
 
 def torch_steps(case: str, weights: Path):
     import torch
     from safetensors.torch import load_file
 
-    from tests.reference.iresnet_torch import nt_xent
+    from tests.reference import internvl2_torch
 
-    class Adapted(torch.nn.Module):
-        def __init__(self, inner, rank=8):
-            super().__init__()
-            self.inner = inner
-            self.a = torch.nn.Parameter(torch.empty(rank, inner.in_features))
-            torch.nn.init.kaiming_uniform_(self.a)
-            self.b = torch.nn.Parameter(torch.zeros(inner.out_features, rank))
-
-        def forward(self, x):
-            return self.inner(x) + (x @ self.a.T) @ self.b.T
-
-    net, pixels = torch_model(case)
+    net, loss_of = torch_model(case)
     net.load_state_dict(load_file(weights / "model.safetensors"))
-    if case == "internvit":
-        net.requires_grad_(False)
-        for layer in net.encoder.layers:
-            layer.mlp.fc1, layer.mlp.fc2 = Adapted(layer.mlp.fc1), Adapted(layer.mlp.fc2)
-    else:
+    if case in IRESNET:
         net.features.weight.requires_grad_(False)
+    else:
+        internvl2_torch.adapt(net, r".*\.mlp\.fc[12]|.*\.feed_forward\.w[123]")
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.01, 0.9, weight_decay=5e-4)
     batch = faces(case)
     while True:
         optimizer.zero_grad()
-        z = net(pixels(batch))
-        loss = nt_xent(z[:, 1:].mean(1) if case == "internvit" else z)
+        loss = loss_of(net, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
@@ -143,8 +183,8 @@ def write_weights(case: str, weights: Path) -> None:
 
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in torch_model(case)[0].state_dict().items()}
-    config = INTERNVIT
-    if case != "internvit":
+    config = INTERNVL[case[5:]] if case.startswith(("mllm", "pair")) else INTERNVIT
+    if case in IRESNET:
         layers, widths, features = IRESNET[case]
         config = {"architectures": ["IResNet"], "layers": layers, "widths": widths, "num_features": features}
     recipe.write_checkpoint(weights, config, shapes)

@@ -30,6 +30,8 @@ MODULES = {  # adapted module of ours -> theirs
     "decoder/blocks/mlp/down": "language_model.model.layers.{}.feed_forward.w2",
 }
 
+TARGETS = r"vision_model\..*\.mlp\.fc[12]|language_model\..*\.feed_forward\.w[123]"  # the same as one regex
+
 
 @pytest.fixture(scope="module", autouse=True)
 def full_precision():
@@ -162,6 +164,43 @@ def test_gradients_and_ten_steps(tiny, golden, which, loss):
     np.testing.assert_allclose(losses[0], golden[f"{which}_loss0"], rtol=1e-5)
     np.testing.assert_allclose(losses, golden[f"{which}_losses"], rtol=1e-5)
     check(adapters, f"{which}_final", 1e-5)
+
+
+def test_torch_twin(golden):
+    """The twin that steps are timed against computes the reference's figures, and its gradients with adapters."""
+    torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
+    from safetensors.torch import load_file
+
+    from tests.reference import internvl2_torch
+    from tests.reference.internvit_torch import pixels
+    from tests.reference.iresnet_torch import nt_xent
+
+    twin = internvl2_torch.InternVL2(json.loads((TINY / "config.json").read_text()))
+    twin.load_state_dict(load_file(TINY / "model.safetensors"))
+    x, text = pixels(golden["faces"], 448), ids(golden, "pair_prompt_ids")
+    with torch.no_grad():
+        close(twin.visual_mean(x), golden["mllm_visual_mean"], 1e-5, "mllm_visual_mean")
+        close(twin.pair(x[:4], x[4:], text), golden["pair_logits"], 1e-5, "pair_logits")
+    internvl2_torch.adapt(twin, TARGETS)
+    given = load_file(TINY / "adapters.safetensors")
+    adapters = {name: leaf for name, leaf in twin.named_parameters() if leaf.requires_grad}
+    theirs = {name: f"{name[:-2]}.lora_{name[-1].upper()}.weight" for name in adapters}
+    assert set(theirs.values()) == set(given)
+    with torch.no_grad():
+        for name, leaf in adapters.items():
+            leaf.copy_(given[theirs[name]])
+        close(twin.visual_mean(x), golden["mllm_lora_visual_mean"], 1e-5, "mllm_lora_visual_mean")
+    yes, no = ids(golden, "yes_no_ids")
+    answers = torch.where(torch.as_tensor(golden["pair_labels"]) == 1, yes, no)
+    for which, loss in [
+        ("s2", nt_xent(twin.visual_mean(x))),
+        ("s3", torch.nn.functional.cross_entropy(twin.pair(x[:4], x[4:], text), answers)),
+    ]:
+        twin.zero_grad()
+        loss.backward()
+        np.testing.assert_allclose(loss.item(), golden[f"{which}_loss0"], rtol=1e-5)
+        for name, leaf in adapters.items():
+            close(leaf.grad, golden[f"{which}_grad/{theirs[name]}"], 1e-4, f"{which} {name}")
 
 
 # shortcuts
