@@ -134,7 +134,7 @@ def torch_model(case: str):
     """The twin without weights, and its loss (net, faces) -> scalar."""
     import torch
 
-    from tests.reference import internvit_torch, internvl2_torch, iresnet_torch
+    from tests.reference import internvit_torch, internvl_torch, iresnet_torch
 
     def answer(net, batch):
         x = internvit_torch.pixels(batch, 448)
@@ -143,9 +143,9 @@ def torch_model(case: str):
 
     contrast = iresnet_torch.nt_xent
     if case.startswith("pair"):
-        return internvl2_torch.InternVL2(INTERNVL[case[5:]]), answer
+        return internvl_torch.InternVL2(INTERNVL[case[5:]]), answer
     if case.startswith("mllm"):
-        net = internvl2_torch.InternVL2(INTERNVL[case[5:]])
+        net = internvl_torch.InternVL2(INTERNVL[case[5:]])
         return net, lambda net, batch: contrast(net.visual_mean(internvit_torch.pixels(batch, 448)))
     if case == "internvit":
         net = internvit_torch.InternVisionModel(INTERNVIT)
@@ -157,14 +157,14 @@ def torch_steps(case: str, weights: Path):
     import torch
     from safetensors.torch import load_file
 
-    from tests.reference import internvl2_torch
+    from tests.reference import internvl_torch
 
     net, loss_of = torch_model(case)
     net.load_state_dict(load_file(weights / "model.safetensors"))
     if case in IRESNET:
         net.features.weight.requires_grad_(False)
     else:
-        internvl2_torch.adapt(net, r".*\.mlp\.fc[12]|.*\.feed_forward\.w[123]")
+        internvl_torch.adapt(net, r".*\.mlp\.fc[12]|.*\.feed_forward\.w[123]")
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.01, 0.9, weight_decay=5e-4)
     batch = faces(case)

@@ -279,17 +279,16 @@ FAULTS = (
         "sees_the_next_token",
         "the causal mask is off by one: every token sees the one after it",
         "fvjax/models/decoder.py",
-        "            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)",
-        "            mask = jnp.tri(tokens, k=1, dtype=bool)[None, None]\n"
-        "            y = jax.nn.dot_product_attention(q, k, v, mask=mask)",
+        "(0 if where.start is None",
+        "(1 if where.start is None",
         (DECODER + "test_causal", VLM + "test_pools_of_given_visual_tokens"),
     ),
     Fault(
         "cache_sees_the_next_place",
         "a token on a cache sees one place too far",
         "fvjax/models/decoder.py",
-        "<= at[:, :, None])[:, None]",
-        "<= at[:, :, None] + 1)[:, None]",
+        "else where.start[:, None])",
+        "else where.start[:, None] + 1)",
         (DECODER + "test_cache_step_by_step", VLM + "test_pairs_on_a_shared_prefix"),
     ),
     Fault(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fvjax.models.layers import REMAT, Dense, DType, RMSNorm
+from fvjax.models.layers import REMAT, Dense, DType, RMSNorm, attend
 from fvjax.typing import Keys
 
 
@@ -85,11 +85,10 @@ class Attention(nn.Module):
         if past is not None:
             write = jax.vmap(lambda old, new, start: lax.dynamic_update_slice(old, new, (start, 0, 0)))
             k, v = past = write(past[0], k, where.start), write(past[1], v, where.start)
-        if past is None and not self.last:
-            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.implementation)
+        if self.implementation == "cudnn" and past is None and not self.last:
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
         else:  # is_causal lines up first with first token, and cudnn has no mask for anything else
-            mask = (jnp.arange(k.shape[1]) <= at[:, :, None])[:, None]
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+            y = attend(q, k, v, jnp.arange(k.shape[1]) <= at[:, :, None])
         y = y.reshape(n, x.shape[1], self.heads * self.head_dim)
         return Dense(width, use_bias=self.out_bias, dtype=self.dtype, name="o")(y), past
 

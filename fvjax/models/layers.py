@@ -83,6 +83,22 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
+def attend(q, k, v, mask=None):
+    """Softmax attention, as `jax.nn.dot_product_attention`, whose order of axes makes the CPU transpose the logits.
+
+    q [N,T,heads,dim]; k, v [N,S,kv_heads,dim]: query head h goes with key head h // (heads / kv_heads). mask: bool
+    [N or 1,T,S], what may be looked at. Logits and softmax in float32; result [N,T,heads,dim] in v's dtype.
+    """
+    n, tokens, heads, dim = q.shape
+    q = q.reshape(n, tokens, k.shape[2], -1, dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    logits = jnp.einsum("nkgtd,nksd->nkgts", q, k, preferred_element_type=jnp.float32) * dim**-0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    y = jnp.einsum("nkgts,nksd->nkgtd", jax.nn.softmax(logits).astype(v.dtype), v)
+    return y.transpose(0, 3, 1, 2, 4).reshape(n, tokens, heads, dim)
+
+
 def conv2d(x, kernel, stride: int = 1):
     """Convolution with torch's symmetric padding (k-1)//2: x [N,H,W,in], kernel [k,k,in,out]."""
     size = kernel.shape[0]

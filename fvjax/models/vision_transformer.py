@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fvjax.models.layers import DROP_PATH, REMAT, Dense, DType, LayerNorm, RMSNorm, fold_in
+from fvjax.models.layers import DROP_PATH, REMAT, Dense, DType, LayerNorm, RMSNorm, attend, fold_in
 from fvjax.typing import Embeddings, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
@@ -18,13 +18,6 @@ ACT = {
     "gelu": lambda x: x * (0.5 * (1 + jax.lax.erf(x * 0.5**0.5))),  # jax.nn's erfc takes the CPU several passes
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-
-
-def attend(q, k, v):
-    """Softmax attention, q, k, v [N,T,heads,dim]; as jax.nn's, but its order of axes makes the CPU transpose logits."""
-    q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
-    logits = jnp.einsum("nhtd,nhsd->nhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    return jnp.einsum("nhts,nhsd->nhtd", jax.nn.softmax(logits).astype(v.dtype), v).swapaxes(1, 2)
 
 
 class Attention(nn.Module):

@@ -32,9 +32,9 @@ def golden():
 
 @pytest.fixture
 def twin():
-    from tests.reference.internvl_torch import InternVL
+    from tests.reference.internvl_torch import InternVL2
 
-    model = InternVL(json.loads((TINY / "config.json").read_text()))
+    model = InternVL2(json.loads((TINY / "config.json").read_text()))
     model.load_state_dict({k: torch.as_tensor(v) for k, v in load_file(TINY / "model.safetensors").items()})
     return model.eval()
 
@@ -42,9 +42,8 @@ def twin():
 def theirs(model, golden):
     """(visual_mean of the first two faces, logits of the first pair) of the torch model."""
     pixels = torch.as_tensor(np.array(preprocess.for_vit(golden["faces"]))).permute(0, 3, 1, 2)
-    embeddings = model(pixels[:2], golden["prompt_ids"])[:, 1:257].mean(1)
-    states = model(pixels[[0, 4]], golden["pair_prompt_ids"], images=2)
-    return embeddings.numpy(), model.get_submodule("language_model.output")(states[:, -1]).numpy()
+    logits = model.pair(pixels[:1], pixels[4:5], golden["pair_prompt_ids"])
+    return model.visual_mean(pixels[:2]).numpy(), logits.numpy()
 
 
 def ours(adapters, scale, golden):

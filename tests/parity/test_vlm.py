@@ -171,17 +171,17 @@ def test_torch_twin(golden):
     torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
     from safetensors.torch import load_file
 
-    from tests.reference import internvl2_torch
+    from tests.reference import internvl_torch
     from tests.reference.internvit_torch import pixels
     from tests.reference.iresnet_torch import nt_xent
 
-    twin = internvl2_torch.InternVL2(json.loads((TINY / "config.json").read_text()))
+    twin = internvl_torch.InternVL2(json.loads((TINY / "config.json").read_text()))
     twin.load_state_dict(load_file(TINY / "model.safetensors"))
     x, text = pixels(golden["faces"], 448), ids(golden, "pair_prompt_ids")
     with torch.no_grad():
         close(twin.visual_mean(x), golden["mllm_visual_mean"], 1e-5, "mllm_visual_mean")
         close(twin.pair(x[:4], x[4:], text), golden["pair_logits"], 1e-5, "pair_logits")
-    internvl2_torch.adapt(twin, TARGETS)
+    internvl_torch.adapt(twin, TARGETS)
     given = load_file(TINY / "adapters.safetensors")
     adapters = {name: leaf for name, leaf in twin.named_parameters() if leaf.requires_grad}
     theirs = {name: f"{name[:-2]}.lora_{name[-1].upper()}.weight" for name in adapters}

@@ -1,4 +1,10 @@
-"""A plain torch InternVL2 with InternLM2, by OpenGVLab's parameter names, for comparison only."""
+"""A plain torch InternVL2 with OpenGVLab's parameter names, for comparison only.
+
+Its decoder is InternLM2. It has the shortcuts that are a line each in torch: no text and no head where only visual
+states are asked for, logits of the last position only.
+"""
+
+import re
 
 import torch
 from torch import nn
@@ -7,34 +13,32 @@ from torch.nn import functional as F
 from tests.reference.internvit_torch import InternVisionModel, RMSNorm
 
 
-def rotate(x, theta):
-    """x [N,heads,T,dim] at the positions 0 … T-1: dimension i turns with i + dim/2."""
-    half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[2])[:, None] * theta ** (-torch.arange(half) / half)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+def rotate(x, cos, sin):
+    """x [N,heads,T,dim]: dimension i turns with i + dim/2."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.groups, self.theta = c["num_key_value_heads"], float(c["rope_theta"])
-        self.queries, self.dim = c["num_attention_heads"] // self.groups, c["hidden_size"] // c["num_attention_heads"]
-        self.wqkv = nn.Linear(c["hidden_size"], self.groups * (self.queries + 2) * self.dim, bias=c["bias"])
-        self.wo = nn.Linear(c["hidden_size"], c["hidden_size"], bias=c["bias"])
+        self.kv_heads, self.dim = c["num_key_value_heads"], c["hidden_size"] // c["num_attention_heads"]
+        self.groups = c["num_attention_heads"] // self.kv_heads
+        self.wqkv = nn.Linear(c["hidden_size"], self.kv_heads * (self.groups + 2) * self.dim, bias=False)
+        self.wo = nn.Linear(c["hidden_size"], c["hidden_size"], bias=False)
 
-    def forward(self, x):
-        n, t, w = x.shape
-        qkv = self.wqkv(x).reshape(n, t, self.groups, self.queries + 2, self.dim)
-        q = qkv[..., : self.queries, :].reshape(n, t, -1, self.dim).transpose(1, 2)
-        k, v = (qkv[..., i, :].transpose(1, 2).repeat_interleave(self.queries, 1) for i in (-2, -1))
-        q, k = rotate(q, self.theta), rotate(k, self.theta)
-        scores = (q @ k.transpose(-1, -2)) * self.dim**-0.5
-        scores = scores.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
-        return self.wo((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, w))
+    def forward(self, x, cos, sin):
+        n, t, _ = x.shape
+        qkv = self.wqkv(x).reshape(n, t, self.kv_heads, self.groups + 2, self.dim)
+        q, k, v = qkv.split([self.groups, 1, 1], 3)
+        q, k, v = (y.reshape(n, t, -1, self.dim).transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.groups > 1
+        )
+        return self.wo(y.transpose(1, 2).reshape(n, t, -1))
 
 
-class FeedForward(nn.Module):
+class Mlp(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.w1 = nn.Linear(c["hidden_size"], c["intermediate_size"], bias=False)
@@ -48,55 +52,99 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.attention, self.feed_forward = Attention(c), FeedForward(c)
+        self.attention, self.feed_forward = Attention(c), Mlp(c)
         self.attention_norm = RMSNorm(c["hidden_size"], c["rms_norm_eps"])
         self.ffn_norm = RMSNorm(c["hidden_size"], c["rms_norm_eps"])
 
-    def forward(self, x):
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x, cos, sin):
+        x = x + self.attention(self.attention_norm(x), cos, sin)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
-class InternLM2(nn.Module):
-    """Shorter sequences than the positions trained on only: its rotary scaling is left out."""
-
+class InternLM2Model(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.model = nn.Module()
-        self.model.tok_embeddings = nn.Embedding(c["vocab_size"], c["hidden_size"])
-        self.model.layers = nn.ModuleList([Layer(c) for _ in range(c["num_hidden_layers"])])
-        self.model.norm = RMSNorm(c["hidden_size"], c["rms_norm_eps"])
-        self.output = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
+        self.tok_embeddings = nn.Embedding(c["vocab_size"], c["hidden_size"])
+        self.layers = nn.ModuleList([Layer(c) for _ in range(c["num_hidden_layers"])])
+        self.norm = RMSNorm(c["hidden_size"], c["rms_norm_eps"])
+        self.dim, self.theta = c["hidden_size"] // c["num_attention_heads"], c["rope_theta"]
 
     def forward(self, x):
-        for layer in self.model.layers:
-            x = layer(x)
-        return self.model.norm(x)
+        """Embeddings [N,T,D] -> states after the final norm. Sequences below 32,768 tokens: no scaling of positions."""
+        frequencies = self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+        angles = torch.arange(x.shape[1], dtype=torch.float32)[:, None] * frequencies
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.norm(x)
 
 
-class InternVL(nn.Module):
-    """Takes config.json. Pixels [N,3,S,S] of all images and text ids -> states [N / images, 1+V+T, D]."""
+class InternLM2ForCausalLM(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.model = InternLM2Model(c)
+        self.output = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
+
+
+class InternVL2(nn.Module):
+    """Takes config.json. Pixel shuffle is v2, two by two patches to a token."""
 
     def __init__(self, config):
         super().__init__()
-        self.vision_model = InternVisionModel(config["vision_config"])
-        self.language_model = InternLM2(config["llm_config"])
-        self.shuffle, self.bos = round(1 / config["downsample_ratio"]), config["llm_config"]["bos_token_id"]
-        wide, width = config["vision_config"]["hidden_size"] * self.shuffle**2, config["llm_config"]["hidden_size"]
-        self.mlp1 = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, width), nn.GELU(), nn.Linear(width, width))
+        vision, llm = config["vision_config"], config["llm_config"]
+        self.bos = llm["bos_token_id"]
+        self.vision_model, self.language_model = InternVisionModel(vision), InternLM2ForCausalLM(llm)
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(4 * vision["hidden_size"], eps=1e-5),
+            nn.Linear(4 * vision["hidden_size"], llm["hidden_size"]),
+            nn.GELU(),
+            nn.Linear(llm["hidden_size"], llm["hidden_size"]),
+        )
 
     def visual(self, pixels):
-        """With pixel shuffle v2."""
+        """[N,3,H,W] -> visual tokens [N,V,D]."""
         x = self.vision_model(pixels)[:, 1:]
         n, patches, width = x.shape
-        side, s = round(patches**0.5), self.shuffle
-        x = x.reshape(n, side // s, s, side // s, s, width).permute(0, 1, 3, 2, 4, 5)
-        return self.mlp1(x.reshape(n, patches // s**2, width * s**2))
+        half = int(patches**0.5) // 2
+        x = x.reshape(n, half, 2, half, 2, width).transpose(2, 3)
+        return self.mlp1(x.reshape(n, half * half, 4 * width))
 
-    def forward(self, pixels, ids, images=1):
-        visual = self.visual(pixels)
-        visual = torch.cat(visual.chunk(images), 1)
+    def states(self, visual, text):
+        """[BOS] + visual tokens [N,V,D] + text ids -> the decoder's states [N,1+V+T,D]."""
         embed = self.language_model.model.tok_embeddings
-        text = embed(torch.as_tensor(ids)).expand(len(visual), -1, -1)
-        bos = embed(torch.tensor([self.bos])).expand(len(visual), 1, -1)
-        return self.language_model(torch.cat([bos, visual, text], 1))
+        bos, text = (
+            embed(torch.tensor(ids, dtype=torch.long)).expand(len(visual), -1, -1) for ids in ([self.bos], text)
+        )
+        return self.language_model.model(torch.cat([bos, visual, text], 1))
+
+    def visual_mean(self, pixels):
+        """Embeddings [N,D]."""
+        return self.states(self.visual(pixels), ())[:, 1:].mean(1)
+
+    def pair(self, a, b, text):
+        """Logits of the answer's first token, [N, vocab]."""
+        visual = torch.cat(self.visual(torch.cat([a, b])).chunk(2), 1)
+        return self.language_model.output(self.states(visual, text)[:, -1])
+
+
+class Adapted(nn.Module):
+    """A Linear with a low-rank adapter beside it, as peft has it; b is zero."""
+
+    def __init__(self, inner, rank):
+        super().__init__()
+        self.inner = inner
+        self.a = nn.Parameter(torch.empty(rank, inner.in_features))
+        nn.init.kaiming_uniform_(self.a)
+        self.b = nn.Parameter(torch.zeros(inner.out_features, rank))
+
+    def forward(self, x):
+        return self.inner(x) + (x @ self.a.T) @ self.b.T
+
+
+def adapt(net, targets, rank=8):
+    """Freeze a network and give adapters to the modules whose whole name matches the regex ``targets``."""
+    net.requires_grad_(False)
+    for name in [name for name, _ in net.named_modules() if re.fullmatch(targets, name)]:
+        parent, _, leaf = name.rpartition(".")
+        owner = net.get_submodule(parent)
+        setattr(owner, leaf, Adapted(getattr(owner, leaf), rank))
