@@ -214,6 +214,10 @@ def _check_task(config: Config) -> None:
         "prompt: give text or ids, and both only to a model of kind vlm": (
             (config.prompt.text and config.prompt.ids) or (not vlm and (config.prompt.text or config.prompt.ids))
         ),
+        "prompt: without init_from there is no tokenizer; give ids, and for pair_answer yes_no_ids": (
+            not (config.init_from or config.init_parts.get("decoder"))
+            and (config.prompt.text or (pairs and not config.prompt.yes_no_ids))
+        ),
         "init_parts: are of a model of kind vlm without init_from": (
             config.init_parts and (not vlm or config.init_from)
         ),

@@ -25,7 +25,7 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from
 
 def missing(config: Config) -> list[str]:
     """One line for each file or directory the config needs and that is not there, with its remedy."""
-    wanted = {"init_from": config.init_from}
+    wanted = {"init_from": config.init_from, **{f"init_parts.{k}": v for k, v in config.init_parts.items()}}
     if not config.data.synthetic.identities:
         wanted["data.train"] = config.data.train if config.epochs else ""
     wanted |= {f"eval.benchmarks.{name}": where.store for name, where in config.eval.benchmarks.items()}

@@ -157,6 +157,8 @@ def test_compat_batch_statistics_of_one_group():
         (tiny_pair, {"eval.flip_sum": True}, "eval.flip_sum"),
         (tiny_pair, {"prompt.text": "Who?"}, "prompt: give text or ids"),
         (tiny_vit, {"prompt.ids": (1,)}, "prompt: give text or ids"),
+        (tiny_siamese, {"prompt.text": "Who?", "prompt.ids": ()}, "prompt: without init_from there is no tokenizer"),
+        (tiny_pair, {"prompt.yes_no_ids": ()}, "prompt: without init_from there is no tokenizer"),
         (tiny_vit, {"accumulation": 3}, "its 8 pairs do not divide into config.accumulation=3 parts"),
         (tiny_vit, {"accumulation": 0}, "config.accumulation=0 must be at least 1"),
         (tiny_vit, {"compat.last_micro_batch": True}, "there is one part; set accumulation"),

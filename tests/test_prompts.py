@@ -1,5 +1,6 @@
 """The tokenizer against figures of the slow InternLM2 tokenizer, and a checkpoint's files in every state."""
 
+import importlib
 import io
 import json
 import pickle
@@ -11,6 +12,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvjax import run_state
 from fvjax.data.prompts import Tokenizer, pair_prompt_ids, prompt_ids, yes_no_ids
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())
@@ -228,3 +230,15 @@ def test_answers_of_several_tokens_are_refused(small):
     tokenizer.encode = {"Yes": [7, 8], "No": [9]}.get
     with pytest.raises(ValueError, match=r"must be one token each, here they are \[7, 8\] and \[9\]"):
         yes_no_ids(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["mllm_lora", "pair_lora"])
+def test_a_configs_text_becomes_ids(name, internvl):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    text, config.init_from = config.prompt.text, str(internvl)
+    ids, yes_no = run_state.prompt_ids(config)
+    assert ids == tuple(GOLDEN["encode"][text])
+    assert yes_no == ((9583, 2917) if name == "pair_lora" else ())
+    config.prompt.update({"text": "", "ids": (1, 2), "yes_no_ids": (3, 4)})
+    config.init_from = ""  # no tokenizer is asked
+    assert run_state.prompt_ids(config) == ((1, 2), (3, 4) if name == "pair_lora" else ())
