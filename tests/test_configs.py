@@ -23,6 +23,10 @@ EXPECTED = {
     "quickstart:resnet": (220_876, 220_748, None),
     "quickstart:vit_frozen": (877_952, 0, None),  # 75,392 + 128 + 8,320 + 4 x 198,528
     "quickstart:vit_lora": (877_952 + 65_536, 65_536, None),
+    # the tower, 83,200 of the projector, 311,936 of the decoder; adapters as in vit_lora, and 2 x 3 x 8 x (128 + 256)
+    "quickstart_mllm:mllm_frozen": (877_952 + 83_200 + 311_936, 0, None),
+    "quickstart_mllm:mllm_lora": (1_273_088 + 83_968, 83_968, None),
+    "quickstart_mllm:pair_lora": (1_273_088 + 83_968, 83_968, None),
     "small_real": (2_308_352, 2_308_096, None),
     "resnet50_infonce": (43_590_848, 43_590_336, 37.8),
     "vit_frozen": (304_012_288, 0, None),
