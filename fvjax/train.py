@@ -34,8 +34,9 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         raise ValueError("this version runs in one process; several hosts come with the launch scripts")
     mesh = sharding.make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = "" if config.accumulation == 1 else " / accumulation"
     per_part = config.batch_size // 2 // config.accumulation
-    for key, size in (("batch_size / 2 / accumulation", per_part), ("eval.batch_size", config.eval.batch_size)):
+    for key, size in ((f"batch_size / 2{parts}", per_part), ("eval.batch_size", config.eval.batch_size)):
         if size % rows:
             raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
     opened = run_state.open_model(config, mesh)

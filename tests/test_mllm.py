@@ -122,11 +122,11 @@ FROZEN_OF = {"mllm_frozen": "mllm_lora", "pair_frozen": "pair_lora"}
 TRAINED = (
     "mllm_lora",
     "mllm_lora_vit",
-    "mllm_lora_llm",
+    pytest.param("mllm_lora_llm", marks=pytest.mark.slow),  # what differs is a regex, and tests/test_configs.py counts
     "mllm_lora_projector",
     "pair_lora",
-    "pair_lora_llm",
-    "vit_lora_attention:both_r8",
+    pytest.param("pair_lora_llm", marks=pytest.mark.slow),
+    pytest.param("vit_lora_attention:both_r8", marks=pytest.mark.slow),
 )
 
 
