@@ -23,7 +23,6 @@ TINY = [
             "data.synthetic.test_identities=20",
             "data.synthetic.test_images=3",
             "data.synthetic.test_pairs=40",
-            "data.synthetic.difficulty=1.0",
             "batch_size=8",
             "epochs=6",
             "checkpoint.every_steps=5",
