@@ -62,7 +62,7 @@ def check_writable(workdir: Path) -> None:
 def cpu_devices(configs: Collection[Config]) -> int:
     """One device per core, as far as the batches divide: on a CPU, two half batches are faster than one whole."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    batch = math.gcd(*(size for c in configs for size in (c.batch_size // 2, c.eval.batch_size)))
+    batch = math.gcd(*(n for c in configs for n in (c.batch_size // 2 // c.accumulation, c.eval.batch_size)))
     return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
 
 

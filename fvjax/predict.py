@@ -15,6 +15,7 @@ from fvjax.data import pipeline
 from fvjax.data.store import Pairs, Store
 from fvjax.evals import verification
 from fvjax.models import encoder as encoders
+from fvjax.models.decoder import Cache
 from fvjax.tasks import pair_answer
 
 
@@ -65,8 +66,8 @@ class Predictor:
                 track=lambda loop: evaluate.progress(loop, f"{title}, pairs", len(loop)),
             )
 
-    def _p_yes(self, variables: dict, kept, whose: jax.Array, seconds: jax.Array) -> jax.Array:
-        mine = type(kept)(kept.k[:, whose], kept.v[:, whose], kept.length[whose])
+    def _p_yes(self, variables: dict, kept: Cache, whose: jax.Array, seconds: jax.Array) -> jax.Array:
+        mine = kept._replace(k=kept.k[:, whose], v=kept.v[:, whose], length=kept.length[whose])
         return pair_answer.p_yes(self.encoder.answer_after(variables, mine, seconds, self.encoder.yes_no), (0, 1))
 
     def _jit(self, fn: Callable) -> Callable:

@@ -3,13 +3,14 @@
 import functools
 import importlib
 import json
+import os
 from pathlib import Path
 
 import jax
 import pytest
 
-from fvjax import flops, optim, run_state, train, trees
-from fvjax.config import check, differences, experiments
+from fvjax import flops, main, optim, run_state, train, trees
+from fvjax.config import base, check, differences, experiments
 
 
 def _of_tower(trained: int) -> tuple:
@@ -100,3 +101,12 @@ def test_config(name):
         plain = functools.partial(train.step_fn, config, run_state.build_encoder(config, plain=True), tx, lr)
         per_image = flops.count(plain, *args) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)
+
+
+def test_a_cpu_gets_as_many_devices_as_a_part_of_the_batch_divides_by(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    config = base()
+    config.batch_size, config.eval.batch_size = 16, 8
+    assert main.cpu_devices([config]) == 4
+    config.accumulation = 4  # two pairs a part
+    assert main.cpu_devices([config]) == 2

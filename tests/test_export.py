@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, export, trees
+from fvjax import api, export, pretrain, trees
 from fvjax.config import base, to_json
 from fvjax.data import images, store
 from fvjax.models import encoder
@@ -23,21 +23,8 @@ from weights_convert.write import convert, write_original
 
 TINY = GOLDEN / "internvl_tiny"
 WQKV = "language_model.model.layers.0.attention.wqkv.weight"
-TOWER = {
-    "architectures": ["InternVisionModel"],
-    "image_size": 28,
-    "patch_size": 14,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "qkv_bias": True,
-    "qk_normalization": False,
-    "norm_type": "layer_norm",
-    "layer_norm_eps": 1e-6,
-    "hidden_act": "gelu",
-    "drop_path_rate": 0.0,
-}
+SIZES = {"image_size": 28, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOWER = {**pretrain.CONFIG, **SIZES}
 LORA = {"rank": 2, "alpha": 3.0, "targets": ("blocks/mlp/fc[12]",), "count": 4}
 
 
