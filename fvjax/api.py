@@ -173,7 +173,7 @@ def load_workdir(path: str | Path) -> Model:
     path = Path(path)
     config = read_config(path)
     if jax.default_backend() == "cpu":
-        config.attention = "xla"  # cudnn is for GPUs; the same sums
+        config.attention = "auto"  # cudnn is for GPUs; the same sums
     built, variables, step, base_hash = run_state.restore(config, path)
     model = Model(built, variables, config.eval.batch_size, "default")
     model.run = Run(config, step, base_hash)

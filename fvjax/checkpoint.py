@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from fvjax import trees
 from fvjax.config import Config
 
 
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
+
+
 class Checkpoints:
-    """WORKDIR/checkpoints: atomic, the newest `keep` are kept.
+    """WORKDIR/checkpoints: atomic, the newest `keep` are kept, and the one with the best validation accuracy.
 
     With `read_only` nothing is created or cleaned up, and `restore` reads no more than it is asked for.
     """
@@ -19,11 +24,16 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: Config, read_only: bool = False):
         self.path, self.read_only = (workdir / "checkpoints").absolute(), read_only
         # Not in the background: the next step donates these buffers, and what trains is small.
+        best = policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep, create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(config.keep), best]),
+            best_fn=_accuracy,
+            create=True,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
         if read_only:
-            options = ocp.CheckpointManagerOptions(create=False)
+            options = ocp.CheckpointManagerOptions(create=False, best_fn=_accuracy)
         state = ocp.PyTreeCheckpointHandler() if read_only else ocp.StandardCheckpointHandler()
         handlers = {"state": state, "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -32,14 +42,24 @@ class Checkpoints:
         """The newest complete step, None if there is none."""
         return self.manager.latest_step()
 
-    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Save; complete when this returns. state: nested tree of arrays; meta: what must agree on restore (JSON)."""
+    def best(self) -> int | None:
+        """The step of the best validation accuracy, of equals the newest; the newest of all where there is none."""
+        found = self.manager.best_step()
+        return self.latest() if found is None else found
+
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None) -> None:
+        """Save; complete when this returns.
+
+        Args:
+            state: nested tree of arrays. meta: what must agree on restore (JSON). accuracy: of the validation.
+        Raises OSError.
+        """
         if self.manager.latest_step() == step:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         told = f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}"
         try:
-            saved = self.manager.save(step, args=items)
+            saved = self.manager.save(step, args=items, metrics=None if accuracy is None else {"accuracy": accuracy})
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
             raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
         if not saved:

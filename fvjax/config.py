@@ -62,7 +62,9 @@ def base() -> Config:
     # What a VLM reads after the image(s): a text for the tokenizer in init_from, or its ids. yes_no_ids: of the answers
     # (Yes, No) of pair_answer; (): by the tokenizer.
     c.prompt = ConfigDict({"text": "", "ids": (), "yes_no_ids": ()})
-    c.attention = "xla"  # xla | cudnn (half precision on a GPU)
+    c.attention = (
+        "auto"  # auto (by_head on a CPU, else xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
+    )
     c.init_from = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
     # A VLM of several origins instead: part (vision, decoder) -> directory; parts not named are random.
     c.init_parts = ConfigDict()
@@ -91,6 +93,11 @@ def base() -> Config:
     c.sharding = ((".*", ()),)  # ordered (regex over names, mesh axis or None per dimension); shorter: replicated
 
     c.data = ConfigDict({"train": "", "split": "train", "flip": True, "workers": 0, "threads": 2, "prefetch": 8})
+    # Decoded faces: none (decoded when needed) | host (all kept in memory) | device (all kept on every device).
+    c.data.cache = "none"
+    # A store with other images of the identities trained on: every eval.every_epochs, and at the end, the accuracy on
+    # val_pairs of its pairs (half genuine, half impostor); the best checkpoint by that is what is evaluated and used.
+    c.data.update({"val": "", "val_pairs": 6000})
     # Whose naming the identities follow. Only benchmarks with the same non-empty one can be checked for identities seen
     # in training: folder "100" of one data set is not person "100" of another.
     c.data.names = ""
@@ -163,7 +170,8 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "base_dtype": ("float32", "float16", "bfloat16"),
     "remat": ("none", "dots", "full"),
-    "attention": ("xla", "cudnn"),
+    "attention": ("auto", "xla", "by_head", "cudnn"),
+    "data.cache": ("none", "host", "device"),
     "model.kind": ("iresnet", "vision_transformer", "vlm"),
     "loss.pair_loss": ("vocab", "yes_no"),
     "model.projector.ps_version": ("v1", "v2"),
@@ -197,6 +205,12 @@ def check(config: Config) -> None:
         raise ValueError("config.lora: rank, alpha and targets go together; all or none")
     if config.data.synthetic.identities and config.data.train:
         raise ValueError("config.data: give train or synthetic.identities, not both")
+    if config.data.cache != "none" and config.data.workers:
+        raise ValueError(f"config.data.cache={config.data.cache!r} leaves data.workers no decoding; set them to 0")
+    if config.data.val and not config.eval.every_epochs:
+        raise ValueError("config.data.val picks the best of several evaluations; set config.eval.every_epochs")
+    if config.data.val_pairs < 20 or config.data.val_pairs % 20:
+        raise ValueError(f"config.data.val_pairs={config.data.val_pairs}: ten folds, so a multiple of 20")
 
 
 def _check_task(config: Config) -> None:
@@ -259,6 +273,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.threads",
     "data.prefetch",
+    "data.cache",
     "data.synthetic.dir",
     "remat",
     "prepare",

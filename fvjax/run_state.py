@@ -150,7 +150,7 @@ def trained(config: Config, workdir: Path) -> tuple[Opened, dict, int, str]:
         if not (workdir / "checkpoints").is_dir():
             raise nothing
         checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint, read_only=True)
-        step = checkpoints.latest()
+        step = checkpoints.best()
         if step is None:
             raise nothing
         trained_on = checkpoints.meta(step)["base_hash"]
@@ -177,8 +177,10 @@ def build_encoder(config: Config, base: Base | None = None, plain: bool = False)
     theirs = base.model_config if base else {}
     if kind == "iresnet":
         changes |= {"on_cpu": jax.default_backend() == "cpu" and not plain}
+    elif plain:
+        changes |= {"remat": "none", "attention": "xla"}
     else:
-        changes |= {"remat": "none" if plain else config.remat, "attention": config.attention}
+        changes |= {"remat": config.remat, "attention": config.attention}
     if kind != "vlm":
         encoder = encoders.build(kind, _agreed(config, kind, theirs), config.model.pooling, **changes)
         return dataclasses.replace(encoder, norm_group=config.compat.batch_norm_group)

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import fvjax
-from fvjax import accumulation, checkpoint, evaluate, flops, lora, metrics, predict, run_state, sharding, trees
+from fvjax import accumulation, checkpoint, evaluate, feed, flops, lora, metrics, predict, run_state, sharding, trees
 from fvjax.config import Config, config_hash, to_json
-from fvjax.data import pairs, pipeline, synthetic
+from fvjax.data import pairs, synthetic
 from fvjax.data.store import Store
 from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
@@ -65,8 +65,8 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     latest, seconds_before = checkpoints.latest(), 0.0
     if not train and config.epochs and latest is None:
         raise ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to evaluate")
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
     if latest is not None:
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
         state = checkpoints.restore(latest, target, meta)
         seconds_before = checkpoints.meta(latest)["seconds"]
         say(f"Restored step {latest} of {workdir}")
@@ -100,17 +100,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         whole.accumulation, whole.compat.last_micro_batch = 1, False  # else forward passes would count twice, or not
         plain = functools.partial(step_fn, whole, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
         per_step = flops.count(plain, *abstract_step(config, shape, frozen))
-        batches = pipeline.train_batches(
-            store,
-            plan,
-            start_step=step,
-            num_steps=total_steps - step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=config.data.workers,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
+        batches = feed.batches(config, store, plan, mesh, start_step=step, num_steps=total_steps - step)
         writer = metrics.Writer(workdir, config.log, step)
         writer.start(step, total_steps)
         gate: dict[int, dict] = {}
@@ -144,7 +134,6 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
         try:
             for batch in batches:
-                batch = sharding.batch({k: batch[k] for k in ("images", "labels", "index")}, mesh)
                 state, values = train_step(state, frozen, batch)
                 pending.append((step, values))
                 step += 1
@@ -156,25 +145,33 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                     continue
                 while pending:  # never save what a loss that is not finite has touched
                     report(*pending.popleft())
+                results, accuracy = {}, None
+                if config.data.val and (evaluating or last):
+                    results["validation"] = evaluate.validate(config, predictor.score(state), f"step {step}")
+                    accuracy = results["validation"]["accuracy@best_threshold"]["mean"]
                 if evaluating and not last:  # before the checkpoint, so that a kill in between repeats it
-                    results, _ = evaluator(
-                        predictor.score(state), title=f"step {step}", only=config.eval.during, bootstrap=0
-                    )
+                    during = {"title": f"step {step}", "only": config.eval.during, "bootstrap": 0}
+                    results |= evaluator(predictor.score(state), **during)[0]
+                if results:
                     evaluate.append_curve(workdir, step, step / steps_per_epoch, spent(), results)
-                checkpoints.save(step, state, {**meta, "seconds": spent()})
+                checkpoints.save(step, state, {**meta, "seconds": spent()}, accuracy)
                 clock = time.perf_counter()
         finally:
             writer.close()
-            checkpoints.close()
         say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")
 
     # ---- evaluation after
+    chosen = checkpoints.best() if config.data.val else None
+    if chosen is not None and chosen != step:
+        step, state = chosen, checkpoints.restore(chosen, target, meta)
+        say(f"Step {step} had the best validation accuracy: it is what is evaluated")
+    checkpoints.close()
     score, pools = predictor.score(state, pools=bool(config.eval.pools)), {}
     for number, pool in enumerate(config.eval.pools):  # all from one embedding of each face
         pools[pool] = evaluator(functools.partial(score, pool=number), title=f"{config.name}, {pool}")
     results, curves = pools.pop(config.model.pooling) if pools else evaluator(score, title=config.name)
     seconds = round(seconds_before + elapsed_since(start_time), 1)  # of all starts, up to here
-    if train and step:
+    if train and step and not config.data.val:
         evaluate.append_curve(workdir, step, step / steps_per_epoch, seconds, results)
     before = json.loads(before_file.read_text()) if before_file.exists() else {}
     before = {n: e for n, e in before.items() if n in results and e["data_hash"] == results[n]["data_hash"]}
@@ -183,6 +180,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in results.items()},
         "pools": {pool: entries for pool, (entries, _) in pools.items()},  # other ones than the config's own
         "baselines": baselines,
+        "validation": evaluate.validate(config, predictor.score(state), config.name) if config.data.val else None,
         "step": step,
         "config_hash": config_hash(config),
         "base_hash": meta["base_hash"],

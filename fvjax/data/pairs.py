@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fvjax.data.store import Pairs
+
 
 class Pair(NamedTuple):
     a: int  # record number
@@ -173,6 +175,21 @@ class GenuineImpostorPlan(Plan):
         label = np.repeat([1, 0], [n // 2, size])
         first, second = (np.concatenate(sides) for sides in zip(genuine, impostor))
         return first[order], second[order], label[order]
+
+
+def validation(labels: np.ndarray, count: int, seed: int, folds: int = 10) -> Pairs:
+    """Pairs to validate on, as :class:`GenuineImpostorPlan` draws them; every fold has as many of both kinds.
+
+    count: a multiple of 2 * folds. Raises ValueError as the plan does.
+    """
+    plan = GenuineImpostorPlan(labels, count, count, seed)
+    a, b, same = (np.array(column) for column in zip(*(plan[i] for i in range(count))))
+    fold = np.empty(count, np.int64)
+    for kind in (0, 1):
+        fold[same == kind] = np.arange(count // 2) * folds // (count // 2)
+    order = np.argsort(fold, kind="stable")
+    a, b = a[order], b[order]
+    return Pairs(a, b, same[order].astype(bool), fold[order], labels[a], labels[b])
 
 
 def _take_turns(capacity: np.ndarray, n: int, bits: np.random.PCG64) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -25,6 +26,8 @@ def train_batches(
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 4,
+    decoded: np.ndarray | None = None,
+    images: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches ``start_step`` … ``start_step + num_steps - 1`` of ``plan``, this host's part of each.
 
@@ -33,6 +36,8 @@ def train_batches(
     Args:
         workers: decoding processes (0: this process). threads: decoding threads in each.
         prefetch: batches kept ready in each process.
+        decoded: all of the store's faces as :func:`decode_all` gives them; None decodes each when it is needed.
+        images: False leaves them out, for somebody who has them by record number.
     Yields:
         images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (see `pairs.Pair`), index int64 [p] (global pair
         index, the number to derive random keys from), ids int64 [p, 2] (record numbers).
@@ -52,16 +57,41 @@ def train_batches(
         index = np.arange(step * total + process_index, (step + 1) * total, process_count)
         pairs = [plan[int(i)] for i in index]
         ids = np.array([(a, b) for a, b, _ in pairs], np.int64)
-        return {
-            "images": store.faces(ids.reshape(-1)).reshape(-1, 2, SIZE, SIZE, 3),
+        out: dict[str, Any] = {
             "labels": np.array([label for *_, label in pairs], np.int32),
             "index": index,
             "ids": ids,
         }
+        if images:
+            faces = store.faces(ids.reshape(-1)) if decoded is None else decoded[ids]
+            out["images"] = faces.reshape(-1, 2, SIZE, SIZE, 3)
+        return out
 
     # Grain's elements are whole batches, which threads and workers take in turn: the same sequence for any number.
     batches = grain.MapDataset.source(range(start_step, start_step + num_steps)).map(load)
     return iter(_read(batches, workers, threads, prefetch))
+
+
+def decode_all(store: Store, *, threads: int, track: Callable[[Iterable, int], Iterable]) -> np.ndarray:
+    """All faces of a store, uint8 [N, 112, 112, 3] RGB: 37,632 bytes each.
+
+    Args:
+        threads: decoding threads. track: wraps the batches, given how many there are, to show progress.
+    Raises:
+        ValueError: a broken image (named), or not so much memory.
+    """
+    needed = len(store) * SIZE * SIZE * 3
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise ValueError(
+            f"{store.path}: {len(store):,} decoded faces need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
+            "free; set config.data.cache=none"
+        )
+    out, done = np.empty((len(store), SIZE, SIZE, 3), np.uint8), 0
+    for faces, count in track(eval_batches(store, np.arange(len(store)), 256, threads=threads), -(-len(store) // 256)):
+        out[done : done + count] = faces[:count]
+        done += count
+    return out
 
 
 def eval_batches(

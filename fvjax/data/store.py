@@ -63,7 +63,7 @@ class Store:
 
     Args:
         path: the store's directory.
-        split: the split it must hold ("train" or "test").
+        split: the split it must hold ("train", "val" or "test").
     Attributes:
         labels: int64 [N], index into ``identities``. identities: names. sources: the file each record came from.
         manifest: the parsed manifest.json. data_hash: sha256 over the records' contents, in order.
@@ -141,15 +141,15 @@ class Writer:
 
     Args:
         dst: the store's directory; must not exist.
-        split: "train" or "test". sources: what the records were made from, for the manifest.
+        split: "train", "val" or "test". sources: what the records were made from, for the manifest.
     Raises:
         ValueError: ``dst`` exists, or nothing was added.
     """
 
     def __init__(self, dst: str | os.PathLike, *, split: str, sources: Sequence[str]):
         self.dst, self.split = Path(dst), split
-        if split not in ("train", "test"):
-            raise ValueError(f"{dst}: a store's split is 'train' or 'test', not {split!r}")
+        if split not in ("train", "val", "test"):
+            raise ValueError(f"{dst}: a store's split is 'train', 'val' or 'test', not {split!r}")
         if self.dst.exists():
             raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
         self.rejected: list[dict[str, str]] = []

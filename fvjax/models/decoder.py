@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fvjax.models.layers import REMAT, Dense, DType, RMSNorm, attend
+from fvjax.models.layers import REMAT, Attend, Dense, DType, RMSNorm, attend, self_attend
 from fvjax.typing import Keys
 
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     head_dim: int
     qkv_bias: bool
     out_bias: bool
-    implementation: Literal["xla", "cudnn"]
+    implementation: Attend
     dtype: DType
     last: bool
 
@@ -85,9 +85,9 @@ class Attention(nn.Module):
         if past is not None:
             write = jax.vmap(lambda old, new, start: lax.dynamic_update_slice(old, new, (start, 0, 0)))
             k, v = past = write(past[0], k, where.start), write(past[1], v, where.start)
-        if self.implementation == "cudnn" and past is None and not self.last:
-            y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        else:  # is_causal lines up first with first token, and cudnn has no mask for anything else
+        if past is None and not self.last:
+            y = self_attend(q, k, v, causal=True, implementation=self.implementation)
+        else:
             y = attend(q, k, v, jnp.arange(k.shape[1]) <= at[:, :, None])
         y = y.reshape(n, x.shape[1], self.heads * self.head_dim)
         return Dense(width, use_bias=self.out_bias, dtype=self.dtype, name="o")(y), past
@@ -116,7 +116,7 @@ class Block(nn.Module):
     out_bias: bool
     mlp_bias: bool
     norm_eps: float
-    attention: Literal["xla", "cudnn"]
+    attention: Attend
     dtype: DType
     last: bool = False
 
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
     rope_high: float = 4.0
     dtype: DType = jnp.float32
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Attend = "auto"
 
     def setup(self):
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fvjax.models.cpu_conv import conv3x3
 
 DType = Any
 FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # what one per-image key is used for; see fold_in
+Attend = Literal["auto", "xla", "by_head", "cudnn"]  # how self_attend computes
+ATTENDED = "attended"  # name of what by_head's gradient needs of its forward pass
+_policies = jax.checkpoint_policies
 REMAT = {  # what a layer's backward pass finds saved
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENDED)
+    ),
+    "full": _policies.nothing_saveable,
 }
+QUERIES = 128  # of a causal sequence at a time: later keys are left out
 
 
 def fold_in(keys, use: int):
@@ -97,6 +106,85 @@ def attend(q, k, v, mask=None):
         logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     y = jnp.einsum("nkgts,nksd->nkgtd", jax.nn.softmax(logits).astype(v.dtype), v)
     return y.transpose(0, 3, 1, 2, 4).reshape(n, tokens, heads, dim)
+
+
+def self_attend(q, k, v, *, causal: bool, implementation: Attend):
+    """:func:`attend` of a sequence to itself: T = S, and with ``causal`` to nothing later.
+
+    implementation: "xla" as written there; "by_head" one key head after the other; "auto" that on a CPU, else "xla";
+    "cudnn" NVIDIA's fused kernel, for half precision.
+    """
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    n, tokens, heads, dim = q.shape
+    if implementation == "xla" or (implementation == "auto" and jax.default_backend() != "cpu"):
+        return attend(q, k, v, jnp.tri(tokens, dtype=bool)[None] if causal else None)
+    q = q.reshape(n, tokens, k.shape[2], -1, dim).transpose(2, 0, 3, 1, 4)
+    y: Any = by_head(q, k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3), causal)
+    return y.transpose(1, 3, 0, 2, 4).reshape(n, tokens, heads, dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def by_head(q, k, v, causal: bool):
+    """Softmax attention by key head: q [kv_heads,N,heads/kv_heads,T,dim], k and v [kv_heads,N,T,dim] -> as q.
+
+    A head's logits stay in a CPU's cache, and none are kept: the gradient makes them again from q, k and the logarithms
+    of their sums, as FlashAttention does (Dao et al. 2022, algorithm 4).
+    """
+    return _by_head_forward(q, k, v, causal)[0]
+
+
+def _by_head_forward(q, k, v, causal):
+    def one(given):
+        (q, k, v), outs, sums = given, [], []
+        for rows, keys in _blocks(q.shape[2], causal):
+            logits = _logits(q[:, :, rows], k[:, keys], rows.start if causal else None)
+            top = logits.max(-1, keepdims=True)
+            p = jnp.exp(logits - top)
+            total = p.sum(-1, keepdims=True)
+            outs.append(_einsum("ngts,nsd->ngtd", p.astype(v.dtype), v[:, keys]) / total)
+            sums.append(top + jnp.log(total))
+        return jnp.concatenate(outs, 2).astype(v.dtype), jnp.concatenate(sums, 2)
+
+    y, sums = checkpoint_name(lax.map(one, (q, k, v)), ATTENDED)
+    return y, (q, k, v, y, sums)
+
+
+def _by_head_backward(causal, kept, dy):
+    def one(given):
+        q, k, v, y, sums, dy = given
+        dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+        inner = (dy.astype(jnp.float32) * y).sum(-1, keepdims=True)
+        for rows, keys in _blocks(q.shape[2], causal):
+            p = jnp.exp(_logits(q[:, :, rows], k[:, keys], rows.start if causal else None) - sums[:, :, rows])
+            dp = _einsum("ngtd,nsd->ngts", dy[:, :, rows], v[:, keys])
+            dlogits = (p * (dp - inner[:, :, rows]) * q.shape[-1] ** -0.5).astype(q.dtype)
+            dq.append(_einsum("ngts,nsd->ngtd", dlogits, k[:, keys]))
+            dk = dk.at[:, keys].add(_einsum("ngts,ngtd->nsd", dlogits, q[:, :, rows]))
+            dv = dv.at[:, keys].add(_einsum("ngts,ngtd->nsd", p.astype(dy.dtype), dy[:, :, rows]))
+        return jnp.concatenate(dq, 2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    return lax.map(one, (*kept, dy))
+
+
+by_head.defvjp(_by_head_forward, _by_head_backward)
+_einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _blocks(tokens: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys that they may look at) of a sequence."""
+    count = -(-tokens // QUERIES) if causal else 1
+    ends = [tokens * (i + 1) // count for i in range(count)]
+    for start, end in zip([0, *ends], ends):
+        yield slice(start, end), slice(0, end)
+
+
+def _logits(q, k, first: int | None):
+    """float32 [N,g,t,s] of queries [N,g,t,dim] and keys [N,s,dim]; causal if the queries' place ``first`` is given."""
+    logits = _einsum("ngtd,nsd->ngts", q, k) * q.shape[-1] ** -0.5
+    if first is None:
+        return logits
+    return jnp.where(jnp.arange(k.shape[1]) <= first + jnp.arange(q.shape[2])[:, None], logits, -jnp.inf)
 
 
 def conv2d(x, kernel, stride: int = 1):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fvjax.models.layers import DROP_PATH, REMAT, Dense, DType, LayerNorm, RMSNorm, attend, fold_in
+from fvjax.models.layers import DROP_PATH, REMAT, Attend, Dense, DType, LayerNorm, RMSNorm, fold_in, self_attend
 from fvjax.typing import Embeddings, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
@@ -27,7 +27,7 @@ class Attention(nn.Module):
     qkv_bias: bool
     qk_norm: bool
     norm_eps: float
-    implementation: Literal["xla", "cudnn"]
+    implementation: Attend
     dtype: DType
 
     @nn.compact
@@ -39,8 +39,7 @@ class Attention(nn.Module):
             q = RMSNorm(self.norm_eps, self.dtype, name="q_norm")(q)
             k = RMSNorm(self.norm_eps, self.dtype, name="k_norm")(k)
         q, k, v = (y.reshape(n, tokens, self.heads, width // self.heads) for y in (q, k, v))
-        cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
-        y = {"xla": attend, "cudnn": cudnn}[self.implementation](q, k, v)
+        y = self_attend(q, k, v, causal=False, implementation=self.implementation)
         return Dense(width, dtype=self.dtype, name="proj")(y.reshape(n, tokens, width))
 
 
@@ -67,7 +66,7 @@ class Block(nn.Module):
     layer_scale: bool
     act: str
     dtype: DType
-    attention: Literal["xla", "cudnn"]
+    attention: Attend
     drop: bool
 
     @nn.compact
@@ -115,7 +114,7 @@ class VisionTransformer(nn.Module):
     select_layer: int = -1  # index into [embedding, layer 1, …]; layers after it are not built
     dtype: DType = jnp.float32
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Attend = "auto"
 
     @property
     def layers(self) -> int:

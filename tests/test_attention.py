@@ -1,0 +1,76 @@
+"""One head at a time: the same sums as jax's own attention, and no more arithmetic under remat than without."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fvjax import flops
+from fvjax.models.layers import QUERIES, REMAT, self_attend
+
+
+def draw(tokens, heads, kv_heads, dim, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(tokens), 4)
+    sizes = (heads, kv_heads, kv_heads, heads)
+    return [jax.random.normal(key, (2, tokens, n, dim)).astype(dtype) for key, n in zip(keys, sizes)]
+
+
+def all_of(attend, q, k, v, dy):
+    y, back = jax.vjp(attend, q, k, v)
+    return {name: np.asarray(x, np.float32) for name, x in zip(["y", "q", "k", "v"], (y, *back(dy)))}
+
+
+@pytest.mark.parametrize("tokens", [1, QUERIES, QUERIES + 1, 300])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_by_head_is_attention(tokens, heads, kv_heads, causal):
+    given = draw(tokens, heads, kv_heads, 16)
+    got = all_of(partial(self_attend, causal=causal, implementation="by_head"), *given)
+    for other in (
+        partial(self_attend, causal=causal, implementation="xla"),
+        partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla"),
+    ):
+        for name, want in all_of(other, *given).items():
+            distance = np.linalg.norm(got[name] - want) / max(np.linalg.norm(want), 1)  # of one token q's gradient is 0
+            assert distance <= 1e-6, f"{name}: {distance:.1e}"
+
+
+def test_by_head_in_half_precision():
+    given = draw(200, 4, 2, 16, jnp.bfloat16)
+    got = all_of(partial(self_attend, causal=True, implementation="by_head"), *given)
+    exact = all_of(partial(self_attend, causal=True, implementation="xla"), *(x.astype(jnp.float32) for x in given))
+    for name, want in exact.items():
+        assert np.linalg.norm(got[name] - want) <= 1e-2 * np.linalg.norm(want), name
+
+
+def test_a_large_logit_does_not_overflow():
+    q, k, v, dy = draw(130, 2, 2, 16)
+    for name, x in all_of(partial(self_attend, causal=False, implementation="by_head"), 40 * q, 40 * k, v, dy).items():
+        assert np.isfinite(x).all(), name
+
+
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_what_remat_computes_again(policy):
+    """Under "dots" the forward pass is kept (not the logits, which the gradient makes anew), under "full" it is not."""
+    attend = partial(self_attend, causal=False, implementation="by_head")
+
+    def layer(x, kernel):  # a projection, as in a model: its result is what "dots" keeps
+        q, k, v = (y.reshape(2, 64, 4, 16) for y in jnp.split(x @ kernel, 3, -1))
+        return attend(q, k, v).sum()
+
+    args = jax.ShapeDtypeStruct((2, 64, 64), jnp.float32), jax.ShapeDtypeStruct((64, 192), jnp.float32)
+    plain = flops.count(jax.grad(layer), *args)
+    again = flops.count(jax.grad(jax.checkpoint(layer, policy=REMAT[policy])), *args)
+    projection, forward = 2 * 2 * 64 * 64 * 192, 2 * 2 * 2 * 64 * 64 * 64
+    assert again - plain == {"dots": 0, "full": projection + forward}[policy]
+
+
+def test_later_keys_are_left_out():
+    """Of 8 blocks of queries the first looks at one block of keys, the last at 8: 36 of 64."""
+    given = draw(8 * QUERIES, 2, 1, 16)[:3]
+    whole, causal = (
+        flops.count(partial(self_attend, causal=causal, implementation="by_head"), *given) for causal in (False, True)
+    )
+    assert causal / whole == 36 / 64

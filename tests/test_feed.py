@@ -1,0 +1,49 @@
+"""Caching decoded faces changes where they come from and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+
+from fvjax import feed, sharding
+from fvjax.config import base, check
+from fvjax.data import pipeline, synthetic
+from fvjax.data.pairs import PairPlan
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return synthetic.write(tmp_path_factory.mktemp("feed") / "faces", range(8), 4, 0, split="train")
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_batches_are_the_plans_wherever_the_faces_are(store, cache, devices):
+    config, plan = base(), PairPlan(store.labels, 4, seed=3)
+    config.data.cache = cache
+    mesh = sharding.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
+    got = list(feed.batches(config, store, plan, mesh, start_step=3, num_steps=5))
+    assert len(got) == 5
+    for step, batch in enumerate(got, 3):
+        pairs = [plan[i] for i in range(4 * step, 4 * step + 4)]
+        assert set(batch) == {"images", "labels", "index"}
+        assert batch["index"].tolist() == list(range(4 * step, 4 * step + 4))
+        assert batch["labels"].tolist() == [pair.label for pair in pairs]
+        want = np.stack([store.faces([pair.a, pair.b]) for pair in pairs])
+        assert np.array_equal(batch["images"], want)
+        assert batch["images"].sharding.spec == sharding.BATCH
+        assert {shard.data.shape[0] for shard in batch["images"].addressable_shards} == {4 // devices}
+
+
+def test_more_faces_than_memory_are_refused(store, monkeypatch):
+    monkeypatch.setattr(pipeline.os, "sysconf", lambda name: 1024)  # pages, bytes each: 1 MiB
+    with pytest.raises(
+        ValueError, match=r"faces: 32 decoded faces need 0\.0 GiB, 0\.0 GiB are free; set config.data.cache"
+    ):
+        pipeline.decode_all(store, threads=1, track=lambda what, n: what)
+
+
+def test_a_cache_goes_without_workers():
+    config = base()
+    config.data.cache, config.data.workers = "host", 2
+    with pytest.raises(ValueError, match=r"config.data.cache='host' leaves data.workers no decoding"):
+        check(config)
