@@ -224,8 +224,7 @@ def gradients(config: Config, encoder: encoders.Encoder, state: dict, frozen: di
         rows, columns = None, encoder.yes_no
         if config.loss.pair_loss == "yes_no":  # the other columns are not needed
             rows, columns = encoder.yes_no, (0, 1)
-        sides = jnp.concatenate([keys[:, 0], keys[:, 1]])
-        logits = encoder.answer(variables, faces[:, 0], faces[:, 1], rows, train=True, keys=sides)
+        logits = encoder.answer(variables, faces[:, 0], faces[:, 1], rows, train=True, keys=keys)
         return pair_answer.loss(logits, labels, columns, config.loss.pair_loss)
 
     stats = state["stats"]

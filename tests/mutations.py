@@ -740,10 +740,18 @@ FAULTS = (
     Fault(
         "keys_of_the_other_image",
         "the two images of a pair draw their dropped paths with other images' keys",
-        "fvjax/train.py",
-        "sides = jnp.concatenate([keys[:, 0], keys[:, 1]])",
-        "sides = keys.reshape(-1)",
+        "fvjax/models/vlm.py",
+        "keys=None if keys is None else keys.reshape(-1))",
+        "keys=None if keys is None else keys.T.reshape(-1))",
         (GRADIENTS + "test_a_batch_in_parts_is_the_whole_batch[tiny_pair-1]",),
+    ),
+    Fault(
+        "every_device_does_all",
+        "visual tokens are put in their places by row numbers, for which a sharded batch is gathered first",
+        "fvjax/models/vlm.py",
+        "return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), at)",
+        "return embedded.at[np.arange(len(at))[:, None], at].set(tokens.astype(embedded.dtype))",
+        (GRADIENTS + "test_devices_share_the_work[tiny_pair]",),
     ),
     Fault(
         "groups_summed",

@@ -66,6 +66,19 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     assert abs(gradient(config)[0] - whole[0]) > 1e-3, "no path was dropped"
 
 
+@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit, tiny_siamese, tiny_pair])
+def test_devices_share_the_work(make):
+    """Not that each does all of it, which gives the same figures."""
+
+    def arithmetic(devices):
+        config = make()
+        config.sharding = ((".*", ()),)
+        fn, state, frozen, batch, _ = setup(config, jax.devices()[:devices], data=devices)
+        return jax.jit(fn).lower(state, frozen, batch).compile().cost_analysis()["flops"]
+
+    assert arithmetic(2) <= 0.52 * arithmetic(1)
+
+
 def test_yes_and_no_alone():
     config = tiny_pair()
     whole = gradient(config)

@@ -93,11 +93,11 @@ class Encoder:
         rows: Sequence[int] | None = None,
         *,
         train: bool = False,
-        keys: Keys | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Faces uint8 [N,112,112,3] twice -> logits of the answer's first token, float32 [N, vocab] or [N, len(rows)].
 
-        Only for a VLM. ``keys`` [2N]: one PRNG key per image of a, then of b, for drop-path in training.
+        Only for a VLM. ``keys`` [N,2]: one PRNG key for each image of a pair, for drop-path in training.
         """
         given = (self.pixels(a), self.pixels(b), self.prompt, rows)
         return self.net.apply(variables, *given, train=train, keys=keys, method="pair")  # type: ignore[return-value]

@@ -82,14 +82,15 @@ class VLM(nn.Module):
         rows: Sequence[int] | None = None,
         *,
         train: bool = False,
-        keys: Keys | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Two images and a question -> logits of the answer's first token, float32 [N, vocab] (or of ``rows`` only).
 
-        ``keys`` [2N]: those of all a, then those of all b.
+        ``keys`` [N,2]: one for each image of a pair.
         """
-        visual = self.visual(jnp.concatenate([a, b]), train=train, keys=keys)
-        return self.answer(jnp.concatenate(jnp.split(visual, 2), axis=1), text, rows)
+        pixels = jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])  # a pair's images stay on one device
+        visual = self.visual(pixels, train=train, keys=None if keys is None else keys.reshape(-1))
+        return self.answer(visual.reshape(a.shape[0], -1, visual.shape[-1]), text, rows)
 
     def answer(self, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None) -> jax.Array:
         """Visual tokens [N,V,D] of all images and a text -> logits of the next token, as in :meth:`pair`."""
@@ -124,9 +125,8 @@ def splice(embedded: jax.Array, tokens: jax.Array, at: jax.Array | np.ndarray) -
     """Tokens of any producer at their places in a sequence: embedded [N,T,D], tokens [N,V,D], at int [N,V] below T.
 
     What stands there (placeholders) is replaced.
-    """
-    rows = np.arange(embedded.shape[0])[:, None]
-    return embedded.at[rows, at].set(tokens.astype(embedded.dtype))
+    """  # row by row, or a sharded batch would be gathered, and all that follows computed on every device
+    return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), at)
 
 
 def pool_states(states: jax.Array, pool: str, visual: int) -> Embeddings:
