@@ -54,14 +54,13 @@ def python2(entries, same) -> bytes:
     return out + b"e](" + b"".join(b"\x88" if x else b"\x89" for x in same) + b"e\x86."
 
 
+ARRAYS = content(lambda x: np.frombuffer(x, np.uint8))
 KINDS = {
     **{f"bytes, protocol {n}": pickle.dumps(content(), n) for n in range(2, 6)},
-    **{f"arrays, protocol {n}": pickle.dumps(content(lambda x: np.frombuffer(x, np.uint8)), n) for n in range(2, 6)},
+    **{f"arrays, protocol {n}": pickle.dumps(ARRAYS, n) for n in range(2, 6)},
     "arrays [n, 1]": pickle.dumps(content(lambda x: np.frombuffer(x, np.uint8)[:, None].copy()), 3),
     "writable arrays, protocol 5": pickle.dumps(content(lambda x: np.frombuffer(x, np.uint8).copy()), 5),
-    "numpy's old names": pickle.dumps(content(lambda x: np.frombuffer(x, np.uint8)), 2).replace(
-        b"numpy._core", b"numpy.core"
-    ),
+    "numpy's old names": pickle.dumps(ARRAYS, 2).replace(b"numpy._core", b"numpy.core"),
     "labels of numpy": pickle.dumps((content()[0], [np.bool_(x) for x in SAME]), 4),
     "labels as an array": pickle.dumps((content()[0], np.array(SAME)), 4),
     "labels 1 and 0 in another byte order": pickle.dumps((content()[0], np.array(SAME, ">i8")), 4),
@@ -163,14 +162,8 @@ def test_a_contradiction_is_an_error_or_dropped_and_counted(tmp_path, capsys):
     entries = [JPEGS[i] for i in (0, 1, 2, 3, 1, 0, 4, 4, 4, 5)]
     src = write(tmp_path / "x.bin", (entries, [True, False, False, False, False]))
     (tmp_path / "out").mkdir()
-    fails(
-        capsys,
-        tmp_path / "out/s",
-        "pair 2 is labelled different, but is one person by the genuine pairs",
-        "bin",
-        src,
-        *NEW,
-    )
+    message = "pair 2 is labelled different, but is one person by the genuine pairs (and 1 more;"
+    fails(capsys, tmp_path / "out/s", message, "bin", src, *NEW)
     code, out, _ = run(capsys, "bin", src, f"--dst={tmp_path / 'out/s'}", *NEW, "--policy=drop")
     assert code == 0
     assert "2 contradictory pairs" in out

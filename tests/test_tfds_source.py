@@ -104,10 +104,8 @@ def test_what_is_meant_must_be_said(tmp_path, capsys):
     rows = [{"a": tmp_path / f"{i}.jpg", "b": tmp_path / "0.jpg", "who": f"{i}", "age": 9} for i in range(4)]
     src = dataset(tmp_path / "d", features, rows, split="test")
     fails(capsys, dst, "--image-feature must say which; its images: a, b", "folder", src)
-    fails(
-        capsys, dst, "--identity-feature must say which; its identities: age, who", "folder", src, "--image-feature=a"
-    )
     common = "folder", src, "--image-feature=a", "--identity-feature=who"
+    fails(capsys, dst, "--identity-feature must say which; its identities: age, who", *common[:3])
     fails(capsys, dst, "--split=train is not there; its splits: test", *common, "--split=train")
     fails(capsys, dst, "--image-feature=who is not there; its images: a, b", *common, "--image-feature=who")
     fails(capsys, dst, "are of tfds:NAME, and --src is", "folder", f"--src={tmp_path}", "--split=train")
@@ -139,9 +137,8 @@ def test_what_cannot_be_read(tmp_path, capsys):
 def test_a_dataset_cannot_make_tfds_import_a_module(tmp_path, capsys, monkeypatch):
     """TFDS imports whatever module features.json names a class of."""
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
-    src = dataset(
-        tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, [{"image": tmp_path / "0.jpg", "who": "A"}]
-    )
+    rows = [{"image": tmp_path / "0.jpg", "who": "A"}]
+    src = dataset(tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, rows)
     (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "d" / "features.json"

@@ -132,7 +132,7 @@ def load(file: BinaryIO, size: int) -> Any:
     Returns lists, tuples, bools, ints, None, short str, :class:`Blob` for bytes and _Array for arrays.
     Raises ValueError naming the byte and what was refused.
     """
-    reader = _Reader(file)
+    reader: Any = _Reader(file)
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -206,18 +206,20 @@ def load(file: BinaryIO, size: int) -> Any:
                 case "GLOBAL":
                     stack.append(_name(*arg.split(" ", 1)))
                 case "STACK_GLOBAL":
-                    stack.append(_name(*top(2)))
+                    module, name = top(2)
+                    stack.append(_name(module, name))
                 case "REDUCE":
-                    stack.append(_made(*top(2), at))
+                    function, arguments = top(2)
+                    stack.append(_made(function, arguments, at))
                 case "BUILD":
                     value, state = top(2)
                     _build(value, state)
                     stack.append(value)
                 case "STOP":
                     break
-                case name:
+                case other:
                     told = f" ({arg!r:.100})" if isinstance(arg, (str, int)) else ""
-                    raise ValueError(f"the instruction {name}{told} is refused")
+                    raise ValueError(f"the instruction {other}{told} is refused")
         (value,) = top(1)
     except ValueError as error:
         raise ValueError(f"byte {at}: {error}") from error
@@ -267,7 +269,8 @@ def _build(value: Any, state: Any) -> None:
         case _Array(), (1, shape, _Dtype() as dtype, order, Blob() as data) if order in (0, 1):
             _filled(value, data, dtype, shape, "F" if order else "C")
         case _Dtype(), (3, order, None, None, None, -1, -1, 0) if _text(order) in ("|", "<", ">", "="):
-            value.value = value.value.newbyteorder(_text(order))
+            byte_order: Any = _text(order)
+            value.value = value.value.newbyteorder(byte_order)
         case _Array() | _Dtype(), _:
             raise ValueError("an array or dtype that is not plain (objects, fields) is refused")
         case _:
@@ -380,7 +383,7 @@ def convert(src: Path, dst: Path, *, name: str | None, folds: int | None, policy
         for i, k in enumerate(distinct.tolist()):
             if k in reasons:
                 writer.reject(f"{src.name}#{i}", reasons[k])
-        kept = (record[ends] >= 0).all(1)
+        kept = np.all(record[ends] >= 0, axis=1)
         kept[contradictions] = False
         sizes = np.bincount(fold[kept], minlength=fold[-1] + 1)
         if not sizes.all():

@@ -38,8 +38,7 @@ class Source:
             raise ValueError(f"{self.name}: its features have no names; expected an image and an identity")
         pictures = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
         kinds = tfds.features.ClassLabel, tfds.features.Text
-        numbers = [key for key, f in features.items() if f.shape == () and np.issubdtype(f.np_dtype, np.integer)]
-        people = [key for key, f in features.items() if isinstance(f, kinds) or key in numbers]
+        people = [key for key, f in features.items() if isinstance(f, kinds) or _is_number(f)]
         self._image = _chosen(image, pictures, f"{self.name}: --image-feature", "images")
         self._identity = _chosen(identity, people, f"{self.name}: --identity-feature", "identities")
         label = features[self._identity]
@@ -95,6 +94,10 @@ class Source:
             raise ValueError(f"{self.name}: {where}; {make} prepares it, for some with tensorflow") from error
         except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # of TFDS on odd JSON
             raise ValueError(f"{self.name}: {path} is no TFDS dataset that can be read ({error})") from error
+
+
+def _is_number(feature: Any) -> bool:
+    return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
 
 
 def _types(told: Any) -> Iterator[str]:
