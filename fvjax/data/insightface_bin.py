@@ -99,18 +99,21 @@ def read(file: Path) -> Contents:
         raise ValueError(f"{file}: no such file")
     with open(file, "rb") as opened:
         try:
-            value = load(opened, file.stat().st_size)
+            return _contents(load(opened, file.stat().st_size))
         except ValueError as error:
             raise ValueError(f"{file}: {error}; expected a verification file such as insightface's lfw.bin") from error
+
+
+def _contents(value: Any) -> Contents:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not isinstance(value[0], (list, tuple)):
-        raise ValueError(f"{file}: does not hold (list of images, list of bools)")
-    found, same = [_image(x, f"{file}: image {i}") for i, x in enumerate(value[0])], value[1]
+        raise ValueError("does not hold (list of images, list of bools)")
+    found, same = [_image(x, f"image {i}") for i, x in enumerate(value[0])], value[1]
     if isinstance(same, _Array) and len(same.shape) == 1:
         same = _numbers(same).tolist()
     if not isinstance(same, (list, tuple)) or not all(type(x) in (bool, int) and x in (0, 1) for x in same):
-        raise ValueError(f"{file}: its second part must be a list of bools, one for each pair")
+        raise ValueError("its second part is no list of bools")
     if not same or len(found) != 2 * len(same):
-        raise ValueError(f"{file}: {len(found)} images for {len(same)} pairs; expected two for each, and at least one")
+        raise ValueError(f"{len(found)} images for {len(same)} pairs, and each has two")
     return Contents(found, np.asarray(same, bool))
 
 
@@ -122,8 +125,8 @@ def _image(value: Any, where: str) -> Blob:
         return value
     if isinstance(value, _Array):
         told = f"a {value.dtype} array {list(value.shape)}"
-        raise ValueError(f"{where} is {told}; expected an encoded file (JPEG, PNG), since pixels may be RGB or BGR")
-    raise ValueError(f"{where} is a {type(value).__name__.strip('_').lower()}; expected an encoded file (JPEG, PNG)")
+        raise ValueError(f"{where} is {told} and no encoded file (JPEG, PNG); pixels may be RGB or BGR")
+    raise ValueError(f"{where} is a {type(value).__name__.strip('_').lower()} and no encoded file (JPEG, PNG)")
 
 
 def load(file: BinaryIO, size: int) -> Any:
