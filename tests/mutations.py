@@ -699,8 +699,8 @@ FAULTS = (
         "bin_any_name",
         "a .bin's call of a name that is not known makes an array",
         "fvjax/data/insightface_bin.py",
-        "return _Name(KNOWN[dotted])",
-        'return _Name(KNOWN.get(dotted, "array"))',
+        "KNOWN.get(dotted)",
+        'KNOWN.get(dotted, "array")',
         (BIN + "test_hostile_files_execute_nothing",),
     ),
     Fault(
@@ -739,8 +739,8 @@ FAULTS = (
         "index_shape_believed",
         "a store's index is as long as it says",
         "fvjax/data/store.py",
-        "len(data.getbuffer()) > most",
-        "len(data.getbuffer()) < 0",
+        "or shape != values.shape",
+        "",
         ("tests/test_fuzz.py::test_a_forged_index_is_refused",),
     ),
     Fault(

@@ -241,9 +241,10 @@ def _text(value: Any) -> str:
 
 def _name(module: Any, name: Any) -> _Name:
     dotted = f"{_text(module)}.{_text(name)}"
-    if dotted not in KNOWN:
+    known = KNOWN.get(dotted)
+    if known is None:
         raise ValueError(f"{dotted!r:.100} is refused, as a pickle could run code with it; nothing was executed")
-    return _Name(KNOWN[dotted])
+    return _Name(known)
 
 
 def _made(function: Any, arguments: Any, at: int) -> Any:
