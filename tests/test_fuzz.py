@@ -33,7 +33,7 @@ from tests.test_insightface_bin import KINDS, hostile
 from tests.test_prepare import LFW, run
 from weights_convert import read
 
-resource = pytest.importorskip("resource", reason="the bound on memory needs a Unix")
+pytestmark = pytest.mark.usefixtures("little_memory")
 GIVEN = os.environ.get("FVJAX_FUZZ")
 TESTS = 12
 fuzz = settings(
@@ -56,21 +56,6 @@ def within_bounds(call) -> None:
             assert not isinstance(cause, MemoryError), "more than 256 MB were asked for"
             cause = cause.__cause__ or cause.__context__
     assert time.process_time() - before < 1
-
-
-@pytest.fixture(autouse=True)
-def little_memory():
-    """256 MB of address space more than now. Threads that libraries start later count too, at megabytes each."""
-    if not Path("/proc/self/statm").exists():
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """insightface's .bin: real and made-up files read whole, every hostile one refused by name with nothing executed."""
 
+import contextlib
 import copyreg
 import io
 import json
@@ -10,7 +11,6 @@ import struct
 import subprocess
 import sys
 import time
-import tracemalloc
 import types
 
 import numpy as np
@@ -333,7 +333,8 @@ def test_hostile_files_execute_nothing(tmp_path, capsys, case):
 def test_the_canary_sings_where_python_unpickles(tmp_path, case):
     """So that the test above can fail: these files do what they say."""
     data, _ = hostile(tmp_path / "canary")[case]
-    pickle.loads(data)  # noqa: S301 (made above)
+    with contextlib.suppress(TypeError):  # the nested one's outer call fails, too late
+        pickle.loads(data)  # noqa: S301 (made above)
     assert (tmp_path / "canary").exists()
 
 
@@ -379,19 +380,13 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("case", BOMBS)
+@pytest.mark.usefixtures("little_memory")
 def test_bombs_cost_neither_time_nor_memory(tmp_path, case):
     (tmp_path / "x.bin").write_bytes(BOMBS[case])
     before = time.process_time()
     with pytest.raises(ValueError, match=r"x\.bin: "):
         insightface_bin.read(tmp_path / "x.bin")
-    assert time.process_time() - before < 1.5
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=r"x\.bin: "):
-            insightface_bin.read(tmp_path / "x.bin")
-        assert tracemalloc.get_traced_memory()[1] < 128 << 20
-    finally:
-        tracemalloc.stop()
+    assert time.process_time() - before < 2  # on a machine of its own less than 1
 
 
 # ---- the real files
@@ -406,10 +401,11 @@ def test_the_real_sample(real_data, tmp_path, capsys):
     fails(capsys, dst, "10 pairs, none of lfw (6000 pairs)", "bin", f"--src={sample}")
     code, out, _ = run(capsys, "bin", f"--src={sample}", f"--dst={dst}", "--name=small", "--folds=2")
     assert code == 0
-    assert "20 images read = 20 written + 0 repeats of them + 0 rejected" in out
+    assert "20 images read = 17 written + 3 repeats of them + 0 rejected" in out
     found = insightface_bin.read(sample)
-    made = store.Store(dst, "test")
-    assert [made.jpeg(i) for i in range(20)] == [blob.data for blob in found.images]
+    made, pairs = store.Store(dst, "test"), store.read_pairs(dst, "small")
+    written = [made.jpeg(i) for pair in zip(pairs.a, pairs.b) for i in pair]
+    assert written == [blob.data for blob in found.images]
     assert json.loads((dst / "manifest.json").read_text())["benchmarks"]["small"]["genuine"] == 10
 
 
@@ -419,7 +415,7 @@ def test_lfw_by_bin_and_by_folder_are_the_same_pairs(real_data, tmp_path, capsys
     lfw, protocol = faces / "lfw112_pairs", faces / "protocol/lfw_pairs.txt"
     lines = prepare.read_lfw(protocol)
     entries = [np.frombuffer((lfw / file).read_bytes(), np.uint8)[:, None] for p in lines for file in (p.a, p.b)]
-    src = write(tmp_path / "lfw.bin", (entries, [p.identity_a == p.identity_b for p in lines]), 2)
+    src = write(tmp_path / "lfw.bin", (entries, [p.identity_a == p.identity_b for p in lines]), 3)
     code, out, _ = run(capsys, "bin", src, f"--dst={tmp_path / 'bin'}")
     assert code == 0
     assert "benchmark lfw: 6000 pairs (3000 genuine, 3000 impostor) in 10 folds" in out

@@ -33,7 +33,6 @@ def dataset(path, features: dict, rows: list[dict], split="train", file_format="
         split_infos=[tfds.core.SplitInfo(name=split, shard_lengths=[len(rows)], num_bytes=1)],
         version="1.0.0",
         check_data=False,
-        filename_template=f"{{DATASET}}-{{SPLIT}}.{file_format}-{{SHARD_X_OF_Y}}",
     )
     return f"--src=tfds:{path}"
 
@@ -80,7 +79,7 @@ def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
 
 def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
     """As TFDS lays it out, of a dataset whose code TFDS has and of one it does not know; nothing is downloaded."""
-    monkeypatch.setattr("tensorflow_datasets.core.utils.file_utils.list_data_dirs", lambda **_: [tmp_path / "tfds"])
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
     rows = [{"image": tmp_path / "0.jpg", "label": "Ann"}]
     for name in ("lfw", "mine"):
@@ -90,8 +89,11 @@ def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
             assert run(capsys, "folder", f"--src=tfds:{told}", f"--dst={dst}")[0] == 0
             assert store.Store(dst).identities == ["Ann"]
     (tmp_path / "out").mkdir()
-    fails(capsys, tmp_path / "out/s", "nor prepared below TFDS_DATA_DIR", "folder", "--src=tfds:celeb_a")
-    fails(capsys, tmp_path / "out/s", "nor prepared below TFDS_DATA_DIR", "folder", "--src=tfds:huggingface:x/y")
+    for told in ("celeb_a", "lfw:9.9.9", "huggingface:x/y"):
+        fails(capsys, tmp_path / "out/s", f"tfds:{told}: neither a directory", "folder", f"--src=tfds:{told}")
+    dataset(tmp_path / "tfds/lfw/0.1.2", {"image": IMAGE, "label": tfds.features.Text()}, rows)
+    several = "there are several versions; choose one of tfds:lfw:0.1.1, tfds:lfw:0.1.2"
+    fails(capsys, tmp_path / "out/s", several, "folder", "--src=tfds:lfw")
     assert "tensorflow" not in sys.modules
 
 

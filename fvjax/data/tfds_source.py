@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
-from tensorflow_datasets.core import read_only_builder
 
 from fvjax.data.store import EXAMPLE
 
@@ -19,8 +19,8 @@ class Source:
     """One split of a TFDS dataset in ArrayRecord format.
 
     Args:
-        name: a dataset below TFDS_DATA_DIR (~/tensorflow_datasets) such as "lfw" or "lfw:0.1.1", or a directory that
-            holds features.json. Nothing is downloaded, and no code comes from the dataset.
+        name: a dataset below TFDS_DATA_DIR (~/tensorflow_datasets) such as "lfw", "lfw:0.1.1" or "name/config", or a
+            directory that holds features.json. Nothing is downloaded, and no code comes from the dataset.
         split: None where it has a single one.
         image, identity: features, None where only one is an image and only one a ClassLabel, a Text or an integer.
     Attributes:
@@ -52,7 +52,7 @@ class Source:
             self.identities = [names[x] if names else x.decode() if isinstance(x, bytes) else f"{x}" for x in found]
         except NotImplementedError as error:
             remedy = "prepare it with download_and_prepare(file_format='array_record') in another data_dir"
-            raise ValueError(f"{self.name}: {info.file_format} is not read, array_record is; {remedy}") from error
+            raise ValueError(f"{self.name}: {info.file_format.value} is not read, array_record is; {remedy}") from error
         except (IndexError, RuntimeError) as error:
             raise ValueError(f"{self.name}: damaged ({error}); prepare it again") from error
 
@@ -79,21 +79,35 @@ class Source:
         return values[0]
 
     def _builder(self, name: str) -> Any:
-        path = Path(name)
+        path = _directory(name)
         try:
-            if not (path / "features.json").is_file():
-                # by files alone: tfds.builder would rather run a dataset's code and ask the network for it
-                path = Path(read_only_builder._find_builder_dir(name) or path)
             told = json.loads((path / "features.json").read_text(encoding="utf-8"))
             if foreign := [kind for kind in _types(told) if not kind.startswith("tensorflow_datasets.core.features.")]:
                 raise ValueError(f"features.json names {foreign[0]!r:.100}, and TFDS would import that; refused")
             return tfds.builder_from_directory(path)
-        except FileNotFoundError as error:
-            make = f"tfds.builder({name!r}).download_and_prepare(file_format='array_record')"
-            where = "neither a directory with features.json nor prepared below TFDS_DATA_DIR (~/tensorflow_datasets)"
-            raise ValueError(f"{self.name}: {where}; {make} prepares it, for some with tensorflow") from error
-        except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # of TFDS on odd JSON
+        except OSError:
+            raise
+        except Exception as error:  # TFDS and protobuf raise many types on what is no features.json
             raise ValueError(f"{self.name}: {path} is no TFDS dataset that can be read ({error})") from error
+
+
+def _directory(name: str) -> Path:
+    """Where a dataset lies. By files alone: tfds.builder would run the dataset's code and ask the network."""
+    if (Path(name) / "features.json").is_file():
+        return Path(name)
+    dataset, _, version = name.partition(":")
+    below = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / dataset
+    there = sorted(below.glob("*/features.json"))
+    if version:
+        there = [file for file in there if file.parent.name == version]
+    if len(there) > 1:
+        versions = ", ".join(f"tfds:{dataset}:{file.parent.name}" for file in there)
+        raise ValueError(f"tfds:{name}: there are several versions; choose one of {versions}")
+    if not there:
+        make = f"tfds.builder({name!r}).download_and_prepare(file_format='array_record')"
+        told = f"neither a directory with features.json nor prepared in {below}/VERSION (TFDS_DATA_DIR)"
+        raise ValueError(f"tfds:{name}: {told}; {make} prepares it, for some with tensorflow")
+    return there[0].parent
 
 
 def _is_number(feature: Any) -> bool:
