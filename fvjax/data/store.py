@@ -357,6 +357,8 @@ def read_pairs(path: str | os.PathLike, name: str) -> Pairs:
         raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
     labels = Store(path, manifest["split"]).labels
     try:
+        if not data.partition(b"\n")[2].strip():
+            raise ValueError("there are none")  # of which numpy would only warn
         a, b, same, fold = np.loadtxt(io.BytesIO(data), np.int64, delimiter=",", skiprows=1, ndmin=2).T
         pairs = Pairs(a, b, same.astype(bool), fold, labels[a], labels[b])
     except (ValueError, OverflowError, IndexError) as error:
