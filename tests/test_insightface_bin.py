@@ -77,9 +77,9 @@ def test_every_way_to_write_it_reads_the_same(tmp_path, kind):
     assert [blob.data for blob in found.images] == [JPEGS[i] for i in ORDER]
     assert found.same.tolist() == SAME
     assert found.same.dtype == bool
-    for blob in found.images:
-        near = KINDS[kind][blob.at : blob.at + 9 + len(blob.data)]
-        assert blob.data in near or kind == "bytes, protocol 2" or "arrays, protocol 2" in kind or "old" in kind
+    if "protocol 2" not in kind and "old" not in kind:  # in these Python 3 writes bytes as text
+        for blob in found.images:
+            assert blob.data in KINDS[kind][blob.at : blob.at + 9 + len(blob.data)]
 
 
 def test_python_itself_agrees_about_the_python_2_file():
