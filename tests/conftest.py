@@ -1,6 +1,7 @@
 """Every test runs on the CPU with eight fake devices; set before jax is imported anywhere."""
 
 import os
+import resource
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,3 +18,16 @@ def real_data() -> Path:
     if not (path / "faces").is_dir():
         pytest.skip("real faces not here: set FVJAX_DATA to the folder that holds faces/lfw112_pairs and faces/cfp112")
     return path
+
+
+@pytest.fixture
+def little_memory():
+    """256 MB of address space more than now. Threads that libraries start later count too, at megabytes each."""
+    if not Path("/proc/self/statm").exists():
+        yield  # macOS has no such bound
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -31,7 +31,7 @@ VERIFICATION, PIPELINE, PAIRS = "tests/test_verification.py::", "tests/test_pipe
 PROMPTS, ANSWER, CACHE = "tests/test_prompts.py::", "tests/test_pair_answer.py::", "tests/test_accumulation.py::"
 OF_ADAPTED = TRAIN + "test_the_loss_is_of_the_adapted_model_at_the_configs_temperature"
 PEFT, CONVERT, EXPORT = "tests/parity/test_peft.py::", "tests/test_convert.py::", "tests/test_export.py::"
-GRADIENTS = "tests/test_gradients.py::"
+GRADIENTS, BIN = "tests/test_gradients.py::", "tests/test_insightface_bin.py::"
 VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
@@ -694,6 +694,62 @@ FAULTS = (
         "{b}_{int(cells[-1]):04d}",
         "{b}_{int(cells[1]):04d}",
         ("tests/test_prepare.py::test_lfw",),
+    ),
+    Fault(
+        "bin_any_name",
+        "a .bin's call of a name that is not known makes an array",
+        "fvjax/data/insightface_bin.py",
+        "KNOWN.get(dotted)",
+        'KNOWN.get(dotted, "array")',
+        (BIN + "test_hostile_files_execute_nothing",),
+    ),
+    Fault(
+        "bin_instructions_without_end",
+        "a .bin may hold any number of instructions",
+        "fvjax/data/insightface_bin.py",
+        "if count > limit:",
+        "if count > size:",
+        (BIN + "test_bombs_cost_neither_time_nor_memory",),
+    ),
+    Fault(
+        "bin_genuine_pairs_join_nobody",
+        "the identities of a .bin are its images",
+        "fvjax/data/insightface_bin.py",
+        "above[high] = low",
+        "above[low] = low",
+        (BIN + "test_the_store",),
+    ),
+    Fault(
+        "bin_contradictions_stay",
+        "impostor pairs of one derived identity are not dropped",
+        "fvjax/data/insightface_bin.py",
+        "kept[contradictions] = False",
+        "kept[contradictions] = True",
+        (BIN + "test_a_contradiction_is_an_error_or_dropped_and_counted",),
+    ),
+    Fault(
+        "tfds_foreign_features",
+        "TFDS imports what features.json names",
+        "fvjax/data/tfds_source.py",
+        'if not kind.startswith("tensorflow_datasets.core.features.")',
+        "if not kind",
+        ("tests/test_tfds_source.py::test_a_dataset_cannot_make_tfds_import_a_module",),
+    ),
+    Fault(
+        "index_shape_believed",
+        "a store's index is as long as it says",
+        "fvjax/data/store.py",
+        "or shape != values.shape",
+        "",
+        ("tests/test_fuzz.py::test_a_forged_index_is_refused",),
+    ),
+    Fault(
+        "jpeg_scans",
+        "a JPEG may have any number of scans",
+        "fvjax/data/images.py",
+        "* width * height > MAX_WORK",
+        "* width * height < 0",
+        ("tests/test_images.py::test_a_jpeg_of_thousands_of_scans_is_refused",),
     ),
     # ---- conversion
     Fault(

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -34,6 +35,26 @@ def png_that_claims(width: int, height: int) -> bytes:
     for kind, body in chunks:
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return data
+
+
+@pytest.mark.parametrize("read", [lambda jpeg: images.decode(jpeg, "x"), lambda jpeg: images.to_jpeg(jpeg, "x", True)])
+def test_a_jpeg_of_thousands_of_scans_is_refused(read):
+    """A scan of ten bytes goes over the whole picture: 2 MB of them are seconds."""
+    jpeg = file_bytes(Image.fromarray(smooth_face(0)), "JPEG", progressive=True)
+    assert np.abs(images.decode(jpeg, "x").astype(int) - smooth_face(0)).mean() < 8
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    before = time.process_time()
+    with pytest.raises(ValueError, match=r"refused, a JPEG of 112x112 in \d+ scans"):
+        read(jpeg[:-2] + scan * 200_000 + jpeg[-2:])
+    assert time.process_time() - before < 1
+
+
+def test_only_the_formats_of_the_suffixes_are_opened():
+    """Pillow would open dozens more, and hand some to other programs."""
+    for kind in ("TIFF", "GIF", "PPM", "EPS"):
+        data = file_bytes(Image.fromarray(smooth_face(0)), kind)
+        with pytest.raises(ValueError, match="cannot be read as an image"):
+            images.to_jpeg(data, "x")
 
 
 def test_encode_then_decode_is_close():

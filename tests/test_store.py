@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fvjax.data import images, store
+from fvjax.data import images, prepare, store, synthetic
 from tests.test_images import smooth_face
+from tests.test_prepare import cfp, lfw, people  # noqa: F401 (fixtures)
 
 FACES = [smooth_face(i) for i in range(8)]
 RECORDS = [(images.encode(f), f"persön {i // 3}", f"{i // 3}/é {i}.jpg") for i, f in enumerate(FACES)]
@@ -53,19 +54,52 @@ def test_records_past_the_ends_are_refused(tmp_path):
             s.jpeg(i)
 
 
-def test_tfds_opens_it_without_tensorflow(tmp_path, monkeypatch):
+def prepared(tmp_path, *arguments):
+    assert prepare.main([*arguments, f"--dst={tmp_path / 's'}"]) == 0
+    return store.Store(tmp_path / "s", "train" if arguments[0] == "folder" else "test")
+
+
+def in_shards(tmp_path, fixture):
+    fixture("monkeypatch").setattr(store, "SHARD_RECORDS", 3)
+    return make(tmp_path / "s")
+
+
+def by_bin(tmp_path, fixture):
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(([jpeg for jpeg, _, _ in RECORDS], [True, False] * 2)))
+    return prepared(tmp_path, "bin", f"--src={tmp_path / 'x.bin'}", "--name=x", "--folds=2")
+
+
+def by_tfds(tmp_path, fixture):
+    make(tmp_path / "other")
+    return prepared(tmp_path, "folder", f"--src=tfds:{tmp_path / 'other'}", "--identity-feature=identity")
+
+
+WAYS = {
+    "written": lambda path, fixture: make(path / "s", split="test"),
+    "in shards": in_shards,
+    "folder": lambda path, fixture: prepared(path, "folder", f"--src={fixture('people')}"),
+    "lfw": lambda path, fixture: prepared(path, *fixture("lfw")),
+    "cfp": lambda path, fixture: prepared(path, *fixture("cfp")),
+    "bin": by_bin,
+    "tfds": by_tfds,
+    "drawn": lambda path, fixture: synthetic.write(path / "s", range(4), 2, 0, split="train"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tfds_opens_it_without_tensorflow(tmp_path, monkeypatch, request, way):
     def hidden(name, *args):  # sys.modules["tensorflow"] = None would not do: TFDS takes it for one that is there
         return None if name == "tensorflow" else find(name, *args)
 
     find = PathFinder.find_spec
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     monkeypatch.setattr(PathFinder, "find_spec", hidden)
-    s = make(tmp_path / "s", split="test")
+    s = WAYS[way](tmp_path, request.getfixturevalue)
     builder = tfds.builder_from_directory(tmp_path / "s")
-    source = builder.as_data_source("test")
-    assert len(source) == 8
+    source = builder.as_data_source(s.split)
+    assert len(source) == len(s) > 4
     assert builder.info.features["identity"].names == s.identities
-    for i in (0, 7):
+    for i in (0, 3, len(s) - 1):
         assert np.abs(source[i]["image"].astype(int) - s.face(i)).max() <= 2  # TFDS has another decoder
         assert source[i]["identity"] == s.labels[i]
         assert source[i]["source"].decode() == s.sources[i]

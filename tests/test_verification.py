@@ -67,7 +67,7 @@ def test_entry_is_the_folds_figures_and_where_they_come_from():
     people = {"identities_a": pairs.identity_a, "identities_b": pairs.identity_b}
     figures = folds.verification(scores, pairs.same, [12] * 4, **people, bootstrap=20)
     provenance = {"policy": "drop", "failure_to_acquire": 3, "data_hash": "abc", "identity_disjoint": None}
-    assert entry == {**figures, **provenance}
+    assert entry == {**figures, **provenance, "identities": "named"}
     assert "identities" in entry["intervals"]
 
     order = np.random.default_rng(0).permutation(len(scores))  # pairs need not come fold by fold
@@ -79,6 +79,8 @@ def test_entry_is_the_folds_figures_and_where_they_come_from():
         verification.entry(scores, pairs, {"failure_to_acquire": 0}, "abc")
     with pytest.raises(ValueError, match=r"47,.* for 48 pairs"):
         verification.entry(scores[1:], pairs, BENCHMARK, "abc")
+    derived = BENCHMARK | {"identities": "derived from genuine pairs"}
+    assert verification.entry(scores, pairs, derived, "abc", bootstrap=0)["identities"] == derived["identities"]
 
 
 def test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity():

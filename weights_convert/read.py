@@ -39,13 +39,17 @@ class Tensor:
         self._slice = handle.get_slice(key)
         self.path, self.key = path, key
         self.shape = tuple(self._slice.get_shape())
-        self.dtype = np.dtype(_DTYPES.get(self._slice.get_dtype(), self._slice.get_dtype().lower()))
+        if self._slice.get_dtype() not in _DTYPES:
+            raise ValueError(f"{path}: {key} is of dtype {self._slice.get_dtype()}; known are {', '.join(_DTYPES)}")
+        self.dtype = np.dtype(_DTYPES[self._slice.get_dtype()])
 
     def __getitem__(self, index) -> np.ndarray:
         return self._slice[index]
 
 
-_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+_KINDS = {"F": ("float", (16, 32, 64)), "I": ("int", (8, 16, 32, 64)), "U": ("uint", (8, 16, 32, 64))}
+_DTYPES = {f"{kind}{bits}": f"{name}{bits}" for kind, (name, sizes) in _KINDS.items() for bits in sizes}
+_DTYPES |= {"BF16": "bfloat16", "BOOL": "bool"}
 
 
 class Leaf:
@@ -234,7 +238,7 @@ def load_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is not there; a checkpoint directory needs it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} does not hold a JSON object")
@@ -266,7 +270,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has neither model.safetensors nor {INDEX}{found}")
         return open_file(path / "model.safetensors")
     where = load_json(path / INDEX).get("weight_map")
-    if not isinstance(where, dict):
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise ValueError(f"{path / INDEX} has no weight_map")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(where.values())):

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image, ImageOps
 
 SIZE = 112
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # what these are; Pillow knows dozens, and runs Ghostscript for some
 MAX_PIXELS = 4096 * 4096  # nobody's aligned crop; refused from the header, before memory is spent on it
+MAX_WORK = 16 * MAX_PIXELS  # pixels times scans; each scan of a progressive JPEG, of ten bytes, goes over all pixels
 
 
 class WrongSize(ValueError):
@@ -35,7 +37,7 @@ def decode(jpeg: bytes, where: str, out: np.ndarray | None = None) -> np.ndarray
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
     except ValueError as error:
         raise ValueError(f"{where}: not a JPEG ({error}, {len(jpeg)} bytes)") from error
-    _check_size(int(width), int(height), where)
+    _check_size(jpeg, int(width), int(height), where)
     try:
         return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
     except ValueError:
@@ -71,11 +73,11 @@ def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
         except ValueError:
             pass  # Pillow has the last word below
         else:
-            _check_size(int(width), int(height), where, resize)
+            _check_size(data, int(width), int(height), where, resize)
             plain = colours in ("Gray", "YCbCr", "RGB") and _upright(data, where)
             if (width, height) == (SIZE, SIZE) and plain:
                 return data
-    image = _open(data, where, None, any_size=resize)
+    image = _open(data, where, FORMATS, any_size=resize)
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return encode(np.asarray(image))
@@ -91,10 +93,10 @@ def _upright(jpeg: bytes, where: str) -> bool:
         raise ValueError(f"{where}: its EXIF data cannot be read ({error}); remove it") from error
 
 
-def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bool = False) -> Image.Image:
+def _open(data: bytes, where: str, formats: tuple[str, ...], any_size: bool = False) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-        _check_size(*image.size, where, any_size)
+        _check_size(data, *image.size, where, any_size)
         if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
             raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
         return ImageOps.exif_transpose(image).convert("RGB")
@@ -104,11 +106,13 @@ def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bo
         raise ValueError(f"{where}: cannot be read as an image ({error})") from error
 
 
-def _check_size(width: int, height: int, where: str, any_size: bool = False) -> None:
-    if (width, height) == (SIZE, SIZE):
-        return
+def _check_size(data: bytes, width: int, height: int, where: str, any_size: bool = False) -> None:
     if width * height > MAX_PIXELS:
         raise WrongSize(f"{where}: {width}x{height} pixels in the header, refused; faces are {SIZE}x{SIZE} crops")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) * width * height > MAX_WORK:
+        raise ValueError(f"{where}: refused, a JPEG of {width}x{height} in {scans} scans")
+    if (width, height) == (SIZE, SIZE):
+        return
     if not any_size:
         raise WrongSize(f"{where}: {width}x{height}, expected {SIZE}x{SIZE}; align it, or prepare with --resize")
     if width != height:

@@ -3,6 +3,8 @@
     python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
+    python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
+    python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
 
 Images are 112x112 RGB. JPEGs of that size are stored byte for byte; other formats, CMYK and images that EXIF says are
 to be turned are re-encoded, upright and in RGB.
@@ -25,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvjax import errors
-from fvjax.data import images
+from fvjax.data import images, insightface_bin, tfds_source
 from fvjax.data.store import Pairs, Store, Writer
 
 
@@ -39,8 +41,18 @@ class NamedPair(NamedTuple):
     fold: int
 
 
-def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, resize: bool) -> Store:
-    """DIR/identity/**/*.{jpg,png,…} -> a store with the split "train", identities sorted by name.
+def folder(
+    src: Path,
+    dst: Path,
+    *,
+    exclude: Path | None,
+    limit: int | None,
+    resize: bool,
+    split: str | None = None,
+    image_feature: str | None = None,
+    identity_feature: str | None = None,
+) -> Store:
+    """DIR/identity/**/*.{jpg,png,…} or tfds:NAME -> a store with the split "train", identities sorted by name.
 
     Files that are no images, or broken, are left out and listed in the manifest; a size other than 112x112 is an error
     unless ``resize``.
@@ -48,10 +60,17 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
     Args:
         exclude: a tab-separated file whose first column names identity folders to leave out ('#' starts a comment).
         limit: keep only the first so many identities.
+        split, image_feature, identity_feature: of a TFDS dataset, see :class:`fvjax.data.tfds_source.Source`.
     Raises:
         ValueError: nothing usable, a wrong size, or an excluded identity that ``src`` does not have.
     """
-    names = sorted(entry.name for entry in os.scandir(_directory(src)) if entry.is_dir())
+    given = split, image_feature, identity_feature
+    told = str(src).removeprefix("tfds:")
+    if told == str(src) and any(given):
+        raise ValueError(f"--split, --image-feature and --identity-feature are of tfds:NAME, and --src is {src}")
+    source = tfds_source.Source(told, *given) if told != str(src) else None
+    people = source.identities if source else [e.name for e in os.scandir(_directory(src)) if e.is_dir()]
+    names = sorted(set(people))
     if limit is not None and limit < 1:
         raise ValueError(f"--limit={limit}: at least one identity must be left")
     if exclude is not None:
@@ -62,6 +81,8 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
                 "the first column must hold folder names, correct or remove the line"
             )
         names = [name for name in names if name not in left_out]
+    if source:
+        return _tfds(source, dst, names[:limit], resize)
     files = [
         os.path.relpath(os.path.join(root, file), src)
         for name in names[:limit]
@@ -73,6 +94,19 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
     with Writer(dst, split="train", sources=[str(src)]) as writer:
         for file in _progress(files):
             _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
+    return Store(dst)
+
+
+def _tfds(source: tfds_source.Source, dst: Path, names: list[str], resize: bool) -> Store:
+    with Writer(dst, split="train", sources=[source.name]) as writer:
+        for i, name in source.records(names):
+            where = f"{source.split}#{i}"
+            try:
+                writer.add(images.to_jpeg(source.image(i), where, resize), name, where)
+            except images.WrongSize as error:
+                raise ValueError(f"{source.name}: {error}") from error
+            except ValueError as error:
+                writer.reject(where, str(error))
     return Store(dst)
 
 
@@ -93,7 +127,9 @@ def read_lfw(file: Path) -> list[NamedPair]:
     try:
         folds, n = [int(x) for x in head.split()] if len(head.split()) == 2 else (1, int(head))
     except ValueError:
-        raise ValueError(f"{file}:1: expected 'folds pairs' such as '10\\t300', got {head!r}") from None
+        folds = n = 0
+    if min(folds, n) < 1:
+        raise ValueError(f"{file}:1: expected 'folds pairs' such as '10\\t300', got {head!r}")
     if len(lines) != 2 * folds * n:
         raise ValueError(f"{file}: {len(lines)} pairs, but its first line promises 2 x {folds} x {n}")
     out = []
@@ -237,7 +273,7 @@ def _summary(store: Store) -> str:
             f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
             f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *insightface_bin.summary(store)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,11 +291,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "folder":
             sub.add_argument("--exclude", type=Path, help="TSV whose first column names identity folders to leave out")
             sub.add_argument("--limit", type=int, help="keep only the first so many identities")
+            sub.add_argument("--split", help="of tfds:NAME, if it has several")
+            sub.add_argument("--image-feature", help="of tfds:NAME, if it has several")
+            sub.add_argument("--identity-feature", help="of tfds:NAME, if it has several")
         else:
             what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")
             sub.add_argument(what[0], type=Path, required=True, help=what[1])
             sub.add_argument("--policy", choices=("fail", "drop"), default="fail", help="for images that are not there")
         sub.set_defaults(run=run)
+    insightface_bin.add_command(commands)
     options = vars(parser.parse_args(argv))
     run = options.pop("run")
     options.pop("command")

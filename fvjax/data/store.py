@@ -22,7 +22,8 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -83,10 +85,13 @@ class Store:
         index = (self.path / "index.npz").read_bytes() if (self.path / "index.npz").is_file() else b""
         if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
             raise ValueError(f"{self.path}/index.npz: missing or changed since writing; prepare the store again")
-        with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
-            self.labels: np.ndarray = arrays["labels"]
-            self._sources: np.ndarray = arrays["sources"]
         records = [shard["records"] for shard in self.manifest["shards"]]
+        # the shards hold what the index holds and more, so a larger one is a trap
+        most = sum(shard["bytes"] for shard in self.manifest["shards"])
+        self.labels, self._sources = _read_index(index, most, self.path / "index.npz")
+        n, people = len(self.labels), len(self.manifest["identities"])
+        if n != sum(records) or not n or self.labels.min() < 0 or self.labels.max() >= people:
+            raise ValueError(f"{self.path}: index.npz and manifest.json disagree; prepare the store again")
         self._firsts = list(itertools.accumulate(records[:-1], initial=0))  # number of each shard's first record
         self.identities: list[str] = self.manifest["identities"]
         self.data_hash: str = self.manifest["data_hash"]
@@ -114,11 +119,12 @@ class Store:
         at = int(i) - self._firsts[shard]
         try:  # a range of one: a list of numbers, which TFDS asks for, goes through a pool of threads
             (data,) = self._readers[shard].read(at, at + 1)
-        except RuntimeError as error:  # ArrayRecord's checksums
+            features = EXAMPLE.FromString(data).features.feature  # TFDS's own way takes five times as long
+            (image,), (source,) = features["image"].bytes_list.value, features["source"].bytes_list.value
+            (identity,) = features["identity"].int64_list.value
+        except (RuntimeError, IndexError, ValueError, DecodeError) as error:  # the first is ArrayRecord's checksums
             raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
-        features = EXAMPLE.FromString(data).features.feature  # TFDS's own way takes five times as long
-        (image,), (source,) = features["image"].bytes_list.value, features["source"].bytes_list.value
-        return {"image": image, "identity": features["identity"].int64_list.value[0], "source": source}
+        return {"image": image, "identity": identity, "source": source}
 
     def jpeg(self, i: int) -> bytes:
         return self.record(i)["image"]
@@ -297,6 +303,7 @@ def write_pairs(
     policy: str = "fail",
     failure_to_acquire: int = 0,
     pairs_dropped: int = 0,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a benchmark to a store: pairs_NAME.csv and its counts in the manifest.
 
@@ -304,6 +311,7 @@ def write_pairs(
         path: the store. name: letters, digits and underscores.
         policy: what was done about images that pairs name but that could not be had ("fail" or "drop").
         failure_to_acquire: how many such images there were; pairs_dropped: how many pairs went with them.
+        facts: what else its entry should say; "identities" says how they are known ("named" if this does not).
     Raises:
         ValueError: the name is taken or odd, or the pairs do not agree with the store's records and labels.
     """
@@ -331,6 +339,8 @@ def write_pairs(
         "failure_to_acquire": failure_to_acquire,
         "pairs_dropped": pairs_dropped,
         "hash": hashlib.sha256(data).hexdigest(),
+        "identities": "named",
+        **(facts or {}),
     }
     _write_manifest(path, manifest)
 
@@ -345,9 +355,35 @@ def read_pairs(path: str | os.PathLike, name: str) -> Pairs:
     data = file.read_bytes() if file.is_file() else b""
     if hashlib.sha256(data).hexdigest() != manifest["benchmarks"][name]["hash"]:
         raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
-    a, b, same, fold = np.loadtxt(io.BytesIO(data), np.int64, delimiter=",", skiprows=1, ndmin=2).T
     labels = Store(path, manifest["split"]).labels
-    return Pairs(a, b, same.astype(bool), fold, labels[a], labels[b])
+    try:
+        if not data.partition(b"\n")[2].strip():
+            raise ValueError("there are none")  # of which numpy would only warn
+        a, b, same, fold = np.loadtxt(io.BytesIO(data), np.int64, delimiter=",", skiprows=1, ndmin=2).T
+        pairs = Pairs(a, b, same.astype(bool), fold, labels[a], labels[b])
+    except (ValueError, OverflowError, IndexError) as error:
+        raise ValueError(f"{file}: not rows of a,b,same,fold ({error}); prepare the store again") from error
+    _check_pairs(pairs, labels, str(file))
+    return pairs
+
+
+def _read_index(index: bytes, most: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """labels (int64 [N]) and sources (uint8, one a line) out of index.npz, each of at most ``most`` bytes."""
+    out = []
+    try:
+        with zipfile.ZipFile(io.BytesIO(index)) as parts:
+            for name, dtype in (("labels.npy", np.int64), ("sources.npy", np.uint8)):
+                with parts.open(name) as part:
+                    data = io.BytesIO(part.read(most + 1))
+                np.lib.format.read_magic(data)
+                shape, _, written = np.lib.format.read_array_header_1_0(data)
+                values = np.frombuffer(data.getbuffer()[data.tell() :], dtype)  # np.load would believe the shape
+                if written != dtype or shape != values.shape:
+                    raise ValueError(f"{name} is {written} {shape}, with {values.nbytes} bytes")
+                out.append(values)
+    except Exception as error:  # zip, zlib and numpy's parser raise many types
+        raise ValueError(f"{file}: cannot be read ({error}); prepare the store again") from error
+    return out[0], out[1]
 
 
 def _check_pairs(pairs: Pairs, labels: np.ndarray, where: str) -> None:
@@ -380,17 +416,42 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def _is_shard(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+        return False
+    sizes = entry.get("records"), entry.get("bytes")
+    return Path(entry["file"]).name == entry["file"] and all(isinstance(n, int) and n > 0 for n in sizes)
+
+
+_KEYS = {"split": str, "shards": list, "benchmarks": dict, "identities": list, "index_hash": str, "data_hash": str}
+_ENTRIES = {
+    "shards": _is_shard,
+    "benchmarks": lambda entry: isinstance(entry, dict) and isinstance(entry.get("hash"), str),
+    "identities": lambda entry: isinstance(entry, str),
+}
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
         raise ValueError(f"{path}: no face store here (no manifest.json); python -m fvjax.data.prepare makes one")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); prepare the store again") from error
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{file}: format {manifest.get('format')!r}, this version reads {FORMAT}; prepare it again")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        told = repr(manifest.get("format") if isinstance(manifest, dict) else manifest)[:100]
+        raise ValueError(f"{file}: format {told}, this version reads {FORMAT}; prepare it again")
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(manifest.get(key), kind)] or [
+        key for key, fits in _ENTRIES.items() for entry in _entries(manifest[key]) if not fits(entry)
+    ]
+    if wrong:
+        raise ValueError(f"{file}: {wrong[0]!r} is missing or not as stores have it; prepare the store again")
     return manifest
+
+
+def _entries(part: Any) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else part
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:

@@ -143,6 +143,7 @@ def entry(
         **figures(np.arange(len(pairs.same))),
         "failure_to_acquire": benchmark["failure_to_acquire"],
         "policy": benchmark["policy"],
+        "identities": benchmark.get("identities", "named"),  # stores say so only since some are derived
         "identity_disjoint": disjoint,
         "data_hash": data_hash,
     }
