@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 SIZE = 112
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_PIXELS = 4096 * 4096  # nobody's aligned crop; refused from the header, before memory is spent on it
+MAX_PHOTOGRAPH = 8192 * 8192  # 200 MB decoded
 
 
 class WrongSize(ValueError):
@@ -81,6 +82,23 @@ def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
     return encode(np.asarray(image))
 
 
+def photograph(data: bytes, where: str) -> np.ndarray:
+    """Any image file -> uint8 [h, w, 3] RGB, upright as EXIF says.
+
+    Args:
+        data: the file's bytes. where: its name, for errors.
+    Raises:
+        ValueError: not an image, broken, or of more than MAX_PHOTOGRAPH pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PHOTOGRAPH:
+            raise ValueError(f"{image.width}x{image.height} pixels in the header, refused; scale it down")
+        return np.array(_rgb(image))
+    except Exception as error:  # as below
+        raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+
+
 def _upright(jpeg: bytes, where: str) -> bool:
     """Whether EXIF leaves the pixels as they lie. Raises ValueError if that cannot be read."""
     if b"Exif\0\0" not in jpeg:  # nearly always, and Pillow takes longer to say so
@@ -95,13 +113,17 @@ def _open(data: bytes, where: str, formats: tuple[str, ...] | None, any_size: bo
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         _check_size(*image.size, where, any_size)
-        if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
-            raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(image)
     except WrongSize:
         raise
     except Exception as error:  # Pillow's plugins raise many types (OSError, SyntaxError, struct.error, …)
         raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
+        raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _check_size(width: int, height: int, where: str, any_size: bool = False) -> None:
