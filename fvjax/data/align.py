@@ -40,7 +40,7 @@ DETECTORS = ("mtcnn", "scrfd")
 
 
 class Face(NamedTuple):
-    """Pixels are x, y of the photograph; whole numbers are the middles of pixels."""
+    """A face found. Pixels are x, y of the photograph; whole numbers are the middles of pixels."""
 
     points: NDArray  # float [5, 2] in the template's order; or [3, 2]: one eye, nose, that side's corner of the mouth
     box: NDArray  # float [4]: left, top, right, bottom
@@ -150,15 +150,28 @@ def detector(name: str) -> tuple[Detector, str]:
 
 
 def find(detect: Detector, photograph: NDArray) -> list[Face]:
-    """All faces, in the photograph's own pixels; the detector sees it at DETECT_SIZE a side at most."""
-    size = np.array(photograph.shape[1::-1])
-    if size.max() <= DETECT_SIZE:
-        return detect(photograph)
+    """All faces, in the photograph's own pixels.
+
+    The detector sees it at DETECT_SIZE a side at most and, if it finds nothing, once more within a black border of a
+    quarter of that, because it misses faces that are cut close (of CFP's first 420 photographs 10 of 12).
+    """
     cv2 = _opencv()
-    small = np.maximum(np.round(size * DETECT_SIZE / size.max()), 1).astype(int)
+    size = np.array(photograph.shape[1::-1])
+    small = np.maximum(np.round(size * min(1, DETECT_SIZE / size.max())), 1).astype(int)
     factor = size / small
-    faces = detect(cv2.resize(photograph, tuple(small.tolist()), interpolation=cv2.INTER_AREA))
-    return [Face((f.points + 0.5) * factor - 0.5, (f.box.reshape(2, 2) * factor).ravel(), f.score) for f in faces]
+    if (small < size).any():
+        photograph = cv2.resize(photograph, tuple(small.tolist()), interpolation=cv2.INTER_AREA)
+    for border in (0, int(small.max()) // 4):
+        if faces := detect(cv2.copyMakeBorder(photograph, *[border] * 4, cv2.BORDER_CONSTANT)):
+            return [
+                Face(
+                    (face.points - border + 0.5) * factor - 0.5,
+                    ((np.reshape(face.box, (2, 2)) - border) * factor).ravel(),
+                    face.score,
+                )
+                for face in faces
+            ]
+    return []
 
 
 def read_landmarks(file: Path, lines: Sequence[tuple[int, str]]) -> dict[str, NDArray]:
