@@ -98,7 +98,8 @@ def centre(photograph: NDArray) -> NDArray:
     height, width = photograph.shape[:2]
     half = FALLBACK * min(height, width) / 2
     box = width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half
-    return np.asarray(Image.fromarray(photograph).resize((images.SIZE,) * 2, Image.Resampling.BILINEAR, box=box))
+    size = images.SIZE, images.SIZE
+    return np.asarray(Image.fromarray(photograph).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def nearest(faces: Sequence[Face], photograph: NDArray) -> Face:
