@@ -48,7 +48,12 @@ DEFAULT = ("fvjax", "torch", "torch, memory kept")
 BATCH = {"small_real": 128, "resnet50": 32, "internvit": 2}
 BATCH |= {"mllm_tiny": 8, "pair_tiny": 8, "mllm_100m": 4, "pair_100m": 4}
 STEPS = {"small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2)}  # warm-up, measured
-STEPS |= {"mllm_tiny": (3, 7), "pair_tiny": (3, 7), "mllm_100m": (5, 4), "pair_100m": (5, 4)}  # the heap grows until then
+STEPS |= {
+    "mllm_tiny": (3, 7),
+    "pair_tiny": (3, 7),
+    "mllm_100m": (5, 4),
+    "pair_100m": (5, 4),
+}  # the heap grows until then
 IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
 INTERNVIT = {
     "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,

@@ -16,6 +16,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # what these are; Pillow knows dozens, and runs Ghostscript for some
 MAX_PIXELS = 4096 * 4096  # nobody's aligned crop; refused from the header, before memory is spent on it
 MAX_WORK = 16 * MAX_PIXELS  # pixels times scans; each scan of a progressive JPEG, of ten bytes, goes over all pixels
+MAX_PHOTOGRAPH = 8192 * 8192  # 200 MB decoded
 
 
 class WrongSize(ValueError):
@@ -83,6 +84,24 @@ def to_jpeg(data: bytes, where: str, resize: bool = False) -> bytes:
     return encode(np.asarray(image))
 
 
+def photograph(data: bytes, where: str) -> np.ndarray:
+    """Any image file -> uint8 [h, w, 3] RGB, upright as EXIF says.
+
+    Args:
+        data: the file's bytes. where: its name, for errors.
+    Raises:
+        ValueError: not an image, broken, or of more than MAX_PHOTOGRAPH pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PHOTOGRAPH:
+            raise ValueError(f"{image.width}x{image.height} pixels in the header, refused; scale it down")
+        _check_scans(data, image.width, image.height, where)
+        return np.array(_rgb(image))
+    except Exception as error:  # as below
+        raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+
+
 def _upright(jpeg: bytes, where: str) -> bool:
     """Whether EXIF leaves the pixels as they lie. Raises ValueError if that cannot be read."""
     if b"Exif\0\0" not in jpeg:  # nearly always, and Pillow takes longer to say so
@@ -97,23 +116,31 @@ def _open(data: bytes, where: str, formats: tuple[str, ...], any_size: bool = Fa
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         _check_size(data, *image.size, where, any_size)
-        if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
-            raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(image)
     except WrongSize:
         raise
     except Exception as error:  # Pillow's plugins raise many types (OSError, SyntaxError, struct.error, …)
         raise ValueError(f"{where}: cannot be read as an image ({error})") from error
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode not in ("L", "P", "RGB", "RGBA", "CMYK"):
+        raise ValueError(f"mode {image.mode} has no plain 8-bit RGB form; convert it first")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def _check_size(data: bytes, width: int, height: int, where: str, any_size: bool = False) -> None:
     if width * height > MAX_PIXELS:
         raise WrongSize(f"{where}: {width}x{height} pixels in the header, refused; faces are {SIZE}x{SIZE} crops")
-    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) * width * height > MAX_WORK:
-        raise ValueError(f"{where}: refused, a JPEG of {width}x{height} in {scans} scans")
+    _check_scans(data, width, height, where)
     if (width, height) == (SIZE, SIZE):
         return
     if not any_size:
         raise WrongSize(f"{where}: {width}x{height}, expected {SIZE}x{SIZE}; align it, or prepare with --resize")
     if width != height:
         raise WrongSize(f"{where}: {width}x{height} is not square, so it is no aligned crop; align it first")
+
+
+def _check_scans(data: bytes, width: int, height: int, where: str) -> None:
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) * width * height > MAX_WORK:
+        raise ValueError(f"{where}: refused, a JPEG of {width}x{height} in {scans} scans")

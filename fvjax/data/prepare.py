@@ -1,4 +1,4 @@
-"""Make face stores from aligned crops.
+"""Make face stores from aligned crops, or from photographs.
 
     python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
@@ -8,6 +8,12 @@
 
 Images are 112x112 RGB. JPEGs of that size are stored byte for byte; other formats, CMYK and images that EXIF says are
 to be turned are re-encoded, upright and in RGB.
+
+    --align[=mtcnn|scrfd]    the images are photographs of any size: find the face nearest the centre and align it
+    --landmarks=FILE.tsv     the same with points that are known: file, five points x y, tab-separated
+    --policy=fail|drop|fallback   what becomes of images without a face (fallback: their centre) and, fallback aside, of
+                             missing and broken ones; counted in the manifest, and as failure to acquire in every result
+    lfw --download --align   fetches LFW by way of scikit-learn, instead of --src and --pairs
 Exit code 0, or 2 with one line that says what is wrong; nothing is left at --dst then.
 """
 
@@ -27,7 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvjax import errors
-from fvjax.data import images, insightface_bin, tfds_source
+from fvjax.data import align, images, insightface_bin, tfds_source
 from fvjax.data.store import Pairs, Store, Writer
 
 
@@ -48,14 +54,16 @@ def folder(
     exclude: Path | None,
     limit: int | None,
     resize: bool,
+    policy: str,
+    aligner: align.Aligner | None = None,
     split: str | None = None,
     image_feature: str | None = None,
     identity_feature: str | None = None,
 ) -> Store:
     """DIR/identity/**/*.{jpg,png,…} or tfds:NAME -> a store with the split "train", identities sorted by name.
 
-    Files that are no images, or broken, are left out and listed in the manifest; a size other than 112x112 is an error
-    unless ``resize``.
+    Files that are no images, or broken, are left out and listed in the manifest, unless ``policy`` is "fail"; a size
+    other than 112x112 is an error unless ``resize`` or ``aligner``.
 
     Args:
         exclude: a tab-separated file whose first column names identity folders to leave out ('#' starts a comment).
@@ -82,7 +90,11 @@ def folder(
             )
         names = [name for name in names if name not in left_out]
     if source:
-        return _tfds(source, dst, names[:limit], resize)
+        if aligner:
+            raise ValueError(
+                f"--src={src}: faces of a TFDS dataset are taken as they are; leave out --align, --landmarks"
+            )
+        return _tfds(source, dst, names[:limit], resize, policy)
     files = [
         os.path.relpath(os.path.join(root, file), src)
         for name in names[:limit]
@@ -91,13 +103,16 @@ def folder(
     ]
     if not files:
         raise ValueError(f"{src}: not one usable image; expected files such as {src / 'IDENTITY' / '1.jpg'}")
-    with Writer(dst, split="train", sources=[str(src)]) as writer:
+    with (
+        Writer(dst, split="train", sources=[str(src)]) as writer,
+        align.crops(aligner, src, files, writer.info) as crops,
+    ):
         for file in _progress(files):
-            _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
+            _add(writer, src, file, file.split(os.sep)[0], resize, policy != "fail", next(crops))
     return Store(dst)
 
 
-def _tfds(source: tfds_source.Source, dst: Path, names: list[str], resize: bool) -> Store:
+def _tfds(source: tfds_source.Source, dst: Path, names: list[str], resize: bool, policy: str) -> Store:
     with Writer(dst, split="train", sources=[source.name]) as writer:
         for i, name in source.records(names):
             where = f"{source.split}#{i}"
@@ -106,19 +121,23 @@ def _tfds(source: tfds_source.Source, dst: Path, names: list[str], resize: bool)
             except images.WrongSize as error:
                 raise ValueError(f"{source.name}: {error}") from error
             except ValueError as error:
+                if policy == "fail":
+                    raise ValueError(f"{source.name}: {error}") from error
                 writer.reject(where, str(error))
     return Store(dst)
 
 
-def lfw(src: Path, dst: Path, *, pairs: Path, policy: str, resize: bool) -> Store:
+def lfw(src: Path, dst: Path, *, pairs: Path, policy: str, resize: bool, aligner: align.Aligner | None = None) -> Store:
     """DIR/NAME/NAME_0001.jpg and the official pairs.txt -> a store with the benchmark "lfw"."""
-    return _benchmarks(_directory(src), dst, {"lfw": read_lfw(pairs)}, [str(src), str(pairs)], policy, resize)
+    return _benchmarks(_directory(src), dst, {"lfw": read_lfw(pairs)}, [str(src), str(pairs)], policy, resize, aligner)
 
 
-def cfp(src: Path, dst: Path, *, protocol: Path, policy: str, resize: bool) -> Store:
+def cfp(
+    src: Path, dst: Path, *, protocol: Path, policy: str, resize: bool, aligner: align.Aligner | None = None
+) -> Store:
     """DIR/ID/{frontal,profile}/NN.jpg and the official Protocol folder -> a store with the benchmarks "ff" and "fp"."""
     protocols = {"ff": read_cfp(protocol, "FF"), "fp": read_cfp(protocol, "FP")}
-    return _benchmarks(_directory(src), dst, protocols, [str(src), str(protocol)], policy, resize)
+    return _benchmarks(_directory(src), dst, protocols, [str(src), str(protocol)], policy, resize, aligner)
 
 
 def read_lfw(file: Path) -> list[NamedPair]:
@@ -177,23 +196,31 @@ def read_cfp(protocol: Path, kind: str) -> list[NamedPair]:
 
 
 def _benchmarks(
-    src: Path, dst: Path, protocols: dict[str, list[NamedPair]], sources: list[str], policy: str, resize: bool
+    src: Path,
+    dst: Path,
+    protocols: dict[str, list[NamedPair]],
+    sources: list[str],
+    policy: str,
+    resize: bool,
+    aligner: align.Aligner | None,
 ) -> Store:
     """Store every image the protocols name, once, sorted by file name, and the pairs as record numbers."""
     identity = {}
     for pair in (pair for pairs in protocols.values() for pair in pairs):
         identity |= {pair.a: pair.identity_a, pair.b: pair.identity_b}
     missing = [file for file in identity if not (src / file).is_file()]
-    if missing and policy == "fail":
+    if missing and policy != "drop":
         raise ValueError(
             f"{src / missing[0]}: missing, and {len(missing) - 1} more of the {len(identity)} images that the pairs "
             "name; supply them, or leave out their pairs with --policy=drop"
         )
-    with Writer(dst, split="test", sources=sources) as writer:
+    files = sorted(identity)
+    with Writer(dst, split="test", sources=sources) as writer, align.crops(aligner, src, files, writer.info) as crops:
         number: dict[str, int] = {}
-        for file in _progress(sorted(identity)):
-            if (i := _add(writer, src, file, identity[file], resize, drop=policy == "drop")) is not None:
+        for file in _progress(files):
+            if (i := _add(writer, src, file, identity[file], resize, policy == "drop", next(crops))) is not None:
                 number[file] = i
+        no_face = aligner.no_face if aligner else ()
         for name, pairs in protocols.items():
             kept = [p for p in pairs if p.a in number and p.b in number]
             used = {file for p in pairs for file in (p.a, p.b)}
@@ -208,20 +235,28 @@ def _benchmarks(
                 name,
                 table,
                 policy=policy,
-                failure_to_acquire=len(used - number.keys()),
+                failure_to_acquire=len((used - number.keys()) | used.intersection(no_face)),
                 pairs_dropped=len(pairs) - len(kept),
             )
     return Store(dst, "test")
 
 
-def _add(writer: Writer, src: Path, file: str, identity: str, resize: bool, drop: bool) -> int | None:
-    """Store one file and return its record number; None (and a rejection) if it cannot be had and ``drop``."""
+def _add(
+    writer: Writer, src: Path, file: str, identity: str, resize: bool, drop: bool, crop: align.Crop | None
+) -> int | None:
+    """Store one file, or its crop, and return the record's number; None (and a rejection) if it cannot be had and
+    ``drop``.
+    """
     try:
         if not file.lower().endswith(images.SUFFIXES):
             raise ValueError(f"{file}: suffix is none of {', '.join(images.SUFFIXES)}")
         if not (src / file).is_file():
             raise ValueError(f"{file}: missing")
-        return writer.add(images.to_jpeg((src / file).read_bytes(), file, resize), identity, file)
+        if crop is None:
+            return writer.add(images.to_jpeg((src / file).read_bytes(), file, resize), identity, file)
+        if crop.jpeg is None:
+            raise ValueError(crop.problem)
+        return writer.add(crop.jpeg, identity, file)
     except images.WrongSize as error:  # of the whole source more likely than of one file, so never dropped
         raise ValueError(f"{src}: {error}") from error
     except ValueError as error:
@@ -267,6 +302,12 @@ def _summary(store: Store) -> str:
     ]
     if rejected := store.manifest["rejected"]:
         lines.append(f"  {len(rejected)} files rejected, listed in manifest.json; first: {rejected[0]['reason']}")
+    if a := store.manifest.get("alignment"):
+        several = "" if a["several_faces"] is None else f", {a['several_faces']} of them with several faces"
+        lines.append(
+            f"  {a['aligned']} of {a['images']} photographs aligned ({a['by']}){several}; "
+            f"{a['no_face']} without a face (policy {a['policy']}), {a['unreadable']} unreadable"
+        )
     for name, b in benchmarks.items():
         lines.append(
             f"  benchmark {name}: {b['pairs']} pairs ({b['genuine']} genuine, {b['impostor']} impostor) in "
@@ -279,15 +320,18 @@ def _summary(store: Store) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fvjax.data.prepare",
-        description="Make face stores from aligned 112x112 crops.",
+        description="Make face stores from aligned 112x112 crops or from photographs.",
         allow_abbrev=False,
     )
+    argv = sys.argv[1:] if argv is None else argv
+    ours = "--download" not in argv  # which brings --src and --pairs
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in (("folder", folder), ("lfw", lfw), ("cfp", cfp)):
         sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0], allow_abbrev=False)
-        sub.add_argument("--src", type=Path, required=True, help="folder of the crops")
+        sub.add_argument("--src", type=Path, required=ours, help="folder of the crops or photographs")
         sub.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
         sub.add_argument("--resize", action="store_true", help="bring square images of other sizes to 112x112")
+        align.add_flags(sub, policy="drop" if name == "folder" else "fail")
         if name == "folder":
             sub.add_argument("--exclude", type=Path, help="TSV whose first column names identity folders to leave out")
             sub.add_argument("--limit", type=int, help="keep only the first so many identities")
@@ -296,8 +340,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--identity-feature", help="of tfds:NAME, if it has several")
         else:
             what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")
-            sub.add_argument(what[0], type=Path, required=True, help=what[1])
-            sub.add_argument("--policy", choices=("fail", "drop"), default="fail", help="for images that are not there")
+            sub.add_argument(what[0], type=Path, required=ours, help=what[1])
+        if name == "lfw":
+            sub.add_argument("--download", action="store_true", help="fetch LFW by way of scikit-learn, for --align")
         sub.set_defaults(run=run)
     insightface_bin.add_command(commands)
     options = vars(parser.parse_args(argv))
@@ -305,10 +350,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.pop("command")
     # we refuse far smaller images, in one line
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    src, dst = options.pop("src"), options.pop("dst")
+    dst = options.pop("dst")
     try:
         with errors.naming(dst):
-            print(_summary(run(src, dst, **options)))
+            if "align" in options:
+                align.take_flags(options, _lines)
+            print(_summary(run(options.pop("src"), dst, **options)))
     except (ValueError, OSError) as error:
         print(f"error: {errors.line(error)}", file=sys.stderr)
         return 2

@@ -160,7 +160,7 @@ class Writer:
             raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
         self.rejected: list[dict[str, str]] = []
         self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{secrets.token_hex(4)}")
-        self._info = {"sources": list(sources)}
+        self.info: dict[str, Any] = {"sources": list(sources)}  # more may be noted for the manifest
         self.labels: list[int] = []  # of the records added so far
         self._identities: dict[str, int] = {}
         self._sources: list[str] = []
@@ -264,7 +264,7 @@ class Writer:
             "single_image_identities": int((counts == 1).sum()),
             "data_hash": self._hash.hexdigest(),
             "index_hash": hashlib.sha256((self._tmp / "index.npz").read_bytes()).hexdigest(),
-            **self._info,
+            **self.info,
             "shards": [
                 {"file": name, "records": records, "bytes": (self._tmp / name).stat().st_size}
                 for name, (records, _) in zip(names, self._shards)
@@ -309,7 +309,7 @@ def write_pairs(
 
     Args:
         path: the store. name: letters, digits and underscores.
-        policy: what was done about images that pairs name but that could not be had ("fail" or "drop").
+        policy: what was done about images that pairs name but that could not be had ("fail", "drop" or "fallback").
         failure_to_acquire: how many such images there were; pairs_dropped: how many pairs went with them.
         facts: what else its entry should say; "identities" says how they are known ("named" if this does not).
     Raises:
