@@ -1,12 +1,17 @@
 """Make face stores from aligned crops.
 
     python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
+    python -m fvjax.data.prepare recordio --src=DIR --dst=STORE            DIR/train.rec -> stores STORE, STORE/val
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
 
 Images are 112x112 RGB. JPEGs of that size are stored byte for byte; other formats, CMYK and images that EXIF says are
 to be turned are re-encoded, upright and in RGB.
 Exit code 0, or 2 with one line that says what is wrong; nothing is left at --dst then.
+
+`recordio` reads MXNet RecordIO (fvjax/data/recordio.py). Of each identity's images a part (--val) goes to STORE/val, a
+store with the split "val" whose identities have the numbers they have in STORE. --top keeps the identities with the
+most images. It works on all cores (--workers); the same command goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvjax import errors
-from fvjax.data import images
+from fvjax.data import images, recordio
 from fvjax.data.store import Pairs, Store, Writer
 
 
@@ -74,6 +79,12 @@ def folder(src: Path, dst: Path, *, exclude: Path | None, limit: int | None, res
         for file in _progress(files):
             _add(writer, src, file, file.split(os.sep)[0], resize, drop=True)
     return Store(dst)
+
+
+def from_recordio(src: Path, dst: Path, **options: Any) -> Store:
+    """DIR/train.rec (or a .rec) as insightface packs it -> a training store, and in it the store val."""
+    with _bar() as bar:
+        return recordio.convert(src, dst, bar=bar, **options)
 
 
 def lfw(src: Path, dst: Path, *, pairs: Path, policy: str, resize: bool) -> Store:
@@ -216,11 +227,15 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _progress(files: Sequence[str]) -> Iterable[str]:
+    with _bar() as bar:
+        yield from bar.track(files, description="faces")
+
+
+def _bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     columns, console = (*columns, TextColumn("left"), TimeRemainingColumn()), Console(stderr=True)
     # a log or a script gets nothing but the one line of an error
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield from bar.track(files, description="faces")
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _summary(store: Store) -> str:
@@ -229,13 +244,22 @@ def _summary(store: Store) -> str:
         f"{store.path}: {counts['images']} images of {counts['identities']} identities, split {store.split!r}",
         f"  {store.manifest['single_image_identities']} identities have a single image; data {store.data_hash[:16]}",
     ]
+    made = store.manifest.get("recordio")
     if rejected := store.manifest["rejected"]:
-        lines.append(f"  {len(rejected)} files rejected, listed in manifest.json; first: {rejected[0]['reason']}")
+        first = f"listed in manifest.json; first: {rejected[0]['reason']}"
+        lines.append(f"  {len(rejected)} {'records' if made else 'files'} rejected, {first}")
     for name, b in benchmarks.items():
         lines.append(
             f"  benchmark {name}: {b['pairs']} pairs ({b['genuine']} genuine, {b['impostor']} impostor) in "
             f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
             f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
+        )
+    if made and store.split == "train":
+        val = store.path / "val"
+        lines += [_summary(Store(val, "val"))] if val.is_dir() else ["no image is for validation"]
+        lines.append(
+            f"{made['read']} records read = {made['written']} written + {made['rejected']} rejected; apart from these "
+            f"{made['headers']} headers, {made['left_out']} left out"
         )
     return "\n".join(lines)
 
@@ -247,14 +271,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("folder", folder), ("lfw", lfw), ("cfp", cfp)):
+    for name, run in (("folder", folder), ("recordio", from_recordio), ("lfw", lfw), ("cfp", cfp)):
         sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0], allow_abbrev=False)
-        sub.add_argument("--src", type=Path, required=True, help="folder of the crops")
+        what = "the .rec, or the folder with train.rec" if name == "recordio" else "folder of the crops"
+        sub.add_argument("--src", type=Path, required=True, help=what)
         sub.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
         sub.add_argument("--resize", action="store_true", help="bring square images of other sizes to 112x112")
         if name == "folder":
             sub.add_argument("--exclude", type=Path, help="TSV whose first column names identity folders to leave out")
             sub.add_argument("--limit", type=int, help="keep only the first so many identities")
+        elif name == "recordio":
+            sub.add_argument("--top", type=int, help="keep only so many identities, those with the most images")
+            sub.add_argument("--val", type=float, default=0.2, help="validation's part of each identity's images (0.2)")
+            sub.add_argument("--seed", type=int, default=0, help="which images these are (0)")
+            cores = len(os.sched_getaffinity(0))
+            sub.add_argument("--workers", type=int, default=cores, help=f"processes (as many as cores, here {cores})")
         else:
             what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")
             sub.add_argument(what[0], type=Path, required=True, help=what[1])
