@@ -188,12 +188,13 @@ def _starts(file: BinaryIO, size: int, advance: Callable[[int], Any]) -> Iterato
 
     A row: byte, its word of kind and length, flag, the bits of the first label, id, 1 if the magic number is there.
     """
-    words = np.empty(BLOCK + AHEAD, "<u4")
+    block = min(BLOCK, size // 4 + 1)
+    words = np.empty(block + AHEAD, "<u4")
     held = np.zeros((0, 6), np.int64)
-    for first in range(0, size, 4 * BLOCK):
+    for first in range(0, size, 4 * block):
         file.seek(first)
         words.view(np.uint8)[file.readinto(words) :] = 0  # pyright: ignore[reportAttributeAccessIssue]
-        at = np.flatnonzero(words[:BLOCK] == MAGIC)
+        at = np.flatnonzero(words[:block] == MAGIC)
         at = at[~np.isin(words[at + 1] >> 29, (2, 3))]  # later parts start no record
         if not first and (not len(at) or at[0]):
             at = np.append(0, at)  # what lies before the first record
@@ -201,12 +202,12 @@ def _starts(file: BinaryIO, size: int, advance: Callable[[int], Any]) -> Iterato
         id_ = words[at + 4] | words[at + 5].astype(np.uint64) << np.uint64(32)
         new = 4 * at + first, words[at + 1], words[at + 2], label, id_, words[at] == MAGIC
         rows = np.concatenate([held, np.stack([column.astype(np.int64) for column in new], 1)])
-        if first + 4 * BLOCK >= size:
+        if first + 4 * block >= size:
             yield rows, size
         else:  # the last one goes on to the next start, wherever that is
             held = rows[-1:].copy()
             yield rows[:-1], int(held[0, 0])
-        advance(min(4 * BLOCK, size - first))
+        advance(min(4 * block, size - first))
 
 
 def _bytes(file: BinaryIO, at: int, n: int) -> bytes:
