@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.add_argument("--top", type=int, help="keep only so many identities, those with the most images")
             sub.add_argument("--val", type=float, default=0.2, help="validation's part of each identity's images (0.2)")
             sub.add_argument("--seed", type=int, default=0, help="which images these are (0)")
-            cores = len(os.sched_getaffinity(0))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             sub.add_argument("--workers", type=int, default=cores, help=f"processes (as many as cores, here {cores})")
         else:
             what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")

@@ -422,8 +422,8 @@ class Job(NamedTuple):
     done: Path  # what is known of the finished shard, in JSON; beside it .digests, 32 bytes a record
     resize: bool
 
-    def source(self, i: int) -> str:
-        return f"{self.rec.name}#{self.numbers[i]}"
+    def source(self, number: int) -> str:
+        return f"{self.rec.name}#{number}"
 
     def rejected(self, i: int, why: str) -> Rejected:
         start = int(self.offsets[i])
@@ -437,12 +437,13 @@ def write_shard(job: Job) -> int:
         return len(job.numbers)
     tmp = job.done.with_name(f"{job.done.stem}.{os.getpid()}.tmp")
     shard, digests, rejected = store.Shard(tmp, job.file), bytearray(), []
+    columns = job.numbers, job.offsets, job.sizes, job.names, job.labels
     try:
         with open(job.rec, "rb") as file:
-            for i in range(len(job.numbers)):
-                where = _where(job.rec, job.numbers[i], job.offsets[i])
+            for i, (number, offset, size, name, label) in enumerate(zip(*(column.tolist() for column in columns))):
+                where = _where(job.rec, number, offset)
                 try:
-                    *_, image, _ = parse(_bytes(file, job.offsets[i], job.sizes[i]))
+                    *_, image, _ = parse(_bytes(file, offset, size))
                 except ValueError as error:
                     raise ValueError(f"{job.rec}: changed while it was read: {where}: {error}") from error
                 try:
@@ -453,10 +454,11 @@ def write_shard(job: Job) -> int:
                 except ValueError as error:
                     rejected.append((i, str(error)))
                     continue
-                digests += shard.add(jpeg, int(job.labels[i]), str(job.names[i]), job.source(i))
+                digests += shard.add(jpeg, label, str(name), job.source(number))
         shard.close()
     except BaseException:
         shard.abandon()
+        tmp.unlink(missing_ok=True)
         raise
     known = {"records": shard.records, "bytes": shard.bytes, "rejected": rejected, "sha256": _sha256(tmp)}
     tmp.replace(job.file)
@@ -646,7 +648,7 @@ def _finish(
             digest.update(job.done.with_suffix(".digests").read_bytes())
             left = np.delete(np.arange(len(job.numbers)), np.array([i for i, _ in k["rejected"]], int))
             labels.append(job.labels[left])
-            sources += "".join(f"{job.source(i)}\n" for i in left.tolist()).encode()
+            sources += "".join(f"{job.source(number)}\n" for number in job.numbers[left].tolist()).encode()
         store.describe(
             folder,
             split,

@@ -154,7 +154,10 @@ class Shard:
     def __init__(self, file: Path, dst: Path):
         self.dst, self.records, self.bytes = dst, 0, 0
         # one record a group, because reading is random; JPEG does not compress further
-        self._writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        try:
+            self._writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        except RuntimeError as error:
+            raise self._failed(error) from error
 
     def add(self, jpeg: bytes, label: int, identity: str, source: str) -> bytes:
         """Append one record and return its digest. Nothing is checked here."""
