@@ -629,7 +629,7 @@ def test_trains_to_the_same_bits_as_a_folder(tmp_path, capsys, monkeypatch, requ
     if faces == "real":
         src, batch = request.getfixturevalue("real_data") / "faces/cfp112", 700
     else:
-        src, batch = tmp_path / "crops", 16
+        src, batch = tmp_path / "crops", 12
         for i in range(60):
             file = src / f"{i % 12:03d}/shot/{i // 12}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -221,8 +221,8 @@ def _identity(labels: np.ndarray) -> int:
     return int(label)
 
 
-def _where(rec: Path, number: int, offset: int) -> str:
-    return f"{rec.name} record {number} at byte {offset}"
+def _where(rec: Path, number: Any, offset: Any) -> str:
+    return f"{rec.name} record {int(number)} at byte {int(offset)}"
 
 
 def _rejected(rec: Path, number: int, start: int, end: int, why: str) -> Rejected:
@@ -515,14 +515,14 @@ def convert(
         _same_plan(work, rec, found, options)
         jobs = _jobs(work, rec, found, label, is_val, resize)
         task = bar.add_task("faces", total=int((label >= 0).sum()))
+        counts = {"headers": len(headers), "left_out": int((label < 0).sum()), **options}
         try:
             for n in _run([job for part in jobs.values() for job in part], workers):
                 bar.advance(task, n)
+            _finish(work, rec, jobs, names, rejected, counts)
         except ValueError:
             shutil.rmtree(work / "done")  # no rerun would get further
             raise
-        counts = {"headers": len(headers), "left_out": int((label < 0).sum()), **options}
-        _finish(work, rec, jobs, names, rejected, counts)
         store.move(work / "store", dst)
         shutil.rmtree(work)
     return store.Store(dst)
@@ -554,7 +554,7 @@ def _same_plan(work: Path, rec: Path, found: Images, options: dict[str, Any]) ->
     """Note what is converted and how, or raise ValueError if the folder's finished shards are of something else."""
     stat, digest = rec.stat(), hashlib.sha256()
     for column in found:
-        digest.update(column)
+        digest.update(column.data)
     sizes = {"format": store.FORMAT, "shard_records": store.SHARD_RECORDS, "bytes": stat.st_size}
     plan = json.dumps({**options, **sizes, "name": rec.name, "mtime": stat.st_mtime_ns, "found": digest.hexdigest()})
     if not (file := work / "plan.json").is_file():
@@ -577,7 +577,11 @@ def _jobs(
         jobs[split] = [
             Job(
                 rec,
-                *(column[piece] for column in (found.number, found.offset, found.size, found.label, label)),
+                found.number[piece],
+                found.offset[piece],
+                found.size[piece],
+                found.label[piece],
+                label[piece],
                 folder / name,
                 work / "done" / f"{split}-{i:05d}.json",
                 resize,
@@ -626,14 +630,16 @@ def _finish(
     counts: dict[str, Any],
 ) -> None:
     """Make stores of the shards, and check that every record is accounted for."""
+    scanned = len(rejected)
     known = {split: [json.loads(job.done.read_text()) for job in part] for split, part in jobs.items()}
     written = {split: sum(k["records"] for k in part) for split, part in known.items()}
     bad = {
         split: [job.rejected(i, why) for job, k in zip(part, known[split]) for i, why in k["rejected"]]
         for split, part in jobs.items()
     }
-    bad["train"] = sorted(rejected + bad["train"], key=lambda r: (r.offset, r.file))
-    counts["read"] = len(rejected) + sum(len(job.numbers) for part in jobs.values() for job in part)
+    rejected = rejected + bad["train"] + ([] if written["val"] else bad.pop("val"))
+    bad["train"] = sorted(rejected, key=lambda r: (r.offset, r.file))
+    counts["read"] = scanned + sum(len(job.numbers) for part in jobs.values() for job in part)
     counts |= {"written": sum(written.values()), "rejected": sum(map(len, bad.values()))}
     assert counts["written"] + counts["rejected"] == counts["read"], counts
     if not written["train"]:
