@@ -52,7 +52,7 @@ def frame(payload: bytes) -> bytes:
 def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
     """train.rec and train.idx of (key, payload); returns where each record starts."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts, out = [], b""
+    starts, out = [], bytearray()
     for _, payload in records:
         starts.append(len(out))
         out += frame(payload)
@@ -389,6 +389,17 @@ def test_headers_that_disagree_with_the_labels(tmp_path, capsys, kind):
     assert records != insightface(PEOPLE)
     starts = write_rec(tmp_path / "src", records)
     refuses(capsys, tmp_path, message.format(*starts))
+
+
+def test_headers_without_keys(tmp_path, capsys):
+    """As many as fill a megabyte: looking at each of them for each of them would take minutes."""
+    starts = write_rec(tmp_path / "src", [(i, pack([1.0, 2.0])) for i in range(25_000)] + [(0, pack(0.0, FACES[0]))])
+    (tmp_path / "src/train.idx").unlink()
+    start = time.process_time()
+    refuses(
+        capsys, tmp_path, f"train.rec record 1 at byte {starts[1]}: a second header of key 0, the first is train.rec"
+    )
+    assert time.process_time() - start < 3
 
 
 def test_a_label_that_disagrees_with_its_header(tmp_path, capsys):

@@ -346,6 +346,8 @@ def _check_headers(rec: Path, found: Images, order: np.ndarray, headers: list[He
     key, label = found.key[order], found.label[order]
     if len(twice := np.flatnonzero(key[1:] == key[:-1])):
         raise ValueError(f"{rec}: header records name images by key, but {key[twice[0]]} is of several; add the .idx")
+    if len(firsts := [_where(rec, h.number, h.offset) for h in headers if h.key == 0]) > 1:
+        raise ValueError(f"{firsts[1]}: a second header of key 0, the first is {firsts[0]}; add the .idx")
     times = np.zeros(len(key) + 1, np.int64)  # how many identities have an image
     labels = set()
     for header in headers:
