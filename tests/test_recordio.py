@@ -1,7 +1,6 @@
 """RecordIO files: written here in insightface's layout, damaged in every way, converted, killed, compared."""
 
 import contextlib
-import io
 import os
 import random
 import re
@@ -19,8 +18,9 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.progress import Progress
 
-from fvjax.data import images, prepare, recordio, store, synthetic
+from fvjax.data import images, recordio, store, synthetic
 from fvjax.data.recordio import MARK
 from tests.test_bad_input import Commands, small
 from tests.test_images import file_bytes, smooth_face
@@ -657,7 +657,7 @@ def test_trains_to_the_same_bits_as_a_folder(tmp_path, capsys, monkeypatch, requ
     assert all(packed.jpeg(i) == folder.jpeg(i) for i in range(len(folder)))
     states = []
     for path in (packed.path, folder.path):
-        config = small(path, batch_size=batch, epochs=1, **{"checkpoint.every_steps": 1})
+        config = small(path, batch_size=batch, epochs=1, **{"checkpoint.every_steps": 100})
         assert Commands(monkeypatch, capsys).main(config, tmp_path / f"run-{path.name}") == 0, capsys.readouterr().err
         states.append(saved(tmp_path / f"run-{path.name}"))
     (steps, ours), (other_steps, theirs) = states
@@ -687,7 +687,7 @@ def files_of_all_kinds(draw) -> tuple[bytes, str | None]:
         data += frame(payload)
     idx = [f"{key}\t{at}\n" for (key, _), at in zip(records, starts)]
     data = bytearray(data)
-    for _ in range(draw(st.integers(0, 4))):
+    for _ in range(draw(st.integers(0, 3))):
         anywhere = st.integers(0, len(data))
         place = draw(st.sampled_from(starts) if starts and draw(st.booleans()) else anywhere) // 4 * 4
         kind = draw(st.sampled_from(["word", "byte", "cut", "out", "in", "again"]))
@@ -706,7 +706,7 @@ def files_of_all_kinds(draw) -> tuple[bytes, str | None]:
             data[place:place] = draw(st.sampled_from([MARK, MARK * 9, b"\0" * 64, bytes(3)]))
         else:
             data[place:place] = data[place : place + draw(st.sampled_from([4, 8, 40, 3000]))]
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)):
         return bytes(data), None
     if idx and draw(st.booleans()):
         at = draw(st.integers(0, len(idx) - 1))
@@ -742,18 +742,15 @@ def test_anything_is_read_or_refused(tmp_path_factory):
         start, before = time.process_time(), tracemalloc.get_traced_memory()[0]
         scanned = recordio.scan(rec, lambda n: None)
         everything_is_in_one_of_them(rec, *scanned)
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = prepare.main(["recordio", f"--src={folder}", f"--dst={folder / 's'}", "--workers=1", "--val=0"])
+        made = None
+        with contextlib.suppress(ValueError), Progress(disable=True) as bar:
+            made = recordio.convert(folder, folder / "s", top=None, val=0, seed=0, workers=1, resize=False, bar=bar)
         assert time.process_time() - start < 1
         assert tracemalloc.get_traced_memory()[1] - before < 256 << 20
         seen["cases"] += 1
-        assert code in (0, 2)
-        assert (folder / "s").exists() == (code == 0)
+        assert (folder / "s").exists() == (made is not None)
         assert not (folder / ".s.partial").exists()
-        assert err.getvalue().count("\n") == (code == 2)
-        if code == 0:
-            made = store.Store(folder / "s")
+        if made is not None:
             counts, rejected = made.manifest["recordio"], made.manifest["rejected"]
             assert len(made) + len(rejected) == counts["read"]
             assert len(scanned[0].number) + len(scanned[2]) <= counts["read"]  # more if the .idx knows of lost ones
