@@ -4,8 +4,8 @@ from fvjax.config import Config, base, benchmark
 from fvjax.data.prompts import PAIR_PROMPT, PROMPT
 
 MS1M = (
-    "MS1M-ArcFace (github.com/deepinsight/insightface, recognition/_datasets_), unpacked to identity folders of crops: "
-    "python -m fvjax.data.prepare folder --src=MS1M_CROPS --dst=data/ms1m"
+    "MS1M-ArcFace (github.com/deepinsight/insightface, recognition/_datasets_), the folder with train.rec: "
+    "python -m fvjax.data.prepare recordio --src=FACES_EMORE --dst=data/ms1m"
 )
 LFW = (
     "LFW, aligned crops with vis-www.cs.umass.edu/lfw's pairs.txt: "

@@ -42,7 +42,7 @@ from PIL import Image
 import fvjax
 from fvjax import checkpoint, evaluate, main, metrics
 from fvjax.config import base, benchmark, to_json
-from fvjax.data import images, prepare, store
+from fvjax.data import images, prepare, recordio, store
 from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import LFW, put
@@ -243,6 +243,15 @@ def test_a_huge_header_is_refused_before_decoding(run, tmp_path, monkeypatch, re
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
     bombs = [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
     assert not bombs, "a warning is another line on standard error"
+
+
+def packed(folder: Path) -> Path:
+    """A RecordIO file of eight faces of two people."""
+    folder.mkdir(parents=True, exist_ok=True)
+    payloads = [struct.pack("<IfQQ", 0, i % 2, i, 0) + images.encode(smooth_face(i)) for i in range(8)]
+    parts = [struct.pack("<II", recordio.MAGIC, len(p)) + p + bytes(-len(p) % 4) for p in payloads]
+    (folder / "train.rec").write_bytes(b"".join(parts))
+    return folder / "train.rec"
 
 
 def cut(file: Path) -> None:
@@ -536,6 +545,27 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
     assert snapshot(disk.path) == kept
 
 
+@pytest.mark.parametrize(
+    ("owner", "moment"),
+    [(recordio, "_same_plan"), (store.Shard, "add"), (store.Shard, "close"), (recordio, "_finish")],
+)
+def test_a_full_disk_while_a_recordio_is_converted(run, disk, monkeypatch, owner, moment):
+    """Nothing is left unless a shard is finished; that is said, and the same command goes on from there."""
+    rec = packed(disk.path / "src")
+    command = "recordio", f"--src={rec}", f"--dst={disk.path / 'dst'}", "--workers=1"
+    with monkeypatch.context() as patch:
+        full_from(patch, disk, owner, moment)
+        said = run.refuses("prepare", *command)
+    assert f"{disk.path}/dst" in said
+    assert tells_of_a_full_disk(said), said
+    disk.free()
+    kept = moment == "_finish"
+    assert (f"finished shards stay in {disk.path}/.dst.partial, the same command goes on" in said) == kept
+    assert {p.name for p in disk.path.iterdir()} == ({"src", ".dst.partial"} if kept else {"src"})
+    assert "8 records read = 8 written + 0 rejected" in run.accepts("prepare", *command)
+    assert {p.name for p in disk.path.iterdir()} == {"src", "dst"}
+
+
 def test_a_full_disk_while_weights_are_written(run, disk, monkeypatch, tiny):
     full_from(monkeypatch, disk, write, "save_file")
     said = run.refuses("convert", f"--src={tiny}", f"--dst={disk.path / 'dst'}")
@@ -609,6 +639,7 @@ def read_only(tmp_path):
 @pytest.mark.parametrize("where", ["read-only", "under a file", "in /proc"])
 def test_nowhere_to_write(run, read_only, faces, tiny, tmp_path, where):
     put(tmp_path / "src" / "a" / "1.jpg")
+    rec = packed(tmp_path / "rec")
     folder = tmp_path / "folder"
     if where == "read-only":
         folder.mkdir()
@@ -620,6 +651,7 @@ def test_nowhere_to_write(run, read_only, faces, tiny, tmp_path, where):
     kept = snapshot(tmp_path)
     for said in (
         run.refuses("prepare", "folder", f"--src={tmp_path / 'src'}", f"--dst={folder / 'x'}"),
+        run.refuses("prepare", "recordio", f"--src={rec}", f"--dst={folder / 'x'}"),
         run.refuses("convert", f"--src={tiny}", f"--dst={folder / 'x'}"),
         run.refuses("main", small(faces), folder / "x"),
     ):

@@ -1,6 +1,7 @@
 """Decoding and re-encoding: what is kept, what is refused, and what the errors name."""
 
 import io
+import os
 import struct
 import time
 import zlib
@@ -8,6 +9,8 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fvjax.data import images
@@ -151,3 +154,33 @@ def test_to_jpeg_names_what_it_cannot_read(data):
 def test_encode_takes_faces_only(bad):
     with pytest.raises(ValueError, match="a face is uint8"):
         images.encode(bad)
+
+
+KINDS = [
+    JPEG,
+    simplejpeg.encode_jpeg(smooth_face(6), quality=60, colorsubsampling="420"),
+    file_bytes(Image.fromarray(smooth_face(7)), "JPEG", progressive=True),
+    file_bytes(Image.fromarray(smooth_face(8)).convert("L"), "JPEG"),
+    file_bytes(Image.fromarray(smooth_face(9)).convert("CMYK"), "JPEG"),
+]
+
+
+def verdict(function, jpeg: bytes) -> str:
+    try:
+        function(jpeg, "x")
+    except ValueError as error:
+        return str(error)
+    return "good"
+
+
+@settings(max_examples=int(os.environ.get("FVJAX_FUZZ_CASES", 300)), deadline=None, database=None)
+@given(
+    st.sampled_from(KINDS), st.floats(0, 1), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=4)
+)
+def test_check_refuses_what_decode_refuses(jpeg, length, changes):
+    """In the same words: whole, cut off anywhere, with bytes changed."""
+    data = bytearray(jpeg)
+    for place, byte in changes:
+        data[int(place * len(data))] = byte
+    data = bytes(data[: round(length * len(data))] if length < 0.9 else data)
+    assert verdict(images.check, data) == verdict(images.decode, data)

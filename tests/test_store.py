@@ -228,8 +228,8 @@ def test_the_split_must_be_the_one_asked_for(tmp_path):
     make(tmp_path / "s", split="test")
     with pytest.raises(ValueError, match="holds the split 'test', 'train' was asked for"):
         store.Store(tmp_path / "s")
-    with pytest.raises(ValueError, match="'train' or 'test', not 'val'"):
-        make(tmp_path / "t", split="val")
+    with pytest.raises(ValueError, match="'train', 'val' or 'test', not 'dev'"):
+        make(tmp_path / "t", split="dev")
 
 
 def damage(path, name, change):
@@ -249,7 +249,7 @@ def damage(path, name, change):
         ("index.npz", lambda data: data[:-1], "index.npz: missing or changed"),
         ("index.npz", lambda data: None, "index.npz: missing"),
         ("manifest.json", lambda data: None, "no face store here"),
-        ("manifest.json", lambda data: data.replace(b'"format": 1', b'"format": 2'), "format 2, this version reads 1"),
+        ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 1'), "format 1, this version reads 2"),
         ("manifest.json", lambda data: data[:-9], "manifest.json: not JSON"),
     ],
 )

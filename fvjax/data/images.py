@@ -49,6 +49,19 @@ def decode(jpeg: bytes, where: str, out: np.ndarray | None = None) -> np.ndarray
         return out
 
 
+def check(jpeg: bytes, where: str) -> None:
+    """Raise what :func:`decode` raises, in half the time: every coefficient is read, but 14x14 pixels are computed."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        if (width, height) == (SIZE, SIZE):
+            _check_scans(jpeg, SIZE, SIZE, where)
+            simplejpeg.decode_jpeg(jpeg, colorspace="RGB", min_height=1, min_width=1, min_factor=8)
+            return
+    except ValueError:
+        pass
+    decode(jpeg, where)  # which has the words, and the last one
+
+
 def encode(face: np.ndarray, quality: int = 95) -> bytes:
     """uint8 [112, 112, 3] RGB -> JPEG bytes (4:4:4, so that colour edges survive)."""
     if face.dtype != np.uint8 or face.shape != (SIZE, SIZE, 3):

@@ -1,6 +1,7 @@
 """Make face stores from aligned crops, or from photographs.
 
     python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
+    python -m fvjax.data.prepare recordio --src=DIR --dst=STORE            DIR/train.rec -> stores STORE, STORE/val
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
     python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
@@ -15,6 +16,10 @@ to be turned are re-encoded, upright and in RGB.
                              missing and broken ones; counted in the manifest, and as failure to acquire in every result
     lfw --download --align   fetches LFW by way of scikit-learn, instead of --src and --pairs
 Exit code 0, or 2 with one line that says what is wrong; nothing is left at --dst then.
+
+`recordio` reads MXNet RecordIO (fvjax/data/recordio.py). Of each identity's images a part (--val) goes to STORE/val, a
+store with the split "val" whose identities have the numbers they have in STORE. --top keeps the identities with the
+most images. It works on all cores (--workers); the same command goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,7 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fvjax import errors
-from fvjax.data import align, images, insightface_bin, tfds_source
+from fvjax.data import align, images, insightface_bin, recordio, tfds_source
 from fvjax.data.store import Pairs, Store, Writer
 
 
@@ -92,7 +97,7 @@ def folder(
     if source:
         if aligner:
             raise ValueError(
-                f"--src={src}: faces of a TFDS dataset are taken as they are; leave out --align, --landmarks"
+                f"--src={src}: a TFDS dataset's faces are taken as they are; leave out --align, --landmarks"
             )
         return _tfds(source, dst, names[:limit], resize, policy)
     files = [
@@ -125,6 +130,12 @@ def _tfds(source: tfds_source.Source, dst: Path, names: list[str], resize: bool,
                     raise ValueError(f"{source.name}: {error}") from error
                 writer.reject(where, str(error))
     return Store(dst)
+
+
+def from_recordio(src: Path, dst: Path, **options: Any) -> Store:
+    """DIR/train.rec (or a .rec) as insightface packs it -> a training store, and in it the store val."""
+    with _bar() as bar:
+        return recordio.convert(src, dst, bar=bar, **options)
 
 
 def lfw(src: Path, dst: Path, *, pairs: Path, policy: str, resize: bool, aligner: align.Aligner | None = None) -> Store:
@@ -287,11 +298,15 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _progress(files: Sequence[str]) -> Iterable[str]:
+    with _bar() as bar:
+        yield from bar.track(files, description="faces")
+
+
+def _bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     columns, console = (*columns, TextColumn("left"), TimeRemainingColumn()), Console(stderr=True)
     # a log or a script gets nothing but the one line of an error
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield from bar.track(files, description="faces")
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _summary(store: Store) -> str:
@@ -300,8 +315,10 @@ def _summary(store: Store) -> str:
         f"{store.path}: {counts['images']} images of {counts['identities']} identities, split {store.split!r}",
         f"  {store.manifest['single_image_identities']} identities have a single image; data {store.data_hash[:16]}",
     ]
+    made = store.manifest.get("recordio")
     if rejected := store.manifest["rejected"]:
-        lines.append(f"  {len(rejected)} files rejected, listed in manifest.json; first: {rejected[0]['reason']}")
+        first = f"listed in manifest.json; first: {rejected[0]['reason']}"
+        lines.append(f"  {len(rejected)} {'records' if made else 'files'} rejected, {first}")
     if a := store.manifest.get("alignment"):
         several = "" if a["several_faces"] is None else f", {a['several_faces']} of them with several faces"
         lines.append(
@@ -314,7 +331,15 @@ def _summary(store: Store) -> str:
             f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
             f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
         )
-    return "\n".join([*lines, *insightface_bin.summary(store)])
+    lines += insightface_bin.summary(store)
+    if made and store.split == "train":
+        val = store.path / "val"
+        lines += [_summary(Store(val, "val"))] if val.is_dir() else ["no image is for validation"]
+        lines.append(
+            f"{made['read']} records read = {made['written']} written + {made['rejected']} rejected; apart from these "
+            f"{made['headers']} headers, {made['left_out']} left out"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -326,18 +351,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     ours = "--download" not in argv  # which brings --src and --pairs
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("folder", folder), ("lfw", lfw), ("cfp", cfp)):
+    for name, run in (("folder", folder), ("recordio", from_recordio), ("lfw", lfw), ("cfp", cfp)):
         sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0], allow_abbrev=False)
-        sub.add_argument("--src", type=Path, required=ours, help="folder of the crops or photographs")
+        what = "the .rec, or the folder with train.rec" if name == "recordio" else "folder of the crops or photographs"
+        sub.add_argument("--src", type=Path, required=ours, help=what)
         sub.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
         sub.add_argument("--resize", action="store_true", help="bring square images of other sizes to 112x112")
-        align.add_flags(sub, policy="drop" if name == "folder" else "fail")
+        if name != "recordio":
+            align.add_flags(sub, policy="drop" if name == "folder" else "fail")
         if name == "folder":
             sub.add_argument("--exclude", type=Path, help="TSV whose first column names identity folders to leave out")
             sub.add_argument("--limit", type=int, help="keep only the first so many identities")
             sub.add_argument("--split", help="of tfds:NAME, if it has several")
             sub.add_argument("--image-feature", help="of tfds:NAME, if it has several")
             sub.add_argument("--identity-feature", help="of tfds:NAME, if it has several")
+        elif name == "recordio":
+            sub.add_argument("--top", type=int, help="keep only so many identities, those with the most images")
+            sub.add_argument("--val", type=float, default=0.2, help="validation's part of each identity's images (0.2)")
+            sub.add_argument("--seed", type=int, default=0, help="which images these are (0)")
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            sub.add_argument("--workers", type=int, default=cores, help=f"processes (as many as cores, here {cores})")
         else:
             what = ("--pairs", "pairs.txt") if name == "lfw" else ("--protocol", "folder with Pair_list_F.txt, Split")
             sub.add_argument(what[0], type=Path, required=ours, help=what[1])

@@ -7,6 +7,9 @@
     DIR/manifest.json                                            counts, hashes, sources, rejections, benchmarks
 
 A store is written beside its destination and renamed at the end, so a killed writer leaves nothing that looks like one.
+
+The data_hash is sha256 over the records' digests in order; a record's digest is sha256 over image, identity's name and
+source, each after its length (8 bytes, little-endian). So it does not depend on how the records lie in shards.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import secrets
 import shutil
 import struct
 import zipfile
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,13 +37,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from fvjax import errors
 from fvjax.data import images
 
-FORMAT = 1
+FORMAT = 2
+SPLITS = ("train", "val", "test")
 EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 (made at run time, so type checkers do not see it)
 SHARD_RECORDS = 100_000  # about 1 GB of 112x112 JPEGs
 
@@ -68,7 +72,7 @@ class Store:
         split: the split it must hold ("train", "val" or "test").
     Attributes:
         labels: int64 [N], index into ``identities``. identities: names. sources: the file each record came from.
-        manifest: the parsed manifest.json. data_hash: sha256 over the records' contents, in order.
+        manifest: the parsed manifest.json. data_hash: of the records' contents, in order (see the module).
     Raises:
         ValueError: no store there, another format or split, or files that do not agree with the manifest.
     """
@@ -142,6 +146,57 @@ class Store:
         return out
 
 
+class Shard:
+    """One ArrayRecord file of a store while it is written.
+
+    Args:
+        file: where. dst: the store it is for, which errors name.
+    Attributes:
+        records, bytes: how many there are so far, and their size.
+    Raises:
+        OSError: the disk is full, or another reason of the system's.
+    """
+
+    def __init__(self, file: Path, dst: Path):
+        self.dst, self.records, self.bytes = dst, 0, 0
+        # one record a group, because reading is random; JPEG does not compress further
+        try:
+            self._writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def add(self, jpeg: bytes, label: int, identity: str, source: str) -> bytes:
+        """Append one record and return its digest. Nothing is checked here."""
+        example = EXAMPLE()  # TFDS's own serializer takes ten times as long
+        feature = example.features.feature
+        feature["image"].bytes_list.value.append(jpeg)
+        feature["identity"].int64_list.value.append(label)
+        feature["source"].bytes_list.value.append(source.encode())
+        data = example.SerializeToString(deterministic=True)
+        try:
+            self._writer.write(data)
+        except RuntimeError as error:  # what ArrayRecord makes of a full disk
+            raise self._failed(error) from error
+        self.records += 1
+        self.bytes += len(data)
+        parts = jpeg, identity.encode(), source.encode()
+        return hashlib.sha256(b"".join(struct.pack("<Q", len(part)) + part for part in parts)).digest()
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def abandon(self) -> None:
+        """Close a file that nobody wants."""
+        with contextlib.suppress(OSError):  # what is removed need not be complete
+            self.close()
+
+    def _failed(self, error: RuntimeError) -> OSError:
+        return OSError(f"{self.dst}: {str(error).split(';')[0]}")
+
+
 class Writer:
     """Writes one store; use it as a context manager. Leaving it normally completes the store, an exception removes it.
 
@@ -154,22 +209,18 @@ class Writer:
 
     def __init__(self, dst: str | os.PathLike, *, split: str, sources: Sequence[str]):
         self.dst, self.split = Path(dst), split
-        if split not in ("train", "val", "test"):
+        if split not in SPLITS:
             raise ValueError(f"{dst}: a store's split is 'train', 'val' or 'test', not {split!r}")
-        if self.dst.exists():
-            raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
+        must_not_exist(self.dst)
         self.rejected: list[dict[str, str]] = []
         self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{secrets.token_hex(4)}")
         self.info: dict[str, Any] = {"sources": list(sources)}  # more may be noted for the manifest
-        self.labels: list[int] = []  # of the records added so far
+        self.labels = array("q")  # of the records added so far
         self._identities: dict[str, int] = {}
-        self._sources: list[str] = []
+        self._sources = bytearray()  # millions of strings would take ten times the room
         self._pairs: list[tuple[str, Pairs, dict]] = []
-        self._shards: list[list[int]] = []  # [records, bytes of content]
-        self._writer: Any = None
+        self._shards: list[Shard] = []
         self._hash = hashlib.sha256()
-        specs: Any = _features(["any"]).get_serialized_info()  # on disk an identity is its number alone
-        self._serializer = ExampleSerializer(specs)
 
     def __enter__(self) -> Writer:
         self._tmp.mkdir(parents=True)
@@ -181,36 +232,25 @@ class Writer:
                 with errors.naming(self.dst):
                     self._close_shard()
                     self._finish()
-            elif self._writer is not None:
-                with contextlib.suppress(RuntimeError):  # what is removed need not be complete
-                    self._writer.close()
+            elif self._shards:
+                self._shards[-1].abandon()
         finally:
             shutil.rmtree(self._tmp, ignore_errors=True)
 
     def add(self, jpeg: bytes, identity: str, source: str) -> int:
         """Append one record and return its number. Raises ValueError if it is no decodable 112x112 JPEG."""
-        images.decode(jpeg, source)
+        images.check(jpeg, source)
         # TFDS keeps names one a line and strips them; sources are kept one a line too.
         lines = [*identity.splitlines(), *source.split("\n")]
         if [_printable(line) for line in lines] != [identity, source] or identity != identity.strip():
             raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
         label = self._identities.setdefault(identity, len(self._identities))
-        if not self._shards or self._shards[-1][0] == SHARD_RECORDS:
+        if not self._shards or self._shards[-1].records == SHARD_RECORDS:
             self._close_shard()
-            # one record a group, because reading is random; JPEG does not compress further
-            self._writer = ArrayRecordWriter(str(self._tmp / f"{len(self._shards)}"), "group_size:1,uncompressed")
-            self._shards.append([0, 0])
-        data = self._serializer.serialize_example({"image": jpeg, "identity": label, "source": source.encode()})
-        try:
-            self._writer.write(data)
-        except RuntimeError as error:  # what ArrayRecord makes of a full disk
-            raise self._failed(error) from error
-        self._shards[-1][0] += 1
-        self._shards[-1][1] += len(data)
-        for part in (jpeg, identity.encode(), source.encode()):
-            self._hash.update(struct.pack("<Q", len(part)) + part)
+            self._shards.append(Shard(self._tmp / f"{len(self._shards)}", self.dst))
+        self._hash.update(self._shards[-1].add(jpeg, label, identity, source))
         self.labels.append(label)
-        self._sources.append(source)
+        self._sources += source.encode() + b"\n"
         return len(self.labels) - 1
 
     def reject(self, file: str, reason: str) -> None:
@@ -222,64 +262,101 @@ class Writer:
         self._pairs.append((name, pairs, info))
 
     def _close_shard(self) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except RuntimeError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: RuntimeError) -> OSError:
-        return OSError(f"{self.dst}: {str(error).split(';')[0]}")
+        if self._shards:
+            self._shards[-1].close()
 
     def _finish(self) -> None:
         if not self.labels:
             first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
             raise ValueError(f"{self.dst}: not one usable image{first}")
-        n = len(self._shards)
-        names = [f"faces-{self.split}.array_record-{i:05d}-of-{n:05d}" for i in range(n)]
-        for i, name in enumerate(names):
+        for i, name in enumerate(shard_names(self.split, len(self._shards))):
             (self._tmp / f"{i}").rename(self._tmp / name)
-        split = tfds.core.SplitInfo(
-            name=self.split,
-            shard_lengths=[records for records, _ in self._shards],
-            num_bytes=sum(size for _, size in self._shards),
+        describe(
+            self._tmp,
+            self.split,
+            shards=[(shard.records, shard.bytes) for shard in self._shards],
+            labels=np.asarray(self.labels),
+            sources=self._sources,
+            identities=list(self._identities),
+            data_hash=self._hash.hexdigest(),
+            rejected=self.rejected,
+            info=self.info,
         )
-        tfds.folder_dataset.write_metadata(
-            data_dir=self._tmp,
-            features=_features(list(self._identities)),
-            split_infos=[split],
-            version="1.0.0",
-            check_data=False,  # that check needs tensorflow; the tests open stores without it
-            description="Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store.",
-        )
-        labels = np.asarray(self.labels, np.int64)
-        sources = np.frombuffer("\n".join(self._sources).encode(), np.uint8)
-        np.savez_compressed(self._tmp / "index.npz", labels=labels, sources=sources)
-        counts = np.bincount(labels)
-        manifest = {
-            "format": FORMAT,
-            "split": self.split,
-            "counts": {"images": len(labels), "identities": len(counts), "rejected": len(self.rejected)},
-            "single_image_identities": int((counts == 1).sum()),
-            "data_hash": self._hash.hexdigest(),
-            "index_hash": hashlib.sha256((self._tmp / "index.npz").read_bytes()).hexdigest(),
-            **self.info,
-            "shards": [
-                {"file": name, "records": records, "bytes": (self._tmp / name).stat().st_size}
-                for name, (records, _) in zip(names, self._shards)
-            ],
-            "benchmarks": {},
-            "rejected": self.rejected,
-            "identities": list(self._identities),
-        }
-        _write_manifest(self._tmp, manifest)
         for name, pairs, info in self._pairs:
             write_pairs(self._tmp, name, pairs, **info)
-        try:
-            self._tmp.rename(self.dst)
-        except OSError as error:
-            raise ValueError(f"{self.dst}: appeared while this store was written; nothing was replaced") from error
+        move(self._tmp, self.dst)
+
+
+def must_not_exist(dst: Path) -> None:
+    if dst.exists():
+        raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
+
+
+def move(tmp: Path, dst: Path) -> None:
+    """Bring a complete store to its place."""
+    try:
+        tmp.rename(dst)
+    except OSError as error:
+        raise ValueError(f"{dst}: appeared while this store was written; nothing was replaced") from error
+
+
+def shard_names(split: str, n: int) -> list[str]:
+    """File names of a store's ``n`` shards, as TFDS wants them."""
+    return [f"faces-{split}.array_record-{i:05d}-of-{n:05d}" for i in range(n)]
+
+
+def describe(
+    path: Path,
+    split: str,
+    *,
+    shards: Sequence[tuple[int, int]],
+    labels: np.ndarray,
+    sources: bytes | bytearray,
+    identities: Sequence[str],
+    data_hash: str,
+    rejected: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+) -> None:
+    """Make a store of a directory that holds the shards (:func:`shard_names`): TFDS's files, index.npz, manifest.json.
+
+    Args:
+        shards: (records, bytes of content) of each. labels: int64 [N], N > 0, index into ``identities``.
+        sources: one a line, with a newline after each. data_hash: see the module.
+        rejected: {"file", "reason"} of what was left out. info: more for the manifest, such as {"sources": [...]}.
+    """
+    tfds.folder_dataset.write_metadata(
+        data_dir=path,
+        features=_features(list(identities)),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[records for records, _ in shards],
+                num_bytes=sum(size for _, size in shards),
+            )
+        ],
+        version="1.0.0",
+        check_data=False,  # that check needs tensorflow; the tests open stores without it
+        description="Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store.",
+    )
+    np.savez_compressed(path / "index.npz", labels=labels, sources=np.frombuffer(sources, np.uint8)[:-1])
+    counts = np.bincount(labels)
+    manifest = {
+        "format": FORMAT,
+        "split": split,
+        "counts": {"images": len(labels), "identities": int((counts > 0).sum()), "rejected": len(rejected)},
+        "single_image_identities": int((counts == 1).sum()),
+        "data_hash": data_hash,
+        "index_hash": hashlib.sha256((path / "index.npz").read_bytes()).hexdigest(),
+        **info,
+        "shards": [
+            {"file": name, "records": records, "bytes": (path / name).stat().st_size}
+            for name, (records, _) in zip(shard_names(split, len(shards)), shards)
+        ],
+        "benchmarks": {},
+        "rejected": list(rejected),
+        "identities": list(identities),
+    }
+    _write_manifest(path, manifest)
 
 
 def write(
