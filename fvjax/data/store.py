@@ -496,8 +496,9 @@ def _printable(text: str) -> str:
 def _is_shard(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
         return False
-    sizes = entry.get("records"), entry.get("bytes")
-    return Path(entry["file"]).name == entry["file"] and all(isinstance(n, int) and n > 0 for n in sizes)
+    sizes = ("records", 0), ("bytes", 1)  # nothing may be left of a shard's records
+    plain = all(isinstance(n := entry.get(key), int) and n >= least for key, least in sizes)
+    return plain and Path(entry["file"]).name == entry["file"]
 
 
 _KEYS = {"split": str, "shards": list, "benchmarks": dict, "identities": list, "index_hash": str, "data_hash": str}
