@@ -1,6 +1,7 @@
 """From photographs to crops: the geometry, the real detector on procedural faces, every policy, and the real LFW."""
 
 import json
+import shutil
 import sys
 
 import cv2
@@ -278,7 +279,9 @@ def test_drop_and_fail(lfw, tmp_path, capsys):
         {"file": "Bob_B/Bob_B_0001.jpg", "reason": "Bob_B/Bob_B_0001.jpg: no face found"}
     ]
     (tmp_path / "lfw/Cid_C/Cid_C_0002.jpg").unlink()
-    fails(capsys, dst.with_name("t"), "Cid_C_0002.jpg: missing", *common, "--policy=fallback")
+    fails(
+        capsys, dst.with_name("t"), "Cid_C_0002.jpg: missing, and 0 more of the 5 images", *common, "--policy=fallback"
+    )
     (tmp_path / "lfw/Cid_C/Cid_C_0002.jpg").write_bytes(b"x")
     fails(capsys, dst.with_name("t"), "Cid_C_0002.jpg: cannot be read as an image", *common, "--policy=fallback")
 
@@ -286,8 +289,8 @@ def test_drop_and_fail(lfw, tmp_path, capsys):
 def test_folder(lfw, tmp_path, capsys):
     """A training store: what has no face is left out unless --policy says otherwise, and so is what is broken."""
     (tmp_path / "lfw/Ann_A/broken.jpg").write_bytes(b"x")
-    (tmp_path / "lfw/Ann_A/notes.txt").write_text("x")
-    common = "folder", lfw[1], "--align", "--workers=2"
+    shutil.copy(tmp_path / "lfw/Ann_A/Ann_A_0001.jpg", tmp_path / "lfw/Ann_A/photograph.txt")
+    common = "folder", lfw[1], "--align", "--workers=1"
     for policy, kept in (((), 4), (("--policy=fallback",), 5)):
         dst = tmp_path / f"s{kept}"
         code, out, _ = run(capsys, *common, *policy, f"--dst={dst}")
@@ -297,7 +300,7 @@ def test_folder(lfw, tmp_path, capsys):
         assert manifest["alignment"].items() >= {"images": 7, "aligned": 4, "no_face": 1, "unreadable": 2}.items()
         assert len(manifest["rejected"]) == 7 - kept
     (tmp_path / "out").mkdir()
-    (tmp_path / "lfw/Ann_A/notes.txt").unlink()
+    (tmp_path / "lfw/Ann_A/photograph.txt").unlink()
     fails(capsys, tmp_path / "out/s", "Ann_A/broken.jpg: cannot be read", *common, "--policy=fail")
 
 
