@@ -575,13 +575,13 @@ KILLED = """
             threading.Timer(float(moment), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
         start = time.perf_counter()
         code = prepare.main(["recordio", f"--src={src}", f"--dst={dst}", f"--workers={workers}"])
-        print(time.perf_counter() - start)
+        print(time.perf_counter() - start, flush=True)
         os._exit(code)
 """
 
 
 def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tuple[int, int]:
-    """Kill a conversion of 900 records at so many random moments, each with a rerun. Returns how often it was killed, and
+    """Kill a conversion of 900 records at so many random moments, each with a rerun. Returns how often it was killed and
     how many finished shards the reruns found."""
     src, script = tmp_path / "src", tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED))
