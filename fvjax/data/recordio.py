@@ -414,6 +414,7 @@ def select(labels: np.ndarray, top: int | None, val: float, seed: int) -> tuple[
 class Job(NamedTuple):
     """A shard to write, of n records."""
 
+    dst: Path  # what errors name
     rec: Path
     numbers: np.ndarray  # int64 [n]
     offsets: np.ndarray  # int64 [n]
@@ -438,7 +439,7 @@ def write_shard(job: Job) -> int:
     if job.done.is_file() and json.loads(job.done.read_text())["sha256"] == _sha256(job.file):
         return len(job.numbers)
     tmp = job.done.with_name(f"{job.done.stem}.{os.getpid()}.tmp")
-    shard, digests, rejected = store.Shard(tmp, job.file), bytearray(), []
+    shard, digests, rejected = store.Shard(tmp, job.dst), bytearray(), []
     columns = job.numbers, job.offsets, job.sizes, job.names, job.labels
     try:
         with open(job.rec, "rb") as file:
@@ -515,7 +516,7 @@ def convert(
             raise ValueError(f"--top={top}: {rec} has {len(names)} identities")
         options = {"top": top, "val": val, "seed": seed, "resize": resize}
         _same_plan(work, rec, found, options)
-        jobs = _jobs(work, rec, found, label, is_val, resize)
+        jobs = _jobs(dst, work, rec, found, label, is_val, resize)
         task = bar.add_task("faces", total=int((label >= 0).sum()))
         counts = {"headers": len(headers), "left_out": int((label < 0).sum()), **options}
         try:
@@ -567,7 +568,7 @@ def _same_plan(work: Path, rec: Path, found: Images, options: dict[str, Any]) ->
 
 
 def _jobs(
-    work: Path, rec: Path, found: Images, label: np.ndarray, is_val: np.ndarray, resize: bool
+    dst: Path, work: Path, rec: Path, found: Images, label: np.ndarray, is_val: np.ndarray, resize: bool
 ) -> dict[str, list[Job]]:
     for old in (work / "done").glob("*.tmp"):
         old.unlink()
@@ -578,6 +579,7 @@ def _jobs(
         pieces = [chosen[i : i + store.SHARD_RECORDS] for i in range(0, len(chosen), store.SHARD_RECORDS)]
         jobs[split] = [
             Job(
+                dst,
                 rec,
                 found.number[piece],
                 found.offset[piece],
