@@ -44,7 +44,7 @@ def get_config(row: str = ""):
     c = base()
     c.name = "quickstart"
     c.model.iresnet.layers = (1, 1, 1, 1)
-    c.model.iresnet.widths = (4, 8, 16, 32)
+    c.model.iresnet.widths = (4, 8, 24, 64)
     c.model.iresnet.num_features = 128
     c.model.iresnet.conv_init = "kaiming"
     c.model.vision_transformer.update(
