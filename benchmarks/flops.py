@@ -15,9 +15,10 @@ queries and MLP before it, frozen weights' gradients. The evaluation's schedule 
 pads its batches included: each image through the tower once, the decoder once for each first image of a batch of
 pairs.
 
-Not left out, though it could be: the masked half of the decoder's attention, and the state of BOS, which is the same
-for all images (one token of 257, or of 527). Together they are 1% of a forward pass, and both need attention by blocks
-with a mask of their own. A pair's forward pass has nothing else that its answer does not depend on.
+Not left out of the count: the masked half of the decoder's attention (most of which attention=by_head does leave out),
+and the state of BOS, which is the same for all images (one token of 257, or of 527). Together they are 1% of a forward
+pass, and both need attention by blocks with a mask of their own. A pair's forward pass has nothing else that its answer
+does not depend on.
 
 --pairs: LFW's pairs.txt, for the figures of the evaluation; or --store: a prepared store with benchmark "lfw".
 """

@@ -10,6 +10,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from fvjax import trees
 from fvjax.config import Config
 
+UNKNOWN = -1.0  # accuracy of what was not validated: Orbax warns at every save without one
+
 
 def _accuracy(metrics: dict[str, float]) -> float:
     return metrics["accuracy"]
@@ -44,10 +46,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the best validation accuracy, of equals the newest; the newest of all where there is none."""
-        found = self.manager.best_step()
-        return self.latest() if found is None else found
+        return self.manager.best_step()
 
-    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None) -> None:
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], accuracy: float = UNKNOWN) -> None:
         """Save; complete when this returns.
 
         Args:
@@ -59,7 +60,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         told = f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}"
         try:
-            saved = self.manager.save(step, args=items, metrics=None if accuracy is None else {"accuracy": accuracy})
+            saved = self.manager.save(step, args=items, metrics={"accuracy": accuracy})
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
             raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
         if not saved:

@@ -145,7 +145,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                     continue
                 while pending:  # never save what a loss that is not finite has touched
                     report(*pending.popleft())
-                results, accuracy = {}, None
+                results, accuracy = {}, checkpoint.UNKNOWN
                 if config.data.val and (evaluating or last):
                     results["validation"] = evaluate.validate(config, predictor.score(state), f"step {step}")
                     accuracy = results["validation"]["accuracy@best_threshold"]["mean"]

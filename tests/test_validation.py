@@ -34,7 +34,8 @@ def keep(tmp_path, accuracies, keep=2):
     config.keep = keep
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
     for step, accuracy in accuracies.items():
-        checkpoints.save(step, {"trainable": {"w": jnp.full(3, step)}}, {}, accuracy)
+        given = {} if accuracy is None else {"accuracy": accuracy}
+        checkpoints.save(step, {"trainable": {"w": jnp.full(3, step)}}, {}, **given)
     return checkpoints
 
 
