@@ -35,7 +35,8 @@ def test_batches_are_the_plans_wherever_the_faces_are(store, cache, devices):
 
 
 def test_more_faces_than_memory_are_refused(store, monkeypatch):
-    monkeypatch.setattr(pipeline.os, "sysconf", lambda name: 1024)  # pages, bytes each: 1 MiB
+    assert 2**20 < pipeline.available_memory() < 2**50
+    monkeypatch.setattr(pipeline, "available_memory", lambda: 2.0**20)
     with pytest.raises(
         ValueError, match=r"faces: 32 decoded faces need 0\.0 GiB, 0\.0 GiB are free; set config.data.cache"
     ):

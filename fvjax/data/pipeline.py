@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -81,7 +82,7 @@ def decode_all(store: Store, *, threads: int, track: Callable[[Iterable, int], I
         ValueError: a broken image (named), or not so much memory.
     """
     needed = len(store) * SIZE * SIZE * 3
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = available_memory()
     if needed > free:
         raise ValueError(
             f"{store.path}: {len(store):,} decoded faces need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are "
@@ -92,6 +93,15 @@ def decode_all(store: Store, *, threads: int, track: Callable[[Iterable, int], I
         out[done : done + count] = faces[:count]
         done += count
     return out
+
+
+def available_memory() -> float:
+    """Bytes that can be had without swapping; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
 
 
 def eval_batches(
