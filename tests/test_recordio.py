@@ -581,10 +581,8 @@ KILLED = """
 
 
 def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tuple[int, int]:
-    """Kill a conversion of 900 records at so many random moments, each with a rerun.
-
-    Returns how often it was killed and how many finished shards the reruns found.
-    """
+    """Kill a conversion of 900 records at so many random moments, each with a rerun. Returns how often that was, and
+    how many finished shards the reruns found."""
     src, script = tmp_path / "src", tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED))
     write_rec(src, insightface([FACES[:6] * 50, FACES[6:] * 100]))
