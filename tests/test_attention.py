@@ -22,8 +22,9 @@ def all_of(attend, q, k, v, dy):
     return {name: np.asarray(x, np.float32) for name, x in zip(["y", "q", "k", "v"], (y, *back(dy)))}
 
 
-@pytest.mark.parametrize("tokens", [2, QUERIES, QUERIES + 1, 300])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads"), [(2, 4, 4), (QUERIES, 6, 2), (QUERIES + 1, 4, 4), (300, 6, 2)]
+)
 @pytest.mark.parametrize("causal", [False, True])
 def test_by_head_is_attention(tokens, heads, kv_heads, causal):
     given = draw(tokens, heads, kv_heads, 16)

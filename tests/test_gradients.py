@@ -75,7 +75,7 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     assert abs(loss_of(config) - whole[0]) > 1e-3, "no path was dropped"
 
 
-@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit, tiny_siamese, tiny_pair])
+@pytest.mark.parametrize("make", [tiny_siamese, tiny_pair])
 def test_devices_share_the_work(make):
     """Not that each does all of it, which gives the same figures."""
 
