@@ -225,5 +225,5 @@ def test_missing_files_are_named_with_their_remedy(tmp_path):
     assert any(
         "config.init_from: not/here is not there" in t and "hf download OpenGVLab/InternVL2-2B" in t for t in told
     )
-    assert any("config.data.train: " in t and "MS1M" in t and "fvjax.data.prepare folder" in t for t in told)
+    assert any("config.data.train: " in t and "MS1M" in t and "fvjax.data.prepare recordio" in t for t in told)
     assert not (tmp_path / "x").exists()
