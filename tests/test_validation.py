@@ -105,4 +105,4 @@ def test_settings_that_validate_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"config.data.val_pairs=30: ten folds, so a multiple of 20"):
         check(config)
     with pytest.raises(ValueError, match="split 'test', 'val' was asked for"):
-        Store(synthetic.write(tmp_path / "faces", range(6), 4, 0, split="test", pairs=20).path, "val")
+        Store(synthetic.write(tmp_path / "faces", range(40), 2, 0, split="test", pairs=20).path, "val")
