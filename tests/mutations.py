@@ -943,7 +943,7 @@ FAULTS = (
         "fvjax/models/vlm.py",
         "return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), at)",
         "return embedded.at[np.arange(len(at))[:, None], at].set(tokens.astype(embedded.dtype))",
-        (GRADIENTS + "test_devices_share_the_work[tiny_pair]",),
+        (GRADIENTS + "test_devices_share_the_work[tiny_siamese]",),
     ),
     Fault(
         "groups_summed",
