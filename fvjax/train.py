@@ -93,6 +93,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         metrics.replace_file(before_file, json.dumps(before, indent=1))
 
     # ---- steps
+    validated: dict[int, dict] = {}  # by step, of this start
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
         train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
@@ -147,8 +148,9 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                     report(*pending.popleft())
                 results, accuracy = {}, checkpoint.UNKNOWN
                 if config.data.val and (evaluating or last):
-                    results["validation"] = evaluate.validate(config, predictor.score(state), f"step {step}")
-                    accuracy = results["validation"]["accuracy@best_threshold"]["mean"]
+                    found = evaluate.validate(config, predictor.score(state), f"step {step}")
+                    validated[step] = results["validation"] = found
+                    accuracy = found["accuracy@best_threshold"]["mean"]
                 if evaluating and not last:  # before the checkpoint, so that a kill in between repeats it
                     during = {"title": f"step {step}", "only": config.eval.during, "bootstrap": 0}
                     results |= evaluator(predictor.score(state), **during)[0]
@@ -166,6 +168,8 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         step, state = chosen, checkpoints.restore(chosen, target, meta)
         say(f"Step {step} had the best validation accuracy: it is what is evaluated")
     checkpoints.close()
+    if config.data.val and step not in validated:
+        validated[step] = evaluate.validate(config, predictor.score(state), config.name)
     score, pools = predictor.score(state, pools=bool(config.eval.pools)), {}
     for number, pool in enumerate(config.eval.pools):  # all from one embedding of each face
         pools[pool] = evaluator(functools.partial(score, pool=number), title=f"{config.name}, {pool}")
@@ -180,7 +184,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in results.items()},
         "pools": {pool: entries for pool, (entries, _) in pools.items()},  # other ones than the config's own
         "baselines": baselines,
-        "validation": evaluate.validate(config, predictor.score(state), config.name) if config.data.val else None,
+        "validation": validated.get(step),
         "step": step,
         "config_hash": config_hash(config),
         "base_hash": meta["base_hash"],
