@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# A Slurm of this machine's own for tests: `cluster.sh start DIR` installs what is missing (Debian, Ubuntu; root), then
+# starts munged, slurmctld and two slurmds as two nodes, all with keys, state and logs in DIR. `cluster.sh stop DIR` ends
+# them. With SLURM_CONF=DIR/slurm.conf the usual commands (sbatch, squeue, scontrol) speak to it. Nothing of a Slurm that
+# is installed already is changed.
+set -euo pipefail
+PATH=$PATH:/usr/sbin
+[[ ${1:-} =~ ^(start|stop)$ && $# == 2 ]] || { echo "usage: cluster.sh start|stop DIR" >&2; exit 2; }
+mkdir -p "$2"
+dir=$(realpath "$2")
+export SLURM_CONF=$dir/slurm.conf
+
+stop() {
+  local pid daemon
+  for daemon in slurmctld "$(hostname -s)" "$(hostname -s)-2nd" munged; do # what a daemon leaves when it ends has no pid file
+    [[ -f $dir/$daemon.pid ]] || continue
+    pid=$(<"$dir/$daemon.pid")
+    kill "$pid" 2>/dev/null || true
+    timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid"
+    rm -f "$dir/$daemon.pid"
+  done
+}
+
+[[ $1 == start ]] || { stop; exit; }
+((EUID == 0)) || { echo "cluster.sh: slurmd and munged want root" >&2; exit 1; }
+if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge >"$dir/install.log"
+fi
+
+chmod 755 "$dir"
+head -c 1024 /dev/urandom >"$dir/munge.key"
+chmod 600 "$dir/munge.key"
+port=$((20000 + RANDOM % 10000))
+host=$(hostname -s) # the first node's name, as that is the coordinator's address; the second's name need not resolve
+# cred_expire: a requeued job waits so long before it starts again (120 s otherwise).
+cat >"$SLURM_CONF" <<CONF
+ClusterName=test
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$port
+SlurmUser=root
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool.%n
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmdPidFile=$dir/%n.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdLogFile=$dir/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+GresTypes=gpu
+ReturnToService=2
+KillWait=10
+TaskProlog=$dir/prolog
+NodeName=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=32 Gres=gpu:4
+NodeName=$host-2nd NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=32 Gres=gpu:4
+PartitionName=all Nodes=ALL Default=YES MaxTime=60
+CONF
+for i in {0..3}; do [[ -e $dir/gpu$i ]] || mknod "$dir/gpu$i" c 1 3; done
+echo "Name=gpu File=$dir/gpu[0-3]" >"$dir/gres.conf" # /dev/null in place of GPUs: Slurm deals them out
+cat >"$dir/prolog" <<'PROLOG'
+#!/bin/sh
+echo
+PROLOG
+chmod 755 "$dir/prolog"
+mkdir -p "$dir/state"
+trap stop ERR
+munged --force --socket="$dir/munge.socket" --key-file="$dir/munge.key" --pid-file="$dir/munged.pid" \
+  --log-file="$dir/munged.log" --seed-file="$dir/munge.seed"
+slurmctld -c
+slurmd -N "$host"
+slurmd -N "$host-2nd"
+for _ in {1..60}; do
+  [[ $(sinfo -h -o %D -t idle 2>/dev/null) == 2 ]] && exit
+  sleep 0.5
+done
+echo "cluster.sh: the two nodes are not up after 30 s; see $dir/*.log" >&2
+false
