@@ -1,78 +1,118 @@
 """Checkpoints: what trains, its optimizer, statistics and the data position; never the frozen base."""
 
 import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from fvjax import trees
+from fvjax import distributed, trees
 from fvjax.config import Config
 
-UNKNOWN = -1.0  # accuracy of what was not validated: Orbax warns at every save without one
 
+class Unreadable(ValueError):
+    """A checkpoint that is cut short, damaged, or not what was saved."""
 
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]
+    def __init__(self, path: Path, why: object):
+        super().__init__(f"{path} is damaged ({_short(why)}); the training's command falls back to the one before")
 
 
 class Checkpoints:
     """WORKDIR/checkpoints: atomic, the newest `keep` are kept, and the one with the best validation accuracy.
 
     With `read_only` nothing is created or cleaned up, and `restore` reads no more than it is asked for.
+
+    Attributes:
+        accuracies: step -> validation accuracy, of those that were validated (WORKDIR/validation.json).
     """
 
     def __init__(self, workdir: Path, config: Config, read_only: bool = False):
-        self.path, self.read_only = (workdir / "checkpoints").absolute(), read_only
-        # Not in the background: the next step donates these buffers, and what trains is small.
-        best = policy.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+        self.path, self.read_only, self.keep = (workdir / "checkpoints").absolute(), read_only, config.keep
+        self.file = workdir / "validation.json"
+        found = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.accuracies = {int(step): accuracy for step, accuracy in found.items()}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(config.keep), best]),
-            best_fn=_accuracy,
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(config.keep), _Best(self.accuracies)]),
             create=True,
-            enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
         if read_only:
-            options = ocp.CheckpointManagerOptions(create=False, best_fn=_accuracy)
+            options = ocp.CheckpointManagerOptions(create=False)
         state = ocp.PyTreeCheckpointHandler() if read_only else ocp.StandardCheckpointHandler()
         handlers = {"state": state, "meta": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is none."""
-        return self.manager.latest_step()
+        return max(self.manager.all_steps(), default=None)
 
     def best(self) -> int | None:
         """The step of the best validation accuracy, of equals the newest; the newest of all where there is none."""
-        return self.manager.best_step()
+        return best(self.manager.all_steps(), self.accuracies)
 
-    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], accuracy: float = UNKNOWN) -> None:
-        """Save; complete when this returns.
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Save as it is now, in the background: the arrays may be donated at once. The one before is complete then.
 
         Args:
-            state: nested tree of arrays. meta: what must agree on restore (JSON). accuracy: of the validation.
-        Raises OSError.
+            state: nested tree of arrays. meta: what must agree on restore (JSON).
+        Raises OSError: this one or the one before was not saved.
         """
-        if self.manager.latest_step() == step:
+        if step in self.manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        told = f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}"
+        hashes = {part: text(digest(tree)) for part, tree in state.items()}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "hashes": hashes})
+        )
+        if not self._told(step, lambda: self.manager.save(step, args=items)):
+            raise OSError(f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}")
+
+    def validated(self, step: int, accuracy: float) -> None:
+        """Know the validation accuracy of a step; what is neither among the newest nor the best any more is deleted."""
+        self.accuracies[step] = accuracy
+        if jax.process_index() == 0:
+            tmp = self.file.with_suffix(".json.tmp")
+            tmp.write_text(json.dumps(self.accuracies))
+            tmp.replace(self.file)
+        self.wait()
+        steps = sorted(self.manager.all_steps())
+        for old in set(steps[: -self.keep]) - {self.best()}:
+            self.manager.delete(old)
+
+    def wait(self) -> None:
+        """Until what was saved is complete. Raises OSError: it could not be."""
+        self._told(self.manager.latest_step(), self.manager.wait_until_finished)
+
+    def _told(self, step: int | None, call: Callable[[], Any]) -> Any:
         try:
-            saved = self.manager.save(step, args=items, metrics={"accuracy": accuracy})
+            return call()
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
+            complete = [s for s in self._complete() if s != step]
+            told = f"{self.path}: step {step} was not saved, the last complete one is {max(complete, default=None)}"
             raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
-        if not saved:
-            raise OSError(told)
+
+    def _complete(self) -> list[int]:
+        return [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]  # others are renamed when they are whole
 
     def meta(self, step: int) -> dict[str, Any]:
-        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """What was saved beside the state. Raises Unreadable."""
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:
+            raise Unreadable(self.path / str(step), error) from error
 
     def restore(self, step: int, abstract: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
         """Read `step` straight onto the shardings of `abstract`.
 
-        Raises ValueError if the checkpoint's base, data or parameters are not those of this run.
+        Raises:
+            ValueError: the checkpoint's base, data or parameters are not those of this run.
+            Unreadable: it is damaged: not what was saved, by its hash.
         """
         found = self.meta(step)
         for key, value in meta.items():
@@ -80,19 +120,124 @@ class Checkpoints:
                 raise ValueError(
                     f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )
-        there = self.manager.item_metadata(step)["state"]
-        ours, theirs = (trees.flatten(tree["trainable"]) for tree in (abstract, there))
-        trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
+        try:
+            there = self.manager.item_metadata(step)["state"]
+            theirs = trees.flatten(there["trainable"])
+        except Exception as error:
+            raise Unreadable(self.path / str(step), error) from error
+        trees.strict_diff(
+            trees.flatten(abstract["trainable"]), theirs, str(self.path / str(step)), "choose another --workdir"
+        )
         args = ocp.args.StandardRestore(abstract)
         if self.read_only:
             arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=arrays, partial_restore=True)
-        items = ocp.args.Composite(state=args)
-        return self.manager.restore(step, args=items)["state"]
+        try:
+            state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        except Exception as error:
+            raise Unreadable(self.path / str(step), error) from error
+        for part, tree in state.items():
+            if (now := text(digest(tree))) != found["hashes"][part]:
+                raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {found['hashes'][part]}")
+        return state
+
+    def newest(
+        self, abstract: dict[str, Any], meta: dict[str, Any], say: Callable[[str], None]
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The newest (step, state) that is whole; damaged ones are set aside with a message. None: there is none.
+
+        Raises ValueError: not of this run, or all are damaged.
+        """
+        damaged = 0
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            problem, state = "", {}
+            try:
+                state = self.restore(step, abstract, meta)
+            except Unreadable as error:
+                problem = str(error)
+            problems = [p for p in distributed.exchange(problem) if p]
+            if not problems:
+                return step, state
+            damaged += 1
+            aside = self.path.parent / "damaged_checkpoints" / str(step)
+            say(f"{problems[0]}; it is moved to {aside}")
+            if jax.process_index() == 0:
+                aside.parent.mkdir(exist_ok=True)
+                (self.path / str(step)).rename(_free(aside))
+            distributed.exchange("moved")
+            self.manager.reload()
+        if damaged:
+            raise ValueError(f"{self.path}: none of {damaged} checkpoints can be read; choose another --workdir")
+        return None
 
     def close(self) -> None:
-        self.manager.wait_until_finished()
+        """Until all is saved. Raises OSError: it could not be."""
+        self.wait()
         self.manager.close()
+
+
+class _Best(policy.PreservationPolicy):
+    def __init__(self, accuracies: dict[int, float]):
+        self.accuracies = accuracies
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [c.step for c in checkpoints]
+        chosen = best(steps, self.accuracies) if set(steps) & set(self.accuracies) else None
+        return [step == chosen for step in steps]
+
+
+def best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
+    """The step of the best accuracy, of equals the newest; the newest of all where none is known; None of none."""
+    known = [step for step in steps if step in accuracies]
+    return max(known or steps, key=lambda step: (accuracies.get(step, 0.0), step), default=None)
+
+
+def _free(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}{end}") for end in ("", *(f".{i}" for i in range(1, 1000))))
+    return next(name for name in names if not name.exists())
+
+
+def _short(error: object) -> str:
+    return " ".join(str(error).split()).split(" [")[0][:200] or type(error).__name__
+
+
+# ---- hashes --------------------------------------------------------------------------------------------------------
+
+
+def digest(tree: Any) -> list[jax.Array]:
+    """Of every bit of a tree's arrays, their names and places: for :func:`text`, uint32 [2] for each leaf.
+
+    Equal however the arrays are sharded, and computed where they are; does not wait for them.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [_digest(x, np.uint32(zlib.crc32(jax.tree_util.keystr(path).encode()))) for path, x in leaves]
+
+
+def text(digests: list[jax.Array]) -> str:
+    """16 hexadecimal digits of a :func:`digest`."""
+    found = [np.asarray(d.addressable_data(0)) for d in digests]
+    high, low = np.sum(found, axis=0, dtype=np.uint32) if found else (0, 0)
+    return f"{high:08x}{low:08x}"
+
+
+@jax.jit
+def _digest(x: jax.Array, name: jax.Array) -> jax.Array:
+    x = jnp.atleast_1d(x)
+    if x.dtype.itemsize == 4:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    else:
+        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}[x.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+
+    def mixed(seed):  # murmur3's finalizer; sums of integers do not depend on their order
+        h = (bits + np.uint32(seed)) * np.uint32(0x9E3779B1) ^ (place + name) * np.uint32(0x85EBCA77)
+        h = (h ^ h >> 16) * np.uint32(0x85EBCA6B)
+        h = (h ^ h >> 13) * np.uint32(0xC2B2AE35)
+        return jnp.sum(h ^ h >> 16, dtype=jnp.uint32)
+
+    return jnp.stack([mixed(0x2545F491), mixed(0x7F4A7C15)])
 
 
 def base_hash(path: str | Path) -> str:

@@ -129,8 +129,11 @@ def base() -> Config:
 
     # What to tell somebody who lacks a file: (config key, where it comes from and the command that prepares it).
     c.prepare = ()
-    c.checkpoint = ConfigDict({"every_steps": 500, "keep": 2})
-    c.log = ConfigDict({"every_steps": 1, "tensorboard": True})
+    c.checkpoint = ConfigDict({"every_steps": 500, "every_minutes": 15.0, "keep": 2})  # every_minutes 0: by steps alone
+    # state_hash_every: steps between hashes of what trains, its optimizer and the batch in metrics.jsonl; 0: none
+    c.log = ConfigDict({"every_steps": 1, "tensorboard": True, "state_hash_every": 0})
+    c.heartbeat_seconds = 60.0  # several processes: one that gives no sign of life for so long is lost, the others end
+    c.deterministic = False  # on a GPU: the same bits in every run, for some speed (on a CPU they are anyway)
     c.lock()
     named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale, c.rows, c.init_parts)
     for section in named_by_the_experiment:
@@ -186,6 +189,7 @@ POSITIVE = (
     "checkpoint.every_steps",
     "checkpoint.keep",
     "log.every_steps",
+    "heartbeat_seconds",
 )
 
 
@@ -277,6 +281,8 @@ MAY_CHANGE = (
     "data.synthetic.dir",
     "remat",
     "prepare",
+    "heartbeat_seconds",
+    "deterministic",
 )
 
 

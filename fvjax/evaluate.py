@@ -110,16 +110,23 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
     return out
 
 
-def check(config: Config, workdir: Path) -> None:
-    """Open every benchmark, so that what is wrong with one is told before anything is trained. Raises ValueError."""
+def check(config: Config, workdir: Path) -> dict[str, str]:
+    """Open every benchmark, so that what is wrong with one is told before anything is trained. Raises ValueError.
+
+    Returns the hashes of their data, by "data of NAME".
+    """
     chosen = benchmarks(config, workdir)
     if unknown := set(config.eval.during) - set(chosen):
         raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
-    for where in chosen.values():
-        Store(where.store, "test")
+    hashes = {}
+    for name, where in chosen.items():
+        hashes[f"data of {name}"] = Store(where.store, "test").data_hash
         read_pairs(where.store, where.pairs)
     if config.data.val:
-        draw.validation(Store(config.data.val, "val").labels, config.data.val_pairs, config.seed)
+        store = Store(config.data.val, "val")
+        draw.validation(store.labels, config.data.val_pairs, config.seed)
+        hashes["data of config.data.val"] = store.data_hash
+    return hashes
 
 
 def synthetic_store(config: Config, workdir: Path, split: str) -> Path:

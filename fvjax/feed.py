@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fvjax import evaluate, sharding
 from fvjax.config import Config
@@ -19,6 +19,7 @@ def batches(
 
     Yields:
         images uint8 [P,2,112,112,3], labels int32 [P], index int32 [P], as `train.gradients` takes them.
+        Every process reads the rows that its devices hold.
     Raises:
         ValueError: a broken image, or faces that do not fit into memory decoded.
     """
@@ -28,7 +29,7 @@ def batches(
             store, threads=config.data.threads, track=lambda what, n: evaluate.progress(what, "decoding faces", n)
         )
     if cache == "device":  # whole on each device: what a step needs is anywhere in it
-        table, decoded = jax.device_put(decoded, sharding.replicated(mesh)), None
+        table, decoded = sharding.whole(decoded, mesh, PartitionSpec()), None
     gather = jax.jit(lambda table, ids: table[ids], out_shardings=NamedSharding(mesh, sharding.BATCH))
     keep = ("labels", "index", "images" if table is None else "ids")
     for batch in pipeline.train_batches(
@@ -36,8 +37,7 @@ def batches(
         plan,
         start_step=start_step,
         num_steps=num_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.rows_here(plan.pairs_per_batch, mesh),
         workers=config.data.workers,
         threads=config.data.threads,
         prefetch=config.data.prefetch,

@@ -1,7 +1,12 @@
 """`python -m fvjax.main --config=configs/NAME.py [--workdir=DIR] [--mode=train|eval] [--config.any.key=value]`
 
 Trains (or resumes DIR), evaluates every benchmark of the config and prints one table. Exit code 0; 2 with one line
-on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config.
+on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config. Exit code 75
+after SIGTERM, SIGUSR1 or Ctrl-C: what was trained is saved, and the same command goes on. Exit code 69: one of several
+processes was lost; the same commands go on from the last checkpoint.
+
+Several processes, one for each host or GPU, are started with the same command. Slurm and Open MPI say who they are;
+elsewhere each gets --coordinator=HOST:PORT --processes=N --process=I.
 """
 
 import json
@@ -10,16 +15,21 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fvjax import errors
-from fvjax.config import Config, check, differences, experiments, to_json
+import fvjax
+from fvjax import distributed, errors, preemption
+from fvjax.config import Config, check, differences, experiments, flatten, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate, or only evaluate what is there")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several make up one run")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many processes make up this run", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0", lower_bound=0)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
@@ -59,31 +69,67 @@ def check_writable(workdir: Path) -> None:
         raise ValueError(f"--workdir={workdir}: {there} cannot be written to; choose another --workdir")
 
 
-def cpu_devices(configs: Collection[Config]) -> int:
+def cpu_devices(configs: Collection[Config], processes: int) -> int:
     """One device per core, as far as the batches divide: on a CPU, two half batches are faster than one whole."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch = math.gcd(*(n for c in configs for n in (c.batch_size // 2 // c.accumulation, c.eval.batch_size)))
-    return max(n for n in range(1, min(cores, 8) + 1) if batch % n == 0)
+    return max(n for n in range(1, min(cores, 8) + 1) if batch // processes % n == 0)
 
 
-def run(config: Config, workdir: Path, mode: str) -> None:
-    todo = experiments(config, workdir)
+def process_count() -> int:
+    """How many processes make up this run, as the flags or the scheduler say. Raises ValueError."""
+    given: dict[str, Any] = {"coordinator": COORDINATOR.value, "processes": PROCESSES.value, "process": PROCESS.value}
+    absent = [name for name, value in given.items() if value is None]
+    if len(absent) == 3:
+        if "SLURM_STEP_NODELIST" in os.environ:  # a step of srun; a batch script itself is one process
+            return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
+    if absent:
+        raise ValueError(f"--{absent[0]} is missing: --coordinator, --processes and --process go together")
+    if given["process"] >= given["processes"]:
+        raise ValueError(f"--process={given['process']}: {given['processes']} processes are numbered from 0")
+    return given["processes"]
+
+
+def check_all(todo: dict[Path, Config], mode: str) -> None:
+    """What can be seen to be wrong before a model is read. Raises ValueError, OSError."""
     for where, one in todo.items():
         check(one)
         if lines := missing(one):
             raise FileNotFoundError("\n".join(lines))
         check_workdir(one, where, mode)
         check_writable(where)
+
+
+def run(config: Config, workdir: Path, mode: str) -> None:
+    todo, processes, problem = experiments(config, workdir), process_count(), ""
+    try:
+        check_all(todo, mode)
+    except (ValueError, OSError) as error:  # of several processes, all must hear of it
+        if processes == 1:
+            raise
+        problem = errors.line(error)
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     import jax  # here, so that the errors above and the restart below come at once
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values()))
+        jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values(), processes))
     from fvjax import evaluate, train
 
-    for where, one in todo.items():
-        train.run(one, where, train=mode == "train")
+    request = preemption.Request()
+    distributed.start(COORDINATOR.value, processes, PROCESS.value, config.heartbeat_seconds)
+    told = {"--mode": mode, "--workdir": str(workdir), "jax": jax.__version__, "code": fvjax.code_version()}
+    distributed.agree(told | {f"config.{k}": v for k, v in flatten(config.to_dict()).items()}, problem)
+    try:
+        for where, one in todo.items():
+            train.run(one, where, train=mode == "train", request=request)
+    except preemption.Preempted:
+        request.before_leaving()
+        raise
     if config.rows:
         evaluate.compare(list(todo))
+    distributed.finished()
 
 
 def main(argv: list[str]) -> None:
@@ -95,16 +141,22 @@ def main(argv: list[str]) -> None:
     try:
         with errors.naming(workdir):
             run(config, workdir, MODE.value)
+    except preemption.Preempted as stopped:
+        print(f"fvjax: {stopped}; all is saved, and the same command goes on from there", file=sys.stderr)
+        distributed.leave(preemption.EXIT_CODE, str(stopped))
     except (ValueError, OSError, FloatingPointError) as error:
         if TRACEBACK.value:
             raise
         fail(errors.line(error))
+    except RuntimeError as error:  # how jax tells of a broken connection, among other things
+        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
+        distributed.lost(error)
 
 
 def fail(text: str) -> None:
     for line in text.splitlines():
         print(f"fvjax: error: {line}", file=sys.stderr)
-    sys.exit(2)
+    distributed.leave(2, text)
 
 
 def parse(argv: list[str]) -> list[str]:

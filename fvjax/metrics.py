@@ -50,14 +50,14 @@ class Writer:
             self.task = self.progress.add_task("compiling", total=total, completed=step)
             self.progress.start()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, float | str]) -> None:
         """One line {"step": …, **values}."""
         if not self.active:
             return
         with errors.naming(self.file.name):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
         if self.board:
-            self.board.write(step, values)
+            self.board.write(step, {k: v for k, v in values.items() if isinstance(v, float)})
 
     def show(self, step: int, text: str) -> None:
         if self.active:
@@ -120,6 +120,12 @@ def replace_file(path: Path, text: str) -> None:
             tmp.replace(path)
         finally:
             tmp.unlink(missing_ok=True)
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a JSON-lines file, without one that a kill cut short; [] if there is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step(line) < float("inf")]
 
 
 def keep_before(path: Path, step: int) -> None:

@@ -1,4 +1,7 @@
-"""What an evaluation asks of a model: a score for each pair of a protocol, each image seen once."""
+"""What an evaluation asks of a model: a score for each pair of a protocol, each image seen once.
+
+Of several processes each decodes all images and has all scores; its devices see their share of the images.
+"""
 
 import tempfile
 from collections.abc import Callable
@@ -25,9 +28,11 @@ class Predictor:
     def __init__(self, config: Config, encoder: encoders.Encoder, mesh, frozen: dict, workdir: Path):
         self.config, self.encoder, self.mesh, self.frozen, self.workdir = config, encoder, mesh, frozen, workdir
         self.pools = tuple(config.eval.pools)
-        self._embed = self._jit(lambda variables, faces: encoder(variables, faces)[0])
-        self._pools = self._jit(lambda variables, faces: encoder.pools(variables, faces, self.pools))
-        self._visual, self._prefix, self._after = map(self._jit, (encoder.visual, encoder.prefix, self._p_yes))
+        everywhere = sharding.replicated(mesh)  # what is read on the host: every process has all of it
+        self._embed = self._jit(lambda variables, faces: encoder(variables, faces)[0], everywhere)
+        self._pools = self._jit(lambda variables, faces: encoder.pools(variables, faces, self.pools), everywhere)
+        self._visual, self._after = self._jit(encoder.visual, everywhere), self._jit(self._p_yes, everywhere)
+        self._prefix = self._jit(encoder.prefix)
 
     def score(self, state: dict, *, pools: bool = False) -> Callable[..., np.ndarray]:
         """How the evaluation scores pairs: by cosine, or by P(Yes) for the task pair_answer.
@@ -70,12 +75,12 @@ class Predictor:
         mine = kept._replace(k=kept.k[:, whose], v=kept.v[:, whose], length=kept.length[whose])
         return pair_answer.p_yes(self.encoder.answer_after(variables, mine, seconds, self.encoder.yes_no), (0, 1))
 
-    def _jit(self, fn: Callable) -> Callable:
+    def _jit(self, fn: Callable, where=None) -> Callable:
         def call(trainable, stats, frozen, *args):
             return fn(run_state.variables_of(self.config, trainable, frozen, stats), *args)
 
-        compiled = jax.jit(call)
+        compiled = jax.jit(call, out_shardings=where)
         return lambda state, *args: compiled(state["trainable"], state["stats"], self.frozen, *args)
 
     def _placed(self, x: np.ndarray) -> jax.Array:
-        return sharding.batch({"x": np.ascontiguousarray(x)}, self.mesh)["x"]
+        return sharding.whole(np.asarray(x), self.mesh)

@@ -55,7 +55,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def rows_here(size: int, mesh: Mesh) -> np.ndarray:
+    """Which of a batch's `size` rows this process's devices hold, in order; int [n]."""
+    held = NamedSharding(mesh, BATCH).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+
+
 def batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host rows -> global arrays split over data and fsdp; every process gives its own rows."""
+    """Host rows -> global arrays split over data and fsdp; every process gives the rows of :func:`rows_here`."""
     sharding = NamedSharding(mesh, BATCH)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
+
+
+def whole(x: np.ndarray, mesh: Mesh, spec: PartitionSpec = BATCH) -> jax.Array:
+    """An array that every process has whole -> a global array, split over data and fsdp or as `spec` says."""
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])

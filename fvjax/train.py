@@ -10,9 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 import fvjax
-from fvjax import accumulation, checkpoint, evaluate, feed, flops, lora, metrics, predict, run_state, sharding, trees
+from fvjax import (
+    accumulation,
+    checkpoint,
+    distributed,
+    evaluate,
+    feed,
+    flops,
+    lora,
+    metrics,
+    predict,
+    preemption,
+    run_state,
+    sharding,
+    trees,
+)
 from fvjax.config import Config, config_hash, to_json
 from fvjax.data import pairs, synthetic
 from fvjax.data.store import Store
@@ -20,18 +35,21 @@ from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
 from fvjax.tasks import contrastive, pair_answer
 
+SAVE, STOP = 1, 2  # what a process may wish after a step
 
-def run(config: Config, workdir: Path, *, train: bool) -> dict:
+
+def run(config: Config, workdir: Path, *, train: bool, request: preemption.Request | None = None) -> dict:
     """Train (or resume) in `workdir` and evaluate; with train=False only evaluate what is there.
 
-    Returns the contents of results.json. Raises ValueError for whatever a user can mend.
+    `request`: who may ask for a checkpoint and the end; nobody without it. Several processes all call this.
+
+    Returns the contents of results.json. Raises ValueError for whatever a user can mend, Preempted when asked to stop.
     """
     start_time, code_version = time.perf_counter(), fvjax.code_version()
-    say = metrics.console.print if jax.process_index() == 0 else lambda *_: None
+    first = jax.process_index() == 0  # the one that writes and prints
+    say = metrics.console.print if first else lambda *_: None
 
     # ---- mesh and model
-    if jax.process_count() > 1:
-        raise ValueError("this version runs in one process; several hosts come with the launch scripts")
     mesh = sharding.make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = "" if config.accumulation == 1 else " / accumulation"
@@ -44,7 +62,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     # ---- data
     store, plan = open_data(config, workdir)
-    evaluate.check(config, workdir)
+    hashes = evaluate.check(config, workdir)
     steps_per_epoch = plan.steps_per_epoch if plan else 1
     if plan and steps_per_epoch == 0:
         raise ValueError(f"config.batch_size={config.batch_size}: not one full batch of {plan.pairs_per_batch} pairs")
@@ -52,7 +70,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
 
     # ---- state
     state, frozen, tx, lr, shape, where = run_state.start(config, opened, mesh, steps_per_epoch)
-    if jax.process_index() == 0 and not (workdir / "config.json").exists():  # nothing that a user can mend is wrong
+    if first and not (workdir / "config.json").exists():  # nothing that a user can mend is wrong
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.replace_file(workdir / "config.json", to_json(config))
     meta = {
@@ -60,16 +78,22 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
         "train_data_hash": store.data_hash if store else "",
         "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
     }
+    distributed.agree({**meta, **hashes})
+    unseen = "" if (workdir / "config.json").exists() else f"{workdir} of process 0 is not seen here"
+    distributed.agree({}, unseen and f"{unseen}; choose a --workdir on a file system that all processes share")
 
+    evaluated = {line["step"] for line in metrics.read(workdir / "evaluations.jsonl")}
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-    latest, seconds_before = checkpoints.latest(), 0.0
+    request = request or preemption.Request(listen=False)
+    request.before_leaving = checkpoints.wait
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
+    latest, seconds_before = checkpoints.newest(target, meta, say), 0.0
     if not train and config.epochs and latest is None:
         raise ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to evaluate")
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
     if latest is not None:
-        state = checkpoints.restore(latest, target, meta)
-        seconds_before = checkpoints.meta(latest)["seconds"]
-        say(f"Restored step {latest} of {workdir}")
+        step, state = latest
+        seconds_before = checkpoints.meta(step)["seconds"]
+        say(f"Restored step {step} of {workdir}")
     step = int(state["step"])
 
     count = sum(x.size for x in trees.flatten(state["trainable"]).values())
@@ -90,13 +114,14 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     before_file = workdir / "before_training.json"
     if config.eval.before_training and train and total_steps and step == 0 and not before_file.exists():
         before, _ = evaluator(predictor.score(state), title="before training")
-        metrics.replace_file(before_file, json.dumps(before, indent=1))
+        if first:
+            metrics.replace_file(before_file, json.dumps(before, indent=1))
 
     # ---- steps
     validated: dict[int, dict] = {}  # by step, of this start
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
-        train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
+        train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
         whole = config.copy_and_resolve_references()
         whole.accumulation, whole.compat.last_micro_batch = 1, False  # else forward passes would count twice, or not
         plain = functools.partial(step_fn, whole, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
@@ -117,7 +142,7 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
                 gate[number] = trees.flatten(jax.device_get(dead))
                 if len(gate) == 2:
                     lora.check_alive(gate[0], gate[1])
-            values = {k: float(v) for k, v in values.items()}
+            values = {k: checkpoint.text(v) if k.endswith("_hash") else float(v) for k, v in values.items()}
             if not np.isfinite([values["loss"], values["grad_norm"]]).all():
                 raise FloatingPointError(
                     f"step {number}: the loss is {values['loss']}, its gradient's norm {values['grad_norm']} (learning "
@@ -133,30 +158,56 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
             if (number + 1) % steps_per_epoch == 0 and not metrics.console.is_terminal:
                 writer.say(f"{text}, {elapsed_since(start_time):.0f} s since start")
 
+        saved, several = time.monotonic(), jax.process_count() > 1
+        minutes = config.checkpoint.every_minutes or float("inf")
+
+        def look(step: int) -> None:
+            """Evaluate what was saved: a start after a kill does it where it is missing."""
+            results = {}
+            if config.data.val:
+                validated[step] = results["validation"] = evaluate.validate(
+                    config, predictor.score(state), f"step {step}"
+                )
+            if step < total_steps:  # at the end all benchmarks are run anyway
+                during = {"title": f"step {step}", "only": config.eval.during, "bootstrap": 0}
+                results |= evaluator(predictor.score(state), **during)[0]
+            evaluate.append_curve(workdir, step, step / steps_per_epoch, spent(), results)
+            if config.data.val:
+                checkpoints.validated(step, results["validation"]["accuracy@best_threshold"]["mean"])
+
+        def due(step: int) -> bool:
+            last = step == total_steps
+            every = config.eval.every_epochs * steps_per_epoch
+            return bool(every) and (step % every == 0 or last) and (not last or bool(config.data.val))
+
         try:
+            if step and due(step) and step not in evaluated:
+                look(step)
             for batch in batches:
+                late = (
+                    config.checkpoint.every_minutes and time.monotonic() > saved + 60 * config.checkpoint.every_minutes
+                )
+                wish = STOP if request.asked else SAVE if first and late else 0
+                vote = strongest(wish, mesh) if several else None  # read after the step, which it must not hold up
+                request.unsaved = True
                 state, values = train_step(state, frozen, batch)
-                pending.append((step, values))
                 step += 1
+                if config.log.state_hash_every and step % config.log.state_hash_every == 0:
+                    values["state_hash"], values["batch_hash"] = checkpoint.digest(state), checkpoint.digest(batch)
+                pending.append((step - 1, values))
                 if len(pending) > 1:
                     report(*pending.popleft())
+                wish = int(vote) if vote is not None else STOP if request.asked else wish
                 last = step == total_steps
-                evaluating = config.eval.every_epochs and step % (config.eval.every_epochs * steps_per_epoch) == 0
-                if not (last or evaluating or step % config.checkpoint.every_steps == 0):
+                if not (wish or last or due(step) or step % config.checkpoint.every_steps == 0):
                     continue
                 while pending:  # never save what a loss that is not finite has touched
                     report(*pending.popleft())
-                results, accuracy = {}, checkpoint.UNKNOWN
-                if config.data.val and (evaluating or last):
-                    found = evaluate.validate(config, predictor.score(state), f"step {step}")
-                    validated[step] = results["validation"] = found
-                    accuracy = found["accuracy@best_threshold"]["mean"]
-                if evaluating and not last:  # before the checkpoint, so that a kill in between repeats it
-                    during = {"title": f"step {step}", "only": config.eval.during, "bootstrap": 0}
-                    results |= evaluator(predictor.score(state), **during)[0]
-                if results:
-                    evaluate.append_curve(workdir, step, step / steps_per_epoch, spent(), results)
-                checkpoints.save(step, state, {**meta, "seconds": spent()}, accuracy)
+                checkpoints.save(step, state, {**meta, "seconds": spent()})
+                saved = time.monotonic()
+                request.saved(stop=wish == STOP)
+                if due(step):
+                    look(step)
                 clock = time.perf_counter()
         finally:
             writer.close()
@@ -196,6 +247,18 @@ def run(config: Config, workdir: Path, *, train: bool) -> dict:
     }
     evaluate.finish(config, workdir, out, curves)
     return out
+
+
+def strongest(wish: int, mesh) -> jax.Array:
+    """The largest of what the processes wish: all must do the same after the same step."""
+    each = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+    wishes = jax.make_array_from_callback((mesh.size,), each, lambda _: np.full(1, wish, np.int32))
+    return _largest(wishes, sharding.replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _largest(x: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.max(x), where)
 
 
 # ---- one step ------------------------------------------------------------------------------------------------------
@@ -282,9 +345,10 @@ def open_data(config: Config, workdir: Path) -> tuple[Store | None, pairs.Plan |
             ("test", range(c.identities, c.identities + c.test_identities), c.test_images, c.test_pairs),
         ):
             path = evaluate.synthetic_store(config, workdir, split)
-            if not path.exists():
+            if jax.process_index() == 0 and not path.exists():
                 metrics.console.print(f"Drawing {len(people) * images:,} synthetic faces ({split})")
                 synthetic.write(path, people, images, c.seed, split=split, difficulty=c.difficulty, pairs=count)
+        distributed.exchange("drawn")
         store = Store(evaluate.synthetic_store(config, workdir, "train"), "train")
     elif config.data.train:
         store = Store(config.data.train, config.data.split)

@@ -659,8 +659,8 @@ FAULTS = (
         "hosts_overlap",
         "every host reads the first host's pairs",
         "fvjax/data/pipeline.py",
-        "np.arange(step * total + process_index,",
-        "np.arange(step * total,",
+        "index = step * total + rows",
+        "index = step * total + np.arange(len(rows))",
         (PIPELINE + "test_hosts_share_every_step_between_them",),
     ),
     Fault(
@@ -917,8 +917,8 @@ FAULTS = (
         "newest_for_best",
         "the newest checkpoint is taken for the best",
         "fvjax/checkpoint.py",
-        "return self.manager.best_step()",
-        "return self.latest()",
+        "known = [step for step in steps if step in accuracies]",
+        "known = []",
         ("tests/test_validation.py::test_the_best_checkpoint_is_kept_beside_the_newest",),
     ),
     Fault(

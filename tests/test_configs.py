@@ -107,6 +107,6 @@ def test_a_cpu_gets_as_many_devices_as_a_part_of_the_batch_divides_by(monkeypatc
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     config = base()
     config.batch_size, config.eval.batch_size = 16, 8
-    assert main.cpu_devices([config]) == 4
+    assert main.cpu_devices([config], 1) == 4
     config.accumulation = 4  # two pairs a part
-    assert main.cpu_devices([config]) == 2
+    assert main.cpu_devices([config], 1) == 2

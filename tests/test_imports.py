@@ -21,7 +21,7 @@ PARTS = (
     "models",
     "flops",
 )
-COMMON = {"trees", "typing", "config", "errors"}
+COMMON = {"trees", "typing", "config", "errors", "distributed"}  # distributed: what processes say to each other
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}
 MAY["run_state"] = COMMON | {"models", "checkpoint", "lora", "optim", "sharding", "data"}  # data: the tokenizer
 MAY["predict"] = COMMON | {"run_state", "evaluate", "models", "tasks", "evals", "data", "sharding"}

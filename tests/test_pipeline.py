@@ -53,7 +53,7 @@ def test_a_batch_is_the_plan_decoded(faces, plan):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_share_every_step_between_them(faces, plan, hosts):
     whole = batches(faces, plan)
-    parts = [batches(faces, plan, process_index=i, process_count=hosts) for i in range(hosts)]
+    parts = [batches(faces, plan, rows=rows) for rows in np.split(np.arange(plan.pairs_per_batch), hosts)]
     for step, want in enumerate(whole):
         got = [(int(i), *ids) for part in parts for i, ids in zip(part[step]["index"], part[step]["ids"].tolist())]
         assert all(len(part[step]["index"]) == 4 // hosts for part in parts)
@@ -74,10 +74,10 @@ def test_threads_and_worker_processes_change_nothing(faces, plan):
 
 
 def test_what_does_not_fit_is_refused(faces, plan):
-    with pytest.raises(ValueError, match="4 pairs a batch cannot be split evenly for host 0 of 3"):
-        batches(faces, plan, process_count=3)
-    with pytest.raises(ValueError, match="host 2 of 2"):
-        batches(faces, plan, process_index=2, process_count=2)
+    with pytest.raises(ValueError, match="rows 3 to 4 of a batch that has 4 pairs"):
+        batches(faces, plan, rows=np.array([3, 4]))
+    with pytest.raises(ValueError, match="rows -1 to 0 of a batch"):
+        batches(faces, plan, rows=np.array([-1, 0]))
     with pytest.raises(ValueError, match=f"over 4 images, .* has {len(faces)}"):
         batches(faces, PairPlan(np.array([0, 0, 1, 1]), 2, 0))
     with pytest.raises(ValueError, match="start_step=-1"):

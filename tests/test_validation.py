@@ -34,8 +34,9 @@ def keep(tmp_path, accuracies, keep=2):
     config.keep = keep
     checkpoints = checkpoint.Checkpoints(tmp_path, config)
     for step, accuracy in accuracies.items():
-        given = {} if accuracy is None else {"accuracy": accuracy}
-        checkpoints.save(step, {"trainable": {"w": jnp.full(3, step)}}, {}, **given)
+        checkpoints.save(step, {"trainable": {"w": jnp.full(3, step)}}, {})
+        if accuracy is not None:
+            checkpoints.validated(step, accuracy)
     return checkpoints
 
 

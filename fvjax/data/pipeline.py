@@ -22,8 +22,7 @@ def train_batches(
     *,
     start_step: int,
     num_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 4,
@@ -32,9 +31,8 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches ``start_step`` … ``start_step + num_steps - 1`` of ``plan``, this host's part of each.
 
-    With p = P / process_count, host h gets pairs h, h + process_count, … of the P pairs of a step.
-
     Args:
+        rows: int [p], which of a step's P pairs this host needs; None: all.
         workers: decoding processes (0: this process). threads: decoding threads in each.
         prefetch: batches kept ready in each process.
         decoded: all of the store's faces as :func:`decode_all` gives them; None decodes each when it is needed.
@@ -43,19 +41,19 @@ def train_batches(
         images uint8 [p, 2, 112, 112, 3] RGB, labels int32 [p] (see `pairs.Pair`), index int64 [p] (global pair
         index, the number to derive random keys from), ids int64 [p, 2] (record numbers).
     Raises:
-        ValueError: the plan is not of this store, P does not divide by process_count, or an image is broken (named).
+        ValueError: the plan is not of this store, there is no such row, or an image is broken (named).
     """
     total = plan.pairs_per_batch
     if len(plan.labels) != len(store):
         raise ValueError(f"the plan is over {len(plan.labels)} images, {store.path} has {len(store)}")
-    if total % process_count or not 0 <= process_index < process_count:
-        raise ValueError(f"{total} pairs a batch cannot be split evenly for host {process_index} of {process_count}")
-
+    rows = np.arange(total) if rows is None else rows
+    if not ((rows >= 0) & (rows < total)).all():
+        raise ValueError(f"rows {rows.min()} to {rows.max()} of a batch that has {total} pairs")
     if start_step < 0 or num_steps < 0:
         raise ValueError(f"start_step={start_step} and num_steps={num_steps} must not be negative")
 
     def load(step: int) -> dict[str, Any]:
-        index = np.arange(step * total + process_index, (step + 1) * total, process_count)
+        index = step * total + rows
         pairs = [plan[int(i)] for i in index]
         ids = np.array([(a, b) for a, b, _ in pairs], np.int64)
         out: dict[str, Any] = {

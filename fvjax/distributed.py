@@ -1,0 +1,169 @@
+"""Several processes as one run: how they find each other, what they must agree on, what happens when one is gone.
+
+`jax.distributed` connects them. Its key-value store, which process 0 serves, carries what is said here: facts that all
+must share, a sign of life of every process, and the last words of one that ends. The store has no public name in jax;
+Orbax uses it by the same one.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone; the same command goes on from the last checkpoint
+_AGREE_S = 1800  # one process may read gigabytes before it agrees
+_rounds = iter(range(sys.maxsize))
+_store: Any = None  # jax's, once connected
+_me = 0
+_watch: "Watch"
+
+
+def start(coordinator: str | None, processes: int, process: int | None, heartbeat: float) -> None:
+    """Connect to the other processes, before anything is computed; nothing for one process.
+
+    Args:
+        coordinator: HOST:PORT of process 0. None: as Slurm or Open MPI say, which also know this process's number.
+        processes: how many. process: this one's number.
+        heartbeat: seconds after which a process that gives no sign of life is lost, and the others end.
+    Raises:
+        RuntimeError: not all came, or jax does not know this scheduler.
+    """
+    global _store, _me, _watch
+    if processes == 1:
+        return
+    import jax
+    from jax._src.distributed import global_state  # it has no public name; Orbax uses it by this one
+
+    given: dict[str, Any] = {}
+    if coordinator:
+        given = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+    # jax's own heartbeat names no process if it is 0 that is lost, and ends with a stack trace: ours comes first
+    jax.distributed.initialize(**given, heartbeat_timeout_seconds=int(2 * heartbeat) + 10)
+    _store, _me = global_state.client, global_state.process_id
+    _watch = Watch(heartbeat, exchange(f"{socket.gethostname()}, pid {os.getpid()}"))
+    _watch.start()
+
+
+def exchange(text: str) -> list[str]:
+    """What every process says, in their order. All must call it, equally often."""
+    if _store is None:
+        return [text]
+    name = f"fvjax/round/{next(_rounds)}"
+    _store.key_value_set(f"{name}/{_me:06}", text)
+    _store.wait_at_barrier(name, _AGREE_S * 1000)
+    return [value for _, value in sorted(_store.key_value_dir_get(name))]
+
+
+def agree(facts: Mapping[str, Any], problem: str = "") -> None:
+    """Go on only if no process has a problem and all have the same facts. All must call it.
+
+    Raises ValueError in every process, naming the processes and the first fact that differs.
+    """
+    told = [json.loads(text) for text in exchange(json.dumps({"problem": problem, "facts": dict(facts)}))]
+    if len(told) == 1:
+        if problem:
+            raise ValueError(problem)
+        return
+    if problems := [f"process {i}: {one['problem']}" for i, one in enumerate(told) if one["problem"]]:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    first = told[0]["facts"]
+    for i, one in enumerate(told):
+        for key in sorted(set(first) | set(one["facts"])):
+            here, there = (facts_of.get(key) for facts_of in (one["facts"], first))
+            if here != there:
+                raise ValueError(f"process {i} has {key} = {here!r}, process 0 has {there!r}; all must have the same")
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """End this process, and tell the others why: they end with the same code. Waits for nobody."""
+    if _store is not None:
+        with contextlib.suppress(Exception):  # process 0 may be gone
+            _store.key_value_set(f"fvjax/ended/{_me:06}", f"{code} {text}", True)
+            if _me == 0:  # it serves the store: the others must come by first
+                time.sleep(3 * Watch.period)
+        _exit(code)
+    sys.exit(code)
+
+
+def lost(error: Exception) -> NoReturn:
+    """A computation with other processes failed: end with who is gone, or at last with `error` itself."""
+    if _store is None:
+        raise error
+    time.sleep(_watch.heartbeat + 4 * Watch.period)  # the watch ends this process as soon as it knows
+    leave(PEER_LOST, " ".join(str(error).split()))
+
+
+def finished() -> None:
+    """Say that no sign of life will come any more, as all is done."""
+    if _store is not None:
+        _store.key_value_set(f"fvjax/ended/{_me:06}", "0 ", True)
+
+
+class Watch:
+    """Ends this process with a message when another one is lost or has ended before its time.
+
+    A process is alive as long as a thread of its own says so, however long a step takes it.
+
+    Args:
+        heartbeat: seconds. where: host and process id, of each process.
+    """
+
+    period = 0.5  # seconds between two signs of life
+
+    def __init__(self, heartbeat: float, where: list[str]):
+        self.heartbeat, self.where = heartbeat, where
+        self.seen = [("", time.monotonic()) for _ in where]  # of each its last sign of life, and when it came
+
+    def start(self) -> None:
+        for target in (self._say, self._look):  # two, as a call of the store may hang when process 0 does
+            threading.Thread(target=target, daemon=True).start()
+
+    def _say(self) -> None:
+        count = 0
+        while True:
+            count += 1
+            try:
+                _store.key_value_set(f"fvjax/beat/{_me:06}", str(count), True)
+                beats, ended = _store.key_value_dir_get("fvjax/beat"), _store.key_value_dir_get("fvjax/ended")
+            except Exception:  # process 0 is gone: `_look` will find that nothing comes any more
+                time.sleep(self.period)
+                continue
+            for key, value in [*beats, *ended]:
+                i = int(key.rpartition("/")[2])
+                if "/ended/" in key:
+                    self._ended(i, *value.split(" ", 1))
+                elif value != self.seen[i][0]:
+                    self.seen[i] = value, time.monotonic()
+            self.seen[0] = self.seen[0][0], max(self.seen[0][1], time.monotonic())  # it answered
+            time.sleep(self.period)
+
+    def _ended(self, i: int, code: str, text: str) -> None:
+        if code != "0" and i != _me:
+            _exit(int(code), f"process {i} ({self.where[i]}) ended: {text}")
+        self.seen[i] = "", float("inf")  # all is done there
+
+    def _look(self) -> None:
+        before = time.monotonic()
+        while True:
+            time.sleep(self.period)
+            now = time.monotonic()
+            if now - before > self.heartbeat / 2:  # it is this process that stood still
+                self.seen = [(value, max(when, now)) for value, when in self.seen]
+            before = now
+            for i, (_, when) in enumerate(self.seen):
+                if now - when > self.heartbeat and i != _me:
+                    told = f"no sign of life of process {i} ({self.where[i]}) for {self.heartbeat:.0f} s"
+                    _exit(PEER_LOST, f"{told}; the same command goes on from the last checkpoint")
+
+
+def _exit(code: int, text: str = "") -> NoReturn:
+    for line in text.splitlines():
+        print(f"fvjax: error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: other threads may wait for a process that is gone
