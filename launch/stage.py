@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from fvjax import errors
@@ -35,13 +36,17 @@ def copy(store: Path, split: str, to: Path) -> Path:
     dst = to / store.absolute().relative_to("/")
     if dst.exists():
         return dst
-    Store(store, split)  # complete? Otherwise this names the file
-    tmp = dst.with_name(f"{dst.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    with errors.naming(tmp):
-        shutil.copytree(store, tmp)
-    Store(tmp, split)
-    return tmp.rename(dst)
+    Store(store, split)  # whole? Otherwise this names the file
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with errors.naming(dst), tempfile.TemporaryDirectory(dir=dst.parent) as tmp:
+        made = Path(shutil.copytree(store, Path(tmp) / store.name))
+        Store(made, split)
+        try:
+            made.rename(dst)
+        except OSError:  # another node was first: $SLURM_TMPDIR is one for all
+            if not dst.exists():
+                raise
+    return dst
 
 
 def main() -> None:
