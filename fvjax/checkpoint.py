@@ -215,9 +215,8 @@ def digest(tree: Any) -> list[jax.Array]:
 
 def text(digests: list[jax.Array]) -> str:
     """16 hexadecimal digits of a :func:`digest`."""
-    found = [np.asarray(d.addressable_data(0)) for d in digests]
-    high, low = np.sum(found, axis=0, dtype=np.uint32) if found else (0, 0)
-    return f"{high:08x}{low:08x}"
+    found = np.array([np.asarray(d.addressable_data(0)) for d in digests], np.uint32).reshape(-1, 2)
+    return "".join(f"{half:08x}" for half in found.sum(axis=0, dtype=np.uint32).tolist())
 
 
 @jax.jit

@@ -84,7 +84,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
 
     evaluated = {line["step"] for line in metrics.read(workdir / "evaluations.jsonl")}
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-    request = request or preemption.Request(listen=False)
+    request = request or preemption.Request()
     request.before_leaving = checkpoints.wait
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
     latest, seconds_before = checkpoints.newest(target, meta, say), 0.0
@@ -184,10 +184,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
             if step and due(step) and step not in evaluated:
                 look(step)
             for batch in batches:
-                late = (
-                    config.checkpoint.every_minutes and time.monotonic() > saved + 60 * config.checkpoint.every_minutes
-                )
-                wish = STOP if request.asked else SAVE if first and late else 0
+                wish = STOP if request.asked else SAVE if first and time.monotonic() > saved + 60 * minutes else 0
                 vote = strongest(wish, mesh) if several else None  # read after the step, which it must not hold up
                 request.unsaved = True
                 state, values = train_step(state, frozen, batch)
