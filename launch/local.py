@@ -5,8 +5,8 @@
 What stands behind -- goes to each process. The first one's output is shown as it is, the others' on standard error with
 their number. SIGTERM, SIGUSR1 and SIGINT are passed on to all. If one fails, the others have --grace seconds to end by
 themselves (they notice within config.heartbeat_seconds), then they are killed; the exit code is that of the one that
-failed first, or 128 plus the signal that ended it. With --restarts all are started again if that was a signal, or 75
-(saved, because it was asked to end), unless this program was asked to end itself.
+failed first, or 128 plus the signal that ended it. With --restarts all are started again if that was a signal, 75 (asked
+to end, and saved) or 69 (another process lost), unless this program was asked to end itself.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-SAVED = 75  # fvjax.main's exit code after a signal (EX_TEMPFAIL)
+AGAIN = (75, 69)  # fvjax.main's exit codes: asked to end, and saved; another process lost
 
 
 def say(text: str) -> None:
@@ -103,7 +103,7 @@ def run(argv: list[str], program: list[str]) -> int:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to deal out among the processes (default: none)")
     parser.add_argument("--restarts", type=int, default=0, help="how often to start again (default: never)")
     parser.add_argument("--port", type=int, default=0, help="of the coordinator (default: a free one)")
-    parser.add_argument("--grace", type=float, default=60, help="seconds, see above (default: 60)")
+    parser.add_argument("--grace", type=float, default=90, help="seconds, see above (default: 90)")
     parser.add_argument("flags", nargs="*", help="-- and the flags of fvjax.main")
     args = parser.parse_args(argv)
     if args.processes < 1:
@@ -120,7 +120,7 @@ def run(argv: list[str], program: list[str]) -> int:
         where = f"--coordinator=127.0.0.1:{args.port or free_port()}", f"--processes={args.processes}"
         commands = [[*program, *where, f"--process={i}", *args.flags] for i in range(args.processes)]
         code = together(commands, extra, args.grace, asked)
-        if not left or asked or (code >= 0 and code != SAVED):
+        if not left or asked or (code >= 0 and code not in AGAIN):
             break
         say(f"all are started again, {left - 1} restarts are left")
     return code if code >= 0 else 128 - code

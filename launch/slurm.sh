@@ -50,5 +50,5 @@ if ((gpus)); then # cpu-bind: data workers need CPUs, so a node's processes shar
   ((SLURM_CPUS_ON_NODE >= 2 * gpus)) ||
     echo "launch/slurm.sh: $SLURM_CPUS_ON_NODE CPUs for $gpus GPUs will be slow; add --cpus-per-gpu=6" >&2
 fi
-# A process that loses its peers ends by itself and says why; what still hangs a minute later is ended by srun.
-srun "${tasks[@]}" --kill-on-bad-exit=0 --wait=60 python -m fvjax.main "${flags[@]}"
+# A process that loses its peers ends by itself and says why; what still hangs 90 s later is ended by srun.
+srun "${tasks[@]}" --kill-on-bad-exit=0 --wait=90 python -m fvjax.main "${flags[@]}"

@@ -14,12 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvjax import errors
+from fvjax import errors, preemption
 from fvjax.config import Config, experiments
 from fvjax.data.store import Store
 from fvjax.main import CONFIG, fail, parse
-
-SAVED = 75
 
 
 def stores(config: Config) -> dict[str, tuple[Path, str]]:
@@ -51,7 +49,7 @@ def copy(store: Path, split: str, to: Path) -> Path:
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: sys.exit(SAVED))
+        signal.signal(number, lambda *_: sys.exit(preemption.EXIT_CODE))
     parse(sys.argv)
     try:
         wanted = stores(CONFIG.value)

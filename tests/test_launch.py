@@ -149,7 +149,7 @@ def test_one_process_for_each_gpu_of_a_job(slurm):
     code, calls, err = slurm("configs/quickstart.py:vit_lora", "--config.seed=1", SLURM_GPUS_ON_NODE="4", **JOB)
     assert (code, err) == (0, "")
     tasks = "--ntasks=8 --ntasks-per-node=4 --cpu-bind=none --overcommit"
-    assert calls == [f"srun {tasks} --kill-on-bad-exit=0 --wait=60 {MAIN} --config.seed=1"]
+    assert calls == [f"srun {tasks} --kill-on-bad-exit=0 --wait=90 {MAIN} --config.seed=1"]
     _, _, err = slurm("configs/quickstart.py", SLURM_GPUS_ON_NODE="4", **JOB | {"SLURM_CPUS_ON_NODE": "4"})
     assert err == "launch/slurm.sh: 4 CPUs for 4 GPUs will be slow; add --cpus-per-gpu=6\n"
 
@@ -159,7 +159,7 @@ def test_only_saved_runs_are_queued_again(slurm, code):
     got, calls, _ = slurm("configs/quickstart.py:vit_lora", CODE=str(code), **JOB)
     assert got == code
     requeue = ["scontrol requeue 7"] if code == 75 else []
-    assert calls == [f"srun --kill-on-bad-exit=0 --wait=60 {MAIN}", *requeue]
+    assert calls == [f"srun --kill-on-bad-exit=0 --wait=90 {MAIN}", *requeue]
 
 
 STAGE = f"srun --ntasks=2 --ntasks-per-node=1 {MAIN.replace('fvjax.main', 'launch.stage')}"
@@ -169,7 +169,7 @@ STAGE = f"srun --ntasks=2 --ntasks-per-node=1 {MAIN.replace('fvjax.main', 'launc
 def test_main_reads_the_copies(slurm, said):
     code, calls, err = slurm("configs/quickstart.py:vit_lora", SLURM_TMPDIR="/disk", SAID=said, **JOB)
     assert (code, err) == (0, "")
-    assert calls == [STAGE, f"srun --kill-on-bad-exit=0 --wait=60 {MAIN} {said}".rstrip()]
+    assert calls == [STAGE, f"srun --kill-on-bad-exit=0 --wait=90 {MAIN} {said}".rstrip()]
 
 
 @pytest.mark.parametrize("code", [2, 75])

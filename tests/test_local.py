@@ -125,7 +125,7 @@ def test_one_that_ends_well_is_no_failure(tmp_path):
     assert (code, out) == (0, "done\n")
 
 
-@pytest.mark.parametrize("how", ["sys.exit(75)", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize("how", ["sys.exit(75)", "sys.exit(69)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_saved_or_killed_is_started_again(tmp_path, how):
     body = f"""
 mark = {str(tmp_path)!r} + f"/been{{me}}"

@@ -1,0 +1,107 @@
+"""launch/slurm.sh on a real Slurm, two nodes on this machine (cluster.sh): a run to its table, a requeue, an error.
+
+    python -m pytest -n0 -m slow tests/slurm
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fvjax.data import images, store
+from tests.test_images import smooth_face
+from tests.test_main import TINY, lines, saved
+
+pytestmark = pytest.mark.slow
+CLUSTER = Path(__file__).with_name("cluster.sh")
+EPOCHS, STEPS = 20, 120  # long enough for a signal to come in the middle
+RUN = [TINY[0].removeprefix("--config="), *TINY[1:], f"--config.epochs={EPOCHS}", "--config.eval.every_epochs=0"]
+TWO_NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=2")
+
+
+class Slurm:
+    """What the tests do with the cluster."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM") and k != "XLA_FLAGS"}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.env = kept | {"SLURM_CONF": str(folder / "slurm.conf"), "JAX_NUM_CPU_DEVICES": "1", "PATH": path}
+
+    def submit(self, sizes: tuple[str, ...], *args: str, **env: str) -> str:
+        """Through launch/slurm.sh; returns the job's number."""
+        command = ["launch/slurm.sh", *sizes, f"--output={self.folder}/job-%j.log", *args]
+        done = subprocess.run(command, env=self.env | env, capture_output=True, text=True, check=True)
+        return done.stdout.split()[-1]
+
+    def job(self, number: str) -> dict[str, str]:
+        shown = subprocess.check_output(["scontrol", "show", "job", "-o", number], env=self.env, text=True)
+        return dict(item.split("=", 1) for item in shown.split() if "=" in item)
+
+    def finished(self, number: str) -> dict[str, str]:
+        deadline = time.monotonic() + 600
+        while (job := self.job(number))["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
+            assert time.monotonic() < deadline, self.log(number)
+            time.sleep(0.5)
+        return job
+
+    def log(self, number: str) -> str:
+        return (self.folder / f"job-{number}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if os.geteuid():
+        pytest.skip("not root: tests/slurm/cluster.sh installs and starts Slurm's daemons")
+    folder = tmp_path_factory.mktemp("slurm")
+    done = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"Slurm does not start here: {done.stderr.strip()}")
+    yield Slurm(folder)
+    subprocess.run([CLUSTER, "stop", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    number = slurm.submit(TWO_NODES, *RUN, f"--workdir={workdir}")
+    job = slurm.finished(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "0"), slurm.log(number)
+    assert job["NumNodes"] == "2"
+    assert slurm.log(number).count("Face verification (%)") == 1, "one process prints"
+    return workdir
+
+
+def test_two_processes_train_to_the_table(undisturbed):
+    assert [line["step"] for line in lines(undisturbed / "metrics.jsonl")] == list(range(STEPS))
+    assert json.loads((undisturbed / "results.json").read_text())["benchmarks"]["synthetic"]["n_pairs"] == 40
+
+
+def test_signalled_it_saves_is_queued_again_and_goes_on(slurm, undisturbed, tmp_path):
+    workdir = tmp_path / "signalled"
+    number = slurm.submit(TWO_NODES, *RUN, f"--workdir={workdir}")
+    deadline = time.monotonic() + 300
+    while len(lines(workdir / "metrics.jsonl")) < 12:
+        assert time.monotonic() < deadline, slurm.log(number)
+        time.sleep(0.02)
+    subprocess.run(["scancel", "--signal=USR1", number], env=slurm.env, check=True)
+    job, log = slurm.finished(number), slurm.log(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log
+    before, _, after = log.partition(f"launch/slurm.sh: saved; job {number} is queued again")
+    assert "Face verification (%)" in after
+    assert "Face verification (%)" not in before
+    step = int(after.split("Restored step ")[1].split()[0])
+    assert 12 <= step < STEPS
+    assert step % 5, "saved when it was asked to, not by checkpoint.every_steps"
+    metrics, expected_metrics = lines(workdir / "metrics.jsonl"), lines(undisturbed / "metrics.jsonl")
+    assert [(m["step"], m["loss"]) for m in metrics] == [(m["step"], m["loss"]) for m in expected_metrics]
+    (step, state), (expected_step, expected) = saved(workdir), saved(undisturbed)
+    assert step == expected_step == STEPS
+    assert set(state) == set(expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(state[name], leaf, err_msg=name)
