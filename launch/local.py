@@ -5,8 +5,8 @@
 What stands behind -- goes to each process. The first one's output is shown as it is, the others' on standard error with
 their number. SIGTERM, SIGUSR1 and SIGINT are passed on to all. If one fails, the others have --grace seconds to end by
 themselves (they notice within config.heartbeat_seconds), then they are killed; the exit code is that of the one that
-failed first, or 128 plus the signal that ended it. With --restarts all are started again if that was a signal, 75 (asked
-to end, and saved) or 69 (another process lost), unless this program was asked to end itself.
+failed first, or 128 plus the signal that ended it. With --restarts all are started again if that was a signal, 75
+(asked to end, and saved) or 69 (another process lost), unless this program was asked to end itself.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import local
+from tests.test_main import TINY, lines
 
 # Each gets --coordinator=HOST:PORT --processes=N --process=I and our flags, and finds them in `flags`.
 PROGRAM = """
@@ -181,3 +182,15 @@ def test_a_stopped_process_does_not_hold_up_the_rest(tmp_path):
     code, _, err = call(tmp_path, body, "--grace=1")
     assert code == 9
     assert "killed, as still running 1 s later: process 1" in err
+
+
+def test_two_processes_train_to_the_table(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    small = [*TINY, "--config.epochs=2", "--config.eval.every_epochs=0", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "launch/local.py", "--processes=2", "--devices=2", "--", *small]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mesh {'data': 4, 'fsdp': 1, 'tensor': 1}" in done.stdout
+    assert done.stdout.count("Face verification (%)") == 1
+    assert "Face verification" not in done.stderr
+    assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl")] == list(range(12))

@@ -1,6 +1,6 @@
 """launch/slurm.sh on a real Slurm, two nodes on this machine (cluster.sh): a run to its table, a requeue, an error.
 
-    python -m pytest -n0 -m slow tests/slurm
+python -m pytest -n0 -m slow tests/slurm
 """
 
 import json
@@ -19,8 +19,14 @@ from tests.test_main import TINY, lines, saved
 
 pytestmark = pytest.mark.slow
 CLUSTER = Path(__file__).with_name("cluster.sh")
-EPOCHS, STEPS = 20, 120  # long enough for a signal to come in the middle
-RUN = [TINY[0].removeprefix("--config="), *TINY[1:], f"--config.epochs={EPOCHS}", "--config.eval.every_epochs=0"]
+STEPS = 60
+RUN = [
+    TINY[0].removeprefix("--config="),
+    *TINY[1:],
+    "--config.epochs=10",
+    "--config.eval.every_epochs=0",
+    "--config.checkpoint.every_steps=1000",  # so that what is saved before the end is saved because of a signal
+]
 TWO_NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=2")
 
 
@@ -82,22 +88,24 @@ def test_two_processes_train_to_the_table(undisturbed):
     assert json.loads((undisturbed / "results.json").read_text())["benchmarks"]["synthetic"]["n_pairs"] == 40
 
 
+def wait_for_steps(slurm: Slurm, number: str, workdir: Path, steps: int) -> None:
+    deadline = time.monotonic() + 300
+    while len(lines(workdir / "metrics.jsonl")) < steps:
+        assert time.monotonic() < deadline, slurm.log(number)
+        time.sleep(0.02)
+
+
 def test_signalled_it_saves_is_queued_again_and_goes_on(slurm, undisturbed, tmp_path):
     workdir = tmp_path / "signalled"
     number = slurm.submit(TWO_NODES, *RUN, f"--workdir={workdir}")
-    deadline = time.monotonic() + 300
-    while len(lines(workdir / "metrics.jsonl")) < 12:
-        assert time.monotonic() < deadline, slurm.log(number)
-        time.sleep(0.02)
+    wait_for_steps(slurm, number, workdir, 12)
     subprocess.run(["scancel", "--signal=USR1", number], env=slurm.env, check=True)
     job, log = slurm.finished(number), slurm.log(number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     before, _, after = log.partition(f"launch/slurm.sh: saved; job {number} is queued again")
     assert "Face verification (%)" in after
     assert "Face verification (%)" not in before
-    step = int(after.split("Restored step ")[1].split()[0])
-    assert 12 <= step < STEPS
-    assert step % 5, "saved when it was asked to, not by checkpoint.every_steps"
+    assert 12 <= int(after.split("Restored step ")[1].split()[0]) < STEPS
     metrics, expected_metrics = lines(workdir / "metrics.jsonl"), lines(undisturbed / "metrics.jsonl")
     assert [(m["step"], m["loss"]) for m in metrics] == [(m["step"], m["loss"]) for m in expected_metrics]
     (step, state), (expected_step, expected) = saved(workdir), saved(undisturbed)
@@ -105,3 +113,42 @@ def test_signalled_it_saves_is_queued_again_and_goes_on(slurm, undisturbed, tmp_
     assert set(state) == set(expected)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(state[name], leaf, err_msg=name)
+
+
+def test_cancelled_it_stays_so(slurm, tmp_path):
+    number = slurm.submit(TWO_NODES, *RUN, f"--workdir={tmp_path / 'run'}")
+    wait_for_steps(slurm, number, tmp_path / "run", 3)
+    subprocess.run(["scancel", number], env=slurm.env, check=True)
+    job = slurm.finished(number)
+    time.sleep(5)
+    assert (job["JobState"], slurm.job(number)["JobState"], job["Restarts"]) == ("CANCELLED", "CANCELLED", "0")
+
+
+def test_a_mistake_is_the_jobs_exit_code(slurm, tmp_path):
+    number = slurm.submit(TWO_NODES, *RUN, f"--workdir={tmp_path / 'run'}", "--config.batch_size=7")
+    job = slurm.finished(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "fvjax: error: " in slurm.log(number)
+    assert "config.batch_size=7 must be even" in slurm.log(number)
+
+
+def test_each_node_reads_its_own_copies(slurm, tmp_path):
+    people = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i}.jpg") for i in range(40)]
+    data = store.write(tmp_path / "faces", people, split="test", sources=["here"])
+    a, fold = np.arange(0, 40, 2).repeat(2), np.arange(10).repeat(4)
+    b = np.where(np.arange(40) % 2, (a + 2) % 40, a + 1)
+    pairs = store.Pairs(a, b, data.labels[a] == data.labels[b], fold, data.labels[a], data.labels[b])
+    for name in ("lfw", "ff", "fp"):
+        store.write_pairs(tmp_path / "faces", name, pairs)
+    keys = [f"--config.eval.benchmarks.{name}.store" for name in ("lfw", "cfp_ff", "cfp_fp")]
+    here = [f"{key}={tmp_path / 'faces'}" for key in keys]
+    disk = tmp_path / "disk"  # one for both nodes here: the same machine
+    disk.mkdir()
+    settings = ("--config.epochs=0", "--config.data.train=", "--config.eval.bootstrap=20")
+    args = ("configs/small_real.py", *settings, *here, f"--workdir={tmp_path / 'run'}")
+    number = slurm.submit(TWO_NODES, *args, SLURM_TMPDIR=str(disk))
+    job = slurm.finished(number)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), slurm.log(number)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["eval"]["benchmarks"]["cfp_fp"]["store"] == f"{disk}{tmp_path}/faces"
+    assert (disk / tmp_path.relative_to("/") / "faces/manifest.json").exists()
