@@ -177,6 +177,27 @@ time.sleep(60)
     assert "started again" not in err, "who was asked to end does not go on"
 
 
+def test_a_signal_counts_before_the_exit_codes_that_follow_from_it(tmp_path):
+    body = f"""
+folder = {str(tmp_path)!r}
+open(f"{{folder}}/ready{{me}}", "w").close()
+while not os.path.exists(f"{{folder}}/end"):
+    time.sleep(0.01)
+open(f"{{folder}}/ended{{me}}", "w").close()
+os.kill(os.getpid(), signal.SIGKILL) if me else sys.exit(3)
+"""
+    process = start(tmp_path, body)
+    wait_for(lambda: all((tmp_path / f"ready{i}").exists() for i in range(2)))
+    process.send_signal(signal.SIGSTOP)  # so that it sees both ends at once
+    (tmp_path / "end").touch()
+    wait_for(lambda: all((tmp_path / f"ended{i}").exists() for i in range(2)))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert "process 1 ended with SIGKILL" in err
+
+
 def test_a_stopped_process_does_not_hold_up_the_rest(tmp_path):
     body = "os.kill(os.getpid(), signal.SIGSTOP) if me else (time.sleep(0.5), sys.exit(9))"
     code, _, err = call(tmp_path, body, "--grace=1")
