@@ -11,13 +11,13 @@ dir=$(realpath "$2")
 export SLURM_CONF=$dir/slurm.conf
 
 stop() {
-  local pid daemon
-  for daemon in slurmctld "$(hostname -s)" "$(hostname -s)-2nd" munged; do # what a daemon leaves when it ends has no pid file
-    [[ -f $dir/$daemon.pid ]] || continue
-    pid=$(<"$dir/$daemon.pid")
+  local file pid
+  for file in "$dir"/*.pid; do
+    [[ -f $file ]] || continue
+    pid=$(<"$file")
     kill "$pid" 2>/dev/null || true
     timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid"
-    rm -f "$dir/$daemon.pid"
+    rm -f "$file"
   done
 }
 
