@@ -11,14 +11,11 @@ dir=$(realpath "$2")
 export SLURM_CONF=$dir/slurm.conf
 
 stop() {
-  local file pid
-  for file in "$dir"/*.pid; do
-    [[ -f $file ]] || continue
-    pid=$(<"$file")
-    kill "$pid" 2>/dev/null || true
-    timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid"
-    rm -f "$file"
-  done
+  local pids pid
+  pids=$(cat "$dir"/*.pid 2>/dev/null) || return 0
+  for pid in $pids; do kill "$pid" 2>/dev/null || true; done
+  for pid in $pids; do timeout 20 tail --pid="$pid" -f /dev/null || kill -9 "$pid"; done
+  rm -f "$dir"/*.pid
 }
 
 [[ $1 == start ]] || { stop; exit; }
