@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fvjax.data import images, store
 from tests.test_images import smooth_face
-from tests.test_main import TINY, lines, saved
+from tests.test_main import TINY, lines
 
 pytestmark = pytest.mark.slow
 CLUSTER = Path(__file__).with_name("cluster.sh")
@@ -88,6 +90,15 @@ def test_two_processes_train_to_the_table(undisturbed):
     assert json.loads((undisturbed / "results.json").read_text())["benchmarks"]["synthetic"]["n_pairs"] == 40
 
 
+def saved(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The newest checkpoint: its step and every array by name, without the devices of the run."""
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    path, reader = (workdir / "checkpoints" / str(step) / "state").absolute(), ocp.PyTreeCheckpointer()
+    tree = reader.metadata(path).item_metadata.tree
+    state = reader.restore(path, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
+    return step, {jax.tree_util.keystr(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
 def wait_for_steps(slurm: Slurm, number: str, workdir: Path, steps: int) -> None:
     deadline = time.monotonic() + 300
     while len(lines(workdir / "metrics.jsonl")) < steps:
@@ -111,6 +122,7 @@ def test_signalled_it_saves_is_queued_again_and_goes_on(slurm, undisturbed, tmp_
     (step, state), (expected_step, expected) = saved(workdir), saved(undisturbed)
     assert step == expected_step == STEPS
     assert set(state) == set(expected)
+    assert any("trainable" in name for name in state)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(state[name], leaf, err_msg=name)
 
