@@ -36,8 +36,11 @@ def copy(store: Path, split: str, to: Path) -> Path:
         return dst
     Store(store, split)  # whole? Otherwise this names the file
     dst.parent.mkdir(parents=True, exist_ok=True)
-    with errors.naming(dst), tempfile.TemporaryDirectory(dir=dst.parent) as tmp:
-        made = Path(shutil.copytree(store, Path(tmp) / store.name))
+    with tempfile.TemporaryDirectory(dir=dst.parent) as tmp:
+        try:
+            made = Path(shutil.copytree(store, Path(tmp) / store.name))
+        except shutil.Error as error:  # a list: of each file that failed source, destination and what happened
+            raise OSError(error.args[0][0][2]) from error
         Store(made, split)
         try:
             made.rename(dst)
@@ -55,7 +58,7 @@ def main() -> None:
         wanted = stores(CONFIG.value)
         for key, (store, split) in sorted(wanted.items(), key=lambda item: len(item[1][0].parts)):  # val lies in train
             print(f"--config.{key}={copy(store, split, Path(os.environ['SLURM_TMPDIR']))}")
-    except (ValueError, OSError, shutil.Error) as error:
+    except (ValueError, OSError) as error:
         fail(errors.line(error))
 
 
