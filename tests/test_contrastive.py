@@ -36,5 +36,5 @@ def test_memory_of_32768_images_is_bounded(monkeypatch):
     monkeypatch.setattr(contrastive, "CHUNK", 2**62)
     whole = mebibytes()
     print(f"a device's temporaries: {chunked:.0f} MiB, {whole:.0f} MiB with all rows at once")
-    assert chunked < 256
-    assert whole > 1024
+    assert chunked < 160
+    assert whole > 32_768**2 * 4 / 8 / 2**20, "else there is nothing to be saved"
