@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone; the same command goes on from the last checkpoint
 _AGREE_S = 1800  # one process may read gigabytes before it agrees
@@ -23,25 +23,32 @@ _me = 0
 _watch: "Watch"
 
 
-def start(coordinator: str | None, processes: int, process: int | None, heartbeat: float) -> None:
+class Place(NamedTuple):
+    """Of this process among those that make up the run."""
+
+    processes: int = 1
+    coordinator: str | None = None  # HOST:PORT of process 0. None: as the scheduler says, which also knows `process`
+    process: int | None = None
+
+
+def start(place: Place, heartbeat: float) -> None:
     """Connect to the other processes, before anything is computed; nothing for one process.
 
     Args:
-        coordinator: HOST:PORT of process 0. None: as Slurm or Open MPI say, which also know this process's number.
-        processes: how many. process: this one's number.
         heartbeat: seconds after which a process that gives no sign of life is lost, and the others end.
     Raises:
         RuntimeError: not all came, or jax does not know this scheduler.
     """
     global _store, _me, _watch
-    if processes == 1:
+    if place.processes == 1:
         return
     import jax
     from jax._src.distributed import global_state  # it has no public name; Orbax uses it by this one
 
     given: dict[str, Any] = {}
-    if coordinator:
-        given = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+    if place.coordinator:
+        given |= {"coordinator_address": place.coordinator}
+        given |= {"num_processes": place.processes, "process_id": place.process}
     # jax's own heartbeat names no process if it is 0 that is lost, and ends with a stack trace: ours comes first
     jax.distributed.initialize(**given, heartbeat_timeout_seconds=int(2 * heartbeat) + 10)
     _store, _me = global_state.client, global_state.process_id

@@ -76,19 +76,19 @@ def cpu_devices(configs: Collection[Config], processes: int) -> int:
     return max(n for n in range(1, min(cores, 8) + 1) if batch // processes % n == 0)
 
 
-def process_count() -> int:
-    """How many processes make up this run, as the flags or the scheduler say. Raises ValueError."""
+def place() -> distributed.Place:
+    """Which of how many processes this is, as the flags or the scheduler say. Raises ValueError."""
     given: dict[str, Any] = {"coordinator": COORDINATOR.value, "processes": PROCESSES.value, "process": PROCESS.value}
     absent = [name for name, value in given.items() if value is None]
     if len(absent) == 3:
         if "SLURM_STEP_NODELIST" in os.environ:  # a step of srun; a batch script itself is one process
-            return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-        return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
+            return distributed.Place(int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
+        return distributed.Place(int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)))
     if absent:
         raise ValueError(f"--{absent[0]} is missing: --coordinator, --processes and --process go together")
     if given["process"] >= given["processes"]:
         raise ValueError(f"--process={given['process']}: {given['processes']} processes are numbered from 0")
-    return given["processes"]
+    return distributed.Place(**given)
 
 
 def check_all(todo: dict[Path, Config], mode: str) -> None:
@@ -101,12 +101,18 @@ def check_all(todo: dict[Path, Config], mode: str) -> None:
         check_writable(where)
 
 
-def run(config: Config, workdir: Path, mode: str) -> None:
-    todo, processes, problem = experiments(config, workdir), process_count(), ""
+def run(
+    config: Config,
+    workdir: Path,
+    mode: str,
+    where: distributed.Place = distributed.Place(),
+    request: preemption.Request | None = None,
+) -> None:
+    todo, problem, request = experiments(config, workdir), "", request or preemption.Request()
     try:
         check_all(todo, mode)
     except (ValueError, OSError) as error:  # of several processes, all must hear of it
-        if processes == 1:
+        if where.processes == 1:
             raise
         problem = errors.line(error)
     if config.deterministic:
@@ -114,18 +120,16 @@ def run(config: Config, workdir: Path, mode: str) -> None:
     import jax  # here, so that the errors above and the restart below come at once
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values(), processes))
+        jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values(), where.processes))
     from fvjax import evaluate, train
 
-    request = preemption.Request()
-    request.listen()
-    distributed.start(COORDINATOR.value, processes, PROCESS.value, config.heartbeat_seconds)
-    request.listen()  # jax's runtime has taken SIGTERM for itself
+    distributed.start(where, config.heartbeat_seconds)
+    request.take_over()  # jax's runtime has taken SIGTERM for itself
     told = {"--mode": mode, "--workdir": str(workdir), "jax": jax.__version__, "code": fvjax.code_version()}
     distributed.agree(told | {f"config.{k}": v for k, v in flatten(config.to_dict()).items()}, problem)
     try:
-        for where, one in todo.items():
-            train.run(one, where, train=mode == "train", request=request)
+        for path, one in todo.items():
+            train.run(one, path, train=mode == "train", request=request)
     except preemption.Preempted:
         request.before_leaving()
         raise
@@ -142,7 +146,9 @@ def main(argv: list[str]) -> None:
     workdir = Path(WORKDIR.value or f"runs/{config.name}")
     try:
         with errors.naming(workdir):
-            run(config, workdir, MODE.value)
+            request = preemption.Request()
+            request.listen()
+            run(config, workdir, MODE.value, place(), request)
     except preemption.Preempted as stopped:
         print(f"fvjax: {stopped}; all is saved, and the same command goes on from there", file=sys.stderr)
         distributed.leave(preemption.EXIT_CODE, str(stopped))

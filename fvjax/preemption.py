@@ -23,14 +23,20 @@ class Request:
     """
 
     def __init__(self):
-        self.asked = self.unsaved = False
+        self.asked = self.unsaved = self._listening = False
         self.name = ""
         self.before_leaving: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
         """From now on. In the main thread only."""
+        self._listening = True
         for number in SIGNALS:
             signal.signal(number, self._receive)
+
+    def take_over(self) -> None:
+        """Listen again, if it did, after somebody else has."""
+        if self._listening:
+            self.listen()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.asked, self.name = True, signal.Signals(number).name
