@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from fvjax import distributed, trees
 from fvjax.config import Config
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not of a save that failed in the background: Orbax tells of it on many lines, and raises it as well."""
+    return not ("orbax" in record.pathname or "never retrieved" in record.getMessage())
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 class Unreadable(ValueError):
@@ -93,6 +104,12 @@ class Checkpoints:
         try:
             return call()
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
+            if isinstance(error, RuntimeError) and distributed.several():  # it is not the disk, another process is gone
+                raise
+            for left in self.path.glob(
+                "*.orbax-checkpoint-tmp"
+            ):  # else what is still under way might end well after all
+                shutil.rmtree(left, ignore_errors=True)
             complete = [s for s in self._complete() if s != step]
             told = f"{self.path}: step {step} was not saved, the last complete one is {max(complete, default=None)}"
             raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error

@@ -274,6 +274,8 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "eval",
+    "data.train",  # checkpoints know the hash of its data
+    "data.val",
     "data.workers",
     "data.threads",
     "data.prefetch",

@@ -19,7 +19,7 @@ PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone; the same command goes
 _AGREE_S = 1800  # one process may read gigabytes before it agrees
 _rounds = iter(range(sys.maxsize))
 _store: Any = None  # jax's, once connected
-_me = 0
+_me, _leaving = 0, False
 _watch: "Watch"
 
 
@@ -29,6 +29,9 @@ class Place(NamedTuple):
     processes: int = 1
     coordinator: str | None = None  # HOST:PORT of process 0. None: as the scheduler says, which also knows `process`
     process: int | None = None
+
+
+ALONE = Place()
 
 
 def start(place: Place, heartbeat: float) -> None:
@@ -54,6 +57,11 @@ def start(place: Place, heartbeat: float) -> None:
     _store, _me = global_state.client, global_state.process_id
     _watch = Watch(heartbeat, exchange(f"{socket.gethostname()}, pid {os.getpid()}"))
     _watch.start()
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return _store is not None
 
 
 def exchange(text: str) -> list[str]:
@@ -88,6 +96,8 @@ def agree(facts: Mapping[str, Any], problem: str = "") -> None:
 
 def leave(code: int, text: str) -> NoReturn:
     """End this process, and tell the others why: they end with the same code. Waits for nobody."""
+    global _leaving
+    _leaving = True  # so the watch need not tell of others who leave for the same reason
     if _store is not None:
         with contextlib.suppress(Exception):  # process 0 may be gone
             _store.key_value_set(f"fvjax/ended/{_me:06}", f"{code} {text}", True)
@@ -150,7 +160,7 @@ class Watch:
             time.sleep(self.period)
 
     def _ended(self, i: int, code: str, text: str) -> None:
-        if code != "0" and i != _me:
+        if code != "0" and i != _me and not _leaving:
             _exit(int(code), f"process {i} ({self.where[i]}) ended: {text}")
         self.seen[i] = "", float("inf")  # all is done there
 

@@ -105,7 +105,7 @@ def run(
     config: Config,
     workdir: Path,
     mode: str,
-    where: distributed.Place = distributed.Place(),
+    where: distributed.Place = distributed.ALONE,
     request: preemption.Request | None = None,
 ) -> None:
     todo, problem, request = experiments(config, workdir), "", request or preemption.Request()

@@ -209,6 +209,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
                 if due(step):
                     look(step)
                 clock = time.perf_counter()
+            checkpoints.wait()
         finally:
             writer.close()
         say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")

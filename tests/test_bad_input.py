@@ -40,7 +40,7 @@ import pytest
 from PIL import Image
 
 import fvjax
-from fvjax import checkpoint, evaluate, main, metrics
+from fvjax import checkpoint, evaluate, main, metrics, preemption
 from fvjax.config import base, benchmark, to_json
 from fvjax.data import images, prepare, recordio, store
 from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
@@ -71,7 +71,9 @@ class Commands:
     def main(self, config, workdir, mode="train") -> int:
         one = jax.devices()[:1]
         self.monkeypatch.setattr(jax, "devices", lambda: one)  # compiles in half the time
-        for flag, value in {"CONFIG": config, "WORKDIR": str(workdir), "MODE": mode, "TRACEBACK": False}.items():
+        self.monkeypatch.setattr(preemption, "SIGNALS", ())  # they are pytest's
+        flags = {"CONFIG": config, "WORKDIR": str(workdir), "MODE": mode, "TRACEBACK": False}
+        for flag, value in (flags | dict.fromkeys(("COORDINATOR", "PROCESSES", "PROCESS"))).items():
             self.monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
         try:
             main.main(["fvjax.main"])
