@@ -28,10 +28,10 @@ b (g-1)/g, collective-permute b. For data parallelism alone they come to (tests/
 
     all-reduce  accumulation x itemsize(dtype) x trained kernels and adapters   gradients, in each part of the batch
                 4 x images x D                                                  gradient by the gathered embeddings
-                of an IResNet, 4 x channels for each moment of batch norm, forward and backward
+                8 to 16 x channels of an IResNet's batch norms, moments and their gradients
     all-gather  4 x images x D                                                  embeddings for the similarities
 
-and with kernels sharded over fsdp an all-gather of the kernel for each pass that uses it.
+Rules over fsdp and tensor add what XLA's partitioner makes of them, which may be to move activations, not kernels.
 
 Bounds: the least time of each resource alone; the step takes at least the longest, at best.
 
@@ -57,14 +57,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
 from fvjax import config as configs
-from fvjax import errors, flops, memory, optim, run_state, sharding, train, trees
+from fvjax import errors, flops, hlo, memory, optim, run_state, sharding, train, trees
 from fvjax import main as cli
 from fvjax.config import Config
 from fvjax.models.encoder import Encoder
@@ -86,6 +85,14 @@ DEVICES = {
 }
 GIB = 2**30
 
+
+class Machine(NamedTuple):
+    device: Device
+    per_node: int  # devices
+    network: float  # bytes per second that a node can send
+    decoding: float  # JPEGs per second and worker process
+
+
 DEVICE_COUNTS = flags.DEFINE_multi_string("devices", [], "how many accelerators; several: repeated or 8,16")
 KIND = flags.DEFINE_enum("device-kind", "h100", list(DEVICES), "what accelerator")
 PER_NODE = flags.DEFINE_integer("per-node", 4, "accelerators of one node", lower_bound=1)
@@ -106,23 +113,6 @@ class Program(NamedTuple):
     placed: tuple
     results: Any
     encoder: Encoder
-
-
-class Collective(NamedTuple):
-    kind: str
-    size: int  # bytes of the result
-    group: tuple[int, ...]  # numbers of one group's devices
-    times: int  # per step
-
-    @property
-    def sent(self) -> float:
-        return self.times * self.size * share(self.kind, len(self.group))
-
-
-def share(kind: str, n: int) -> float:
-    """Of a collective's result, what each of n members sends."""
-    factors = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}
-    return factors.get(kind, (n - 1) / n)
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------
@@ -190,67 +180,6 @@ def compiled(program: Program) -> Any:
     return jax.jit(program.step, donate_argnums=donated, out_shardings=program.results).lower(*given).compile()
 
 
-# ---- collectives ---------------------------------------------------------------------------------------------------
-
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8}
-KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-
-
-def collectives(hlo: str, devices: int) -> list[Collective]:
-    """Those of a compiled program's text, with the trips of the loops around them."""
-    found: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}
-    called: dict[str, list[tuple[str, int]]] = {}
-    name = entry = ""
-    for line in hlo.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line):
-            name = head[2]
-            entry = name if head[1] else entry
-            found[name], called[name] = [], []
-        elif op := re.match(rf"\s+(?:ROOT )?%[\w.\-]+ = (.+?) ({KINDS})(?:-start)?\(", line):
-            size = sum(SIZES[t] * math.prod(map(int, filter(None, s.split(",")))) for t, s in SHAPE.findall(op[1]))
-            if re.search(r"to_apply=%[\w.\-]*promoted", line):
-                size //= 2  # bfloat16, which a CPU cannot add
-            found[name].append((op[2], size, members(line, devices)))
-        elif loop := re.search(r" while\(.*body=%([\w.\-]+)", line):
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            called[name].append((loop[1], int(trips[1]) if trips else 1))
-        elif call := re.search(r" call\(.*to_apply=%([\w.\-]+)", line):
-            called[name].append((call[1], 1))
-    out: list[Collective] = []
-
-    def go(name: str, times: int) -> None:
-        out.extend(Collective(*one, times) for one in found.get(name, ()) if len(one[2]) > 1)
-        for other, trips in called.get(name, ()):
-            go(other, times * trips)
-
-    go(entry, 1)
-    return out
-
-
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-
-
-def members(line: str, devices: int) -> tuple[int, ...]:
-    """Device numbers of the first of a collective's groups, in whichever of XLA's notations."""
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
-        sizes = [int(size) for size in re.findall(r"=(\d+)", found[1])]
-        names = re.findall(r"'(\w+)'=", found[1])
-        ids = np.arange(devices).reshape(sizes)
-        if ":" in found[2]:
-            raise RuntimeError(f"cannot read the groups of {line.strip()[:200]}")
-        axes = [names.index(axis) for axis in re.findall(r"'(\w+)'", found[2])]
-        ids = np.moveaxis(ids, axes, range(-len(axes), 0)).reshape(-1, math.prod(sizes[a] for a in axes))
-        return tuple(ids[0].tolist())
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        ids = np.arange(devices).reshape([int(i) for i in found[3].split(",")])
-        if found[4]:
-            ids = ids.transpose([int(i) for i in found[4].split(",")])
-        return tuple(ids.reshape(int(found[1]), int(found[2]))[0].tolist())
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line):
-        return tuple(int(i) for i in found[1].split(","))
-    return tuple(range(devices))
-
-
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +236,7 @@ def plan(config: Config, n: int) -> dict[str, Any]:
     plain = config.copy_and_resolve_references()
     plain.accumulation, plain.compat.last_micro_batch = 1, False
     written = program(plain, alone, plain=True)
-    communicated = collectives(compiled(whole).as_text(), n)
+    communicated = hlo.collectives(compiled(whole).as_text(), n)
     sizes = {
         name: sum(x.size for x in jax.tree.leaves(tree))
         for name, tree in (("trained", state["trainable"]), ("frozen", frozen))
@@ -345,28 +274,25 @@ def loss_bytes(config: Config, mesh: jax.sharding.Mesh, width: int) -> int:
         return contrastive.loss(z, labels, config.loss.temperature, config.compat.negatives_group)
 
     done = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows)).lower(z, labels)
-    return done.compile().memory_analysis().temp_size_in_bytes
+    analysis: Any = done.compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
-def bounds(config: Config, found: dict[str, Any], device: Device) -> dict[str, float]:
-    """Seconds a step, of each resource alone."""
-    n, nvlink, network = found["devices"], 0.0, 0.0
-    nodes, per_node = -(-n // PER_NODE.value), PER_NODE.value
+def bounds(config: Config, found: dict[str, Any], machine: Machine) -> dict[str, float]:
+    """Seconds a step, of each resource alone; `found` as :func:`plan` gives it."""
+    nvlink = network = 0.0
     for c in found["collectives"]:
-        k = len({i // per_node for i in c["group"]})
-        inside = len(c["group"]) // k
-        volume = c["size"] * c["times"]
-        nvlink += volume * share(c["kind"], inside) / device.nvlink
-        if k > 1:
-            network += per_node // inside * volume * share(c["kind"], k) / (NETWORK.value * 1e9)
-    peak = device.flops if config.dtype == "bfloat16" else device.flops / 2
-    decoding = nodes * max(config.data.workers, 1) * DECODE.value
+        nodes = len({i // machine.per_node for i in c["group"]})
+        inside, volume = len(c["group"]) // nodes, c["size"] * c["times"]
+        nvlink += volume * hlo.share(c["kind"], inside) / machine.device.nvlink
+        network += machine.per_node // inside * volume * hlo.share(c["kind"], nodes) / machine.network
+    workers = -(-found["devices"] // machine.per_node) * max(config.data.workers, 1)
     return {
-        "compute": found["device_flops"] / peak,
-        "memory": found["bytes_moved"] / device.bandwidth,
+        "compute": found["device_flops"] / (machine.device.flops / (1 + (config.dtype == "float32"))),
+        "memory": found["bytes_moved"] / machine.device.bandwidth,
         "NVLink": nvlink,
         "network": network,
-        "input": found["images"] / decoding if config.data.cache == "none" else 0.0,
+        "input": found["images"] / workers / machine.decoding if config.data.cache == "none" else 0.0,
     }
 
 
@@ -400,7 +326,7 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
     """One column of the table: what it is -> text."""
     sizes, seconds = found["bytes"], found["bounds"]
     least = sum(sizes.values()) / GIB
-    sent = {kind: [c for c in found["collectives"] if c["kind"] == kind] for kind in KINDS.split("|")}
+    sent = {kind: [c for c in found["collectives"] if c["kind"] == kind] for kind in hlo.KINDS}
     longest = max(seconds, key=seconds.__getitem__)
     steps = steps_per_epoch(config) if config.epochs else 0
     return {
@@ -434,8 +360,9 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
 
 
 def run(config: Config, counts: list[int]) -> list[dict[str, Any]]:
-    """Print a table for each experiment of the config; returns everything, JSON-ready. ValueError: none could be made."""
+    """Print a table for each experiment of the config; returns all of it, JSON-ready. ValueError: no count can be."""
     device, out, console = DEVICES[KIND.value], [], Console()
+    machine = Machine(device, PER_NODE.value, NETWORK.value * 1e9, DECODE.value)
     for one in configs.experiments(config, Path()).values():
         configs.check(one)
         one, told = without_files(one)
@@ -446,7 +373,7 @@ def run(config: Config, counts: list[int]) -> list[dict[str, Any]]:
             except ValueError as error:
                 wrong.append(f"{n} devices: {error}")
                 continue
-            found["bounds"] = bounds(one, found, device)
+            found["bounds"] = bounds(one, found, machine)
             found["verdict"] = verdict(one, found, device)
             out.append({"name": one.name, "device_kind": KIND.value, **found})
             columns.append(column(one, found, device))
