@@ -35,11 +35,11 @@ Rules over fsdp and tensor add what XLA's partitioner makes of them, which may b
 
 Bounds: the least time of each resource alone; the step takes at least the longest, at best.
 
-    compute         hardware FLOPs / peak (bfloat16; for float32 half of it, TF32)
-    memory          bytes moved by `fvjax.memory.estimate` / bandwidth
-    NVLink          all collectives of groups within a node: bytes as above, for the devices of one node
-    network         the same between k nodes, b (k-1)/k (all-reduce twice) for each group in a node, over its network
-    input           images / (nodes x workers x decode rate)
+    compute             hardware FLOPs / peak (bfloat16; for float32 half of it, TF32)
+    memory bandwidth    bytes moved by `fvjax.memory.estimate` / bandwidth
+    NVLink              all collectives of groups within a node: bytes as above, for the devices of one node
+    network             the same between k nodes, b (k-1)/k (all-reduce twice) for each group in a node, over its network
+    input               images / (nodes x workers x decode rate)
 
 Not modelled: cuDNN's workspaces, layout copies, fragmentation, XLA's own choice of what to fuse, compute and
 communication that do not overlap, kernels below peak, evaluation during training, data.cache="device".
@@ -156,9 +156,8 @@ def program(config: Config, mesh: jax.sharding.Mesh, plain: bool = False) -> Pro
 
     def init(key):
         first = run_state.initial(config, opened.encoder, key)
-        return (
-            {**first, "opt": tx.init(first["trainable"]), "step": jnp.zeros((), jnp.int32)} if config.epochs else first
-        )
+        opt = tx.init(first["trainable"]) if config.epochs else {}
+        return {**first, "opt": opt, "step": jnp.zeros((), jnp.int32)}
 
     shape = jax.eval_shape(init, jax.random.key(0))
     where = run_state.state_shardings(shape, opened.placed, mesh)
@@ -214,22 +213,20 @@ def plan(config: Config, n: int) -> dict[str, Any]:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     check_divides(config, rows)
     whole = program(config, mesh)
-    state, frozen, batch = whole.given
-    train_bytes = held(state["trainable"], whole.placed[0]["trainable"]) if config.epochs else 0
+    (state, frozen, batch), (at, of_base, by_rows) = whole.given, whole.placed
 
-    one = config.copy_and_resolve_references()
+    one = config.copy_and_resolve_references()  # a device's share of the batch
     one.batch_size //= rows
     one.compat.update({"negatives_group": 0, "batch_norm_group": 0})
     alone = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     local, in_parts = program(one, alone), config.task == "pair_answer" or config.accumulation > 1
     layer = 1 + bool(config.epochs and in_parts and not config.compat.last_micro_batch)  # depth of the loop over them
-    kernels = layer + 1 if config.attention == "cudnn" else 0
-    estimate = memory.estimate(local.step, *local.given, kernels=kernels)
-    total, unsharded = sum(estimate.alive), held(local.given[0]["trainable"], local.placed[0]["trainable"])
-    unsharded = unsharded if config.epochs else 0
-    working = sum(estimate.alive[layer:]) if config.model.kind != "iresnet" else total - unsharded
+    found = memory.estimate(local.step, *local.given, kernels=layer + 1 if config.attention == "cudnn" else 0)
+    trains = bool(config.epochs)
+    gradients = trains * held(local.given[0]["trainable"], local.placed[0]["trainable"])  # unsharded, as in `found`
+    working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive) - gradients
     similarities = 0
-    if config.epochs and config.task == "contrastive":
+    if trains and config.task == "contrastive":
         width = jax.eval_shape(partial(forward, one, local.encoder), *local.given).shape[-1]
         similarities = loss_bytes(config, mesh, width)
 
@@ -237,29 +234,26 @@ def plan(config: Config, n: int) -> dict[str, Any]:
     plain.accumulation, plain.compat.last_micro_batch = 1, False
     written = program(plain, alone, plain=True)
     communicated = hlo.collectives(compiled(whole).as_text(), n)
-    sizes = {
-        name: sum(x.size for x in jax.tree.leaves(tree))
-        for name, tree in (("trained", state["trainable"]), ("frozen", frozen))
-    }
+    trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state["trainable"], frozen))
     return {
         "devices": n,
         "mesh": dict(mesh.shape),
         "images": config.batch_size,
-        "parameters": sizes["trained"] + sizes["frozen"],
-        "trained": sizes["trained"],
+        "parameters": trained + kept,
+        "trained": trained,
         "bytes": {
-            "base": held(frozen, whole.placed[1]),
-            "trained": held({**state, "opt": ()}, {**whole.placed[0], "opt": ()}),
-            "optimizer": held(state.get("opt", ()), whole.placed[0].get("opt", ())),
-            "gradients": train_bytes,
-            "batch": 2 * held(batch["images"], whole.placed[2]["images"]),
-            "kept": max(total - working - unsharded, 0),
+            "base": held(frozen, of_base),
+            "trained": held({**state, "opt": ()}, {**at, "opt": ()}),
+            "optimizer": held(state["opt"], at["opt"]),
+            "gradients": trains * held(state["trainable"], at["trainable"]),
+            "batch": 2 * held(batch["images"], by_rows["images"]),
+            "kept": max(sum(found.alive) - working - gradients, 0),
             "working set": working,
             "similarities": similarities,
         },
         "model_flops": flops.count(written.step, *written.given),
         "device_flops": flops.count(whole.step, *whole.given) / n,
-        "bytes_moved": estimate.moved,
+        "bytes_moved": found.moved,
         "collectives": [c._asdict() | {"sent": c.sent} for c in communicated],
     }
 
@@ -289,7 +283,7 @@ def bounds(config: Config, found: dict[str, Any], machine: Machine) -> dict[str,
     workers = -(-found["devices"] // machine.per_node) * max(config.data.workers, 1)
     return {
         "compute": found["device_flops"] / (machine.device.flops / (1 + (config.dtype == "float32"))),
-        "memory": found["bytes_moved"] / machine.device.bandwidth,
+        "memory bandwidth": found["bytes_moved"] / machine.device.bandwidth,
         "NVLink": nvlink,
         "network": network,
         "input": found["images"] / workers / machine.decoding if config.data.cache == "none" else 0.0,
@@ -346,7 +340,7 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
             if of_kind
         },
         "least seconds a step": "",
-        **{f"  {name}": f"{value:.4f}" for name, value in seconds.items()},
+        **{f"  {name}": f"{value:.3g}" for name, value in seconds.items()},
         "bound by": longest,
         "images/s at most": f"{found['images'] / seconds[longest]:,.0f}",
         f"hours of {config.epochs} epochs, at least": (

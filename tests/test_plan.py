@@ -1,6 +1,5 @@
 """Predictions against what XLA compiles for fake devices: memory, collectives, arguments; every config has a plan."""
 
-import functools
 import importlib
 import json
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import flops, hlo, memory, plan, sharding, trees
+from fvjax import flops, hlo, memory, plan, sharding
 from tests.test_configs import EXPECTED
 from tests.test_gradients import tiny_pair, tiny_siamese
 from tests.test_train import tiny_resnet, tiny_vit
@@ -53,9 +52,7 @@ def leaves(program) -> int:
 # ---- collectives: fvjax/plan.py's formulas ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("make", "parts", "width"), [(tiny_vit, 1, 32), (tiny_siamese, 4, 32), (tiny_pair, 1, 0), (tiny_pair, 4, 0)]
-)
+@pytest.mark.parametrize(("make", "parts", "width"), [(tiny_vit, 1, 32), (tiny_siamese, 4, 32), (tiny_pair, 4, 0)])
 def test_collectives_of_data_parallelism(make, parts, width):
     program, compiled = built(tiny(make, accumulation=parts), data=8)
     embeddings = 4 * 64 * width
@@ -68,8 +65,8 @@ def test_collectives_of_data_parallelism(make, parts, width):
 
 def test_gradients_in_bfloat16_are_half_as_large():
     """A CPU adds them in float32, which the compiled text says."""
-    program, compiled = built(tiny(tiny_pair, dtype="bfloat16"), data=8)
-    assert moved(compiled) == {"all-reduce": pytest.approx(2 * leaves(program), abs=16)}
+    program, compiled = built(tiny(tiny_vit, dtype="bfloat16"), data=8)
+    assert moved(compiled)["all-reduce"] == pytest.approx(2 * leaves(program) + 4 * 64 * 32, abs=16)
 
 
 def test_collectives_of_batch_norm():
@@ -143,43 +140,44 @@ def test_what_a_ring_sends(kind, sent):
     ("make", "parts", "remat"),
     [
         (tiny_vit, 1, "none"),
-        (tiny_vit, 1, "full"),
         (tiny_vit, 4, "dots"),
-        (tiny_siamese, 4, "none"),
         (tiny_siamese, 1, "full"),
         (tiny_pair, 1, "none"),
-        (tiny_pair, 4, "full"),
     ],
 )
 def test_memory_of_a_step(make, parts, remat):
-    """In float32, which a CPU computes half precision in. Measured: 0.99 of XLA's for a tower, 0.82 to 1.08 for VLMs."""
+    """In float32, as a CPU has no other. Measured: 0.99 of XLA's figure for a tower, 0.82 to 1.08 for VLMs."""
     program, compiled = built(tiny(make, accumulation=parts, remat=remat))
     predicted = sum(memory.estimate(program.step, *program.given).alive)
     ratio = predicted / compiled.memory_analysis().temp_size_in_bytes
     assert 0.98 < ratio < 1.01 if make is tiny_vit else 0.8 < ratio < 1.1
 
 
-def test_memory_of_a_convolutional_step():
-    """Nothing is in a loop, so all of it is a working set, whose range is the estimate and twice it."""
+def test_a_convolutional_step():
+    """Nothing is in a loop, so all memory is a working set, whose range is the estimate and twice it; and XLA counts
+    FLOPs and bytes too: elementwise operations besides, and fused a little less (here 1.6 times ours, for IResNet-50
+    0.97)."""
     program, compiled = built(tiny(tiny_resnet))
-    predicted = sum(memory.estimate(program.step, *program.given).alive)
-    assert predicted < compiled.memory_analysis().temp_size_in_bytes < 2 * predicted
+    predicted, counted = memory.estimate(program.step, *program.given), compiled.cost_analysis()
+    assert sum(predicted.alive) < compiled.memory_analysis().temp_size_in_bytes < 2 * sum(predicted.alive)
+    assert 0.8 < flops.count(program.step, *program.given) / counted["flops"] < 1
+    assert 0.5 < predicted.moved / counted["bytes accessed"] < 1.1
 
 
 def test_remat_and_accumulation_save_memory():
-    """By what they should: of 12 layers' values, only their inputs; of four parts' values, one part's."""
+    """By what they should: of twelve layers' values only their inputs, and those of one part of the batch."""
 
     def kept(**changes):
         config = tiny(tiny_vit, **changes)
         config.model.vision_transformer.depth, config.lora.count = 12, 24
-        found = plan.plan(plan.without_files(config)[0], 1)["bytes"]
-        return found["kept"]
+        program = plan.program(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+        alive, parts = memory.estimate(program.step, *program.given).alive, config.accumulation
+        return sum(alive[: 2 if parts > 1 else 1])
 
-    none, full = kept(), kept(remat="full")
-    inputs = 12 * 4 * 64 * 17 * 32
-    pixels = kept(remat="full", batch_size=64) - inputs
-    assert none > 3 * full
-    assert 0 < pixels < full
+    inputs = 4 * 64 * 17 * 32
+    assert kept() > kept(remat="full") + 5 * 12 * inputs
+    saved = kept(remat="full") - kept(remat="full", accumulation=4)
+    assert saved > 0.75 * 12 * inputs
 
 
 def test_arguments_are_what_lives_on_a_device():
@@ -189,27 +187,14 @@ def test_arguments_are_what_lives_on_a_device():
         ("lora/.*/b", (None, None, "fsdp")),
         *EVERYWHERE,
     )
-    config, _ = plan.without_files(tiny(tiny_vit, rules, base_dtype="float16"))
+    config = tiny(tiny_vit, rules, base_dtype="float16")
     config.optimizer.name = "adamw"
-    _, compiled = built(config, data=2, fsdp=4)
-    found = plan.plan(config, 8)["bytes"]
-    labels = 2 * 4 * (32 // 8)  # and the pairs' numbers
-    expected = found["base"] + found["trained"] + found["optimizer"] + found["batch"] // 2 + labels
+    program, compiled = built(config, data=2, fsdp=4)
+    (state, frozen, batch), (at, of_base, by_rows) = program.given, program.placed
+    batch.pop("labels"), by_rows.pop("labels")  # InfoNCE needs none, so the step does not get them
+    expected = sum(plan.held(*one) for one in ((state, at), (frozen, of_base), (batch, by_rows)))
     assert compiled.memory_analysis().argument_size_in_bytes == expected
-    assert found["optimizer"] == pytest.approx(2 * found["gradients"], abs=64)
-
-
-def test_bytes_moved():
-    """Without loops XLA counts them too; it fuses a little less: 0.6 of its figure here, 1.03 for IResNet-50."""
-    program, compiled = built(tiny(tiny_resnet))
-    predicted = memory.estimate(program.step, *program.given).moved
-    assert 0.5 < predicted / compiled.cost_analysis()["bytes accessed"] < 1.1
-
-
-def test_flops():
-    """Without loops XLA counts them too, and elementwise operations besides."""
-    program, compiled = built(tiny(tiny_resnet))
-    assert 0.8 < flops.count(program.step, *program.given) / compiled.cost_analysis()["flops"] < 1
+    assert expected < 0.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.given))
 
 
 def test_attention_by_one_kernel_moves_no_logits():
@@ -239,7 +224,7 @@ def test_bounds():
         ],
     }
     seconds = plan.bounds(config, found, MACHINE)
-    assert seconds["compute"] == seconds["memory"] == 1
+    assert seconds["compute"] == seconds["memory bandwidth"] == 1
     assert seconds["NVLink"] == pytest.approx((12e6 * 2 * 3 / 4 + 1e6 / 2) / 450e9)
     assert seconds["network"] == pytest.approx(12e6 * 2 / 2 / 50e9), "two nodes, one group in each"
     assert seconds["input"] == pytest.approx(64 / (2 * 2 * 6000))
@@ -301,7 +286,7 @@ def test_full_size(name):
     width = {"vit_lora": 1024, "mllm_lora": 2048, "pair_lora": 0}[name]
     gradients = config.accumulation * 2 * found["trained"]
     assert reduced == pytest.approx(gradients + 4 * config.batch_size * width, rel=1e-3)
-    assert plan.bounds(config, found, MACHINE)["memory"] > plan.bounds(config, found, MACHINE)["compute"]
+    assert plan.bounds(config, found, MACHINE)["memory bandwidth"] > plan.bounds(config, found, MACHINE)["compute"]
 
 
 @pytest.mark.parametrize(
@@ -321,9 +306,8 @@ def test_a_batch_that_does_not_divide(changes, message):
     plan.check_divides(tiny(tiny_siamese), 16)
 
 
-@functools.cache
 def command(*options):
-    done = subprocess.run([sys.executable, "-m", "fvjax.plan", *options], capture_output=True, text=True, env=None)
+    done = subprocess.run([sys.executable, "-m", "fvjax.plan", *options], capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -341,23 +325,17 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--config=configs/quickstart.py:resnet", "--devices=0"), "--devices=0: give how many"),
-        (("--config=configs/quickstart.py:resnet", "--devices=3"), "config.batch_size / 2 = 16 does not divide"),
-        (("--config=configs/quickstart.py:resnet", "--config.remat=some", "--devices=1"), "config.remat='some'"),
-    ],
+    ("device", "message"),
+    [("x", "--devices=x: give how many"), ("3", "3 devices: config.batch_size / 2 = 16 does not")],
 )
-def test_user_errors(options, message):
-    code, _, err = command(*options)
+def test_user_errors(device, message):
+    code, _, err = command("--config=configs/quickstart.py:resnet", f"--devices={device}")
     assert code == 2
     assert message in err
     assert err.count("\n") == 1, err
 
 
-def test_names_of_trees_are_shared():
-    """A sharding rule that matches nothing is an error here too."""
+def test_a_rule_that_matches_nothing_is_an_error():
     config = tiny(tiny_vit, (("params/nothing", ("fsdp",)), *EVERYWHERE))
     with pytest.raises(ValueError, match="decides nothing"):
         plan.program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
-    assert trees.flatten(plan.program(tiny(tiny_vit), sharding.make_mesh(config.mesh, jax.devices()[:1])).given[1])
