@@ -38,7 +38,7 @@ Bounds: the least time of each resource alone; the step takes at least the longe
     compute             hardware FLOPs / peak (bfloat16; for float32 half of it, TF32)
     memory bandwidth    bytes moved by `fvjax.memory.estimate` / bandwidth
     NVLink              all collectives of groups within a node: bytes as above, for the devices of one node
-    network             the same between k nodes, b (k-1)/k (all-reduce twice) for each group in a node, over its network
+    network             the same between k nodes: b (k-1)/k (all-reduce twice) for each group in a node, over its port
     input               images / (nodes x workers x decode rate)
 
 Not modelled: cuDNN's workspaces, layout copies, fragmentation, XLA's own choice of what to fuse, compute and
