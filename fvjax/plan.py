@@ -300,7 +300,7 @@ def verdict(config: Config, found: dict[str, Any], device: Device) -> str:
         "config.remat=full": config.model.kind != "iresnet" and config.epochs and config.remat != "full",
         "config.attention=cudnn": config.model.kind != "iresnet" and config.attention == "xla",
         "a larger config.accumulation": config.model.kind != "iresnet" and config.epochs,
-        "config.compat.batch_norm_group or more devices": True,
+        "a smaller batch or more devices": True,
     }
     remedy = next(what for what, is_one in remedies.items() if is_one)
     return f"{'does' if least > device.gib else 'may'} not fit; try {remedy}"
@@ -324,15 +324,15 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
     longest = max(seconds, key=seconds.__getitem__)
     steps = steps_per_epoch(config) if config.epochs else 0
     return {
-        "mesh, data x fsdp x tensor": " x ".join(str(size) for size in found["mesh"].values()),
-        "images a step, of all devices": f"{found['images']:,}",
+        "data x fsdp x tensor": " x ".join(str(size) for size in found["mesh"].values()),
+        "images a step": f"{found['images']:,}",
         "of each device, GiB": "",
         **{f"  {name}": f"{size / GIB:,.3f}" for name, size in sizes.items()},
         f"  altogether, of {device.gib:g}": f"{least:,.1f} to {least + sizes['working set'] / GIB:,.1f}",
         "  so it": found["verdict"],
         "model TFLOP a step": f"{found['model_flops'] / 1e12:,.1f}",
-        "model TFLOP of a device": f"{found['model_flops'] / found['devices'] / 1e12:,.2f}",
-        "hardware TFLOP of a device": f"{found['device_flops'] / 1e12:,.2f}",
+        "  of a device": f"{found['model_flops'] / found['devices'] / 1e12:,.2f}",
+        "  with recomputation": f"{found['device_flops'] / 1e12:,.2f}",
         "GB moved in memory": f"{found['bytes_moved'] / 1e9:,.0f}",
         **{
             f"MB sent by {kind}": f"{sum(c['sent'] for c in of_kind) / 1e6:,.2f} in {sum(c['times'] for c in of_kind)}"
@@ -343,12 +343,13 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
         **{f"  {name}": f"{value:.3g}" for name, value in seconds.items()},
         "bound by": longest,
         "images/s at most": f"{found['images'] / seconds[longest]:,.0f}",
-        f"hours of {config.epochs} epochs, at least": (
-            f"{config.epochs * steps * seconds[longest] / 3600:,.1f} ({steps:,} steps each)"
+        **(
+            {
+                "steps an epoch, at most": f"{steps:,}",
+                f"hours of {config.epochs} epochs, at least": f"{config.epochs * steps * seconds[longest] / 3600:,.1f}",
+            }
             if steps
-            else "give --images"
-            if config.epochs
-            else "-"
+            else {}
         ),
     }
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -321,7 +322,8 @@ def test_the_command(tmp_path):
     assert [one["trained"] for one in found] == [65_536, 65_536]
     assert found[1]["bytes"]["kept"] == pytest.approx(found[0]["bytes"]["kept"] / 2, rel=0.1)
     assert [one["bounds"]["network"] > 0 for one in found] == [False, True]
-    assert f"{5 * 75 * max(found[0]['bounds'].values()) / 3600:,.1f} (75 steps each)" in out
+    assert re.search(r"steps an epoch, at most +│ 75 +│ 75 ", out)
+    assert re.search(rf"hours of 5 epochs.* {5 * 75 * max(found[0]['bounds'].values()) / 3600:,.1f} ", out)
 
 
 @pytest.mark.parametrize(
