@@ -39,6 +39,16 @@ def experiment(name: str) -> Config:
     return c
 
 
+# Of the large matrices every device keeps its part where the mesh has these axes: --config.mesh.fsdp=4 (or tensor).
+# By default it has not, and everything is on every device.
+BLOCKS = (
+    ("params/.*attn/qkv/kernel", (None, "fsdp")),  # its columns are q, k and v, so heads do not part over devices
+    ("params/.*(attn/[qkv]|mlp/(fc1|gate|up))/kernel", (None, "fsdp", "tensor")),
+    ("params/.*(attn/(proj|o)|mlp/(fc2|down))/kernel", (None, "tensor", "fsdp")),
+)
+WORDS = (("params/decoder/(embed|head)", (None, "fsdp")),)
+REST = ((".*", ()),)
+
 VISION = "vision/blocks/mlp/fc[12]"  # 48 adapters
 DECODER = "decoder/blocks/mlp/(gate|up|down)"  # 72
 
@@ -51,6 +61,7 @@ def internvit(c: Config) -> None:
     c.base_dtype = "float16"
     c.dtype = "bfloat16"
     c.trainable = ((".*", "frozen"),)
+    c.sharding = BLOCKS + REST
 
 
 def internvl(c: Config) -> None:
@@ -59,6 +70,7 @@ def internvl(c: Config) -> None:
     c.model.kind = "vlm"
     c.model.pooling = "visual_mean"
     c.prompt.text = PROMPT
+    c.sharding = BLOCKS + WORDS + REST
     c.eval.batch_size = 64
 
 

@@ -66,7 +66,7 @@ class Checkpoints:
         """
         if step in self.manager.all_steps():
             return
-        hashes = {part: text(digest(tree)) for part, tree in state.items()}
+        hashes = {part: digest(tree) for part, tree in state.items()}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "hashes": hashes})
         )
@@ -137,7 +137,7 @@ class Checkpoints:
         except Exception as error:
             raise Unreadable(self.path / str(step), error) from error
         for part, tree in state.items():
-            if (now := text(digest(tree))) != found["hashes"][part]:
+            if (now := digest(tree)) != found["hashes"][part]:
                 raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {found['hashes'][part]}")
         return state
 
@@ -204,24 +204,20 @@ def _short(error: object) -> str:
 # ---- hashes --------------------------------------------------------------------------------------------------------
 
 
-def digest(tree: Any) -> list[jax.Array]:
-    """Of every bit of a tree's arrays, their names and places: for :func:`text`, uint32 [2] for each leaf.
+def digest(tree: Any) -> str:
+    """16 hexadecimal digits of every bit of a tree's arrays, their names, shapes and types. Waits for them.
 
-    Equal however the arrays are sharded, and computed where they are; does not wait for them.
+    Equal however the arrays are sharded, and computed where they are. Of several processes all must call it.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [_digest(x, np.uint32(zlib.crc32(jax.tree_util.keystr(path).encode()))) for path, x in leaves]
-
-
-def text(digests: list[jax.Array]) -> str:
-    """16 hexadecimal digits of a :func:`digest`."""
-    found = [np.asarray(d.addressable_data(0)) for d in digests]
-    high, low = np.sum(found, axis=0, dtype=np.uint32) if found else (0, 0)
-    return f"{high:08x}{low:08x}"
+    total = np.zeros(2, np.uint32)
+    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}"
+        total = _digest(x, np.uint32(zlib.crc32(name.encode())), total)
+    return "".join(f"{half:08x}" for half in np.asarray(total).tolist())
 
 
 @jax.jit
-def _digest(x: jax.Array, name: jax.Array) -> jax.Array:
+def _digest(x: jax.Array, name: jax.Array, total: jax.Array) -> jax.Array:
     x = jnp.atleast_1d(x)
     if x.dtype.itemsize == 4:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -237,7 +233,7 @@ def _digest(x: jax.Array, name: jax.Array) -> jax.Array:
         h = (h ^ h >> 13) * np.uint32(0xC2B2AE35)
         return jnp.sum(h ^ h >> 16, dtype=jnp.uint32)
 
-    return jnp.stack([mixed(0x2545F491), mixed(0x7F4A7C15)])
+    return total + jnp.stack([mixed(0x2545F491), mixed(0x7F4A7C15)])
 
 
 def base_hash(path: str | Path) -> str:

@@ -28,7 +28,7 @@ def batches(
         decoded = pipeline.decode_all(
             store, threads=config.data.threads, track=lambda what, n: evaluate.progress(what, "decoding faces", n)
         )
-    if cache == "device":  # whole on each device: what a step needs is anywhere in it
+    if cache == "device" and decoded is not None:  # whole on each device: what a step needs is anywhere in it
         table, decoded = sharding.whole(decoded, mesh, PartitionSpec()), None
     gather = jax.jit(lambda table, ids: table[ids], out_shardings=NamedSharding(mesh, sharding.BATCH))
     keep = ("labels", "index", "images" if table is None else "ids")

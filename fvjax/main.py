@@ -118,7 +118,9 @@ def run(config: Config, workdir: Path, mode: str) -> None:
     from fvjax import evaluate, train
 
     request = preemption.Request()
+    request.listen()
     distributed.start(COORDINATOR.value, processes, PROCESS.value, config.heartbeat_seconds)
+    request.listen()  # jax's runtime has taken SIGTERM for itself
     told = {"--mode": mode, "--workdir": str(workdir), "jax": jax.__version__, "code": fvjax.code_version()}
     distributed.agree(told | {f"config.{k}": v for k, v in flatten(config.to_dict()).items()}, problem)
     try:

@@ -22,11 +22,14 @@ class Request:
         before_leaving: to call before the process ends, as what is saved may still be on its way to the disk.
     """
 
-    def __init__(self, listen: bool = True):
+    def __init__(self):
         self.asked = self.unsaved = False
         self.name = ""
         self.before_leaving: Callable[[], None] = lambda: None
-        for number in SIGNALS if listen else ():
+
+    def listen(self) -> None:
+        """From now on. In the main thread only."""
+        for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: FrameType | None) -> None:

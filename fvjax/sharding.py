@@ -1,11 +1,13 @@
 """The device mesh and where every array lives on it."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich.table import Table
 
 from fvjax import trees
 from fvjax.config import Config
@@ -70,3 +72,27 @@ def batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def whole(x: np.ndarray, mesh: Mesh, spec: PartitionSpec = BATCH) -> jax.Array:
     """An array that every process has whole -> a global array, split over data and fsdp or as `spec` says."""
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+
+def table(parts: Mapping[str, object]) -> Table:
+    """What lives how on the mesh, with the bytes that one device holds of it.
+
+    Args:
+        parts: name -> tree of arrays, or of shapes with shardings.
+    """
+    out = Table("part", "arrays", "e.g.", "split over", "MiB", "MiB a device", box=None, pad_edge=False)
+    total = 0
+    for part, tree in parts.items():
+        by_spec: dict[str, list[tuple[str, int, int]]] = {}
+        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            name = re.sub(".*?(?=params/|lora/)", "", jax.tree_util.keystr(path, simple=True, separator="/"))
+            split = ", ".join(str(axis) for axis in x.sharding.spec if axis) or "nothing"
+            here = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            by_spec.setdefault(split, []).append((name, x.size * x.dtype.itemsize, here))
+        for split, leaves in by_spec.items():
+            whole, here = sum(leaf[1] for leaf in leaves), sum(leaf[2] for leaf in leaves)
+            total += here
+            sizes = (f"{n / 2**20:,.1f}" for n in (whole, here))
+            out.add_row(part, f"{len(leaves):,}", max(leaves, key=lambda leaf: leaf[1])[0], split, *sizes)
+    out.add_row("together", "", "", "", "", f"{total / 2**20:,.1f}")
+    return out

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -84,7 +85,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
 
     evaluated = {line["step"] for line in metrics.read(workdir / "evaluations.jsonl")}
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-    request = request or preemption.Request(listen=False)
+    request = request or preemption.Request()
     request.before_leaving = checkpoints.wait
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
     latest, seconds_before = checkpoints.newest(target, meta, say), 0.0
@@ -100,6 +101,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
     total = count + sum(x.size for x in trees.flatten(frozen).values())
     kind = jax.devices()[0].device_kind
     say(f"{config.name}: {total:,} parameters, {count:,} train; mesh {dict(mesh.shape)} on {kind}")
+    say(sharding.table({"frozen": frozen, **{part: state[part] for part in ("trainable", "stats", "opt")}}))
     if store and plan:
         of_one = "in impostor pairs only" if config.task == "pair_answer" else "never drawn"
         say(
@@ -121,7 +123,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
     validated: dict[int, dict] = {}  # by step, of this start
     if store and plan and train and step < total_steps:
         one_step = functools.partial(step_fn, config, encoder, tx, lr)
-        train_step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
+        train_step = jax.jit(after_vote(one_step), donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
         whole = config.copy_and_resolve_references()
         whole.accumulation, whole.compat.last_micro_batch = 1, False  # else forward passes would count twice, or not
         plain = functools.partial(step_fn, whole, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
@@ -142,7 +144,8 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
                 gate[number] = trees.flatten(jax.device_get(dead))
                 if len(gate) == 2:
                     lora.check_alive(gate[0], gate[1])
-            values = {k: checkpoint.text(v) if k.endswith("_hash") else float(v) for k, v in values.items()}
+            del values["vote"]
+            values = {k: v if isinstance(v, str) else float(v) for k, v in values.items()}
             if not np.isfinite([values["loss"], values["grad_norm"]]).all():
                 raise FloatingPointError(
                     f"step {number}: the loss is {values['loss']}, its gradient's norm {values['grad_norm']} (learning "
@@ -184,20 +187,17 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
             if step and due(step) and step not in evaluated:
                 look(step)
             for batch in batches:
-                late = (
-                    config.checkpoint.every_minutes and time.monotonic() > saved + 60 * config.checkpoint.every_minutes
-                )
-                wish = STOP if request.asked else SAVE if first and late else 0
-                vote = strongest(wish, mesh) if several else None  # read after the step, which it must not hold up
+                wish = STOP if request.asked else SAVE if first and time.monotonic() > saved + 60 * minutes else 0
+                vote = strongest(wish, state["step"], mesh) if several else wish
                 request.unsaved = True
-                state, values = train_step(state, frozen, batch)
+                state, values = train_step(state, frozen, batch, vote)
                 step += 1
                 if config.log.state_hash_every and step % config.log.state_hash_every == 0:
-                    values["state_hash"], values["batch_hash"] = checkpoint.digest(state), checkpoint.digest(batch)
+                    values |= {"state_hash": checkpoint.digest(state), "batch_hash": checkpoint.digest(batch)}
                 pending.append((step - 1, values))
                 if len(pending) > 1:
                     report(*pending.popleft())
-                wish = int(vote) if vote is not None else STOP if request.asked else wish
+                wish = int(vote) if several else STOP if request.asked else wish
                 last = step == total_steps
                 if not (wish or last or due(step) or step % config.checkpoint.every_steps == 0):
                     continue
@@ -249,16 +249,30 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
     return out
 
 
-def strongest(wish: int, mesh) -> jax.Array:
-    """The largest of what the processes wish: all must do the same after the same step."""
+def strongest(wish: int, step: jax.Array, mesh) -> jax.Array:
+    """The largest of what the processes wish, as all must do the same after the same step; known after `step` is.
+
+    On a CPU nothing but what one program needs of another keeps them in order, and collectives of two programs at a
+    time may meet the wrong ones of another process: so this comes after `step`, and the next step after this.
+    """
     each = NamedSharding(mesh, PartitionSpec(sharding.AXES))
     wishes = jax.make_array_from_callback((mesh.size,), each, lambda _: np.full(1, wish, np.int32))
-    return _largest(wishes, sharding.replicated(mesh))
+    return _largest(wishes, step, sharding.replicated(mesh))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _largest(x: jax.Array, where: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.max(x), where)
+def after_vote(one_step: Callable) -> Callable:
+    """The step with one more argument, which it waits for and returns as the value "vote"."""
+
+    def step(state, frozen, batch, vote):
+        state, values = one_step(state, frozen, batch)
+        return state, {**values, "vote": vote}
+
+    return step
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _largest(wishes: jax.Array, step: jax.Array, where: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.max(wishes) + 0 * step, where)
 
 
 # ---- one step ------------------------------------------------------------------------------------------------------

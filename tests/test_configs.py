@@ -3,13 +3,14 @@
 import functools
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 
 import jax
 import pytest
 
-from fvjax import flops, main, optim, run_state, train, trees
+from fvjax import flops, main, optim, run_state, sharding, train, trees
 from fvjax.config import base, check, differences, experiments
 
 
@@ -101,6 +102,19 @@ def test_config(name):
         plain = functools.partial(train.step_fn, config, run_state.build_encoder(config, plain=True), tx, lr)
         per_image = flops.count(plain, *args) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)
+
+
+def test_a_frozen_base_can_be_kept_in_parts():
+    config = importlib.import_module("configs.mllm_lora").get_config()
+    config.prompt.update({"ids": (1, 2), "text": ""})
+    encoder = run_state.build_encoder(config)
+    init = functools.partial(run_state.init_variables, config, encoder)
+    variables = jax.eval_shape(init, jax.random.key(0))
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2}, jax.devices()[:8])
+    where = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
+    leaves = trees.flatten({"params": variables["params"]})
+    here = sum(math.prod(where[n].shard_shape(x.shape)) for n, x in leaves.items())
+    assert here < 0.17 * sum(x.size for x in leaves.values()), "1/8 of the matrices, 1/4 of the words and of q, k, v"
 
 
 def test_a_cpu_gets_as_many_devices_as_a_part_of_the_batch_divides_by(monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import paper
 from fvjax import accumulation, optim, run_state, trees
 from fvjax.config import base, check
 from tests.test_train import host, setup, tiny_resnet, tiny_vit
@@ -39,9 +40,9 @@ def tiny_siamese():
     return c
 
 
-def gradient(config, devices=1):
+def gradient(config, devices=1, **mesh):
     check(config)
-    fn, state, frozen, batch, _ = setup(config, jax.devices()[:devices], data=devices)
+    fn, state, frozen, batch, _ = setup(config, jax.devices()[:devices], **(mesh or {"data": devices}))
     if config.task == "pair_answer":
         batch["labels"] = batch["labels"] % 2
     loss, stats, grads = jax.jit(fn)(state, frozen, batch)
@@ -73,6 +74,15 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     assert_equal(gradient(config, devices), whole)
     config.model.vision_transformer.drop_path = 0.0
     assert abs(loss_of(config) - whole[0]) > 1e-3, "no path was dropped"
+
+
+@pytest.mark.parametrize("make", [tiny_siamese, tiny_pair])
+def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
+    """The papers' sharding rules, and for embeddings GradCache at the same time."""
+    config = make()
+    whole = gradient(config)
+    config.sharding, config.accumulation = paper.BLOCKS + paper.WORDS + paper.REST, 2
+    assert_equal(gradient(config, 8, data=2, fsdp=2, tensor=2), whole)
 
 
 @pytest.mark.parametrize("make", [tiny_siamese, tiny_pair])

@@ -53,7 +53,8 @@ def tiny_vit():
     c.lora.count = 6
     c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
     c.sharding = (
-        ("params/blocks/mlp/fc1/kernel", (None, "fsdp", None)),
+        ("params/blocks/mlp/fc1/kernel", (None, "fsdp", "tensor")),
+        ("params/blocks/mlp/fc2/kernel", (None, "tensor", None)),
         ("lora/.*/b", (None, None, "fsdp")),
         (".*", ()),
     )
@@ -99,7 +100,8 @@ def test_one_device_equals_eight(make):
     loss, stats, grads = jax.jit(fn)(*args)
     grads, stats = host(grads), host(stats)
     total = float(optax.global_norm(grads))
-    for mesh in ({"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}):
+    meshes = [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}]
+    for mesh in meshes + [{"data": 2, "fsdp": 2, "tensor": 2}] * (make is tiny_vit):
         fn, *args, _ = setup(make(), jax.devices(), **mesh)
         loss8, stats8, grads8 = jax.jit(fn)(*args)
         assert abs(float(loss8) - float(loss)) <= 1e-6 * abs(float(loss)), mesh
