@@ -328,7 +328,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("x", "--devices=x: give how many"), ("3", "3 devices: config.batch_size / 2 = 16 does not")],
+    [("x", "--devices=x: give how many"), ("3", "and config.batch_size / 2 = 16 do not divide")],
 )
 def test_user_errors(device, message):
     code, _, err = command("--config=configs/quickstart.py:resnet", f"--devices={device}")
