@@ -192,8 +192,8 @@ def check_divides(config: Config, rows: int) -> None:
     wrong = [f"config.{what} = {size}" for what, (_, size, _) in sizes.items() if size % rows]
     remedy = [f"--config.{k}={-(-size // rows) * rows * unit}" for k, size, unit in sizes.values() if size % rows]
     if wrong:
-        told = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp = {rows} devices"
-        raise ValueError(f"{told}; for example {' '.join(remedy)}")
+        told = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp"
+        raise ValueError(f"{told} = {rows} devices; for example {' '.join(remedy)}")
 
 
 def held(shapes: Any, placed: Any) -> int:
