@@ -20,6 +20,8 @@ PARTS = (
     "metrics",
     "models",
     "flops",
+    "memory",
+    "hlo",
 )
 COMMON = {"trees", "typing", "config", "errors", "distributed"}  # distributed: what processes say to each other
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}

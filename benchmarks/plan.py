@@ -1,0 +1,141 @@
+"""What `fvjax.plan` predicts against one training step measured on this machine's CPU: memory, and FLOPs by the time.
+
+    python benchmarks/plan.py [--cases=resnet_tiny,mllm_tiny,mllm_100m,pair_100m] [--remat=none]
+    python benchmarks/plan.py --cases=resnet50_infonce,vit_lora,mllm_lora,pair_lora [--remat=full]
+
+resnet_tiny: the quickstart's ResNet, batch 64. mllm_*, pair_*: an InternVL2 at 448 pixels with rank-8 adapters on the
+MLPs, as an embedding or with an answer; tiny has 0.6 million parameters (batch 8), 100m about 100 million (batch 4).
+float32, random weights, one device, attention by head, as a run on a CPU has it. Each case in a process of its own:
+
+    predicted   parameters, optimizer, batch and `fvjax.memory.estimate` of the step, as least and with its working set
+                counted twice (see fvjax/plan.py)
+    XLA         the same with XLA's own figure for the compiled step
+    measured    peak resident memory after three steps, less what is resident when all is compiled
+    GFLOP/s     `fvjax.flops.count` of the step / median time: of two models alike if the counts are right
+
+A config's name instead: full size in float32, 16 images a part, compiled for one device and not run.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+CASES = ("resnet_tiny", "mllm_tiny", "mllm_100m", "pair_100m")
+FULL = ("resnet50_infonce", "vit_lora", "mllm_lora", "pair_lora")
+VISION = {
+    "tiny": {"width": 32, "depth": 3, "heads": 4, "mlp_dim": 64},
+    "100m": {"width": 512, "depth": 8, "heads": 8, "mlp_dim": 2048},
+}
+DECODER = {
+    "tiny": {"vocab": 256, "width": 64, "depth": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "mlp_dim": 128},
+    "100m": {"vocab": 8000, "width": 768, "depth": 8, "heads": 12, "kv_heads": 4, "head_dim": 64, "mlp_dim": 3072},
+}
+
+
+def make(case: str, remat: str):
+    from configs import quickstart
+    from fvjax import plan
+    from fvjax.config import base
+
+    if case in FULL:
+        config = plan.without_files(importlib.import_module(f"configs.{case}").get_config())[0]
+        config.accumulation = min(config.accumulation, 2)
+        config.batch_size, config.dtype, config.remat = 16 * config.accumulation, "float32", remat
+        return config
+
+    kind, size = case.split("_")
+    if kind == "resnet":
+        config = quickstart.get_config("resnet")
+        config.batch_size = 64
+        return config
+    config = base()
+    config.model.kind, config.remat, config.attention, config.epochs = "vlm", remat, "by_head", 1
+    config.model.vision_transformer.update(VISION[size])
+    config.model.decoder.update(DECODER[size])
+    count = 2 * VISION[size]["depth"] + 3 * DECODER[size]["depth"]
+    targets = ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/(gate|up|down)")
+    config.lora.update({"rank": 8, "alpha": 8.0, "targets": targets, "count": count})
+    config.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    config.batch_size = 8 if size == "tiny" else 4
+    if kind == "mllm":
+        config.model.pooling = "visual_mean"
+    else:
+        config.task = "pair_answer"
+        config.prompt.update({"ids": tuple(range(20, 34)), "yes_no_ids": (40, 50)})
+    return config
+
+
+def one(case: str, remat: str) -> dict:
+    """In a child process."""
+    import jax
+    import numpy as np
+
+    from fvjax import flops, memory, plan, run_state, sharding
+
+    config = make(case, remat)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    program = plan.program(config, mesh)
+    found, step = memory.estimate(program.step, *program.given), plan.compiled(program)
+    arguments = sum(plan.held(*one) for one in zip(program.given, program.placed))
+    layer = 1 + (config.task == "pair_answer" or config.accumulation > 1)
+    working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive)
+    out = {
+        "least": arguments + sum(found.alive),
+        "most": arguments + sum(found.alive) + working,
+        "xla": arguments + step.memory_analysis().temp_size_in_bytes,
+        "gflop": flops.count(program.step, *program.given) / 1e9,
+    }
+    if case in FULL:
+        return out
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    begun = run_state.start(config, run_state.open_model(config, mesh, plain=case.startswith("resnet")), mesh, 1)
+    state, pairs = begun.state, config.batch_size // 2
+    rng, index = np.random.default_rng(0), np.arange(pairs, dtype=np.int32)
+    images = rng.integers(0, 256, (pairs, 2, 112, 112, 3), np.uint8)
+    labels = index % 2 if config.task == "pair_answer" else index
+    batch, times = sharding.batch({"images": images, "labels": labels, "index": index}, mesh), []
+    for _ in range(3):
+        start = time.perf_counter()
+        state, values = step(state, begun.frozen, batch)
+        values["loss"].block_until_ready()
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return out | {"measured": peak - before, "seconds": statistics.median(times)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        return print(json.dumps(one(options.cases, options.remat)))
+    if unknown := set(options.cases.split(",")) - {*CASES, *FULL}:
+        parser.error(f"no case {sorted(unknown)}; there are {(*CASES, *FULL)}")
+    for case in options.cases.split(","):
+        command = [sys.executable, __file__, f"--cases={case}", f"--remat={options.remat}", "--one"]
+        done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr or f"{case}: ended with {done.returncode}; -9 is usually a lack of memory")
+        found = json.loads(done.stdout.splitlines()[-1])
+        least, most, xla = (found[key] / 2**30 for key in ("least", "most", "xla"))
+        text = f"{case}, remat {options.remat}: predicted {least:.2f} to {most:.2f} GiB, XLA {xla:.2f}"
+        if "measured" in found:
+            gflop, seconds = found["gflop"], found["seconds"]
+            text += f", measured {found['measured'] / 2**30:.2f}; {gflop:.0f} GFLOP in {seconds:.2f} s"
+            text += f", {gflop / seconds:.0f} GFLOP/s"
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

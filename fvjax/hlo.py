@@ -1,0 +1,91 @@
+"""The collectives of a compiled program, read from its text: what XLA's partitioner made of the sharding."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8}
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    kind: str  # of KINDS
+    size: int  # bytes of the result
+    group: tuple[int, ...]  # numbers of the devices that take part in one of its groups
+    times: int  # how often it runs, trips of the loops around it multiplied out
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, all times together."""
+        return self.times * self.size * share(self.kind, len(self.group))
+
+
+def share(kind: str, n: int) -> float:
+    """Of a collective's result, what each of n members sends (ring algorithms)."""
+    factors = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": min(n - 1, 1)}
+    return factors.get(kind, (n - 1) / n)
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+    """Those of `compiled.as_text()`, without groups of one device. ValueError: a loop or a notation not known here."""
+    found: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}  # by computation
+    called: dict[str, list[tuple[str, int]]] = {}  # (computation, times), by caller
+    name = entry = ""
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line):
+            name = head[2]
+            entry = name if head[1] else entry
+            found[name], called[name] = [], []
+        elif op := re.match(rf"\s+(?:ROOT )?%[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line):
+            size = sum(BYTES[kind] * math.prod(_numbers(dims)) for kind, dims in SHAPE.findall(op[1]))
+            if re.search(r"to_apply=%[\w.\-]*promoted", line):
+                size //= 2  # bfloat16, which a CPU adds in float32
+            found[name].append((op[2], size, group_of(line, devices)))
+        elif loop := re.search(r" while\(.*body=%([\w.\-]+)", line):
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            called[name].append((loop[1], int(trips[1]) if trips else 0))
+        elif call := re.search(r" call\(.*to_apply=%([\w.\-]+)", line):
+            called[name].append((call[1], 1))
+
+    def run(name: str, times: int) -> list[Collective]:
+        out = [Collective(*one, times) for one in found[name] if len(one[2]) > 1]
+        for other, trips in called[name]:
+            inner = run(other, times * trips)
+            if inner and not trips:
+                raise ValueError(f"{other}: how often this loop with collectives runs is not known")
+            out += inner
+        return out
+
+    return run(entry, 1)
+
+
+def group_of(line: str, devices: int) -> tuple[int, ...]:
+    """The first group of a collective's line, in whichever of XLA's notations."""
+    order = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if mesh := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({order}\))? \{{([^:]*?)\}}", line):
+        names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        ids = (_iota(mesh[2], mesh[3]) if mesh[2] else np.arange(devices)).reshape([int(size) for size in sizes])
+        axes = [names.index(axis) for axis in re.findall(r"'(\w+)'", mesh[4])]
+        count = math.prod(ids.shape[axis] for axis in axes)
+        return tuple(np.moveaxis(ids, axes, range(len(axes))).reshape(count, -1)[:, 0].tolist())
+    if grid := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={order}", line):
+        return tuple(_iota(grid[3], grid[4]).reshape(int(grid[1]), int(grid[2]))[0].tolist())
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", line):
+        return tuple(_numbers(listed[1]))
+    if "replica_groups={}" in line:
+        return tuple(range(devices))
+    raise ValueError(f"a collective's devices are noted in a way that is not known here: {line.strip()[:300]}")
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
