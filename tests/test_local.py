@@ -205,6 +205,7 @@ def test_a_stopped_process_does_not_hold_up_the_rest(tmp_path):
     assert "killed, as still running 1 s later: process 1" in err
 
 
+@pytest.mark.slow  # tests/test_processes.py has two processes in every run
 def test_two_processes_train_to_the_table(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     quick = "--config.epochs=2", "--config.eval.every_epochs=0", "--config.eval.before_training=False"

@@ -126,7 +126,7 @@ def test_a_run_of_two_processes_is_one_run(slow_peer):
     assert set(json.loads((slow_peer.workdir / "results.json").read_text())["benchmarks"]) == {"synthetic"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bits(tmp_path, slow_peer, number):
     run = Run(tmp_path / "run", 2, 1, epochs=3)
     run.until_step(10)
