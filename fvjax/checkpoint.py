@@ -132,6 +132,9 @@ class Checkpoints:
             Unreadable: it is damaged: not what was saved, by its hash.
         """
         found = self.meta(step)
+        if "hashes" not in found:
+            told = "is of another version of fvjax, without a hash of its contents"
+            raise ValueError(f"{self.path}/{step} {told}; choose another --workdir")
         for key, value in meta.items():
             if found.get(key) != value:
                 raise ValueError(

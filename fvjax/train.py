@@ -215,6 +215,9 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
         say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")
 
     # ---- evaluation after
+    if config.data.val and train and step and step not in checkpoints.accuracies:  # a kill came between save and look
+        validated[step] = evaluate.validate(config, predictor.score(state), config.name)
+        checkpoints.validated(step, validated[step]["accuracy@best_threshold"]["mean"])
     chosen = checkpoints.best() if config.data.val else None
     if chosen is not None and chosen != step:
         step, state = chosen, checkpoints.restore(chosen, target, meta)

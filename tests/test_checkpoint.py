@@ -114,6 +114,18 @@ def test_a_checkpoint_that_reads_well_but_is_not_what_was_saved_is_refused(tmp_p
     again.close()
 
 
+def test_one_of_an_older_version_is_refused_and_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, base().checkpoint)
+    checkpoints.save(1, state(1), {})
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "1" / "meta" / "metadata").write_text('{"seconds": 1}')
+    again = Checkpoints(tmp_path, base().checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoints/1 is of another version of fvjax, without a hash"):
+        again.newest(abstract(state(0)), {}, lambda _: None)
+    assert (tmp_path / "checkpoints" / "1").exists()
+    again.close()
+
+
 def test_when_all_are_damaged_nothing_starts_anew(tmp_path):
     checkpoints = Checkpoints(tmp_path, base().checkpoint)
     checkpoints.save(1, state(1), {})

@@ -53,7 +53,10 @@ def leaves(program) -> int:
 # ---- collectives: fvjax/plan.py's formulas ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "parts", "width"), [(tiny_vit, 1, 32), (tiny_siamese, 4, 32), (tiny_pair, 4, 0)])
+@pytest.mark.parametrize(
+    ("make", "parts", "width"),
+    [(tiny_vit, 1, 32), (tiny_siamese, 4, 32), pytest.param(tiny_pair, 4, 0, marks=pytest.mark.slow)],
+)
 def test_collectives_of_data_parallelism(make, parts, width):
     program, compiled = built(tiny(make, accumulation=parts), data=8)
     embeddings = 4 * 64 * width
@@ -142,8 +145,8 @@ def test_what_a_ring_sends(kind, sent):
     [
         (tiny_vit, 1, "none"),
         (tiny_vit, 4, "dots"),
-        (tiny_siamese, 1, "full"),
-        (tiny_pair, 1, "none"),
+        pytest.param(tiny_siamese, 1, "full", marks=pytest.mark.slow),
+        pytest.param(tiny_pair, 1, "none", marks=pytest.mark.slow),
     ],
 )
 def test_memory_of_a_step(make, parts, remat):

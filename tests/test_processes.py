@@ -143,7 +143,7 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bits(tmp_path, slow_peer
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("frozen", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_frozen_process_ends_the_others_within_the_heartbeat(tmp_path, frozen):
     run = Run(tmp_path / "run", 2, 1, epochs=1000, heartbeat_seconds=5)
     run.until_step(5)
@@ -185,3 +185,26 @@ def test_every_topology_gives_the_same_figures(tmp_path):
         )
         assert apart <= 1e-5
         assert abs(other - score) <= 0.002
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_devices_and_other_processes(tmp_path):
+    """8 devices, then 4, then 2 in two processes: the same batches, and the losses of a run that had 8 all the time."""
+    whole = Run(tmp_path / "whole", 1, 8, epochs=6)
+    assert whole.codes() == [0], whole.told()
+    steps = []
+    for count, devices, until in ((1, 8, 12), (1, 4, 30), (2, 1, 0)):
+        run = Run(tmp_path / "run", count, devices, epochs=6)
+        if not until:
+            assert run.codes() == [0] * count, run.told()
+            break
+        run.until_step(until)
+        run.processes[0].send_signal(signal.SIGTERM)
+        assert run.codes() == [75] * count, run.told()
+        steps.append(len(metrics(run.workdir)))
+    first, lines = metrics(whole.workdir), metrics(tmp_path / "run")
+    assert 12 <= steps[0] < 30 <= steps[1] < 54 == len(lines)
+    assert [x["batch_hash"] for x in lines] == [x["batch_hash"] for x in first]
+    apart = max(abs(x["loss"] - y["loss"]) / max(1, abs(y["loss"])) for x, y in zip(lines, first))
+    print(f"resumed with other devices after steps {steps}: losses at most {apart:.1e} apart")
+    assert apart <= 1e-5

@@ -95,6 +95,12 @@ def test_the_best_step_is_what_is_evaluated(tmp_path):
     assert results["validation"]["n_pairs"] == 100
     assert there(workdir) == sorted({best, 30})
     assert "validation" in out
+    known = json.loads((workdir / "validation.json").read_text())
+    assert {int(step): accuracy for step, accuracy in known.items()} == accuracies
+    (workdir / "validation.json").write_text(json.dumps({k: v for k, v in known.items() if k != "30"}))
+    code, _, err = call("--config=configs/quickstart.py:resnet", *flags, f"--workdir={workdir}")
+    assert code == 0, err
+    assert json.loads((workdir / "validation.json").read_text()) == known, "a kill may come between save and look"
 
 
 def test_settings_that_validate_nothing_are_refused(tmp_path):
