@@ -65,7 +65,10 @@ def assert_equal(got, expected):
         assert distance <= 1e-5, f"{name}: {distance:.1e}"
 
 
-@pytest.mark.parametrize(("make", "devices"), [(tiny_vit, 1), (tiny_siamese, 2), (tiny_pair, 1), (tiny_pair, 2)])
+@pytest.mark.parametrize(
+    ("make", "devices"),
+    [(tiny_vit, 1), (tiny_siamese, 2), pytest.param(tiny_pair, 1, marks=pytest.mark.slow), (tiny_pair, 2)],
+)
 def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     """Dropped paths included, as their keys follow the pair."""
     config = make()
@@ -76,7 +79,7 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     assert abs(loss_of(config) - whole[0]) > 1e-3, "no path was dropped"
 
 
-@pytest.mark.parametrize("make", [tiny_siamese, tiny_pair])
+@pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
     """The papers' sharding rules, and for embeddings GradCache at the same time."""
     config = make()
@@ -127,6 +130,7 @@ def reference_accumulation(config, parts: int, group: int):
     return float(np.mean(losses)), host(grads), host(updates)
 
 
+@pytest.mark.slow
 def test_compat_accumulates_like_the_reference():
     config = tiny_vit()
     config.optimizer.clip = 1e-3  # below the gradient's norm, as only then its size does not matter

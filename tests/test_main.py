@@ -177,6 +177,7 @@ def test_mistakes_are_one_line(args, message, tmp_path):
     assert not (tmp_path / "x" / "config.json").exists(), "the corrected command may use the same workdir"
 
 
+@pytest.mark.slow  # tests/test_train.py compares one step, tests/test_processes.py whole runs
 def test_sharded_run_equals_replicated(finished, tmp_path):
     config = tmp_path / "sharded.py"
     config.write_text(

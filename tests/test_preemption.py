@@ -47,7 +47,7 @@ def lines(workdir, name: str) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in kept]
 
 
-@pytest.mark.parametrize("step", [2, 8])
+@pytest.mark.parametrize("step", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end(tmp_path, undisturbed, step):
     request = AskedAtStep(tmp_path / "run", step)
     with pytest.raises(preemption.Preempted):

@@ -97,6 +97,7 @@ def test_processes_that_disagree_all_stop_and_say_in_what(tmp_path):
     assert not run.workdir.exists()
 
 
+@pytest.mark.slow
 def test_what_one_process_lacks_all_hear_of(tmp_path):
     run = Run(tmp_path / "run", 2, 1, each=[{}, {"init_from": tmp_path / "nowhere"}])
     assert run.codes() == [2, 2], run.told()
