@@ -104,7 +104,7 @@ class Checkpoints:
         try:
             return call()
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
-            if isinstance(error, RuntimeError) and distributed.several():  # it is not the disk, another process is gone
+            if distributed.broken(error):  # it is not the disk
                 raise
             for left in self.path.glob(
                 "*.orbax-checkpoint-tmp"

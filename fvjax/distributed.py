@@ -8,6 +8,7 @@ Orbax uses it by the same one.
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -59,9 +60,12 @@ def start(place: Place, heartbeat: float) -> None:
     _watch.start()
 
 
-def several() -> bool:
-    """Whether there are other processes."""
-    return _store is not None
+def broken(error: Exception) -> bool:
+    """Whether this is how jax tells that a connection to another process broke: a status, as either type."""
+    status = re.match(
+        "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ", str(error)
+    )
+    return _store is not None and (isinstance(error, RuntimeError) or status is not None)
 
 
 def exchange(text: str) -> list[str]:

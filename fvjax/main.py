@@ -152,13 +152,13 @@ def main(argv: list[str]) -> None:
     except preemption.Preempted as stopped:
         print(f"fvjax: {stopped}; all is saved, and the same command goes on from there", file=sys.stderr)
         distributed.leave(preemption.EXIT_CODE, str(stopped))
-    except (ValueError, OSError, FloatingPointError) as error:
-        if TRACEBACK.value:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if distributed.broken(error):
+            print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
+            distributed.lost(error)
+        if TRACEBACK.value or isinstance(error, RuntimeError):
             raise
         fail(errors.line(error))
-    except RuntimeError as error:  # how jax tells of a broken connection, among other things
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        distributed.lost(error)
 
 
 def fail(text: str) -> None:

@@ -159,6 +159,17 @@ def test_a_frozen_process_ends_the_others_within_the_heartbeat(tmp_path, frozen)
     assert f"fvjax: error: no sign of life of {where} for 5 s" in run.told()[1 - frozen]
 
 
+def test_a_killed_process_is_named_and_is_not_a_mistake_of_the_user(tmp_path):
+    run = Run(tmp_path / "run", 2, 1, epochs=1000, heartbeat_seconds=5)
+    run.until_step(5)
+    run.processes[1].kill()
+    try:
+        assert run.processes[0].wait(60) == 69, run.told()
+    finally:
+        run.kill()
+    assert "fvjax: error: no sign of life of process 1 (" in run.told()[0]
+
+
 @pytest.mark.slow
 def test_every_topology_gives_the_same_figures(tmp_path):
     found = {}
