@@ -16,11 +16,14 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from launch.local import free_port
 
 EVERY = 10  # steps between checkpoints
 SETTINGS = {
@@ -43,9 +46,7 @@ SETTINGS = {
 
 
 def start(workdir: Path, count: int, faces: Path) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "fvjax.main", "--config=configs/quickstart.py:vit_lora", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in (SETTINGS | {"data.synthetic.dir": faces}).items()]
     out = workdir.with_name(f"{workdir.name}.log").open("a")

@@ -5,7 +5,8 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ class Unreadable(ValueError):
 
     def __init__(self, path: Path, why: object):
         super().__init__(f"{path} is damaged ({_short(why)}); the training's command falls back to the one before")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError):  # too little memory or a lost process, which say nothing about the file
+        raise
+    except Exception as error:  # tensorstore's and Orbax's own types
+        raise Unreadable(path, error) from error
 
 
 class Checkpoints:
@@ -106,9 +117,7 @@ class Checkpoints:
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
             if distributed.broken(error):  # it is not the disk
                 raise
-            for left in self.path.glob(
-                "*.orbax-checkpoint-tmp"
-            ):  # else what is still under way might end well after all
+            for left in self.path.glob("*.orbax-checkpoint-tmp"):  # else its threads might complete it later
                 shutil.rmtree(left, ignore_errors=True)
             complete = [s for s in self._complete() if s != step]
             told = f"{self.path}: step {step} was not saved, the last complete one is {max(complete, default=None)}"
@@ -119,10 +128,8 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state. Raises Unreadable."""
-        try:
+        with _reading(self.path / str(step)):
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except Exception as error:
-            raise Unreadable(self.path / str(step), error) from error
 
     def restore(self, step: int, abstract: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
         """Read `step` straight onto the shardings of `abstract`.
@@ -140,22 +147,16 @@ class Checkpoints:
                 raise ValueError(
                     f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )
-        try:
-            there = self.manager.item_metadata(step)["state"]
-            theirs = trees.flatten(there["trainable"])
-        except Exception as error:
-            raise Unreadable(self.path / str(step), error) from error
-        trees.strict_diff(
-            trees.flatten(abstract["trainable"]), theirs, str(self.path / str(step)), "choose another --workdir"
-        )
+        with _reading(self.path / str(step)):
+            theirs = trees.flatten(self.manager.item_metadata(step)["state"]["trainable"])
+        ours = trees.flatten(abstract["trainable"])
+        trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
         args = ocp.args.StandardRestore(abstract)
         if self.read_only:
             arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args=arrays, partial_restore=True)
-        try:
+        with _reading(self.path / str(step)):
             state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except Exception as error:
-            raise Unreadable(self.path / str(step), error) from error
         for part, tree in state.items():
             if (now := digest(tree)) != found["hashes"][part]:
                 raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {found['hashes'][part]}")

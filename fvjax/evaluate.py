@@ -181,7 +181,7 @@ def compare(workdirs: list[Path]) -> None:
 
 
 def append_curve(workdir: Path, step: int, epoch: float, seconds: float, results: dict) -> None:
-    """Add one evaluation to evaluations.jsonl: accuracies by benchmark at a step. `seconds`: since this start."""
+    """Add one evaluation to evaluations.jsonl: accuracies by benchmark at a step. `seconds`: of all starts."""
     if jax.process_index():
         return
     keys = ("accuracy@best_threshold", "accuracy@far=1e-3")

@@ -149,3 +149,18 @@ def test_a_hash_is_of_bits_names_and_places_not_of_where_they_live():
     changed = [x.at[3, 2].set(jnp.nextafter(x[3, 2], 1.0)), x[::-1], x.T.reshape(8, 6), x.reshape(6, 8)]
     others = [digest({"a": y}) for y in changed] + [digest({"b": x}), digest({"a": x, "b": x})]
     assert len({here["float32"], *others}) == 7
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, base().checkpoint)
+    checkpoints.save(1, state(1), {})
+    checkpoints.wait()
+
+    def full(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(checkpoints.manager, "restore", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        checkpoints.newest(abstract(state(0)), {}, lambda _: None)
+    assert (tmp_path / "checkpoints" / "1").exists()
+    checkpoints.close()

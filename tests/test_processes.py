@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import free_port
+
 SMALL = {
     "data.synthetic.identities": 24,
     "data.synthetic.images": 6,
@@ -35,9 +37,7 @@ class Run:
     """
 
     def __init__(self, workdir: Path, count: int, devices: int, each=(), **settings):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": str(devices)}
         self.workdir, self.processes, self.files = workdir, [], []
         for i in range(count):
