@@ -2,11 +2,12 @@
 
     python benchmarks/kills.py --kills=30 --dir=DIR
 
-Small runs of one and of two processes (CPU), each with a data worker. Each is killed once somewhere between its first
-step and its end: the process itself, the coordinator, the other process, or a data worker. What is left of the run is
-then ended, as a launcher does, and started again with the same command. Compared with a run nobody disturbed: the hash
-of what trains, its optimizer and statistics after the last step, and of every step's batch. "Redone" are the steps that
-were written to metrics.jsonl and done again. Exit code 1 if a run differs or redoes more than a save interval.
+Small runs of one and of two processes (CPU), each with a data worker. Each is killed once, up to a second after a step
+drawn from all its steps, so also while it evaluates after the last one: the process itself, the coordinator, the other
+process, or a data worker. What is left of the run is then ended, as a launcher does, and started again with the same
+command. Compared with a run nobody disturbed: the hash of what trains, its optimizer and statistics after the last
+step, and of every step's batch. "Redone" are the steps that were written to metrics.jsonl and done again. Exit code 1
+if a run differs or redoes more than a save interval.
 """
 
 import argparse
@@ -32,6 +33,8 @@ SETTINGS = {
     "data.synthetic.test_identities": 120,
     "data.synthetic.test_pairs": 1000,
     "data.workers": 1,
+    "data.threads": 1,
+    "data.prefetch": 1,  # else a data worker has read all there is, and ended, before it can be killed
     "batch_size": 16,
     "epochs": 6,
     "eval.batch_size": 16,
@@ -111,23 +114,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw, rows, wrong = random.Random(args.seed), [], 0
-    whole: dict[int, tuple[list[dict], float]] = {}
+    whole: dict[int, list[dict]] = {}
     for count in (1, 2):
-        workdir, began = args.dir / f"whole{count}", 0.0
-        processes = start(workdir, count, args.dir)
-        while any(p.poll() is None for p in processes):
-            began = began or (time.monotonic() if lines(workdir) else 0.0)
-            time.sleep(0.02)
-        assert [p.wait() for p in processes] == [0] * count, f"see {workdir}.log"
-        whole[count] = lines(workdir), time.monotonic() - began
+        workdir = args.dir / f"whole{count}"
+        assert end(start(workdir, count, args.dir), 600) == [0] * count, f"see {workdir}.log"
+        whole[count] = lines(workdir)
     for number in range(args.kills):
         count, workdir = 1 + number % 2, args.dir / f"kill{number}"
         what = draw.choice(["process", "data worker"] if count == 1 else ["coordinator", "other", "data worker"])
-        wanted, seconds = whole[count]
+        wanted, delay = whole[count], draw.random()
+        after = draw.randint(1, len(wanted))
         processes = start(workdir, count, args.dir)
-        while not lines(workdir) and all(p.poll() is None for p in processes):
-            time.sleep(0.02)
-        time.sleep(draw.random() * seconds)
+        while len(lines(workdir)) < after and all(p.poll() is None for p in processes):
+            time.sleep(0.01)
+        time.sleep(delay)
         victim = processes[-1] if what == "other" else processes[0]
         alive = victim.poll() is None
         if what == "data worker" and alive:

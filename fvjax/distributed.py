@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone; the same command goes on from the last checkpoint
+_CONNECT_S = 300  # for all to come
 _AGREE_S = 1800  # one process may read gigabytes before it agrees
 _rounds = iter(range(sys.maxsize))
 _store: Any = None  # jax's, once connected
@@ -41,7 +42,8 @@ def start(place: Place, heartbeat: float) -> None:
     Args:
         heartbeat: seconds after which a process that gives no sign of life is lost, and the others end.
     Raises:
-        RuntimeError: not all came, or jax does not know this scheduler.
+        ValueError: process 0 cannot listen there, or jax does not know this scheduler. Ends this process, exit code
+            PEER_LOST, where not all come within five minutes.
     """
     global _store, _me, _watch
     if place.processes == 1:
@@ -53,8 +55,19 @@ def start(place: Place, heartbeat: float) -> None:
     if place.coordinator:
         given |= {"coordinator_address": place.coordinator}
         given |= {"num_processes": place.processes, "process_id": place.process}
-    # jax's own heartbeat names no process if it is 0 that is lost, and ends with a stack trace: ours comes first
-    jax.distributed.initialize(**given, heartbeat_timeout_seconds=int(2 * heartbeat) + 10)
+    told = f"not all of {place.processes} processes came to {place.coordinator or 'the coordinator'}"
+    absent = threading.Timer(_CONNECT_S, _exit, (PEER_LOST, f"{told} within {_CONNECT_S} s; start all of them"))
+    absent.daemon = True
+    absent.start()
+    # jax's own time limits name no process and end with a stack trace: ours come first
+    limits = {"initialization_timeout": _CONNECT_S + 60, "heartbeat_timeout_seconds": int(2 * heartbeat) + 10}
+    try:
+        jax.distributed.initialize(**given, **limits)
+    except (RuntimeError, ValueError) as error:
+        at = f"--coordinator={place.coordinator}: " if place.coordinator else ""
+        raise ValueError(f"{at}process {place.process or 0} cannot connect ({error})") from error
+    finally:
+        absent.cancel()
     _store, _me = global_state.client, global_state.process_id
     _watch = Watch(heartbeat, exchange(f"{socket.gethostname()}, pid {os.getpid()}"))
     _watch.start()

@@ -170,6 +170,35 @@ def test_a_killed_process_is_named_and_is_not_a_mistake_of_the_user(tmp_path):
     assert "fvjax: error: no sign of life of process 1 (" in run.told()[0]
 
 
+ALONE = """
+import sys
+from fvjax import distributed
+distributed._CONNECT_S = 3
+try:
+    distributed.start(distributed.Place(2, sys.argv[1], int(sys.argv[2])), 60)
+except ValueError as error:
+    sys.exit(f"fvjax: error: {error}")
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_waits_for_others_in_vain_says_so(number):
+    at = f"localhost:{free_port()}"
+    done = subprocess.run([sys.executable, "-c", ALONE, at, str(number)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 69
+    assert done.stderr == f"fvjax: error: not all of 2 processes came to {at} within 3 s; start all of them\n"
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        at = f"localhost:{taken.getsockname()[1]}"
+        done = subprocess.run([sys.executable, "-c", ALONE, at, "0"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"fvjax: error: --coordinator={at}: process 0 cannot connect (" in done.stderr
+
+
 @pytest.mark.slow
 def test_every_topology_gives_the_same_figures(tmp_path):
     found = {}
