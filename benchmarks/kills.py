@@ -78,10 +78,9 @@ def end(processes: list[subprocess.Popen], seconds: float) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Grain's workers: children that run python themselves."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    kept = [int(c) for c in found if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
-    return kept
+    """Grain's workers: children, of whichever thread, that run python themselves."""
+    found = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [int(c) for c in found if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def lines(workdir: Path) -> list[dict]:
