@@ -21,6 +21,10 @@ REMEDIES = {
 }
 
 
+class WorkerLost(Exception):
+    """A process that decodes images is gone; nobody's mistake, and the run can go on from its last checkpoint."""
+
+
 def line(error: Exception) -> str:
     """What an entry point prints: an OSError with its remedy, any other error's own text."""
     text = str(error)

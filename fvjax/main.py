@@ -3,7 +3,7 @@
 Trains (or resumes DIR), evaluates every benchmark of the config and prints one table. Exit code 0; 2 with one line
 on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config. Exit code 75
 after SIGTERM, SIGUSR1 or Ctrl-C: what was trained is saved, and the same command goes on. Exit code 69: one of several
-processes was lost; the same commands go on from the last checkpoint.
+processes, or a data worker, was lost; the same commands go on from the last checkpoint.
 
 Several processes, one for each host or GPU, are started with the same command. Slurm and Open MPI say who they are;
 elsewhere each gets --coordinator=HOST:PORT --processes=N --process=I.
@@ -30,6 +30,9 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several make up one run")
 PROCESSES = flags.DEFINE_integer("processes", None, "how many processes make up this run", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0", lower_bound=0)
+PROFILE = flags.DEFINE_integer(
+    "profile", 0, "trace so many training steps into WORKDIR/profile and print where their time went", lower_bound=0
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
@@ -107,6 +110,7 @@ def run(
     mode: str,
     where: distributed.Place = distributed.ALONE,
     request: preemption.Request | None = None,
+    profile: int = 0,
 ) -> None:
     todo, problem, request = experiments(config, workdir), "", request or preemption.Request()
     try:
@@ -125,11 +129,17 @@ def run(
 
     distributed.start(where, config.heartbeat_seconds)
     request.take_over()  # jax's runtime has taken SIGTERM for itself
-    told = {"--mode": mode, "--workdir": str(workdir), "jax": jax.__version__, "code": fvjax.code_version()}
+    told = {
+        "--mode": mode,
+        "--profile": profile,
+        "--workdir": str(workdir),
+        "jax": jax.__version__,
+        "code": fvjax.code_version(),
+    }
     distributed.agree(told | {f"config.{k}": v for k, v in flatten(config.to_dict()).items()}, problem)
     try:
         for path, one in todo.items():
-            train.run(one, path, train=mode == "train", request=request)
+            train.run(one, path, train=mode == "train", request=request, profile=profile)
     except preemption.Preempted:
         request.before_leaving()
         raise
@@ -148,10 +158,13 @@ def main(argv: list[str]) -> None:
         with errors.naming(workdir):
             request = preemption.Request()
             request.listen()
-            run(config, workdir, MODE.value, place(), request)
+            run(config, workdir, MODE.value, place(), request, PROFILE.value)
     except preemption.Preempted as stopped:
         print(f"fvjax: {stopped}; all is saved, and the same command goes on from there", file=sys.stderr)
         distributed.leave(preemption.EXIT_CODE, str(stopped))
+    except errors.WorkerLost as lost:
+        print(f"fvjax: error: {lost}; the same command goes on from the last checkpoint", file=sys.stderr)
+        distributed.leave(distributed.PEER_LOST, str(lost))
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if distributed.broken(error):
             print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)

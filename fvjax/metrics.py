@@ -63,7 +63,7 @@ class Writer:
         if self.active:
             self.progress.update(self.task, completed=step, description=text)
 
-    def say(self, text: str) -> None:
+    def say(self, text: Any) -> None:  # or a table of rich
         if self.active:
             self.progress.console.print(text)
 

@@ -25,6 +25,7 @@ from fvjax import (
     metrics,
     predict,
     preemption,
+    profiling,
     run_state,
     sharding,
     trees,
@@ -39,10 +40,13 @@ from fvjax.tasks import contrastive, pair_answer
 SAVE, STOP = 1, 2  # what a process may wish after a step
 
 
-def run(config: Config, workdir: Path, *, train: bool, request: preemption.Request | None = None) -> dict:
+def run(
+    config: Config, workdir: Path, *, train: bool, request: preemption.Request | None = None, profile: int = 0
+) -> dict:
     """Train (or resume) in `workdir` and evaluate; with train=False only evaluate what is there.
 
-    `request`: who may ask for a checkpoint and the end; nobody without it. Several processes all call this.
+    `request`: who may ask for a checkpoint and the end; nobody without it. `profile`: steps to trace, see `profiling`.
+    Several processes all call this.
 
     Returns the contents of results.json. Raises ValueError for whatever a user can mend, Preempted when asked to stop.
     """
@@ -96,6 +100,9 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
         seconds_before = checkpoints.meta(step)["seconds"]
         say(f"Restored step {step} of {workdir}")
     step = int(state["step"])
+    if profile and (not train or total_steps - step < profiling.SKIP + profile):
+        left = total_steps - step if train else 0
+        raise ValueError(f"--profile={profile}: needs {profiling.SKIP} steps before, and only {left} are to be trained")
 
     count = sum(x.size for x in trees.flatten(state["trainable"]).values())
     total = count + sum(x.size for x in trees.flatten(frozen).values())
@@ -131,6 +138,7 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
         batches = feed.batches(config, store, plan, mesh, start_step=step, num_steps=total_steps - step)
         writer = metrics.Writer(workdir, config.log, step)
         writer.start(step, total_steps)
+        trace = profiling.Trace(workdir, profile, step)
         gate: dict[int, dict] = {}
         pending: deque = deque()  # results are read one step late, so that the host does not wait for the device
         clock = time.perf_counter()
@@ -190,8 +198,11 @@ def run(config: Config, workdir: Path, *, train: bool, request: preemption.Reque
                 wish = STOP if request.asked else SAVE if first and time.monotonic() > saved + 60 * minutes else 0
                 vote = strongest(wish, state["step"], mesh) if several else wish
                 request.unsaved = True
+                train_step = trace.before(step, train_step, state, frozen, batch, vote)
                 state, values = train_step(state, frozen, batch, vote)
                 step += 1
+                if (profiled := trace.after(step, state)) is not None:
+                    writer.say(profiled)
                 if config.log.state_hash_every and step % config.log.state_hash_every == 0:
                     values |= {"state_hash": checkpoint.digest(state), "batch_hash": checkpoint.digest(batch)}
                 pending.append((step - 1, values))

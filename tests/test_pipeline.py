@@ -1,8 +1,11 @@
 """Batches are a function of plan and step: hosts, workers and restarts change nothing."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 
+from fvjax import errors
 from fvjax.data import images, pipeline, store
 from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
 from tests.test_images import smooth_face
@@ -71,6 +74,15 @@ def test_threads_and_worker_processes_change_nothing(faces, plan):
     want = batches(faces, plan, start_step=3)
     assert same(batches(faces, plan, start_step=3, threads=1, prefetch=1), want)
     assert same(batches(faces, plan, start_step=3, workers=2), want)
+
+
+def test_a_killed_worker_process_is_told_from_a_mistake(faces, plan):
+    running = pipeline.train_batches(faces, plan, start_step=0, num_steps=10_000, workers=1, prefetch=1)
+    next(running)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(errors.WorkerLost, match=r"a data worker ended with -9 \(-9: killed, often for lack of memory"):
+        list(running)
 
 
 def test_what_does_not_fit_is_refused(faces, plan):

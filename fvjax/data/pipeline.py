@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from fvjax import errors
 from fvjax.data.images import SIZE
 from fvjax.data.pairs import Plan
 from fvjax.data.store import Store
@@ -42,6 +44,7 @@ def train_batches(
         index, the number to derive random keys from), ids int64 [p, 2] (record numbers).
     Raises:
         ValueError: the plan is not of this store, there is no such row, or an image is broken (named).
+        errors.WorkerLost: a decoding process was killed.
     """
     total = plan.pairs_per_batch
     if len(plan.labels) != len(store):
@@ -68,7 +71,7 @@ def train_batches(
 
     # Grain's elements are whole batches, which threads and workers take in turn: the same sequence for any number.
     batches = grain.MapDataset.source(range(start_step, start_step + num_steps)).map(load)
-    return iter(_read(batches, workers, threads, prefetch))
+    return _watched(_read(batches, workers, threads, prefetch))
 
 
 def decode_all(store: Store, *, threads: int, track: Callable[[Iterable, int], Iterable]) -> np.ndarray:
@@ -114,6 +117,16 @@ def eval_batches(
     batches = grain.MapDataset.source(list(padded.reshape(-1, batch_size))).map(store.faces)
     for i, faces in enumerate(_read(batches, 0, threads, threads)):
         yield faces, min(batch_size, n - i * batch_size)
+
+
+def _watched(batches: Iterable) -> Iterator:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if code := re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error)):
+            told = f"a data worker ended with {code[1]} (-9: killed, often for lack of memory; config.data.workers)"
+            raise errors.WorkerLost(told) from None
+        raise
 
 
 def _read(batches: grain.MapDataset, workers: int, threads: int, prefetch: int) -> grain.IterDataset:
