@@ -60,9 +60,9 @@ def start(place: Place, heartbeat: float) -> None:
     absent.daemon = True
     absent.start()
     # jax's own time limits name no process and end with a stack trace: ours come first
-    limits = {"initialization_timeout": _CONNECT_S + 60, "heartbeat_timeout_seconds": int(2 * heartbeat) + 10}
+    given |= {"initialization_timeout": _CONNECT_S + 60, "heartbeat_timeout_seconds": int(2 * heartbeat) + 10}
     try:
-        jax.distributed.initialize(**given, **limits)
+        jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
         at = f"--coordinator={place.coordinator}: " if place.coordinator else ""
         raise ValueError(f"{at}process {place.process or 0} cannot connect ({error})") from error

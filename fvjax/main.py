@@ -128,6 +128,7 @@ def run(
     from fvjax import evaluate, train
 
     distributed.start(where, config.heartbeat_seconds)
+    keep_programs(jax.default_backend())
     request.take_over()  # jax's runtime has taken SIGTERM for itself
     told = {
         "--mode": mode,
@@ -198,6 +199,20 @@ def parse(argv: list[str]) -> list[str]:
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))
         raise  # not reached
+
+
+def keep_programs(platform: str) -> None:
+    """Have jax keep what it compiles in ~/.cache/fvjax/xla, so that a run's next start need not compile it again.
+
+    Not on a CPU: its programs compile fast, and are of no use to another kind of CPU that sees the same folder. jax's
+    own variables come first: JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    import jax
+
+    if platform != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fvjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 10 * 2**30)  # bytes; the longest unused go first
 
 
 def keep_memory() -> None:

@@ -228,3 +228,21 @@ def test_missing_files_are_named_with_their_remedy(tmp_path):
     )
     assert any("config.data.train: " in t and "MS1M" in t and "fvjax.data.prepare recordio" in t for t in told)
     assert not (tmp_path / "x").exists()
+
+
+COMPILES = """
+import sys, jax
+from fvjax import main
+main.keep_programs(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x @ x.T)(jax.numpy.ones((8, 8)))
+"""
+
+
+@pytest.mark.parametrize(("platform", "elsewhere"), [("gpu", False), ("gpu", True), ("cpu", False)])
+def test_compiled_programs_are_kept_but_not_a_cpus(tmp_path, platform, elsewhere):
+    env = ENV | {"XDG_CACHE_HOME": str(tmp_path)}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")} if elsewhere else {}
+    subprocess.run([sys.executable, "-c", COMPILES, platform], env=env, check=True)
+    found = {file.parent.relative_to(tmp_path) for file in tmp_path.rglob("*-cache")}
+    assert found == ({Path("mine" if elsewhere else "fvjax/xla")} if platform == "gpu" else set())
