@@ -64,8 +64,8 @@ def start(place: Place, heartbeat: float) -> None:
     try:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
-        at = f"--coordinator={place.coordinator}: " if place.coordinator else ""
-        raise ValueError(f"{at}process {place.process or 0} cannot connect ({error})") from error
+        who = f"--coordinator={place.coordinator}: process {place.process}" if place.coordinator else "this process"
+        raise ValueError(f"{who} cannot connect to the others ({error})") from error
     finally:
         absent.cancel()
     _store, _me = global_state.client, global_state.process_id

@@ -40,7 +40,7 @@ class Trace:
 
     def __init__(self, workdir: Path, count: int, first: int):
         self.folder, self.count, self.text = workdir / "profile", count if jax.process_index() == 0 else 0, ""
-        self.begin, self.end = first + SKIP, first + SKIP + count
+        self.begin, self.end, self.running = first + SKIP, first + SKIP + count, False
 
     def before(self, number: int, step: Any, *args: Any) -> Any:
         """To be called before step `number`, of the jitted function `step` and its arguments; gives what to call.
@@ -55,16 +55,23 @@ class Trace:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # thousands of Python calls a step, which nobody asked for
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True, profiler_options=options)
+            self.running = True
         return step
 
     def after(self, number: int, state: dict) -> Group | None:
         """To be called with the state before step `number`; the table when the one before was the last one traced."""
-        if not self.count or number != self.end:
+        if not self.running or number != self.end:
             return None
         jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-        self.count, newest = 0, max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+        self.close()
+        newest = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
         return table(operations(newest), self.text, self.end - self.begin, str(self.folder))
+
+    def close(self) -> None:
+        """End a trace that a stop or an error cut short: a process can have one at a time."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
 
 
 def operations(file: Path) -> list[Op]:

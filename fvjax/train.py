@@ -222,6 +222,7 @@ def run(
                 clock = time.perf_counter()
             checkpoints.wait()
         finally:
+            trace.close()
             writer.close()
         say(f"Trained to step {step}, {elapsed_since(start_time):.0f} s since start")
 

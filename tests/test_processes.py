@@ -196,7 +196,7 @@ def test_a_port_that_is_taken_is_named():
         at = f"localhost:{taken.getsockname()[1]}"
         done = subprocess.run([sys.executable, "-c", ALONE, at, "0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert f"fvjax: error: --coordinator={at}: process 0 cannot connect (" in done.stderr
+    assert f"fvjax: error: --coordinator={at}: process 0 cannot connect to the others (" in done.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -73,6 +74,18 @@ def test_a_run_is_traced_and_told_of(tmp_path, capsys):
     assert json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6
+
+
+def test_a_trace_that_was_cut_short_is_ended(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("lost in the middle")
+
+    monkeypatch.setattr(profiling.Trace, "after", fails)
+    monkeypatch.setattr(profiling, "SKIP", 0)
+    with pytest.raises(RuntimeError, match="lost in the middle"):
+        train.run(config(), tmp_path / "run", train=True, profile=2)
+    with pytest.raises(RuntimeError, match="No profile started"):
+        jax.profiler.stop_trace()
 
 
 def test_more_steps_than_there_are_is_an_error(tmp_path):
