@@ -72,7 +72,7 @@ class Commands:
         one = jax.devices()[:1]
         self.monkeypatch.setattr(jax, "devices", lambda: one)  # compiles in half the time
         self.monkeypatch.setattr(preemption, "SIGNALS", ())  # they are pytest's
-        flags = {"CONFIG": config, "WORKDIR": str(workdir), "MODE": mode, "TRACEBACK": False}
+        flags = {"CONFIG": config, "WORKDIR": str(workdir), "MODE": mode, "PROFILE": 0, "TRACEBACK": False}
         for flag, value in (flags | dict.fromkeys(("COORDINATOR", "PROCESSES", "PROCESS"))).items():
             self.monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
         try:
