@@ -1195,6 +1195,22 @@ FAULTS = (
         ("tests/test_processes.py::test_a_process_that_waits_for_others_in_vain_says_so[1]",),
     ),
     Fault(
+        "taken_port_left_to_jax",
+        "process 0 asks jax for a port that somebody else has",
+        "fvjax/distributed.py",
+        "if place.process == 0:",
+        "if place.process == -1:",
+        ("tests/test_processes.py::test_a_port_that_is_taken_is_named",),
+    ),
+    Fault(
+        "coordinator_without_a_port",
+        "whatever is given as the coordinator is handed to jax",
+        "fvjax/distributed.py",
+        "if not (host and port.isdecimal()",
+        "if place.coordinator is None and not (host and port.isdecimal()",
+        ("tests/test_processes.py::test_a_coordinator_without_a_port_is_refused[localhost:65536]",),
+    ),
+    Fault(
         "overlaps_are_busy_twice",
         "operations at the same time count as busy one after the other",
         "fvjax/profiling.py",

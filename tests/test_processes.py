@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from fvjax import distributed
 from launch.local import free_port
 
 SMALL = {
@@ -174,10 +176,7 @@ ALONE = """
 import sys
 from fvjax import distributed
 distributed._CONNECT_S = 3
-try:
-    distributed.start(distributed.Place(2, sys.argv[1], int(sys.argv[2])), 60)
-except ValueError as error:
-    sys.exit(f"fvjax: error: {error}")
+distributed.start(distributed.Place(2, sys.argv[1], int(sys.argv[2])), 60)
 """
 
 
@@ -189,14 +188,27 @@ def test_a_process_that_waits_for_others_in_vain_says_so(number):
     assert done.stderr == f"fvjax: error: not all of 2 processes came to {at} within 3 s; start all of them\n"
 
 
-def test_a_port_that_is_taken_is_named():
+@pytest.fixture
+def jax_is_not_asked(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("jax was asked"))
+
+
+def test_a_port_that_is_taken_is_named(jax_is_not_asked):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        at = f"localhost:{taken.getsockname()[1]}"
-        done = subprocess.run([sys.executable, "-c", ALONE, at, "0"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert f"fvjax: error: --coordinator={at}: process 0 cannot connect to the others (" in done.stderr
+        port = taken.getsockname()[1]
+        told = f"--coordinator=localhost:{port}: process 0 cannot listen there .*; choose another port"
+        with pytest.raises(ValueError, match=told):
+            distributed.start(distributed.Place(2, f"localhost:{port}", 0), 60)
+        distributed.check_port(distributed.Place(2, f"localhost:{port}", 1))  # it is to be taken, for the others
+    distributed.check_port(distributed.Place(2, f"localhost:{port}", 0))
+
+
+@pytest.mark.parametrize("at", ["localhost", "29500", "localhost:", "localhost:http", "localhost:0", "localhost:65536"])
+def test_a_coordinator_without_a_port_is_refused(at, jax_is_not_asked):
+    with pytest.raises(ValueError, match=f"--coordinator={at}: must be HOST:PORT of process 0"):
+        distributed.start(distributed.Place(2, at, 1), 60)
 
 
 @pytest.mark.slow
