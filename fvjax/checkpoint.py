@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,10 +118,14 @@ class Checkpoints:
         except Exception as error:  # tensorstore's own types, with many lines about where in its source
             if distributed.broken(error):  # it is not the disk
                 raise
-            for left in self.path.glob("*.orbax-checkpoint-tmp"):  # else its threads might complete it later
+            for thread in threading.enumerate():  # one part of a save failed; another might complete it later
+                if thread.name == "async_save":  # Orbax's
+                    thread.join(60)
+            for left in self.path.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(left, ignore_errors=True)
-            complete = [s for s in self._complete() if s != step]
-            told = f"{self.path}: step {step} was not saved, the last complete one is {max(complete, default=None)}"
+            complete = self._complete()
+            result = "was saved, and something went wrong then" if step in complete else "was not saved"
+            told = f"{self.path}: step {step} {result}, the last complete one is {max(complete, default=None)}"
             raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
 
     def _complete(self) -> list[int]:

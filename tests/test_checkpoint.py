@@ -1,12 +1,16 @@
 """A checkpoint goes back into the run it is of, and into no other."""
 
+import errno
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.checkpointers import async_checkpointer
 
 from fvjax.checkpoint import Checkpoints, Unreadable, digest
 from fvjax.config import base
@@ -164,3 +168,34 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
         checkpoints.newest(abstract(state(0)), {}, lambda _: None)
     assert (tmp_path / "checkpoints" / "1").exists()
     checkpoints.close()
+
+
+@pytest.mark.parametrize("arrays", ["fail", "are saved"])
+def test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told(tmp_path, monkeypatch, arrays):
+    """Orbax raises what its metadata's thread met while another thread still writes arrays."""
+    checkpoints = Checkpoints(tmp_path, base().checkpoint)
+    checkpoints.save(2, state(2.0), {})
+    checkpoints.wait()
+    real = async_checkpointer._on_commit_callback
+
+    def late(*args):
+        time.sleep(1)
+        if arrays == "fail":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    def full():
+        if threading.current_thread().name == "save_finalize":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(async_checkpointer, "_on_commit_callback", late)
+    monkeypatch.setattr(checkpoints.manager._non_blocking_metadata_store, "wait_until_finished", full)
+    checkpoints.save(4, state(4.0), {})
+    with pytest.raises(OSError) as told:
+        checkpoints.wait()
+    found = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    time.sleep(1.5)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == found
+    assert found == (["2"] if arrays == "fail" else ["2", "4"])
+    assert f"the last complete one is {found[-1]} (" in str(told.value)
+    assert ("step 4 was not saved" in str(told.value)) == (arrays == "fail")
