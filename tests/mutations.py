@@ -1123,6 +1123,14 @@ FAULTS = (
         ("tests/test_checkpoint.py::test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken[truncated]",),
     ),
     Fault(
+        "failed_save_not_awaited",
+        "a save that failed in one part is called lost while another part is still written",
+        "fvjax/checkpoint.py",
+        "thread.join(60)",
+        "pass",
+        ("tests/test_checkpoint.py::test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told[fail]",),
+    ),
+    Fault(
         "hash_without_places",
         "a hash does not see values that change their places",
         "fvjax/checkpoint.py",
