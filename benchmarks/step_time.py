@@ -1,27 +1,32 @@
-"""One training step on this machine's CPU against the PyTorch twin: the same weights, the same batch, in turn.
+"""A training step against two PyTorch twins: the same weights, batch and precision, in turn, in one session.
 
-    python benchmarks/step_time.py [--case=small_real|resnet50|internvit|mllm_tiny|mllm_100m|pair_tiny|pair_100m]
-                                   [--rounds=2] [--variants="A;B"]
-    python benchmarks/step_time.py --case=decode [--store=DIR]
+    python benchmarks/step_time.py --case=CASE [--device=cpu|gpu] [--against seed best] [--rounds=3] [--batch=N]
+                                   [--also KEY=VALUE …] … [--json=FILE]
+    python benchmarks/step_time.py --everything --device=gpu    the four full-size cases, and the ledger's table of them
+    python benchmarks/step_time.py --ledger                     that table again from benchmarks/results/*.json
 
-small_real: that config's network, batch 128. resnet50: IResNet-50, batch 32. internvit: InternViT-300M with rank-8
-adapters on both MLP layers, frozen base, batch 2 (one pair: its loss is 0, its arithmetic is not less). mllm_* and
-pair_*: an InternVL2 at 448 pixels with rank-8 adapters on the MLPs of tower and decoder, as a siamese embedding by
-visual_mean or with the answer Yes or No over the whole vocabulary; tiny is the golden set's (batch 8), 100m has about
-100 million parameters (batch 4). The twins leave out the text, and logits that nothing uses, as ours do. All float32;
-decode: reading, JPEG decoding and batching alone, on one core, of a test store or of synthetic
-faces (whose JPEGs are two to three times as large as those of photographs).
+Cases are those of cases.py; twins.py says what the seed-like and the best-effort twin do. --also measures ours once
+more with other values of its config, e.g. `--also remat=full --also remat=none attention=xla`. On a CPU everything is
+float32; on a GPU bfloat16 with a bfloat16 base, and our float32 step of a small batch is compared with it in the same
+run (embeddings or log probabilities, and the loss).
 
-Each variant runs in its own process (the allocator's settings are read at start), A B C … A B C …; a figure is the
-median of the steps after the warm-up, then the median over rounds. Losses of the first step must agree. torch and the
-twins in tests/reference are needed for the torch variants; those are left out where torch is not installed.
+Every variant runs in its own process (allocators and precision are set at start), A B C … A B C …. A time is the median
+of the steps after the warm-up, then the median over rounds, and (from … to …) of the rounds; a ratio is the median over
+rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU what the frameworks' allocators
+counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs are those of our step without
+anything computed twice, for all variants; hardware FLOPs are each variant's own, recomputation included.
+
+On a CPU all processes have glibc's allocator keep its memory, as fvjax's main does: it makes PyTorch faster too.
 """
 
 import argparse
+import datetime
 import importlib.util
 import json
 import os
+import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,257 +38,272 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from tests.reference import recipe
+from benchmarks import cases
 
+ROOT = Path(__file__).parent.parent
 KEEP = ":".join(f"glibc.malloc.{t}" for t in ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}"))
-VARIANTS = {  # what runs, glibc's tunables
-    "fvjax": ("fvjax", KEEP),  # as main does: a device per core, convolutions arranged for the CPU, memory kept
-    "fvjax, one device": ("fvjax one", KEEP),
-    "fvjax, convolutions as written": ("fvjax plain", KEEP),
-    "fvjax, memory given back": ("fvjax", ""),
-    "torch": ("torch", ""),
-    "torch, memory kept": ("torch", KEEP),
-}
-DEFAULT = ("fvjax", "torch", "torch, memory kept")
-BATCH = {"small_real": 128, "resnet50": 32, "internvit": 2}
-BATCH |= {"mllm_tiny": 8, "pair_tiny": 8, "mllm_100m": 4, "pair_100m": 4}
-STEPS = {"small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2)}  # warm-up, measured
-STEPS |= {
-    "mllm_tiny": (3, 7),
-    "pair_tiny": (3, 7),
-    "mllm_100m": (5, 4),
-    "pair_100m": (5, 4),
-}  # the heap grows until then
-IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
-INTERNVIT = {
-    "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,
-    "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "qkv_bias": True,
-    "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
-    "drop_path_rate": 0.0,
-}  # fmt: skip
-TINY_INTERNVL = json.loads((recipe.GOLDEN / "internvl_tiny/config.json").read_text())
-INTERNVL = {
-    "tiny": TINY_INTERNVL,
-    "100m": TINY_INTERNVL | {
-        "vision_config": TINY_INTERNVL["vision_config"] | {
-            "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048,
-        },
-        "llm_config": TINY_INTERNVL["llm_config"] | {
-            "hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "num_key_value_heads": 4,
-            "intermediate_size": 3072, "vocab_size": 8000,
-        },
-    },
-}  # fmt: skip
-QUESTION, YES_NO = tuple(range(20, 34)), (40, 50)  # as many ids as the real question has
+RESULTS, LEDGER = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
+MARKS = "<!-- steps: python benchmarks/step_time.py --ledger -->\n", "<!-- end of steps -->\n"
+FULL = ("resnet50", "internvit", "mllm_2b", "pair_2b")
+CLOSE = {"float32": 1e-3, "bfloat16": 3e-2}  # first losses, relative; all of them but ours in float32 are rounded
+COLUMNS = "step | machine, versions | what runs | a step, s | images/s | its time / ours | peak GiB | first step, s"
+COLUMNS += " | model, hardware TFLOP/s"
+
+# ---- one variant, in a process of its own --------------------------------------------------------------------------
 
 
-def faces(case: str) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (BATCH[case], 112, 112, 3), np.uint8)
+def configured(options: argparse.Namespace, weights: Path | None, dtype: str):
+    c = cases.our_config(options.case, options.batch, weights)
+    c.dtype, c.base_dtype = dtype, dtype if options.case not in cases.IRESNET else "float32"
+    if options.case == "internvit" and options.device == "cpu":
+        c.remat = "dots"  # else 24 GB
+    for key, _, value in (pair.partition("=") for pair in options.set):
+        section, _, leaf = key.rpartition(".")
+        where = c
+        for name in section.split(".") if section else ():
+            where = where[name]
+        where[leaf] = type(where[leaf])(value)
+    return c
 
 
-def answers(case: str) -> np.ndarray:
-    """Labels of the pairs of a pair_… case: 1, genuine, or 0."""
-    return np.arange(BATCH[case] // 2, dtype=np.int32) % 2
-
-
-def fvjax_steps(case: str, weights: Path, how: str):
+def ready_jax(options: argparse.Namespace) -> None:
     import jax
 
-    cores = len(os.sched_getaffinity(0))
-    pairs = BATCH[case] // 2
-    jax.config.update("jax_num_cpu_devices", 1 if how == "one" or pairs % cores else cores)
-    from fvjax import run_state, sharding, train
-    from fvjax.config import base as defaults
-    from weights_convert import internvl
-
-    c = defaults()
-    c.init_from, c.batch_size, c.data.flip = str(weights), BATCH[case], False
-    c.epochs, c.optimizer.lr = 100, 0.01  # so many that the rate stays what the twin has
-    if case == "internvit":
-        c.model.kind, c.model.pooling, c.remat = "vision_transformer", "mean", "dots"  # else 24 GB
-        c.lora.update({"rank": 8, "alpha": 8.0, "targets": ("blocks/mlp/fc1", "blocks/mlp/fc2"), "count": 48})
-        c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
-    elif case.startswith(("mllm", "pair")):
-        given = internvl.model_config(INTERNVL[case[5:]], case)
-        for section, part in (("vision_transformer", given["vision"]), ("decoder", given["decoder"])):
-            c.model[section].update({key: part[key] for key in c.model[section] if key in part})
-        c.model.kind = "vlm"
-        c.lora.update({"rank": 8, "alpha": 8.0, "count": 2 * given["vision"]["depth"] + 3 * given["decoder"]["depth"]})
-        c.lora.targets = ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/(gate|up|down)")
-        c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
-        if case.startswith("mllm"):
-            c.model.pooling = "visual_mean"
-        else:
-            c.task = "pair_answer"
-            c.prompt.update({"ids": QUESTION, "yes_no_ids": YES_NO})
-    else:
-        layers, widths, features = IRESNET[case]
-        c.model.iresnet.update({"layers": layers, "widths": widths, "num_features": features})
-        c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
-    mesh = sharding.make_mesh(c.mesh)
-    opened = run_state.open_model(c, mesh, plain=how == "plain")
-    state, frozen, tx, lr, _, where = run_state.start(c, opened, mesh, steps_per_epoch=1000)
-    index = np.arange(pairs, dtype=np.int32)
-    labels = answers(case) if case.startswith("pair") else index
-    batch = sharding.batch(
-        {"images": faces(case).reshape(pairs, 2, 112, 112, 3), "labels": labels, "index": index}, mesh
-    )
-    one_step = lambda *args: train.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
-    step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
-    while True:
-        state, values = step(state, frozen, batch)
-        yield float(values["loss"])
+    jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
+    if options.device == "cpu":
+        jax.config.update("jax_num_cpu_devices", cases.cpu_devices(options.batch))
 
 
-def torch_model(case: str):
-    """The twin without weights, and its loss (net, faces) -> scalar."""
-    import torch
-
-    from tests.reference import internvit_torch, internvl_torch, iresnet_torch
-
-    def answer(net, batch):
-        x = internvit_torch.pixels(batch, 448)
-        right = torch.tensor([YES_NO[0] if genuine else YES_NO[1] for genuine in answers(case)])
-        return torch.nn.functional.cross_entropy(net.pair(x[::2], x[1::2], QUESTION), right)
-
-    contrast = iresnet_torch.nt_xent
-    if case.startswith("pair"):
-        return internvl_torch.InternVL2(INTERNVL[case[5:]]), answer
-    if case.startswith("mllm"):
-        net = internvl_torch.InternVL2(INTERNVL[case[5:]])
-        return net, lambda net, batch: contrast(net.visual_mean(internvit_torch.pixels(batch, 448)))
-    if case == "internvit":
-        net = internvit_torch.InternVisionModel(INTERNVIT)
-        return net, lambda net, batch: contrast(net(internvit_torch.pixels(batch, 448))[:, 1:].mean(1))
-    return iresnet_torch.IResNet(*IRESNET[case]), lambda net, batch: contrast(net(iresnet_torch.pixels(batch)))
-
-
-def torch_steps(case: str, weights: Path):
-    import torch
-    from safetensors.torch import load_file
-
-    from tests.reference import internvl_torch
-
-    net, loss_of = torch_model(case)
-    net.load_state_dict(load_file(weights / "model.safetensors"))
-    if case in IRESNET:
-        net.features.weight.requires_grad_(False)
-    else:
-        internvl_torch.adapt(net, r".*\.mlp\.fc[12]|.*\.feed_forward\.w[123]")
-    trained = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, 0.01, 0.9, weight_decay=5e-4)
-    batch = faces(case)
-    while True:
-        optimizer.zero_grad()
-        loss = loss_of(net, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 5.0)
-        optimizer.step()
-        yield loss.item()
-
-
-def write_weights(case: str, weights: Path) -> None:
-    """Run once, in its own process: the reference recipe's weights in the twin's names, for both sides."""
-    import torch
-
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in torch_model(case)[0].state_dict().items()}
-    config = INTERNVL[case[5:]] if case.startswith(("mllm", "pair")) else INTERNVIT
-    if case in IRESNET:
-        layers, widths, features = IRESNET[case]
-        config = {"architectures": ["IResNet"], "layers": layers, "widths": widths, "num_features": features}
-    recipe.write_checkpoint(weights, config, shapes)
-
-
-def one(case: str, what: str, weights: Path) -> None:
-    """In a child process: time steps, print one line of JSON."""
-    kind, _, how = what.partition(" ")
-    if kind == "write":
-        return write_weights(case, weights)
-    steps = torch_steps(case, weights) if kind == "torch" else fvjax_steps(case, weights, how)
-    warm, measured = STEPS[case]
-    first, times = next(steps), []
-    for _ in range(warm + measured - 1):
+def timed(steps, warm: int, measured: int) -> dict:
+    times, first = [], {}
+    for _ in range(1 + warm + measured):
         start = time.perf_counter()
-        next(steps)
+        values = next(steps)
+        first = first or values
         times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": statistics.median(times[-measured:]), "loss": first, "gib": peak}))
+    return {"seconds": times[1 + warm :], "first": times[0], **first}
 
 
-def decode(directory: str | None) -> None:
-    """JPEG/s decoded and batched on one core, and what libjpeg-turbo alone would do."""
-    import simplejpeg
+def variant(options: argparse.Namespace) -> dict:
+    """What the child process measures."""
+    warm, measured = cases.STEPS[options.case] if options.device == "cpu" else cases.ON_GPU
+    half = options.precision == "bfloat16"
+    if options.child == "ours":
+        import jax
 
-    from fvjax.data import pipeline, synthetic
-    from fvjax.data.store import Store
+        ready_jax(options)
+        found = timed(cases.our_steps(configured(options, options.weights, options.precision)), warm, measured)
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    else:
+        import torch
 
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with tempfile.TemporaryDirectory() as folder:
-        if directory:
-            store = Store(directory, "test")
-        else:
-            store = synthetic.write(Path(folder) / "faces", range(128), 8, 0, split="test")
-        order = np.random.default_rng(0).integers(0, len(store), 8192)
-        jpegs = [store.jpeg(i) for i in order]
-        into = np.empty((112, 112, 3), np.uint8)
-        rates, alone = [], []
-        for _ in range(5):
-            start = time.perf_counter()
-            count = sum(real for _, real in pipeline.eval_batches(store, order, 128, threads=1))
-            rates.append(count / (time.perf_counter() - start))
-            start = time.perf_counter()
-            for jpeg in jpegs:
-                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=into)
-            alone.append(len(jpegs) / (time.perf_counter() - start))
-    for what, each in (("read, decode and batch", rates), ("libjpeg-turbo alone", alone)):
-        print(f"{what}, one core: {statistics.median(each):,.0f} JPEG/s ({min(each):,.0f} to {max(each):,.0f})")
-    print(f"{np.mean([len(jpeg) for jpeg in jpegs]):,.0f} bytes a JPEG")
+        from benchmarks import twins
+
+        device = {"cpu": "cpu", "gpu": "cuda"}[options.device]
+        twin = twins.made(options.case, options.batch, options.weights, options.child, device, half)
+        found = timed(twins.steps(*twin), warm, measured)
+        peak = torch.cuda.max_memory_allocated() if options.device == "gpu" else 0
+    return found | {"gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30}
+
+
+def counted(options: argparse.Namespace) -> dict:
+    """FLOPs of a step; nothing is computed."""
+    if options.child == "count ours":
+        ready_jax(options)
+        return dict(zip(("model", "hardware"), cases.our_flops(configured(options, None, options.precision))))
+    from benchmarks import twins
+
+    return {"hardware": twins.count(options.case, options.batch, options.child.removeprefix("count "))}
+
+
+def checked(options: argparse.Namespace) -> dict:
+    """How far our bfloat16 is from our float32."""
+    ready_jax(options)
+    outputs, losses = [], []
+    for dtype in ("float32", "bfloat16"):
+        c = configured(options, options.weights, dtype)
+        c.attention = "auto" if dtype == "float32" else c.attention
+        outputs.append(cases.our_embeddings(c))
+        losses.append(next(cases.our_steps(c))["loss"])
+    loss = abs(losses[1] - losses[0]) / abs(losses[0])
+    return {"batch": options.batch, "outputs": float(np.abs(outputs[0] - outputs[1]).max()), "loss": loss}
+
+
+def child(options: argparse.Namespace) -> None:
+    if options.child == "write":
+        from benchmarks import twins
+
+        return twins.write_weights(options.case, options.weights)
+    run = {"check": checked}.get(options.child, counted if options.child.startswith("count") else variant)
+    print(json.dumps(run(options)))
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------------
+
+
+def call(options: argparse.Namespace, what: str, changes: list[str] | None = None, **other) -> dict:
+    """Of a child; {"error"} where a variant fails on a GPU, whose other variants are still worth having."""
+    given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
+    command = [sys.executable, __file__, "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
+    command += [f"--weights={options.weights}", *(["--set", *changes] if changes else [])]
+    environment = {**os.environ, "GLIBC_TUNABLES": KEEP} if options.device == "cpu" else os.environ
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        why = done.stderr.strip()[-2000:] or f"ended with {done.returncode}; -9 is usually a lack of memory"
+        if options.device == "cpu":
+            sys.exit(f"{options.case}, {what}: {why}")
+        print(f"{options.case}, {what} {changes or ''}: {why}", file=sys.stderr, flush=True)
+        return {"error": why.splitlines()[-1][:300]}
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+
+
+def machine(device: str) -> dict:
+    import importlib.metadata as packages
+
+    names = ("jax", "torch") if device == "cpu" else ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch")
+    versions = {name: packages.version(name) for name in names if importlib.util.find_spec(name.replace("-", "_"))}
+    if device == "gpu":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        name = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+        name = f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return {"device": name, "python": platform.python_version(), **versions}
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """JSON of one case."""
+    names = ["ours", *(" ".join(("ours", *changes)) for changes in options.also), *options.against]
+    runs: dict[str, list[dict]] = {name: [] for name in names}
+    if not (options.weights / "config.json").exists():
+        call(options, "write")
+    check = {}
+    if options.precision == "bfloat16":
+        check = call(options, "check", batch=min(options.batch, 4))
+    for i in range(options.rounds):
+        for name in names:
+            if name in options.against:
+                runs[name].append(call(options, name))
+            else:
+                runs[name].append(call(options, "ours", name.split()[1:]))
+            print(f"{options.case}, round {i + 1} of {options.rounds}, {name}: {runs[name][-1]}", flush=True)
+    flops = {}
+    for name in names:
+        kind, *changes = name.split()
+        flops[name] = call(options, f"count {kind}", changes)
+    return {
+        "case": options.case,
+        "batch": options.batch,
+        "precision": options.precision,
+        "date": datetime.date.today().isoformat(),
+        "command": "python " + " ".join(shlex.quote(a) for a in ["benchmarks/step_time.py", *sys.argv[1:]]),
+        "machine": machine(options.device),
+        "check": check,
+        "runs": runs,
+        "flops": flops,
+    }
+
+
+def problems(found: dict) -> str:
+    """First losses that do not agree, "" if they do."""
+    losses = {name: runs[0]["loss"] for name, runs in found["runs"].items() if "loss" in runs[0]}
+    ours = losses.get("ours", next(iter(losses.values()), 0.0))
+    wrong = [n for n, x in losses.items() if not abs(x - ours) <= CLOSE[found["precision"]] * abs(ours) + 1e-5]
+    return f"{found['case']}: first losses differ: {losses}" if wrong else ""
+
+
+def rows(found: dict) -> list[str]:
+    """Lines of the ledger's table."""
+    versions = ", ".join(f"{k} {v}" for k, v in found["machine"].items() if k != "device")
+    where = f"{found['machine']['device']}; {versions}; {found['date']}"
+    unit = f"{found['batch'] // 2} pairs" if found["case"].startswith("pair") else f"{found['batch']} images"
+    lines = []
+    for name, runs in found["runs"].items():
+        what = name.replace("ours", "fvjax", 1) if name.startswith("ours") else f"torch, {name}"
+        first = f"{found['case']}, {unit}, {found['precision']} | {where}" if not lines else " | "
+        if failed := [run["error"] for run in runs if "error" in run]:
+            lines.append(f"| {first} | {what} | {failed[0].replace('|', '/')} | | | | | |")
+            continue
+        times = [statistics.median(run["seconds"]) for run in runs]
+        ratios = [time / statistics.median(ours["seconds"]) for time, ours in zip(times, found["runs"]["ours"])]
+        seconds, flops = statistics.median(times), found["flops"]["ours"] | found["flops"][name]
+        rates = ", ".join(f"{flops[kind] / seconds / 1e12:.3g}" for kind in ("model", "hardware"))
+        spread = [f"{middle} ({low} to {high})" for middle, low, high in (
+            (f"{seconds:.3g}", f"{min(times):.3g}", f"{max(times):.3g}"),
+            (f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"),
+        )]  # fmt: skip
+        peak, start = max(run["gib"] for run in runs), statistics.median(run["first"] for run in runs)
+        lines.append(
+            f"| {first} | {what} | {spread[0]} | {found['batch'] / seconds:.3g} | {spread[1]} | {peak:.1f} | "
+            f"{start:.1f} | {rates} |"
+        )
+    return lines
+
+
+def table(results: list[dict]) -> str:
+    text = f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}\n"
+    text += "".join(f"{line}\n" for found in results for line in rows(found))
+    text += "\n" + "".join(f"{found['case']}: `{found['command']}`\n" for found in results)
+    for found in results:
+        if found["check"]:
+            c = found["check"]
+            text += f"{found['case']}, bfloat16 against float32, batch {c['batch']}: outputs {c['outputs']:.1e} apart, "
+            text += f"loss {c['loss']:.1e} of it\n"
+    return text
+
+
+def ledger() -> None:
+    """Write the table of all results into benchmarks/README.md."""
+    before, _, rest = LEDGER.read_text().partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        sys.exit(f"{LEDGER}: the lines {MARKS} are not there")
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    LEDGER.write_text(before + MARKS[0] + "\n" + table(results) + "\n" + MARKS[1] + after)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=[*BATCH, "decode"], default="small_real")
+    parser.add_argument("--case", choices=list(cases.BATCH), default="small_real")
+    parser.add_argument("--everything", action="store_true", help=f"the cases {', '.join(FULL)} one after the other")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--against", nargs="*", choices=["seed", "best"], default=["seed", "best"])
+    parser.add_argument("--also", nargs="+", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variants", default=";".join(DEFAULT), help=f"separated by ';', of: {'; '.join(VARIANTS)}")
-    parser.add_argument("--store", help="of --case=decode: a face store with split test")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help="images per step; of pairs: twice as many as pairs")
+    parser.add_argument("--precision", choices=list(CLOSE), help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
+    parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results")
+    parser.add_argument("--ledger", action="store_true", help="only write the table in benchmarks/README.md")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--set", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case == "decode":
-        return decode(options.store)
-    if options.one:
-        return one(options.case, options.one[0], Path(options.one[1]))
+    if options.ledger:
+        return ledger()
+    options.precision = options.precision or {"cpu": "float32", "gpu": "bfloat16"}[options.device]
+    if options.child:
+        return child(options)
     if not importlib.util.find_spec("torch"):
         sys.exit("torch is not installed: pip install -r tests/requirements-torch.txt")
-    names = options.variants.split(";")
-    if unknown := set(names) - set(VARIANTS):
-        parser.error(f"no variant {sorted(unknown)}; there are {list(VARIANTS)}")
-    found: dict[str, list[dict]] = {name: [] for name in names}
-
-    def child(what: str, weights: str, tunables: str) -> str:
-        command = [sys.executable, __file__, f"--case={options.case}", "--one", what, weights]
-        done = subprocess.run(command, env={**os.environ, "GLIBC_TUNABLES": tunables}, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr or f"{what}: ended with {done.returncode}; -9 is usually a lack of memory")
-        return done.stdout
-
+    wrong = []
+    given = options.weights
     with tempfile.TemporaryDirectory() as directory:
-        weights = f"{directory}/weights"
-        child("write", weights, "")
-        for _ in range(options.rounds):
-            for name in names:
-                found[name].append(json.loads(child(VARIANTS[name][0], weights, VARIANTS[name][1]).splitlines()[-1]))
-    losses = [runs[0]["loss"] for runs in found.values()]
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-3, atol=1e-5, err_msg="first losses differ")
-    for name, runs in found.items():
-        seconds = statistics.median(r["seconds"] for r in runs)
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(found[names[0]], runs))
-        rate = BATCH[options.case] / seconds
-        gib = max(r["gib"] for r in runs)
-        print(
-            f"{options.case}, {name:32} {seconds:6.2f} s a step, {rate:6.2f} images/s, {gib:5.1f} GiB at the peak; "
-            f"time is {ratio:.2f} of {names[0]}'s"
-        )
+        for case in FULL if options.everything else (options.case,):
+            options.case = case
+            batch = options.batch or cases.BATCH[case][options.device == "gpu"]
+            kept = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share theirs
+            one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": kept})
+            found = measure(one)
+            path = options.json or RESULTS / f"{case}_{options.device}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(table([found]), flush=True)
+            wrong.append(problems(found))
+    if options.everything:
+        ledger()
+    if any(wrong):
+        sys.exit("\n".join(filter(None, wrong)))
 
 
 if __name__ == "__main__":

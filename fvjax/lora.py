@@ -52,8 +52,11 @@ def init(
 
 
 def scaled(adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """Multiply every b by ``scale`` (alpha / rank), which is what Dense expects. Differentiable."""
-    return {name: leaf * scale if name.endswith("/b") else leaf for name, leaf in adapters.items()}
+    """What Dense expects: every b times ``scale`` (alpha / rank), every a as [rank, in]. Differentiable.
+
+    Turned here, outside of the loop over layers, as XLA would join it with a product inside (see layers.low_rank).
+    """
+    return {name: leaf * scale if name.endswith("/b") else leaf.swapaxes(-1, -2) for name, leaf in adapters.items()}
 
 
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:

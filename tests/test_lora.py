@@ -1,11 +1,14 @@
 """Adapters: initialisation, counting, scaling, precision, drop-path and what must be an error."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fvjax import lora, trees
+from fvjax.models import layers
 from fvjax.models.layers import Dense
 from fvjax.models.vision_transformer import VisionTransformer, pool, resize_positions
 
@@ -40,7 +43,9 @@ def test_init(params, x):
         assert 0.95 * (6 / inputs) ** 0.5 < largest <= (6 / inputs) ** 0.5
     layers = adapters["blocks/mlp/fc1/a"]
     assert np.abs(layers[0] - layers[1]).max() > 0.1
-    np.testing.assert_array_equal(apply(params, adapters, x), SMALL.apply({"params": trees.unflatten(params)}, x))
+    np.testing.assert_array_equal(
+        apply(params, lora.scaled(adapters, 1.0), x), SMALL.apply({"params": trees.unflatten(params)}, x)
+    )
 
 
 def test_a_modules_draw_does_not_depend_on_the_other_targets(params):
@@ -56,7 +61,7 @@ def test_scale_and_merge(params, x):
     merged = lora.merge(params, adapters, 0.5)
     expected = SMALL.apply({"params": trees.unflatten(merged)}, x)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert np.abs(got - apply(params, adapters, x)).max() > 0.01
+    assert np.abs(got - apply(params, lora.scaled(adapters, 1.0), x)).max() > 0.01
     half = {name: leaf.astype(jnp.float16) for name, leaf in params.items()}
     assert {leaf.dtype for leaf in lora.merge(half, adapters, 0.5).values()} == {jnp.dtype(jnp.float16)}
 
@@ -98,12 +103,12 @@ def test_half_precision_base_and_bfloat16_compute(params, x):
     adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
     adapters = {n: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape) for n, leaf in adapters.items()}
     model = SMALL.clone(dtype=jnp.bfloat16)
-    tokens = apply(half, adapters, x, model)
+    tokens = apply(half, lora.scaled(adapters, 1.0), x, model)
     assert tokens.dtype == jnp.bfloat16
-    exact = apply(params, adapters, x)
+    exact = apply(params, lora.scaled(adapters, 1.0), x)
     error = np.linalg.norm(tokens.astype(jnp.float32) - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 2e-2, error
-    grads = jax.grad(lambda a: pool(apply(half, a, x, model), "mean").sum())(adapters)
+    grads = jax.grad(lambda a: pool(apply(half, lora.scaled(a, 1.0), x, model), "mean").sum())(adapters)
     assert {leaf.dtype for leaf in grads.values()} == {jnp.dtype(jnp.float32)}
 
 
@@ -213,3 +218,32 @@ def test_positions_on_their_own_grid_are_untouched():
     pos = jax.random.normal(jax.random.key(0), (1 + 16, 8))
     assert resize_positions(pos, (4, 4), (4, 4)) is pos
     np.testing.assert_allclose(resize_positions(jnp.ones((17, 8)), (4, 4), (7, 3)), 1, atol=1e-6)
+
+
+def test_low_rank_is_two_products_and_nothing_large_is_turned_for_its_gradients():
+    """The rank-8 products' gradients once took a fifth of a step, as XLA transposed activations for them."""
+    x, dy = (jax.random.normal(jax.random.key(i), (2, 50, width)) for i, width in enumerate((32, 48)))
+    a, b = jax.random.normal(jax.random.key(2), (4, 32)), jax.random.normal(jax.random.key(3), (4, 48))
+    got, back = jax.vjp(layers.low_rank, x, a, b)
+    expected, written = jax.vjp(lambda x, a, b: (x @ a.T) @ b, x, a, b)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    for ours, theirs in zip(back(dy), written(dy)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+    half = jax.vjp(layers.low_rank, x.astype(jnp.bfloat16), a, b)[1](dy.astype(jnp.bfloat16))
+    assert [g.dtype for g in half] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+    def turned(low_rank):
+        """Names of operations that turn x or its gradient; adapters as they are stored, a loop over layers."""
+
+        def summed(weights, x):
+            def layer(x, w):
+                return jnp.tanh(low_rank(x, w["m/a"], w["m/b"])), None
+
+            return jax.lax.scan(layer, x, lora.scaled(weights, 1.0))[0].sum()
+
+        stacks = {"m/a": jnp.ones((3, 256, 8)), "m/b": jnp.ones((3, 8, 256))}
+        text = jax.jit(jax.grad(summed)).lower(stacks, jnp.ones((2, 512, 256))).compile().as_text()
+        return re.findall(r"(?:transpose|copy)[\w.]* = f32\[256,1024\]", text)
+
+    assert not turned(layers.low_rank)
+    assert turned(lambda x, a, b: (x @ a.T) @ b), "XLA does it by itself now"

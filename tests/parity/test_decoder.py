@@ -100,7 +100,7 @@ def variables():
     made = TINY.init(jax.random.key(0), jnp.zeros((1, 2, 24)))
     params = {n: leaf * (20 if n in ("embed", "head") else 1) for n, leaf in trees.flatten(made["params"]).items()}
     lora = {  # one adapted stack, so that the collection goes the same ways
-        "blocks/mlp/up/a": jax.random.normal(jax.random.key(1), (3, 24, 2)),
+        "blocks/mlp/up/a": jax.random.normal(jax.random.key(1), (3, 2, 24)),
         "blocks/mlp/up/b": jax.random.normal(jax.random.key(2), (3, 2, 40)) / 10,
     }
     return {"params": trees.unflatten(params), "lora": trees.unflatten(lora)}

@@ -15,6 +15,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    fused = False  # by torch's own kernel, for speed
+
     def __init__(self, c):
         super().__init__()
         self.heads = c["num_attention_heads"]
@@ -31,8 +33,11 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(n, t, self.heads, -1).transpose(1, 2) for y in (q, k, v))
-        p = (q @ k.transpose(-1, -2) * (w // self.heads) ** -0.5).softmax(-1)
-        return self.proj((p @ v).transpose(1, 2).reshape(n, t, w))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q @ k.transpose(-1, -2) * (w // self.heads) ** -0.5).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(n, t, w))
 
 
 class Mlp(nn.Module):
@@ -101,5 +106,5 @@ def pixels(faces, size):
     """uint8 [N,112,112,3] -> [N,3,size,size]: the reference's steps, float32."""
     x = (torch.as_tensor(faces).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     x = F.interpolate((x + 1) / 2, size=(size, size), mode="bilinear", align_corners=False)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = (torch.tensor(c, device=x.device) for c in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     return (x - mean[:, None, None]) / std[:, None, None]

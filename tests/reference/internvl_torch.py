@@ -71,8 +71,8 @@ class InternLM2Model(nn.Module):
 
     def forward(self, x):
         """Embeddings [N,T,D] -> states after the final norm. Sequences below 32,768 tokens: no scaling of positions."""
-        frequencies = self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
-        angles = torch.arange(x.shape[1], dtype=torch.float32)[:, None] * frequencies
+        frequencies = self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float32, device=x.device) / self.dim)
+        angles = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None] * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin)
@@ -113,7 +113,8 @@ class InternVL2(nn.Module):
         """[BOS] + visual tokens [N,V,D] + text ids -> the decoder's states [N,1+V+T,D]."""
         embed = self.language_model.model.tok_embeddings
         bos, text = (
-            embed(torch.tensor(ids, dtype=torch.long)).expand(len(visual), -1, -1) for ids in ([self.bos], text)
+            embed(torch.tensor(ids, dtype=torch.long, device=visual.device)).expand(len(visual), -1, -1)
+            for ids in ([self.bos], text)
         )
         return self.language_model.model(torch.cat([bos, visual, text], 1))
 
@@ -141,10 +142,10 @@ class Adapted(nn.Module):
         return self.inner(x) + (x @ self.a.T) @ self.b.T
 
 
-def adapt(net, targets, rank=8):
+def adapt(net, targets, rank=8, kind=Adapted):
     """Freeze a network and give adapters to the modules whose whole name matches the regex ``targets``."""
     net.requires_grad_(False)
     for name in [name for name, _ in net.named_modules() if re.fullmatch(targets, name)]:
         parent, _, leaf = name.rpartition(".")
         owner = net.get_submodule(parent)
-        setattr(owner, leaf, Adapted(getattr(owner, leaf), rank))
+        setattr(owner, leaf, kind(getattr(owner, leaf), rank))

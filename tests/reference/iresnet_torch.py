@@ -54,4 +54,4 @@ def nt_xent(z, temperature=0.07):
     """The loss of the training figures: rows 2i and 2i+1 are a pair, all other rows negatives."""
     z = nn.functional.normalize(z)
     s = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return nn.functional.cross_entropy(s, torch.arange(len(z)) ^ 1)
+    return nn.functional.cross_entropy(s, torch.arange(len(z), device=z.device) ^ 1)

@@ -1,0 +1,168 @@
+"""The training steps that step_time.py measures: sizes, weights, a batch, and our step. The twins are in twins.py.
+
+small_real: that config's network. resnet50: IResNet-50. internvit: InternViT-300M, mean of its patch tokens, with
+rank-8 adapters on both MLP layers and a frozen base. mllm_… and pair_…: an InternVL2 at 448 pixels with rank-8 adapters
+on the MLPs of tower and decoder, as a siamese embedding by visual_mean or with the answer Yes or No over the whole
+vocabulary; tiny is the golden set's, 100m has about 100 million parameters, 2b is InternVL2-2B.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.reference import recipe
+
+BATCH = {  # images on a CPU, on a GPU; of pair_…: half as many pairs
+    "small_real": (128, 1024), "resnet50": (32, 512), "internvit": (2, 32), "mllm_tiny": (8, 64), "pair_tiny": (8, 64),
+    "mllm_100m": (4, 64), "pair_100m": (4, 64), "mllm_2b": (2, 32), "pair_2b": (2, 32),
+}  # fmt: skip
+STEPS = {  # warm-up, measured, on a CPU; the heap grows until then
+    "small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2), "mllm_tiny": (3, 7), "pair_tiny": (3, 7),
+    "mllm_100m": (3, 3), "pair_100m": (3, 3), "mllm_2b": (1, 2), "pair_2b": (1, 2),
+}  # fmt: skip
+ON_GPU = (3, 10)
+IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
+TINY = json.loads((recipe.GOLDEN / "internvl_tiny/config.json").read_text())
+INTERNVIT = {
+    "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,
+    "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "qkv_bias": True,
+    "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+    "drop_path_rate": 0.0,
+}  # fmt: skip
+VISION, LLM = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), "llm_config"
+INTERNVL = {
+    "tiny": TINY,
+    "100m": TINY | {
+        "vision_config": TINY["vision_config"] | dict(zip(VISION, (512, 8, 8, 2048))),
+        "llm_config": TINY["llm_config"] | dict(zip(VISION, (768, 8, 12, 3072)))
+        | {"num_key_value_heads": 4, "vocab_size": 8000},
+    },
+    "2b": TINY | {
+        "vision_config": TINY["vision_config"] | dict(zip(VISION, (1024, 24, 16, 4096))),
+        "llm_config": TINY["llm_config"] | dict(zip(VISION, (2048, 24, 16, 8192)))
+        | {"num_key_value_heads": 8, "vocab_size": 92553},
+    },
+}  # fmt: skip
+QUESTION, YES_NO = tuple(range(20, 34)), (40, 50)  # as many ids as the real question has
+RATE, CLIP, MOMENTUM, DECAY = 0.01, 5.0, 0.9, 5e-4  # SGD, as ours and the twins' are set
+
+
+def config_json(case: str) -> dict:
+    """What the checkpoint's config.json says."""
+    if case in IRESNET:
+        layers, widths, features = IRESNET[case]
+        return {"architectures": ["IResNet"], "layers": layers, "widths": widths, "num_features": features}
+    return INTERNVIT if case == "internvit" else INTERNVL[case.partition("_")[2]]
+
+
+def faces(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch, 112, 112, 3), np.uint8)
+
+
+def answers(batch: int) -> np.ndarray:
+    """Labels of the pairs of a pair_… case: 1, genuine, or 0."""
+    return np.arange(batch // 2, dtype=np.int32) % 2
+
+
+def our_config(case: str, batch: int, weights: Path | None) -> Any:
+    """weights None: random ones of the same shapes."""
+    from fvjax.config import base as defaults
+    from weights_convert import internvl
+
+    c = defaults()
+    c.init_from, c.batch_size, c.data.flip = str(weights or ""), batch, False
+    c.epochs = 100  # so many that the rate stays what the twin has
+    c.optimizer.update({"lr": RATE, "clip": CLIP, "momentum": MOMENTUM, "weight_decay": DECAY})
+    if case in IRESNET:
+        layers, widths, features = IRESNET[case]
+        c.model.iresnet.update({"layers": layers, "widths": widths, "num_features": features})
+        c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
+        return c
+    c.lora.update({"rank": 8, "alpha": 8.0})
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    if case == "internvit":
+        c.model.kind, c.model.pooling = "vision_transformer", "mean"
+        c.lora.update({"targets": ("blocks/mlp/fc1", "blocks/mlp/fc2"), "count": 48})
+        return c
+    given = internvl.model_config(config_json(case), case)
+    for section, part in (("vision_transformer", given["vision"]), ("decoder", given["decoder"])):
+        c.model[section].update({key: part[key] for key in c.model[section] if key in part})
+    c.model.kind = "vlm"
+    c.lora.count = 2 * given["vision"]["depth"] + 3 * given["decoder"]["depth"]
+    c.lora.targets = ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/(gate|up|down)")
+    if case.startswith("mllm"):
+        c.model.pooling = "visual_mean"
+    else:
+        c.task = "pair_answer"
+        c.prompt.update({"ids": QUESTION, "yes_no_ids": YES_NO})
+    return c
+
+
+def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
+    """What training does with a config, on one batch again and again; yields the values of each step.
+
+    plain: convolutions as they are written, not as a CPU runs them fastest.
+    """
+    import jax
+
+    from fvjax import run_state, sharding, train
+
+    pairs = c.batch_size // 2
+    mesh = sharding.make_mesh(c.mesh)
+    opened = run_state.open_model(c, mesh, plain=plain)
+    state, frozen, tx, lr, _, where = run_state.start(c, opened, mesh, steps_per_epoch=1000)
+    index = np.arange(pairs, dtype=np.int32)
+    labels = answers(c.batch_size) if c.task == "pair_answer" else index
+    images = faces(c.batch_size).reshape(pairs, 2, 112, 112, 3)
+    batch = sharding.batch({"images": images, "labels": labels, "index": index}, mesh)
+    one_step = lambda *args: train.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
+    step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
+    while True:
+        state, values = step(state, frozen, batch)
+        yield {key: float(values[key]) for key in ("loss", "grad_norm")}
+
+
+def our_flops(c: Any) -> tuple[int, int]:
+    """FLOPs of a step: of the model (nothing twice), and all that the step as it is compiled here computes."""
+    import jax
+
+    from fvjax import flops, plan, sharding
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    written, actual = (plan.program(c, mesh, plain=plain) for plain in (True, False))
+    return flops.count(written.step, *written.given), flops.count(actual.step, *actual.given)
+
+
+def our_embeddings(c: Any) -> np.ndarray:
+    """Before training, of the batch: unit embeddings [N,D], or log probabilities of Yes and No [P,2]."""
+    import jax
+    import jax.numpy as jnp
+
+    from fvjax import run_state, sharding
+
+    mesh = sharding.make_mesh(c.mesh)
+    opened = run_state.open_model(c, mesh)
+    state, frozen, *_ = run_state.start(c, opened, mesh, steps_per_epoch=1000)
+
+    @jax.jit
+    def run(state, frozen, images):
+        variables = run_state.variables_of(c, state["trainable"], frozen, state["stats"])
+        if c.task == "pair_answer":
+            logits = opened.encoder.answer(variables, images[::2], images[1::2], opened.encoder.yes_no)
+            return jax.nn.log_softmax(logits.astype(jnp.float32))
+        x = opened.encoder(variables, images)[0]
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    return np.asarray(run(state, frozen, sharding.batch({"x": faces(c.batch_size)}, mesh)["x"]))
+
+
+def cpu_devices(batch: int) -> int:
+    """As main does: a device per core, where the batch's pairs divide among them."""
+    cores = len(os.sched_getaffinity(0))
+    return 1 if batch // 2 % cores else cores
