@@ -79,13 +79,13 @@ def one(case: str, remat: str) -> dict:
     import jax
     import numpy as np
 
-    from fvjax import flops, memory, plan, run_state, sharding
+    from fvjax import flops, memory, needs, run_state, sharding
 
     config = make(case, remat)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = plan.program(config, mesh)
-    found, step = memory.estimate(program.step, *program.given), plan.compiled(program)
-    arguments = sum(plan.held(*one) for one in zip(program.given, program.placed))
+    program = needs.program(config, mesh)
+    found, step = memory.estimate(program.step, *program.given), needs.compiled(program)
+    arguments = sum(needs.held(*one) for one in zip(program.given, program.placed))
     layer = 1 + (config.task == "pair_answer" or config.accumulation > 1)
     working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive)
     out = {

@@ -96,4 +96,4 @@ def adapters(c: Config, targets: tuple[str, ...], count: int, rank: int = 8) -> 
     c.optimizer.lr = 2e-4
     c.optimizer.weight_decay = 0.01
     c.optimizer.warmup_epochs = 2
-    c.remat = "full"
+    c.remat = "auto"

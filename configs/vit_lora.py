@@ -21,5 +21,5 @@ def get_config():
     c.epochs = 15
     c.optimizer.lr = 1e-3
     c.optimizer.warmup_epochs = 5
-    c.remat = "full"
+    c.remat = "auto"
     return c

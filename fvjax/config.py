@@ -21,7 +21,7 @@ def base() -> Config:
     c.batch_size = 128  # images per step over all devices: batch_size / 2 pairs
     c.accumulation = 1  # parts in which a step's batch goes through the model, to save memory; the sums are the same
     c.dtype = "float32"  # compute: float32 | bfloat16 (trainables, statistics, losses are float32 always)
-    c.remat = "none"  # transformer layers: none | dots (keep matrix products) | full
+    c.remat = "none"  # transformer layers: none | dots (keep matrix products) | full | auto (what fits in memory)
 
     # kind: iresnet | vision_transformer (pooling mean | cls) | vlm: vision_transformer, projector and decoder (pooling
     # visual_mean | all_mean | last_token, or "" for pair_answer)
@@ -172,7 +172,7 @@ CHOICES = {
     "task": ("contrastive", "pair_answer"),
     "dtype": ("float32", "bfloat16"),
     "base_dtype": ("float32", "float16", "bfloat16"),
-    "remat": ("none", "dots", "full"),
+    "remat": ("none", "dots", "full", "auto"),
     "attention": ("auto", "xla", "by_head", "cudnn"),
     "data.cache": ("none", "host", "device"),
     "model.kind": ("iresnet", "vision_transformer", "vlm"),

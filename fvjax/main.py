@@ -219,7 +219,7 @@ def keep_memory() -> None:
     """Restart this process once with glibc told to keep freed memory, in huge pages and in one arena.
 
     XLA's CPU backend takes gigabytes of scratch memory anew in every step, and the page faults cost time
-    (benchmarks/step_time.py measures it). glibc reads its tunables at start only.
+    (measured in benchmarks/README.md). glibc reads its tunables at start only.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         tunables = ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}")

@@ -48,26 +48,19 @@ communication that do not overlap, kernels below peak, evaluation during trainin
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
-from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
 from fvjax import config as configs
-from fvjax import errors, flops, hlo, memory, optim, run_state, sharding, train, trees
+from fvjax import errors, flops, hlo, needs, sharding
 from fvjax import main as cli
 from fvjax.config import Config
-from fvjax.models.encoder import Encoder
-from fvjax.tasks import contrastive
 
 
 class Device(NamedTuple):
@@ -105,17 +98,7 @@ IMAGES = flags.DEFINE_integer("images", 0, "of the training store: steps-per-epo
 JSON = flags.DEFINE_string("json", None, "also write everything there")
 
 
-class Program(NamedTuple):
-    """What a run compiles: step(state, frozen, batch), its arguments as shapes, their shardings and the results'."""
-
-    step: Callable
-    given: tuple
-    placed: tuple
-    results: Any
-    encoder: Encoder
-
-
-# ---- the program ---------------------------------------------------------------------------------------------------
+# ---- the config ----------------------------------------------------------------------------------------------------
 
 
 def without_files(config: Config) -> tuple[Config, list[str]]:
@@ -138,47 +121,6 @@ def without_files(config: Config) -> tuple[Config, list[str]]:
     return config, told
 
 
-def forward(config: Config, encoder: Encoder, state: dict, frozen: dict, batch: dict) -> jax.Array:
-    """What a config that trains nothing computes, of images uint8 [P,2,112,112,3]."""
-    variables, images = run_state.variables_of(config, state["trainable"], frozen, state["stats"]), batch["images"]
-    if config.task == "pair_answer":
-        return encoder.answer(variables, images[:, 0], images[:, 1], encoder.yes_no)
-    return encoder(variables, images.reshape(-1, *images.shape[2:]))[0]
-
-
-def program(config: Config, mesh: jax.sharding.Mesh, plain: bool = False) -> Program:
-    if config.attention == "cudnn":  # of no other backend; as little memory, as few FLOPs
-        config = config.copy_and_resolve_references()
-        config.attention = "by_head"
-    opened = run_state.open_model(config, mesh, plain=plain or config.model.kind == "iresnet")
-    lr = optim.schedule(config.optimizer, config.epochs, 1)
-    tx = optim.make(config.optimizer, opened.groups, lr)
-
-    def init(key):
-        first = run_state.initial(config, opened.encoder, key)
-        opt = tx.init(first["trainable"]) if config.epochs else {}
-        return {**first, "opt": opt, "step": jnp.zeros((), jnp.int32)}
-
-    shape = jax.eval_shape(init, jax.random.key(0))
-    where = run_state.state_shardings(shape, opened.placed, mesh)
-    state, frozen, batch = train.abstract_step(config, shape, opened.frozen)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.base_dtype)), frozen)
-    at = trees.unflatten({name: opened.placed[name] for name in trees.flatten(frozen)})
-    by_rows = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
-    if config.epochs:
-        step, results = partial(train.step_fn, config, opened.encoder, tx, lr), (where, sharding.replicated(mesh))
-    else:
-        step, results = partial(forward, config, opened.encoder), NamedSharding(mesh, sharding.BATCH)
-    return Program(step, (state, frozen, batch), (where, at, by_rows), results, opened.encoder)
-
-
-def compiled(program: Program) -> Any:
-    """For the program's mesh, of which no device needs to be there but as a fake one."""
-    given = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.given, program.placed)
-    donated = 0 if isinstance(program.results, tuple) else ()
-    return jax.jit(program.step, donate_argnums=donated, out_shardings=program.results).lower(*given).compile()
-
-
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
@@ -196,14 +138,8 @@ def check_divides(config: Config, rows: int) -> None:
         raise ValueError(f"{told} = {rows} devices; for example {' '.join(remedy)}")
 
 
-def held(shapes: Any, placed: Any) -> int:
-    """Bytes of one device."""
-    each = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, placed)
-    return sum(jax.tree.leaves(each))
-
-
-def plan(config: Config, n: int) -> dict[str, Any]:
-    """Of `config`, as :func:`without_files` gives it, on `n` devices: bytes and FLOPs, JSON-ready.
+def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, Any]:
+    """Of `config`, as :func:`without_files` gives it, on `n` devices of `gib` memory: bytes and FLOPs, JSON-ready.
 
     Raises ValueError for a batch, a mesh or a sharding rule that does not fit `n` devices.
     """
@@ -212,64 +148,32 @@ def plan(config: Config, n: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:n])
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     check_divides(config, rows)
-    whole = program(config, mesh)
-    (state, frozen, batch), (at, of_base, by_rows) = whole.given, whole.placed
-
-    one = config.copy_and_resolve_references()  # a device's share of the batch
-    one.batch_size //= rows
-    one.compat.update({"negatives_group": 0, "batch_norm_group": 0})
+    if config.remat == "auto":
+        config = config.copy_and_resolve_references()
+        config.remat, _ = needs.remat(config, mesh, int(gib * GIB))
+    whole = needs.program(config, mesh)
+    sizes, moved = needs.sizes(config, mesh, whole)
     alone = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    local, in_parts = program(one, alone), config.task == "pair_answer" or config.accumulation > 1
-    layer = 1 + bool(config.epochs and in_parts and not config.compat.last_micro_batch)  # depth of the loop over them
-    found = memory.estimate(local.step, *local.given, kernels=layer + 1 if config.attention == "cudnn" else 0)
-    trains = bool(config.epochs)
-    gradients = trains * held(local.given[0]["trainable"], local.placed[0]["trainable"])  # unsharded, as in `found`
-    working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive) - gradients
-    similarities = 0
-    if trains and config.task == "contrastive":
-        width = jax.eval_shape(partial(forward, one, local.encoder), *local.given).shape[-1]
-        similarities = loss_bytes(config, mesh, width)
 
     plain = config.copy_and_resolve_references()
     plain.accumulation, plain.compat.last_micro_batch = 1, False
-    written = program(plain, alone, plain=True)
-    communicated = hlo.collectives(compiled(whole).as_text(), n)
-    trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state["trainable"], frozen))
+    written = needs.program(plain, alone, plain=True)
+    communicated = hlo.collectives(needs.compiled(whole).as_text(), n)
+    trains_and_not = whole.given[0]["trainable"], whole.given[1]
+    trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trains_and_not)
     return {
         "devices": n,
         "mesh": dict(mesh.shape),
         "images": config.batch_size,
         "parameters": trained + kept,
         "trained": trained,
-        "bytes": {
-            "base": held(frozen, of_base),
-            "trained": held({**state, "opt": ()}, {**at, "opt": ()}),
-            "optimizer": held(state["opt"], at["opt"]),
-            "gradients": trains * held(state["trainable"], at["trainable"]),
-            "batch": 2 * held(batch["images"], by_rows["images"]),
-            "kept": max(sum(found.alive) - working - gradients, 0),
-            "working set": working,
-            "similarities": similarities,
-        },
+        "remat": config.remat,
+        "bytes": sizes,
         "model_flops": flops.count(written.step, *written.given),
         "device_flops": flops.count(whole.step, *whole.given) / n,
-        "bytes_moved": found.moved,
+        "bytes_moved": moved,
         "collectives": [c._asdict() | {"sent": c.sent} for c in communicated],
     }
-
-
-def loss_bytes(config: Config, mesh: jax.sharding.Mesh, width: int) -> int:
-    """What XLA assigns InfoNCE over all embeddings [images, width], and its gradient by them, on one device."""
-    by_rows = NamedSharding(mesh, sharding.BATCH)
-    z = jax.ShapeDtypeStruct((config.batch_size, width), jnp.float32, sharding=by_rows)
-    labels = jax.ShapeDtypeStruct((config.batch_size // 2,), jnp.int32, sharding=by_rows)
-
-    def loss(z, labels):
-        return contrastive.loss(z, labels, config.loss.temperature, config.compat.negatives_group)
-
-    done = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows)).lower(z, labels)
-    analysis: Any = done.compile().memory_analysis()
-    return analysis.temp_size_in_bytes
 
 
 def bounds(config: Config, found: dict[str, Any], machine: Machine) -> dict[str, float]:
@@ -297,7 +201,7 @@ def verdict(config: Config, found: dict[str, Any], device: Device) -> str:
     if most <= 0.9 * device.gib:
         return "fits"
     remedies = {
-        "config.remat=full": config.model.kind != "iresnet" and config.epochs and config.remat != "full",
+        "config.remat=full": config.model.kind != "iresnet" and config.epochs and found["remat"] != "full",
         "config.attention=cudnn": config.model.kind != "iresnet" and config.attention == "xla",
         "a larger config.accumulation": config.model.kind != "iresnet" and config.epochs,
         "a smaller batch or more devices": True,
@@ -326,6 +230,7 @@ def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, s
     return {
         "data x fsdp x tensor": " x ".join(str(size) for size in found["mesh"].values()),
         "images a step": f"{found['images']:,}",
+        "remat": found["remat"],
         "of each device, GiB": "",
         **{f"  {name}": f"{size / GIB:,.3f}" for name, size in sizes.items()},
         f"  altogether, of {device.gib:g}": f"{least:,.1f} to {least + sizes['working set'] / GIB:,.1f}",
@@ -364,7 +269,7 @@ def run(config: Config, counts: list[int]) -> list[dict[str, Any]]:
         columns, wrong = [], []
         for n in counts:
             try:
-                found = plan(one, n)
+                found = plan(one, n, device.gib)
             except ValueError as error:
                 wrong.append(f"{n} devices: {error}")
                 continue
@@ -377,8 +282,8 @@ def run(config: Config, counts: list[int]) -> list[dict[str, Any]]:
         if not columns:
             raise ValueError("; ".join(wrong))
         found = out[-1]
-        title = f"{one.name}: {found['parameters']:,} parameters, {found['trained']:,} train; {KIND.value}, remat "
-        title += f"{one.remat}, attention {one.attention}, accumulation {one.accumulation}"
+        title = f"{one.name}: {found['parameters']:,} parameters, {found['trained']:,} train; {KIND.value}, "
+        title += f"attention {one.attention}, accumulation {one.accumulation}"
         table = Table(
             "", *(str(n) for n in counts if any(f["devices"] == n for f in out[-len(columns) :])), title=title
         )

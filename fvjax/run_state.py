@@ -180,7 +180,8 @@ def build_encoder(config: Config, base: Base | None = None, plain: bool = False)
     elif plain:
         changes |= {"remat": "none", "attention": "xla"}
     else:
-        changes |= {"remat": config.remat, "attention": config.attention}
+        remat = "none" if config.remat == "auto" else config.remat  # training has chosen, see needs.remat
+        changes |= {"remat": remat, "attention": config.attention}
     if kind != "vlm":
         encoder = encoders.build(kind, _agreed(config, kind, theirs), config.model.pooling, **changes)
         return dataclasses.replace(encoder, norm_group=config.compat.batch_norm_group)

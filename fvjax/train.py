@@ -62,6 +62,11 @@ def run(
     for key, size in ((f"batch_size / 2{parts}", per_part), ("eval.batch_size", config.eval.batch_size)):
         if size % rows:
             raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
+    if config.remat == "auto":
+        from fvjax import needs  # which imports this module
+
+        config = config.copy_and_resolve_references()
+        config.remat = needs.chosen(config, mesh, say) if train and config.epochs else "none"
     opened = run_state.open_model(config, mesh)
     encoder = opened.encoder
 

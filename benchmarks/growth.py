@@ -1,0 +1,139 @@
+"""How a step's time, memory, FLOPs and communication grow: what is expected beside the measured exponent.
+
+    python benchmarks/growth.py [--law=contrastive|batch|tokens|rank|devices …]
+
+contrastive: InfoNCE and its gradient alone, on embeddings [N,512]. Its similarities are computed in parts of
+2^26 elements, so beyond 8,192 images its memory no longer grows with their square.
+batch: the whole step of a tiny InternVL2, in parts of 8 images (GradCache).
+tokens: two layers of InternViT-300M's width with adapters, batch 2, at image sizes from 112 to 672.
+rank: the same at 448 pixels, by the adapters' rank.
+devices: bytes that each of 1 to 8 fake CPU devices sends in a step of the tiny InternVL2, from the compiled program.
+
+Time: median of three steps after one, on this machine's CPU, float32. Memory: what XLA assigns the compiled step besides
+its arguments. An exponent is the slope of the logarithms over the upper half of the sizes.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import cases
+from fvjax import flops, hlo, needs, sharding
+from fvjax.tasks import contrastive
+
+Point = tuple[int, dict[str, float]]  # a size, and what was measured there
+
+
+def seconds(run: Callable[[], object], times: int = 3) -> float:
+    run()
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def done(step: Callable, *args: jax.Array) -> None:
+    jax.block_until_ready(step(*args))
+
+
+def of_step(config) -> dict[str, float]:
+    program = needs.program(config, sharding.make_mesh(config.mesh))
+    steps = cases.our_steps(config)
+    return {
+        "seconds": seconds(lambda: next(steps)),
+        "MiB": needs.compiled(program).memory_analysis().temp_size_in_bytes / 2**20,
+        "GFLOP": flops.count(program.step, *program.given) / 1e9,
+    }
+
+
+def by_contrastive() -> Iterator[Point]:
+    for n in (256, 1024, 4096, 8192, 16384, 32768):
+        z, labels = jax.random.normal(jax.random.key(0), (n, 512)), jnp.arange(n // 2)
+        loss = jax.value_and_grad(lambda z, labels: contrastive.loss(z, labels, 0.07))
+        step = jax.jit(loss).lower(z, labels).compile()
+        memory = step.memory_analysis().temp_size_in_bytes / 2**20
+        yield n, {"seconds": seconds(partial(done, step, z, labels), 1), "MiB": memory}
+
+
+def by_batch() -> Iterator[Point]:
+    for n in (16, 32, 64, 128):
+        config = cases.our_config("mllm_tiny", n, None)
+        config.accumulation = n // 8
+        yield n, of_step(config)
+
+
+def two_layers(size: int = 448, rank: int = 8):
+    config = cases.our_config("internvit", 2, None)
+    config.model.vision_transformer.update({"depth": 2, "image_size": size})
+    config.lora.update({"count": 4, "rank": rank, "alpha": float(rank)})
+    return config
+
+
+def by_tokens() -> Iterator[Point]:
+    for size in (112, 224, 336, 448, 672):
+        yield (size // 14) ** 2 + 1, of_step(two_layers(size))
+
+
+def by_rank() -> Iterator[Point]:
+    for rank in (4, 8, 16, 32, 64, 128):
+        yield rank, of_step(two_layers(rank=rank))
+
+
+def by_devices() -> Iterator[Point]:
+    for n in (1, 2, 4, 8):
+        config = cases.our_config("mllm_tiny", 64, None)
+        program = needs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:n]))
+        found = hlo.collectives(needs.compiled(program).as_text(), n)
+        sent = {kind: sum(c.sent for c in found if c.kind == kind) / 1e6 for kind in ("all-reduce", "all-gather")}
+        trained = sum(x.size for x in jax.tree.leaves(program.given[0]["trainable"]))
+        result = 4 * (trained + 64 * program.encoder.net.decoder.width)  # type: ignore[union-attr]
+        yield n, {f"MB by {k}": v for k, v in sent.items()} | {"MB expected": 2 * result * (n - 1) / n / 1e6}
+
+
+LAWS = {  # function, what is expected of each measure
+    "contrastive": (by_contrastive, {"seconds": "2", "MiB": "2 to 8,192 images, then 1 at most"}),
+    "batch": (by_batch, {"seconds": "1", "MiB": "below 1: one part's activations, and all images", "GFLOP": "1"}),
+    "tokens": (by_tokens, {"seconds": "1 to 2", "MiB": "1 (attention by head keeps no logits)", "GFLOP": "1 to 2"}),
+    "rank": (by_rank, {"seconds": "about 0", "MiB": "about 0", "GFLOP": "about 0"}),
+    "devices": (by_devices, {"MB by all-reduce": "2 (n-1)/n x bytes, as expected", "MB by all-gather": "(n-1)/n"}),
+}
+
+
+def exponent(points: list[Point], measure: str) -> float:
+    upper = [(size, found[measure]) for size, found in points[len(points) // 2 :] if found[measure]]
+    return float(np.polyfit(*np.log(np.array(upper).T), 1)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--law", nargs="+", choices=list(LAWS), default=list(LAWS))
+    options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8 if options.law == ["devices"] else 1)
+    for law in options.law:
+        if law == "devices" and len(jax.devices()) < 8:
+            print("devices: needs eight fake ones, so a run of its own: --law=devices\n")
+            continue
+        run, expected = LAWS[law]
+        points = list(run())
+        measures = list(points[0][1])
+        print(f"| {law} | {' | '.join(measures)} |\n|{'---|' * (len(measures) + 1)}")
+        for size, found in points:
+            print(f"| {size:,} | {' | '.join(f'{found[m]:,.3g}' for m in measures)} |")
+        print(f"| exponent | {' | '.join(f'{exponent(points, m):.2f}' for m in measures)} |")
+        print(f"| expected | {' | '.join(expected.get(m, '') for m in measures)} |\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The ledger says what the results say, and our count of a step's arithmetic is torch's."""
+
+import json
+
+import pytest
+
+from benchmarks import cases, step_time
+
+
+def test_the_ledger_is_made_of_the_results():
+    results = [json.loads(path.read_text()) for path in sorted(step_time.RESULTS.glob("*.json"))]
+    assert results
+    section = step_time.LEDGER.read_text().partition(step_time.MARKS[0])[2].partition(step_time.MARKS[1])[0]
+    assert section == f"\n{step_time.table(results)}\n", "python benchmarks/step_time.py --ledger"
+    assert not [problem for problem in map(step_time.problems, results) if problem]
+
+
+def test_a_twin_with_another_loss_is_a_problem():
+    run = {"seconds": [2.0, 1.0, 1.0], "first": 9.0, "loss": 1.0, "gib": 1.0}
+    found = {"case": "resnet50", "batch": 4, "precision": "float32", "date": "d", "command": "c", "check": {}}
+    found |= {"machine": {"device": "m", "jax": "1"}, "flops": {"ours": {"model": 4e12, "hardware": 6e12}}}
+    found["flops"] |= {"best": {"hardware": 5e12}, "seed": {}}
+    found["runs"] = {"ours": [run, run], "best": [run | {"seconds": [2.0]}, run], "seed": [{"error": "a | b"}] * 2}
+    assert not step_time.problems(found)
+    ours, best, seed = step_time.rows(found)
+    assert (
+        ours
+        == "| resnet50, 4 images, float32 | m; jax 1; d | fvjax | 1 (1 to 1) | 4 | 1.00 (1.00 to 1.00) | 1.0 | 9.0 | 4, 6 |"
+    )
+    assert best == "|  |  | torch, best | 1.5 (1 to 2) | 2.67 | 1.50 (1.00 to 2.00) | 1.0 | 9.0 | 2.67, 3.33 |"
+    assert seed == "|  |  | torch, seed | a / b | | | | | |"
+    found["runs"]["best"][0]["loss"] = 1.01
+    assert "first losses differ" in step_time.problems(found)
+    found["precision"] = "bfloat16"
+    assert not step_time.problems(found)
+
+
+@pytest.mark.parametrize(("case", "off"), [("resnet50", 0.01), ("mllm_100m", 0.05), ("pair_100m", 0.05)])
+def test_arithmetic_of_a_step(case, off):
+    """Ours has in a loop, which torch leaves out, what the first layer's gradient by its input would need."""
+    pytest.importorskip("torch")
+    from benchmarks import twins
+
+    model, _ = cases.our_flops(cases.our_config(case, 4, None))
+    best, seed = (twins.count(case, 4, what) for what in ("best", "seed"))
+    assert model == pytest.approx(best, rel=off)
+    assert seed == best if case == "resnet50" else seed > 1.3 * best, "checkpoints compute the forward pass again"
