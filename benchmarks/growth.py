@@ -9,8 +9,8 @@ tokens: two layers of InternViT-300M's width with adapters, batch 2, at image si
 rank: the same at 448 pixels, by the adapters' rank.
 devices: bytes that each of 1 to 8 fake CPU devices sends in a step of the tiny InternVL2, from the compiled program.
 
-Time: median of three steps after one, on this machine's CPU, float32. Memory: what XLA assigns the compiled step besides
-its arguments. An exponent is the slope of the logarithms over the upper half of the sizes.
+Time: median of three steps after one, on this machine's CPU, float32. Memory: what XLA assigns the compiled step
+besides its arguments. An exponent is the slope of the logarithms over the upper half of the sizes.
 """
 
 import argparse

