@@ -35,7 +35,7 @@ def test_a_twin_with_another_loss_is_a_problem():
     assert not step_time.problems(found)
 
 
-@pytest.mark.parametrize(("case", "off"), [("resnet50", 0.01), ("mllm_100m", 0.05), ("pair_100m", 0.05)])
+@pytest.mark.parametrize(("case", "off"), [("small_real", 0.01), ("mllm_100m", 0.05)])
 def test_arithmetic_of_a_step(case, off):
     """Ours has in a loop, which torch leaves out, what the first layer's gradient by its input would need."""
     pytest.importorskip("torch")
@@ -44,4 +44,4 @@ def test_arithmetic_of_a_step(case, off):
     model, _ = cases.our_flops(cases.our_config(case, 4, None))
     best, seed = (twins.count(case, 4, what) for what in ("best", "seed"))
     assert model == pytest.approx(best, rel=off)
-    assert seed == best if case == "resnet50" else seed > 1.3 * best, "checkpoints compute the forward pass again"
+    assert seed == best if case == "small_real" else seed > 1.3 * best, "checkpoints compute the forward pass again"

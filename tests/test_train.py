@@ -94,7 +94,8 @@ def host(tree) -> dict[str, np.ndarray]:
 BEFORE_BATCH_NORM = r"params/(fc|layer\d_0/(bn3|downsample_1))/bias"
 
 
-@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit])
+# slow: tests/test_gradients.py has transformers on all axes too
+@pytest.mark.parametrize("make", [tiny_resnet, pytest.param(tiny_vit, marks=pytest.mark.slow)])
 def test_one_device_equals_eight(make):
     fn, *args, _ = setup(make(), jax.devices()[:1], data=1)
     loss, stats, grads = jax.jit(fn)(*args)
