@@ -88,7 +88,7 @@ def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
     assert_equal(gradient(config, 8, data=2, fsdp=2, tensor=2), whole)
 
 
-@pytest.mark.parametrize("make", [tiny_siamese, tiny_pair])
+@pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_devices_share_the_work(make):
     """Not that each does all of it, which gives the same figures."""
 

@@ -79,6 +79,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow  # over a minute
 def test_the_best_step_is_what_is_evaluated(tmp_path):
     synthetic.write(tmp_path / "val", range(12), 5, seed=9, split="val")  # other shots of those trained on
     flags = [f"--config.{key}={value}" for key, value in (SMALL | {"data.val": tmp_path / "val"}).items()]

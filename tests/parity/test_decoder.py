@@ -143,7 +143,7 @@ def test_cache_with_rows_of_different_length(variables, x):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_last_token_only(variables, x, remat, depth):
     """The shortcut of the last layer: the same value, and the same gradient for weights, adapters and input."""
     model = TINY.clone(remat=remat, depth=depth)
