@@ -265,6 +265,7 @@ def test_remat_is_the_fastest_that_fits():
         assert f"remat: {choice} (" in why
         assert f"{choice} needs " in why
     assert "too much" not in why
+    assert needs.remat(config, mesh, int(most["none"] / needs.FILLED) - 16)[0] == "dots", "it may just not fit"
     taken, why = needs.remat(config, mesh, limit // 2)
     assert taken == "full"
     assert "may be too much: raise config.accumulation" in why
