@@ -1,12 +1,16 @@
 """Pairwise evaluation as fvjax does it, each image and each first image's prefix once, against every pair by itself.
 
-    python benchmarks/evaluation.py --pairs=FILE [--take=96] [--batch=16] [--rounds=2]
+    python benchmarks/evaluation.py --pairs=FILE [--case=pair_100m] [--take=96] [--batch=16] [--rounds=2]
+    python benchmarks/evaluation.py --case=internvit [--device=gpu]           images embedded a second
 
---pairs: LFW's pairs.txt. Of its pairs, ordered by their first image, --take from the middle are computed, with random
-weights in the InternVL2 of 100 million parameters of cases.py, synthetic faces and float32. Three ways, A B C A B C:
+--pairs: LFW's pairs.txt. Of its pairs --take that have as many images a pair as all of them are computed (0: all), with
+random weights in an InternVL2 of cases.py, synthetic faces and float32. Three ways, A B C A B C:
 "reused", the evaluation's own (`predict.Predictor`); "by pair", the same model's answer to each pair, with all that a
 training step leaves out left out; "reference", with every layer and all words' logits at every position, as
 benchmarks/flops.py has it. All must give the same P(Yes). FLOPs are counted for the pairs taken and for the whole list.
+
+Without --pairs: one image after the other through resnet50, internvit or an mllm_… case, as an evaluation embeds them,
+decoding left out; float32 on a CPU, bfloat16 on a GPU.
 """
 
 import argparse
@@ -38,20 +42,65 @@ def renumbered(pairs: Any) -> SimpleNamespace:
     return SimpleNamespace(a=numbers[:, 0], b=numbers[:, 1])
 
 
+def sample(pairs: Any, count: int) -> list[int]:
+    """Numbers of so many pairs that share their images about as all do: few of a list taken at random share any.
+
+    Drawn at random while there are too few images a pair, and else one that has the most images of those drawn.
+    """
+    both = np.stack([pairs.a, pairs.b], 1)
+    goal, random = len(np.unique(both)) / len(both), np.random.default_rng(0)
+    left, taken, seen = random.permutation(len(both)), [], np.zeros(both.max() + 1, bool)
+    while len(taken) < count:
+        enough = seen.sum() <= goal * len(taken)
+        at = 0 if enough else int(seen[both[left]].sum(1).argmax())
+        taken.append(int(left[at]))
+        seen[both[left[at]]] = True
+        left = np.delete(left, at)
+    return taken
+
+
+def embedding(options: argparse.Namespace) -> None:
+    """Print images per second."""
+    config = cases.our_config(options.case, 2 * options.batch, None)
+    half = options.device == "gpu"
+    config.dtype = "bfloat16" if half else "float32"
+    config.base_dtype = "bfloat16" if half and config.lora.rank else "float32"
+    mesh = sharding.make_mesh(config.mesh)
+    opened = run_state.open_model(config, mesh)
+    state, frozen, *_ = run_state.start(config, opened, mesh, steps_per_epoch=1)
+    predictor = predict.Predictor(config, opened.encoder, mesh, frozen, Path("unused"))
+    faces, rates = cases.faces(options.batch), []
+    for _ in range(1 + options.rounds):
+        start = time.perf_counter()
+        predictor.embed(state, faces)
+        rates.append(options.batch / (time.perf_counter() - start))
+    kind, middle = jax.devices()[0].device_kind, statistics.median(rates[1:])
+    low, high = min(rates[1:]), max(rates[1:])
+    print(f"{options.case}, {config.dtype}, {kind}: {middle:.4g} images/s ({low:.4g} to {high:.4g})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, required=True, help="LFW's pairs.txt")
+    parser.add_argument("--pairs", type=Path, help="LFW's pairs.txt")
+    parser.add_argument("--case", choices=list(cases.BATCH), default="pair_100m")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--take", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=16, help="pairs at a time")
+    parser.add_argument("--batch", type=int, default=16, help="pairs, or without --pairs images, at a time")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", cases.cpu_devices(2 * options.batch))
+    if options.case.startswith("pair") != bool(options.pairs):
+        parser.error("--pairs=FILE goes with the cases pair_…")
+    jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
+    if options.device == "cpu":
+        jax.config.update("jax_num_cpu_devices", cases.cpu_devices(2 * options.batch))
+    if not options.pairs:
+        return embedding(options)
     every = counts.named(options.pairs)
-    order = np.argsort(every.a, kind="stable")
-    taken = order[(len(order) - options.take) // 2 :][: options.take]
+    options.take = options.take or len(every.a)
+    taken = sample(every, options.take)
     pairs = renumbered(SimpleNamespace(a=every.a[taken], b=every.b[taken]))
 
-    config = cases.our_config("pair_100m", 2 * options.batch, None)
+    config = cases.our_config(options.case, 2 * options.batch, None)
     config.eval.batch_size = options.batch
     mesh = sharding.make_mesh(config.mesh)
     opened = run_state.open_model(config, mesh)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -63,7 +64,8 @@ def by_contrastive() -> Iterator[Point]:
         z, labels = jax.random.normal(jax.random.key(0), (n, 512)), jnp.arange(n // 2)
         loss = jax.value_and_grad(lambda z, labels: contrastive.loss(z, labels, 0.07))
         step = jax.jit(loss).lower(z, labels).compile()
-        memory = step.memory_analysis().temp_size_in_bytes / 2**20
+        analysis: Any = step.memory_analysis()
+        memory = analysis.temp_size_in_bytes / 2**20
         yield n, {"seconds": seconds(partial(done, step, z, labels), 1), "MiB": memory}
 
 
@@ -113,7 +115,8 @@ LAWS = {  # function, what is expected of each measure
 
 def exponent(points: list[Point], measure: str) -> float:
     upper = [(size, found[measure]) for size, found in points[len(points) // 2 :] if found[measure]]
-    return float(np.polyfit(*np.log(np.array(upper).T), 1)[0])
+    sizes, values = np.log(np.array(upper).T)
+    return float(np.polyfit(sizes, values, 1)[0])
 
 
 def main() -> None:

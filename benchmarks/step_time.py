@@ -287,10 +287,12 @@ def main() -> None:
     if not importlib.util.find_spec("torch"):
         sys.exit("torch is not installed: pip install -r tests/requirements-torch.txt")
     wrong = []
-    given = options.weights
+    given, also = options.weights, options.also
     with tempfile.TemporaryDirectory() as directory:
         for case in FULL if options.everything else (options.case,):
             options.case = case
+            if options.everything and options.device == "gpu" and case not in cases.IRESNET:
+                options.also = also or [["attention=cudnn"]]  # until this has run somewhere, not what "auto" is
             batch = options.batch or cases.BATCH[case][options.device == "gpu"]
             kept = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share theirs
             one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": kept})
