@@ -1,10 +1,12 @@
 """The ledger says what the results say, and our count of a step's arithmetic is torch's."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import cases, step_time
+from benchmarks import cases, evaluation, step_time
 
 
 def test_the_ledger_is_made_of_the_results():
@@ -45,3 +47,12 @@ def test_arithmetic_of_a_step(case, off):
     best, seed = (twins.count(case, 4, what) for what in ("best", "seed"))
     assert model == pytest.approx(best, rel=off)
     assert seed == best if case == "small_real" else seed > 1.3 * best, "checkpoints compute the forward pass again"
+
+
+def test_pairs_taken_share_images_as_all_do():
+    a, b = np.random.default_rng(1).integers(0, 1500, (2, 1000))
+    every = len(np.union1d(a, b)) / 1000  # images a pair
+    taken = evaluation.sample(SimpleNamespace(a=a, b=b), 100)
+    assert len(set(taken)) == 100
+    assert len(np.union1d(a[taken], b[taken])) / 100 == pytest.approx(every, abs=0.03)
+    assert len(np.union1d(a[:100], b[:100])) / 100 > every + 0.3
