@@ -9,8 +9,8 @@ random weights in an InternVL2 of cases.py, synthetic faces and float32. Three w
 training step leaves out left out; "reference", with every layer and all words' logits at every position, as
 benchmarks/flops.py has it. All must give the same P(Yes). FLOPs are counted for the pairs taken and for the whole list.
 
-Without --pairs: one image after the other through resnet50, internvit or an mllm_… case, as an evaluation embeds them,
-decoding left out; float32 on a CPU, bfloat16 on a GPU.
+Without --pairs: a batch of images through a case that embeds (not pair_…) as an evaluation does it, decoding left out;
+float32 on a CPU, bfloat16 on a GPU. The first batch, which compiles, does not count.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import cases
+from benchmarks import cases, step_time
 from benchmarks import flops as counts
 from fvjax import flops, predict, run_state, sharding
 from fvjax.data import pipeline, synthetic
@@ -61,10 +61,8 @@ def sample(pairs: Any, count: int) -> list[int]:
 
 def embedding(options: argparse.Namespace) -> None:
     """Print images per second."""
-    config = cases.our_config(options.case, 2 * options.batch, None)
-    half = options.device == "gpu"
-    config.dtype = "bfloat16" if half else "float32"
-    config.base_dtype = "bfloat16" if half and config.lora.rank else "float32"
+    given = argparse.Namespace(case=options.case, device=options.device, batch=2 * options.batch, set=[])
+    config = step_time.configured(given, None, {"cpu": "float32", "gpu": "bfloat16"}[options.device])
     mesh = sharding.make_mesh(config.mesh)
     opened = run_state.open_model(config, mesh)
     state, frozen, *_ = run_state.start(config, opened, mesh, steps_per_epoch=1)
