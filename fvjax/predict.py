@@ -72,7 +72,7 @@ class Predictor:
             )
 
     def _p_yes(self, variables: dict, kept: Cache, whose: jax.Array, seconds: jax.Array) -> jax.Array:
-        mine = kept._replace(k=kept.k[:, whose], v=kept.v[:, whose], length=kept.length[whose])
+        mine = kept._replace(k=kept.k[:, whose], v=kept.v[:, whose])
         return pair_answer.p_yes(self.encoder.answer_after(variables, mine, seconds, self.encoder.yes_no), (0, 1))
 
     def _jit(self, fn: Callable, where=None) -> Callable:

@@ -38,6 +38,19 @@ def test_by_head_is_attention(tokens, heads, kv_heads, causal):
             assert distance <= 1e-6, f"{name}: {distance:.1e}"
 
 
+@pytest.mark.parametrize("implementation", ["by_head", "xla", "cudnn"])
+@pytest.mark.parametrize("last", [1, 5, 150])
+def test_the_last_tokens_of_a_longer_sequence(last, implementation):
+    """Fewer queries than keys are the last ones, and look back as far as in the whole sequence."""
+    q, k, v, dy = draw(300, 6, 2, 16)
+    want = all_of(partial(self_attend, causal=True, implementation="xla"), q, k, v, dy.at[:, :-last].set(0))
+    attend = partial(self_attend, causal=True, implementation=implementation)
+    got = all_of(attend, q[:, -last:], k, v, dy[:, -last:])
+    for name, x in got.items():
+        expected = want[name][:, -last:] if name in "yq" else want[name]
+        assert np.linalg.norm(x - expected) <= 1e-6 * np.linalg.norm(expected), name
+
+
 def test_by_head_in_half_precision():
     given = draw(200, 4, 2, 16, jnp.bfloat16)
     got = all_of(partial(self_attend, causal=True, implementation="by_head"), *given)

@@ -22,11 +22,15 @@ from fvjax.typing import Keys
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, so that a call computes only what is new."""
+    """Keys and values of the tokens so far, so that a call computes only what is new.
+
+    With ``length`` a call's tokens are written behind each row's own; without, all rows are full and it makes a longer
+    one of both, which is faster.
+    """
 
     k: jax.Array  # [depth, N, capacity, kv_heads, head_dim]
     v: jax.Array
-    length: jax.Array  # int32 [N]: tokens of each row
+    length: jax.Array | None  # int32 [N]: tokens of each row
 
 
 class Where(NamedTuple):
@@ -34,7 +38,8 @@ class Where(NamedTuple):
 
     cos: jax.Array  # float32 [N or 1, T, head_dim / 2]
     sin: jax.Array
-    start: jax.Array | None  # int32 [N]: tokens in the cache; None without one
+    at: jax.Array  # int32 [N or 1, T]: places in the sequence
+    start: jax.Array | None  # int32 [N]: where the cache is written; None without one, or if the tokens are appended
     lengths: jax.Array | None  # int32 [N]: real tokens of each row, the rest is padding; None means T
 
 
@@ -55,7 +60,7 @@ def last_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
 class Attention(nn.Module):
     """Causal self-attention, query head h with key head h // (heads / kv_heads).
 
-    x [N,T,D] -> (y [N,T,D], (k, v) of the cache with this call's tokens written). `last`: y at the last token only.
+    x [N,T,D] -> (y [N,T,D], (k, v) of the cache and this call's tokens). `last`: y at the last token only.
     """
 
     heads: int
@@ -73,22 +78,23 @@ class Attention(nn.Module):
             y = Dense(heads * self.head_dim, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
             return y.reshape(*x.shape[:2], heads, self.head_dim)
 
-        n, tokens, width = x.shape
+        n, width = x.shape[0], x.shape[-1]
         k, v = rotate(project(x, self.kv_heads, "k"), where), project(x, self.kv_heads, "v")
-        at = jnp.arange(tokens)[None] + (0 if where.start is None else where.start[:, None])
         queries = where
         if self.last:
-            x, at = last_of(x, where.lengths), last_of(jnp.broadcast_to(at, (n, tokens)), where.lengths)
-            cos, sin = (last_of(jnp.broadcast_to(y, (n, *y.shape[1:])), where.lengths) for y in where[:2])
-            queries = where._replace(cos=cos, sin=sin)
+            x = last_of(x, where.lengths)
+            cos, sin, at = (last_of(jnp.broadcast_to(y, (n, *y.shape[1:])), where.lengths) for y in where[:3])
+            queries = where._replace(cos=cos, sin=sin, at=at)
         q = rotate(project(x, self.heads, "q"), queries)
-        if past is not None:
+        if past is not None and where.start is None:
+            k, v = past = jnp.concatenate([past[0], k], 1), jnp.concatenate([past[1], v], 1)
+        elif past is not None:
             write = jax.vmap(lambda old, new, start: lax.dynamic_update_slice(old, new, (start, 0, 0)))
             k, v = past = write(past[0], k, where.start), write(past[1], v, where.start)
-        if past is None and not self.last:
+        if where.start is None and not self.last:
             y = self_attend(q, k, v, causal=True, implementation=self.implementation)
         else:
-            y = attend(q, k, v, jnp.arange(k.shape[1]) <= at[:, :, None])
+            y = attend(q, k, v, jnp.arange(k.shape[1]) <= queries.at[:, :, None])
         y = y.reshape(n, x.shape[1], self.heads * self.head_dim)
         return Dense(width, use_bias=self.out_bias, dtype=self.dtype, name="o")(y), past
 
@@ -215,20 +221,33 @@ class Decoder(nn.Module):
         return self._run(x, None, lengths, last)[0]
 
     def extend(
-        self, x: jax.Array, cache: Cache, *, last: bool = False, lengths: jax.Array | None = None
+        self,
+        x: jax.Array,
+        cache: Cache,
+        *,
+        last: bool = False,
+        lengths: jax.Array | None = None,
+        tokens: int | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Run x [N,T,D] after the tokens in the cache -> (states as in __call__, the longer cache).
 
-        The cache needs room for T more tokens in every row, also for padding: more would overwrite what is there.
+        A cache with a length needs room for T more tokens in every row, also for padding: more would overwrite what is
+        there. One without takes no ``lengths``, and is told how many ``tokens`` there will be in the end (None: no more
+        than now), which dynamic scaling depends on. ValueError: more than ``max_tokens``.
         """
-        return self._run(x, cache, lengths, last)  # type: ignore[return-value]
+        if cache.length is None and lengths is not None:
+            raise ValueError("rows of different lengths need a cache with room for them: new_cache(n, capacity)")
+        return self._run(x, cache, lengths, last, tokens)  # type: ignore[return-value]
 
     @nn.nowrap
-    def new_cache(self, n: int, capacity: int) -> Cache:
-        """An empty cache for n rows of up to ``capacity`` tokens. ValueError: more than ``max_tokens``."""
-        self._check(capacity)
-        empty = jnp.zeros((self.depth, n, capacity, self.kv_heads, self.head_dim), self.dtype)
-        return Cache(empty, empty, jnp.zeros(n, jnp.int32))
+    def new_cache(self, n: int, capacity: int | None = None) -> Cache:
+        """An empty cache for n rows of up to ``capacity`` tokens, or None: for rows that grow by the same calls.
+
+        ValueError: more than ``max_tokens``.
+        """
+        self._check(capacity or 0)
+        empty = jnp.zeros((self.depth, n, capacity or 0, self.kv_heads, self.head_dim), self.dtype)
+        return Cache(empty, empty, None if capacity is None else jnp.zeros(n, jnp.int32))
 
     @nn.nowrap
     def _check(self, tokens: int):
@@ -236,22 +255,21 @@ class Decoder(nn.Module):
             told = f"a sequence of {tokens} tokens is longer than the decoder's {self.max_tokens}"
             raise ValueError(f"{told} (positions={self.positions}, rope={self.rope!r}); shorten the prompt")
 
-    def _run(self, x, cache: Cache | None, lengths, last: bool) -> tuple[jax.Array, Cache | None]:
-        tokens = x.shape[1]
-        self._check(tokens)
-        start = None if cache is None else cache.length
-        at = jnp.arange(tokens)[None] + (0 if start is None else start[:, None])
-        # dynamic scaling looks at a cache's capacity: frequencies must not change while it fills
-        frequencies = rope_frequencies(self, tokens if cache is None else cache.k.shape[2])
-        angles = at[:, :, None].astype(jnp.float32) * frequencies
-        where = Where(jnp.cos(angles), jnp.sin(angles), start, lengths)
+    def _run(self, x, cache: Cache | None, lengths, last: bool, tokens: int | None = None):
+        capacity, start = (0, None) if cache is None else (cache.k.shape[2], cache.length)
+        at = jnp.arange(x.shape[1])[None] + (capacity if start is None else start[:, None])
+        # dynamic scaling looks at the tokens there will be: frequencies must not change while a cache fills
+        tokens = tokens or (capacity + x.shape[1] if start is None else capacity)
+        self._check(max(tokens, x.shape[1]))
+        angles = at[:, :, None].astype(jnp.float32) * rope_frequencies(self, tokens)
+        where = Where(jnp.cos(angles), jnp.sin(angles), at, start, lengths)
         past = None if cache is None else (cache.k, cache.v)
-        x = x.astype(self.dtype)
         run: Any = self._last_only if last and not self.is_initializing() else self.blocks
-        x, past = run(x, past, where)
+        y, past = run(x.astype(self.dtype), past, where)
         if cache is None:
-            return self.final_norm(x), None
-        return self.final_norm(x), Cache(past[0], past[1], cache.length + (tokens if lengths is None else lengths))
+            return self.final_norm(y), None
+        length = None if start is None else start + (x.shape[1] if lengths is None else lengths)
+        return self.final_norm(y), Cache(past[0], past[1], length)
 
     def _last_only(self, x, past, where: Where):
         """All layers but one as ever, that one for the last token. Takes a slice (a copy) of the stacked weights."""

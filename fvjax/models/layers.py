@@ -133,16 +133,17 @@ def attend(q, k, v, mask=None):
 
 
 def self_attend(q, k, v, *, causal: bool, implementation: Attend):
-    """:func:`attend` of a sequence to itself: T = S, and with ``causal`` to nothing later.
+    """:func:`attend` of a sequence's last T tokens to all S of it, with ``causal`` to nothing later than themselves.
 
     implementation: "xla" as written there; "by_head" one key head after the other; "auto" that on a CPU, else "xla";
-    "cudnn" NVIDIA's fused kernel, for half precision.
+    "cudnn" NVIDIA's fused kernel, for half precision ("xla" where T < S, which its causal mask is not made for).
     """
-    if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     n, tokens, heads, dim = q.shape
-    if implementation == "xla" or (implementation == "auto" and jax.default_backend() != "cpu"):
-        return attend(q, k, v, jnp.tri(tokens, dtype=bool)[None] if causal else None)
+    if implementation == "cudnn" and tokens == k.shape[1]:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if implementation in ("xla", "cudnn") or (implementation == "auto" and jax.default_backend() != "cpu"):
+        mask = jnp.tri(tokens, k.shape[1], k.shape[1] - tokens, dtype=bool)[None] if causal else None
+        return attend(q, k, v, mask)
     q = q.reshape(n, tokens, k.shape[2], -1, dim).transpose(2, 0, 3, 1, 4)
     y: Any = by_head(q, k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3), causal)
     return y.transpose(1, 3, 0, 2, 4).reshape(n, tokens, heads, dim)
@@ -150,7 +151,9 @@ def self_attend(q, k, v, *, causal: bool, implementation: Attend):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def by_head(q, k, v, causal: bool):
-    """Softmax attention by key head: q [kv_heads,N,heads/kv_heads,T,dim], k and v [kv_heads,N,T,dim] -> as q.
+    """Softmax attention by key head: q [kv_heads,N,heads/kv_heads,T,dim], k and v [kv_heads,N,S,dim] -> as q.
+
+    With ``causal`` the queries are those of the last T of S tokens.
 
     A head's logits stay in a CPU's cache, and none are kept: the gradient makes them again from q, k and the logarithms
     of their sums, as FlashAttention does (Dao et al. 2022, algorithm 4).
@@ -161,8 +164,8 @@ def by_head(q, k, v, causal: bool):
 def _by_head_forward(q, k, v, causal):
     def one(given):
         (q, k, v), outs, sums = given, [], []
-        for rows, keys in _blocks(q.shape[2], causal):
-            logits = _logits(q[:, :, rows], k[:, keys], rows.start if causal else None)
+        for rows, keys in _blocks(q.shape[2], k.shape[1], causal):
+            logits = _logits(q[:, :, rows], k[:, keys], causal)
             top = logits.max(-1, keepdims=True)
             p = jnp.exp(logits - top)
             total = p.sum(-1, keepdims=True)
@@ -179,8 +182,8 @@ def _by_head_backward(causal, kept, dy):
         q, k, v, y, sums, dy = given
         dq, dk, dv = [], *(jnp.zeros(x.swapaxes(1, 2).shape, jnp.float32) for x in (k, v))  # p is not turned
         inner = (dy.astype(jnp.float32) * y).sum(-1, keepdims=True)
-        for rows, keys in _blocks(q.shape[2], causal):
-            p = jnp.exp(_logits(q[:, :, rows], k[:, keys], rows.start if causal else None) - sums[:, :, rows])
+        for rows, keys in _blocks(q.shape[2], k.shape[1], causal):
+            p = jnp.exp(_logits(q[:, :, rows], k[:, keys], causal) - sums[:, :, rows])
             dp = _einsum("ngtd,nsd->ngts", dy[:, :, rows], v[:, keys])
             dlogits = (p * (dp - inner[:, :, rows]) * q.shape[-1] ** -0.5).astype(q.dtype)
             dq.append(_einsum("ngts,nsd->ngtd", dlogits, k[:, keys]))
@@ -196,20 +199,21 @@ by_head.defvjp(_by_head_forward, _by_head_backward)
 _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _blocks(tokens: int, causal: bool) -> Iterator[tuple[slice, slice]]:
-    """(queries, keys that they may look at) of a sequence."""
+def _blocks(tokens: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys that they may look at) of a sequence's last tokens."""
     count = -(-tokens // QUERIES) if causal else 1
     ends = [tokens * (i + 1) // count for i in range(count)]
     for start, end in zip([0, *ends], ends):
-        yield slice(start, end), slice(0, end)
+        yield slice(start, end), slice(0, keys - tokens + end)
 
 
-def _logits(q, k, first: int | None):
-    """float32 [N,g,t,s] of queries [N,g,t,dim] and keys [N,s,dim]; causal if the queries' place ``first`` is given."""
+def _logits(q, k, causal: bool):
+    """float32 [N,g,t,s] of queries [N,g,t,dim] and keys [N,s,dim]; with ``causal`` the last query sees all keys."""
     logits = _einsum("ngtd,nsd->ngts", q, k) * q.shape[-1] ** -0.5
-    if first is None:
+    if not causal:
         return logits
-    return jnp.where(jnp.arange(k.shape[1]) <= first + jnp.arange(q.shape[2])[:, None], logits, -jnp.inf)
+    tokens, keys = q.shape[2], k.shape[1]
+    return jnp.where(jnp.tri(tokens, keys, keys - tokens, dtype=bool), logits, -jnp.inf)
 
 
 def conv2d(x, kernel, stride: int = 1):

@@ -97,13 +97,13 @@ class VLM(nn.Module):
         return self.decoder.logits(self.decoder(self.sequence(visual, text), last=True)[:, 0], rows)
 
     def prefix(self, visual: jax.Array, tokens: int) -> Cache:
-        """The decoder's cache after BOS and visual tokens [N,V,D], with room for ``tokens`` more.
+        """The decoder's cache after BOS and visual tokens [N,V,D], which ``tokens`` more are to follow.
 
-        Pairs that share their first image share this: ``jax.tree.map`` over a cache's rows repeats or picks them
-        (axis 1 of k and v, axis 0 of length).
+        Pairs that share their first image share this: repeat or pick rows, axis 1 of k and v.
         """
         x = self.sequence(visual, ())
-        return self.decoder.extend(x, self.decoder.new_cache(x.shape[0], x.shape[1] + tokens), last=True)[1]
+        cache = self.decoder.new_cache(x.shape[0])
+        return self.decoder.extend(x, cache, last=True, tokens=x.shape[1] + tokens)[1]
 
     def pair_after(
         self, prefix: Cache, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None

@@ -128,6 +128,27 @@ def test_cache_step_by_step(variables, x):
     assert cache.length.tolist() == [12, 12, 12]
 
 
+def test_a_cache_that_grows(variables, x):
+    """Rows of one length need no room beforehand; scaling by length is that of the whole sequence from the start."""
+    model = TINY.clone(rope="dynamic", rope_factor=2.0, positions=8)
+    naive, plain = model.apply(variables, x), TINY.clone(positions=12).apply(variables, x)
+    assert np.abs(naive - plain).max() > 1e-2, "12 tokens must be more than the positions"
+    cache, out = model.new_cache(3), []
+    for start, end in ((0, 5), (5, 6), (6, 12)):
+        states, cache = model.apply(variables, x[:, start:end], cache, tokens=12, method="extend")
+        out.append(states)
+        assert cache.k.shape[2] == end
+        assert cache.length is None
+    close(jnp.concatenate(out, axis=1), naive, 1e-5, "states with a cache that grows")
+    _, first = model.apply(variables, x[:, :5], model.new_cache(3), last=True, tokens=12, method="extend")
+    last, _ = model.apply(variables, x[:, 5:], first, last=True, method="extend")
+    close(last[:, 0], naive[:, -1], 1e-5, "the last token, after only keys and values of the first ones")
+    with pytest.raises(ValueError, match="room"):
+        model.apply(variables, x, model.new_cache(3), lengths=jnp.array([4, 12, 9]), method="extend")
+    with pytest.raises(ValueError, match="17 tokens"):
+        model.apply(variables, x, model.new_cache(3), tokens=17, method="extend")
+
+
 def test_cache_with_rows_of_different_length(variables, x):
     lengths = jnp.array([4, 12, 9])
     cache = TINY.new_cache(3, 16)

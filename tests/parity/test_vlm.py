@@ -225,10 +225,10 @@ def test_pairs_on_a_shared_prefix(tiny, golden):
     both = jnp.concatenate([visual[first], visual[second]], axis=1)
     naive = run(model, variables, both, method="answer", text=text, rows=yes_no)
     prefix = model.apply(variables, visual[:2], visual.shape[1] + len(text), method="prefix")
-    shared = prefix._replace(k=prefix.k[:, first], v=prefix.v[:, first], length=prefix.length[first])
+    shared = prefix._replace(k=prefix.k[:, first], v=prefix.v[:, first])
     got = model.apply(variables, shared, visual[second], text, yes_no, method="pair_after")
     close(got, naive, 1e-5, "answers on a shared prefix")
-    wrong = prefix._replace(k=prefix.k[:, 1 - first], v=prefix.v[:, 1 - first], length=prefix.length[first])
+    wrong = prefix._replace(k=prefix.k[:, 1 - first], v=prefix.v[:, 1 - first])
     other = model.apply(variables, wrong, visual[second], text, yes_no, method="pair_after")
     assert np.linalg.norm(other - naive) > 1e-3 * np.linalg.norm(naive), "another image's prefix must show"
 
