@@ -45,17 +45,19 @@ def renumbered(pairs: Any) -> SimpleNamespace:
 def sample(pairs: Any, count: int) -> list[int]:
     """Numbers of so many pairs that share their images about as all do: few of a list taken at random share any.
 
-    Drawn at random while there are too few images a pair, and else one that has the most images of those drawn.
+    Each is the one, of all in random order, that leaves images and first images a pair nearest to the whole list's.
     """
     both = np.stack([pairs.a, pairs.b], 1)
-    goal, random = len(np.unique(both)) / len(both), np.random.default_rng(0)
-    left, taken, seen = random.permutation(len(both)), [], np.zeros(both.max() + 1, bool)
+    goal = np.array([len(np.unique(both)), len(np.unique(pairs.a))]) / len(both)
+    left, taken = np.random.default_rng(0).permutation(len(both)), []
+    seen, first = np.zeros((2, both.max() + 1), bool)
     while len(taken) < count:
-        enough = seen.sum() <= goal * len(taken)
-        at = 0 if enough else int(seen[both[left]].sum(1).argmax())
-        taken.append(int(left[at]))
-        seen[both[left[at]]] = True
-        left = np.delete(left, at)
+        new = np.stack([(~seen[both[left]]).sum(1), ~first[pairs.a[left]]], 1)
+        far = np.abs(new + [seen.sum(), first.sum()] - goal * (len(taken) + 1)).sum(1)
+        pair = left[far.argmin()]
+        taken.append(int(pair))
+        seen[both[pair]] = first[pairs.a[pair]] = True
+        left = left[left != pair]
     return taken
 
 

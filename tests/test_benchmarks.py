@@ -55,4 +55,5 @@ def test_pairs_taken_share_images_as_all_do():
     taken = evaluation.sample(SimpleNamespace(a=a, b=b), 100)
     assert len(set(taken)) == 100
     assert len(np.union1d(a[taken], b[taken])) / 100 == pytest.approx(every, abs=0.03)
+    assert len(np.unique(a[taken])) / 100 == pytest.approx(len(np.unique(a)) / 1000, abs=0.03)
     assert len(np.union1d(a[:100], b[:100])) / 100 > every + 0.3
