@@ -53,7 +53,7 @@ def sample(pairs: Any, count: int) -> list[int]:
     seen, first = np.zeros((2, both.max() + 1), bool)
     while len(taken) < count:
         new = np.stack([(~seen[both[left]]).sum(1), ~first[pairs.a[left]]], 1)
-        far = np.abs(new + [seen.sum(), first.sum()] - goal * (len(taken) + 1)).sum(1)
+        far = np.abs(new + np.array([seen.sum(), first.sum()]) - goal * (len(taken) + 1)).sum(1)
         pair = left[far.argmin()]
         taken.append(int(pair))
         seen[both[pair]] = first[pairs.a[pair]] = True
