@@ -25,7 +25,7 @@ REMAT = {  # what a layer's backward pass finds saved
     ),
     "full": _policies.nothing_saveable,
 }
-QUERIES = 128  # of a causal sequence at a time: later keys are left out
+QUERIES = 128  # at a time: their logits stay in a CPU's cache, and of a causal sequence later keys are left out
 
 
 def fold_in(keys, use: int):
@@ -201,10 +201,10 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def _blocks(tokens: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
     """(queries, keys that they may look at) of a sequence's last tokens."""
-    count = -(-tokens // QUERIES) if causal else 1
+    count = -(-tokens // QUERIES)
     ends = [tokens * (i + 1) // count for i in range(count)]
     for start, end in zip([0, *ends], ends):
-        yield slice(start, end), slice(0, keys - tokens + end)
+        yield slice(start, end), slice(0, keys - tokens + end if causal else keys)
 
 
 def _logits(q, k, causal: bool):
