@@ -16,7 +16,7 @@ rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GP
 counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs are those of our step without
 anything computed twice, for all variants; hardware FLOPs are each variant's own, recomputation included.
 
-On a CPU all processes have glibc's allocator keep its memory, as fvjax's main does: it makes PyTorch faster too.
+On a CPU all processes have glibc's allocator take huge pages, as fvjax's main does: PyTorch has the use of them too.
 """
 
 import argparse
@@ -41,7 +41,7 @@ import numpy as np
 from benchmarks import cases
 
 ROOT = Path(__file__).parent.parent
-KEEP = ":".join(f"glibc.malloc.{t}" for t in ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}"))
+TUNABLES = "glibc.malloc.hugetlb=1"
 RESULTS, LEDGER = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
 MARKS = "<!-- steps: python benchmarks/step_time.py --ledger -->\n", "<!-- end of steps -->\n"
 FULL = ("resnet50", "internvit", "mllm_2b", "pair_2b")
@@ -146,7 +146,7 @@ def call(options: argparse.Namespace, what: str, changes: list[str] | None = Non
     given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
     command = [sys.executable, __file__, "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
     command += [f"--weights={options.weights}", *(["--set", *changes] if changes else [])]
-    environment = {**os.environ, "GLIBC_TUNABLES": KEEP} if options.device == "cpu" else os.environ
+    environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES} if options.device == "cpu" else os.environ
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         why = done.stderr.strip()[-2000:] or f"ended with {done.returncode}; -9 is usually a lack of memory"

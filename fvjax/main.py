@@ -215,18 +215,17 @@ def keep_programs(platform: str) -> None:
         jax.config.update("jax_compilation_cache_max_size", 10 * 2**30)  # bytes; the longest unused go first
 
 
-def keep_memory() -> None:
-    """Restart this process once with glibc told to keep freed memory, in huge pages and in one arena.
+def huge_pages() -> None:
+    """Restart this process once with glibc told to take memory in huge pages.
 
-    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and the page faults cost time
-    (measured in benchmarks/README.md). glibc reads its tunables at start only.
+    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and 4 kB pages cost a fifth of the time
+    (measured in benchmarks/README.md, as is why freed memory is not kept). glibc reads its tunables at start only.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        tunables = ("hugetlb=1", "mmap_max=0", "arena_max=1", f"trim_threshold={2**40}")
-        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{t}" for t in tunables)
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":
-    keep_memory()
+    huge_pages()
     app.run(main, flags_parser=parse)

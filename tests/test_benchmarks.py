@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import cases, evaluation, step_time
+from benchmarks import ablations, cases, evaluation, step_time
 
 
 def test_the_ledger_is_made_of_the_results():
@@ -57,3 +57,21 @@ def test_pairs_taken_share_images_as_all_do():
     assert len(np.union1d(a[taken], b[taken])) / 100 == pytest.approx(every, abs=0.03)
     assert len(np.unique(a[taken])) / 100 == pytest.approx(len(np.unique(a)) / 1000, abs=0.03)
     assert len(np.union1d(a[:100], b[:100])) / 100 > every + 0.3
+
+
+@pytest.mark.parametrize("ablation", ablations.ABLATIONS, ids=lambda ablation: ablation.name)
+def test_optimisations_can_be_left_out(ablation):
+    assert ablation.edits or ablation.settings or not ablation.tunables
+    changed = ablations.without(ablation, ablations.step_time.ROOT)  # raises where the list does not fit the code
+    for path, text in changed.items():
+        compile(text, path, "exec")
+    test, _, name = ablation.parity.partition(" -k ")
+    if ablation.tunables:
+        assert name in (ablations.step_time.ROOT / test).read_text()
+
+
+def test_the_ledger_has_what_optimisations_brought():
+    results = [json.loads(path.read_text()) for path in sorted(ablations.RESULTS.glob("*.json"))]
+    section = step_time.LEDGER.read_text().partition(ablations.MARKS[0])[2].partition(ablations.MARKS[1])[0]
+    assert section == f"\n{ablations.table(results)}\n", "python benchmarks/ablations.py --ledger"
+    assert not [problem for problem in map(ablations.problems, results) if problem]

@@ -24,7 +24,7 @@ SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that m
 @pytest.mark.parametrize(("rows", "columns", "inputs", "outputs", "stride"), SHAPES)
 def test_values_and_gradients(rows, columns, inputs, outputs, stride):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((2, rows, columns, inputs)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((6, rows, columns, inputs)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((3, 3, inputs, outputs)), jnp.float32)
     want, want_back = jax.vjp(lambda x, k: conv2d(x, k, stride), x, kernel)
     got, got_back = jax.vjp(lambda x, k: conv3x3(x, k, stride), x, kernel)

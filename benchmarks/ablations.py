@@ -1,0 +1,308 @@
+"""What each optimisation brings: a training step without it against the step as it is, in turn, in one session.
+
+    python benchmarks/ablations.py --case=CASE [--only=NAME …] [--rounds=2] [--batch=N] [--weights=DIR]
+    python benchmarks/ablations.py --ledger        the ledger's table again from benchmarks/results/ablations/*.json
+
+Each optimisation is taken out of a copy of the working tree by an edit, a config value or the environment, and
+step_time.py's child measures the copy on the CPU in float32: first as it is, then without each, in every round. A time
+is the median of the steps after the warm-up; a ratio is the median over rounds of without / as it is. The first loss
+must stay, so what is timed is the same computation. What was predicted was written down before it was measured.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import cases, step_time
+from tests.mutations import copy_project
+
+RESULTS = step_time.RESULTS / "ablations"
+MARKS = "<!-- ablations: python benchmarks/ablations.py --ledger -->\n", "<!-- end of ablations -->\n"
+LAYERS, CASES = "fvjax/models/layers.py", "benchmarks/cases.py"
+VLM, DECODER, CONV = "fvjax/models/vlm.py", "fvjax/models/decoder.py", "fvjax/models/cpu_conv.py"
+A, B = (f'self.get_variable("lora", "{key}").astype(self.dtype)' for key in "ab")
+LOGITS = 'return jnp.einsum("...d,vd->...v", states, kernel, preferred_element_type=jnp.float32)'
+ATTENTION = "tests/test_attention.py"
+
+
+class Ablation(NamedTuple):
+    name: str
+    what: str  # is done, that is left out
+    cases: tuple[str, ...]
+    predicted: str  # times as long without it, and why
+    parity: str  # what pytest is given
+    edits: tuple[tuple[str, str, str], ...] = ()  # file, text that occurs in it exactly once, text without
+    settings: tuple[str, ...] = ()  # of the config
+    tunables: bool = True  # glibc's, as main sets them
+
+
+ABLATIONS = (
+    Ablation(
+        "adapter_gradients",
+        "gradients of adapters are products whose result has r rows: no activations are transposed",
+        ("mllm_100m", "internvit"),
+        "1.2: transposes were 19% of a trace's device-seconds",
+        "tests/test_lora.py -k low_rank",
+        ((LAYERS, 'low_rank(x, *(self.get_variable("lora", key).astype(self.dtype) for key in "ab"))',
+          f"(x @ {A}.T) @ {B}"),),
+    ),
+    Ablation(
+        "by_head",
+        "attention one key head after the other, whose logits are made again for the gradient",
+        ("mllm_100m", "internvit"),
+        "1.2: all heads' logits are written and read about 8 times in memory instead of cache",
+        ATTENTION,
+        settings=("attention=xla",),
+    ),
+    Ablation(
+        "blocks_of_queries",
+        "of a head 128 queries at a time",
+        ("mllm_100m", "internvit"),
+        "1.1: a head's logits (17 MB of 4 images) fit no core's own cache, but do the shared one here",
+        ATTENTION,
+        ((LAYERS, "QUERIES = 128 ", "QUERIES = 1 << 20 "),),
+    ),
+    Ablation(
+        "probabilities_not_turned",
+        "gradients of keys and values by head have the head's size in front: no probabilities are transposed",
+        ("mllm_100m",),
+        "1.05: one more pass over logits for each of two products",
+        ATTENTION,
+        ((LAYERS, '_einsum("ngtd,ngts->nds", q[:, :, rows], dlogits)',
+          '_einsum("ngts,ngtd->nsd", dlogits, q[:, :, rows]).swapaxes(1, 2)'),
+         (LAYERS, '_einsum("ngtd,ngts->nds", dy[:, :, rows], p.astype(dy.dtype))',
+          '_einsum("ngts,ngtd->nsd", p.astype(dy.dtype), dy[:, :, rows]).swapaxes(1, 2)')),
+    ),
+    Ablation(
+        "attended_kept",
+        'remat "dots" keeps the result of attention by head, too',
+        ("internvit",),
+        "1.05: else attention's forward pass is computed twice",
+        ATTENTION + " -k remat",
+        ((LAYERS, "_policies.save_only_these_names(ATTENDED)", "_policies.save_only_these_names()"),),
+    ),
+    Ablation(
+        "remat_auto",
+        "nothing is computed again where memory allows (remat auto)",
+        ("mllm_100m",),
+        "1.33: a forward pass more, of three",
+        "tests/test_plan.py -k remat",
+        settings=("remat=full",),
+    ),
+    Ablation(
+        "device_per_core",
+        "every core is a device of its own",
+        ("mllm_100m", "resnet50"),
+        "1.1: XLA runs what is not a product or a convolution on one core",
+        "tests/test_train.py -k eight",
+        ((CASES, "return 1 if batch // 2 % cores else cores", "return 1"),),
+    ),
+    Ablation(
+        "huge_pages",
+        "glibc takes memory in huge pages",
+        ("mllm_100m", "internvit", "resnet50"),
+        "1.1: page faults of gigabytes of scratch memory",
+        "none: no value depends on it",
+        tunables=False,
+    ),
+    Ablation(
+        "donation",
+        "the state's buffers are donated to the step",
+        ("mllm_100m", "resnet50"),
+        "1.00; a ResNet-50's 0.5 GiB of parameters and momentum more, with adapters nothing",
+        "tests/test_train.py",
+        ((CASES, "donate_argnums=0, out_shardings=(where, None)", "out_shardings=(where, None)"),),
+    ),
+    Ablation(
+        "one_part_without_loop",
+        "a batch in one part goes through no loop",
+        ("pair_100m",),
+        "1.1: what surrounds a loop of one turn is not fused with it",
+        "tests/test_gradients.py -k parts",
+        (("fvjax/accumulation.py", "if chunks == 1:", "if chunks == 0:"),),
+    ),
+    Ablation(
+        "last_token_only",
+        "an answer's last layer computes queries, attention and MLP of the last token only",
+        ("pair_100m",),
+        "1.03: that share of the FLOPs",
+        "tests/test_flops.py -k compute_the_same",
+        ((VLM, "self.decoder(self.sequence(visual, text), last=True)[:, 0]",
+          "self.decoder(self.sequence(visual, text))[:, -1]"),),
+    ),
+    Ablation(
+        "two_rows_of_the_head",
+        "an answer's logits are those of Yes and No only",
+        ("pair_100m",),
+        "1.01: one token's logits are hardly any of the FLOPs",
+        "tests/test_flops.py -k compute_the_same",
+        ((DECODER, "self.classes if rows is None else self.classes[jnp.asarray(rows)]", "self.classes"),
+         (DECODER, LOGITS, f"{LOGITS}[..., slice(None) if rows is None else jnp.asarray(rows)]")),
+    ),
+    Ablation(
+        "weight_gradient",
+        "weight gradients of 3x3 convolutions go image by image, as products of which nothing is transposed",
+        ("resnet50",),
+        "1.1: on one core those of 16 images took 1.31 s, XLA's 1.64, of about 4 for all convolutions",
+        "tests/test_cpu_conv.py",
+        ((CONV, "g)[0], _weight_gradient(x, kernel, stride, g)",
+          "g)[0], jax.vjp(lambda kernel: _conv(x, kernel, stride), kernel)[1](g)[0]"),),
+    ),
+    Ablation(
+        "pixel_pairs",
+        "the first convolution sees two pixels of three channels as one of six",
+        ("resnet50",),
+        "1.02: three channels fill no vector register, in one layer of 1% of the FLOPs",
+        "tests/test_cpu_conv.py",
+        ((CONV, "if channels > 4 or stride != 1 or w % 2:", "if channels:"),),
+    ),
+    Ablation(
+        "strided_1x1",
+        "strided 1x1 convolutions are slices and a convolution of stride 1",
+        ("resnet50",),
+        "1.02: XLA's backward is 3 times slower, in four layers of 3% of the FLOPs",
+        "tests/parity/test_iresnet.py",
+        ((LAYERS, "if size == 1 and stride > 1:", "if size == 0:"),),
+    ),
+)  # fmt: skip
+
+
+def without(ablation: Ablation, folder: Path) -> dict[Path, str]:
+    """The texts of the files in `folder` that change. ValueError: the list no longer fits the code."""
+    texts: dict[Path, str] = {}
+    for file, old, new in ablation.edits:
+        text = texts.get(folder / file) or (folder / file).read_text()
+        if (found := text.count(old)) != 1:
+            raise ValueError(f"{ablation.name}: {file} holds {old!r} {found} times instead of once; correct {__file__}")
+        texts[folder / file] = text.replace(old, new)
+    return texts
+
+
+def timed(options: argparse.Namespace, copy: Path, ablation: Ablation | None) -> dict:
+    """What a child in the copy measures."""
+    changed = without(ablation, copy) if ablation else {}
+    sound = {path: path.read_text() for path in changed}
+    for path, text in changed.items():
+        path.write_text(text)
+    given = {"case": options.case, "device": "cpu", "batch": options.batch, "precision": "float32"}
+    command = [sys.executable, str(copy / "benchmarks/step_time.py"), "--child", "ours"]
+    command += [*(f"--{k}={v}" for k, v in given.items()), f"--weights={options.weights}"]
+    command += ["--set", *ablation.settings] if ablation and ablation.settings else []
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "GLIBC_TUNABLES": step_time.TUNABLES}
+    if ablation and not ablation.tunables:
+        del environment["GLIBC_TUNABLES"]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    for path, text in sound.items():
+        path.write_text(text)
+    if done.returncode:
+        what = ablation.name if ablation else "as it is"
+        sys.exit(f"{options.case}, {what}: {done.stderr.strip()[-2000:] or done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """JSON of one case: runs of "" (as it is) and of each ablation."""
+    chosen = [a for a in ABLATIONS if options.case in a.cases and (not options.only or a.name in options.only)]
+    runs: dict[str, list[dict]] = {a.name if a else "": [] for a in (None, *chosen)}
+    with tempfile.TemporaryDirectory(prefix="fvjax-ablations-") as folder:
+        copy = Path(folder) / "fvjax"
+        copy_project(copy)
+        options.weights = options.weights or Path(folder) / (options.case.partition("_")[2] or options.case)
+        if not (options.weights / "config.json").exists():
+            common = argparse.Namespace(**vars(options) | {"device": "cpu", "precision": "float32"})
+            step_time.call(common, "write")
+        for i in range(options.rounds):
+            for ablation in (None, *chosen):
+                name = ablation.name if ablation else ""
+                runs[name].append(timed(options, copy, ablation))
+                told = f"{options.case}, round {i + 1} of {options.rounds}, {name or 'as it is'}"
+                print(f"{told}: {runs[name][-1]}", flush=True)
+    return {
+        "case": options.case,
+        "batch": options.batch,
+        "date": datetime.date.today().isoformat(),
+        "command": "python " + " ".join(shlex.quote(a) for a in ["benchmarks/ablations.py", *sys.argv[1:]]),
+        "machine": step_time.machine("cpu"),
+        "runs": runs,
+    }
+
+
+def problems(found: dict) -> str:
+    """First losses that are not those of the step as it is, "" if all are."""
+    losses = {name: runs[0]["loss"] for name, runs in found["runs"].items()}
+    ours = losses[""]
+    wrong = {name: loss for name, loss in losses.items() if not abs(loss - ours) <= 1e-5 * (1 + abs(ours))}
+    return f"{found['case']}: the first loss is {ours}, without {wrong}" if wrong else ""
+
+
+def table(results: list[dict]) -> str:
+    lines = ["| what is done | without it, predicted: times as long | measured | peak GiB, without | parity |"]
+    lines += ["|---|---|---|---|---|"]
+    for ablation in ABLATIONS:
+        measured, memory = [], []
+        for found in results:
+            if ablation.name not in found["runs"]:
+                continue
+            runs, ours = found["runs"][ablation.name], found["runs"][""]
+            medians = [[statistics.median(run["seconds"]) for run in each] for each in (runs, ours)]
+            ratios = [a / b for a, b in zip(*medians)]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            measured.append(f"{found['case']} {statistics.median(ratios):.2f} ({spread})")
+            memory.append(" to ".join(f"{max(run['gib'] for run in each):.1f}" for each in (ours, runs)))
+        if measured:
+            cells = ablation.what, ablation.predicted, "; ".join(measured), "; ".join(memory), ablation.parity
+            lines.append(f"| {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n\n"
+    for found in results:
+        machine = found["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in machine.items() if k not in ("device", "torch"))
+        step = statistics.median(statistics.median(run["seconds"]) for run in found["runs"][""])
+        text += f"{found['case']}: `{found['command']}` (batch {found['batch']}, {step:.3g} s a step as it is; "
+        text += f"{machine['device']}; {versions}; {found['date']})\n"
+    return text
+
+
+def ledger() -> None:
+    """Write the table of all results into benchmarks/README.md."""
+    before, _, rest = step_time.LEDGER.read_text().partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        sys.exit(f"{step_time.LEDGER}: the lines {MARKS} are not there")
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    step_time.LEDGER.write_text(before + MARKS[0] + "\n" + table(results) + "\n" + MARKS[1] + after)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=sorted({case for a in ABLATIONS for case in a.cases}), default="mllm_100m")
+    parser.add_argument("--only", action="append", choices=[a.name for a in ABLATIONS], metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
+    parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results/ablations")
+    parser.add_argument("--ledger", action="store_true", help="only write the table in benchmarks/README.md")
+    options = parser.parse_args()
+    if options.ledger:
+        return ledger()
+    options.batch = options.batch or cases.BATCH[options.case][0]
+    found = measure(options)
+    path = options.json or RESULTS / f"{options.case}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(table([found]), flush=True)
+    if problem := problems(found):
+        sys.exit(problem)
+
+
+if __name__ == "__main__":
+    main()
