@@ -110,7 +110,7 @@ ABLATIONS = (
     Ablation(
         "huge_pages",
         "glibc takes memory in huge pages",
-        ("mllm_100m", "internvit", "resnet50"),
+        ("internvit", "resnet50"),
         "1.1: page faults of gigabytes of scratch memory",
         "none: no value depends on it",
         tunables=False,
@@ -219,7 +219,7 @@ def measure(options: argparse.Namespace) -> dict:
         copy_project(copy)
         options.weights = options.weights or Path(folder) / (options.case.partition("_")[2] or options.case)
         if not (options.weights / "config.json").exists():
-            common = argparse.Namespace(**vars(options) | {"device": "cpu", "precision": "float32"})
+            common = argparse.Namespace(**vars(options) | {"device": "cpu", "precision": "float32", "steps": 0})
             step_time.call(common, "write")
         for i in range(options.rounds):
             for ablation in (None, *chosen):

@@ -1,7 +1,7 @@
 """A training step against two PyTorch twins: the same weights, batch and precision, in turn, in one session.
 
     python benchmarks/step_time.py --case=CASE [--device=cpu|gpu] [--against seed best] [--rounds=3] [--batch=N]
-                                   [--also KEY=VALUE …] … [--json=FILE]
+                                   [--steps=N] [--also KEY=VALUE …] … [--json=FILE]
     python benchmarks/step_time.py --everything --device=gpu    the four full-size cases, and the ledger's table of them
     python benchmarks/step_time.py --ledger                     that table again from benchmarks/results/*.json
 
@@ -87,6 +87,7 @@ def timed(steps, warm: int, measured: int) -> dict:
 def variant(options: argparse.Namespace) -> dict:
     """What the child process measures."""
     warm, measured = cases.STEPS[options.case] if options.device == "cpu" else cases.ON_GPU
+    measured = options.steps or measured
     half = options.precision == "bfloat16"
     if options.child == "ours":
         import jax
@@ -144,6 +145,7 @@ def child(options: argparse.Namespace) -> None:
 def call(options: argparse.Namespace, what: str, changes: list[str] | None = None, **other) -> dict:
     """Of a child; {"error"} where a variant fails on a GPU, whose other variants are still worth having."""
     given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
+    given |= {"steps": options.steps}
     command = [sys.executable, __file__, "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
     command += [f"--weights={options.weights}", *(["--set", *changes] if changes else [])]
     environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES} if options.device == "cpu" else os.environ
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--also", nargs="+", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, help="images per step; of pairs: twice as many as pairs")
+    parser.add_argument("--steps", type=int, default=0, help="measured after the warm-up; default: of the case")
     parser.add_argument("--precision", choices=list(CLOSE), help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
     parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results")
