@@ -152,7 +152,7 @@ ABLATIONS = (
     Ablation(
         "weight_gradient",
         "weight gradients of 3x3 convolutions go image by image, as products of which nothing is transposed",
-        ("resnet50",),
+        ("resnet50", "small_real"),
         "1.1: on one core those of 16 images took 1.31 s, XLA's 1.64, of about 4 for all convolutions",
         "tests/test_cpu_conv.py",
         ((CONV, "g)[0], _weight_gradient(x, kernel, stride, g)",
@@ -161,7 +161,7 @@ ABLATIONS = (
     Ablation(
         "pixel_pairs",
         "the first convolution sees two pixels of three channels as one of six",
-        ("resnet50",),
+        ("resnet50", "small_real"),
         "1.02: three channels fill no vector register, in one layer of 1% of the FLOPs",
         "tests/test_cpu_conv.py",
         ((CONV, "if channels > 4 or stride != 1 or w % 2:", "if channels:"),),
@@ -169,7 +169,7 @@ ABLATIONS = (
     Ablation(
         "strided_1x1",
         "strided 1x1 convolutions are slices and a convolution of stride 1",
-        ("resnet50",),
+        ("resnet50", "small_real"),
         "1.02: XLA's backward is 3 times slower, in four layers of 3% of the FLOPs",
         "tests/parity/test_iresnet.py",
         ((LAYERS, "if size == 1 and stride > 1:", "if size == 0:"),),
