@@ -74,4 +74,6 @@ def test_the_ledger_has_what_optimisations_brought():
     results = [json.loads(path.read_text()) for path in sorted(ablations.RESULTS.glob("*.json"))]
     section = step_time.LEDGER.read_text().partition(ablations.MARKS[0])[2].partition(ablations.MARKS[1])[0]
     assert section == f"\n{ablations.table(results)}\n", "python benchmarks/ablations.py --ledger"
+    measured = {(name, found["case"]) for found in results for name in found["runs"]}
+    assert measured >= {(a.name, case) for a in ablations.ABLATIONS for case in a.cases}
     assert not [problem for problem in map(ablations.problems, results) if problem]
