@@ -218,7 +218,7 @@ def keep_programs(platform: str) -> None:
 def huge_pages() -> None:
     """Restart this process once with glibc told to take memory in huge pages.
 
-    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and 4 kB pages cost a fifth of the time
+    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and faults of small pages cost time
     (measured in benchmarks/README.md, as is why freed memory is not kept). glibc reads its tunables at start only.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
