@@ -47,7 +47,7 @@ fuzz = settings(
 
 def within_bounds(call) -> None:
     """Nothing but ValueError and OSError, none of them for want of memory, and in less than a second."""
-    before = time.thread_time()
+    before = time.process_time()
     try:
         call()
     except (ValueError, OSError) as error:
@@ -55,7 +55,7 @@ def within_bounds(call) -> None:
         while cause is not None:
             assert not isinstance(cause, MemoryError), "more than 256 MB were asked for"
             cause = cause.__cause__ or cause.__context__
-    assert time.thread_time() - before < 1
+    assert time.process_time() - before < 1
 
 
 @st.composite
@@ -438,14 +438,14 @@ def test_safetensors(folder, data):
 
 
 def slow():
-    start = time.thread_time()
-    while time.thread_time() < start + 1.1:
+    start = time.process_time()
+    while time.process_time() < start + 1.1:
         pass
 
 
 def hidden():
     try:
-        return bytearray(1 << 30)
+        return bytearray(1 << 29)
     except MemoryError as error:
         raise ValueError("cannot be read") from error
 
@@ -454,7 +454,7 @@ def hidden():
     "call",
     [
         lambda: {}["key"],
-        lambda: np.zeros(1 << 30, np.uint8).sum(),
+        lambda: np.zeros(300 << 20, np.uint8).sum(),
         slow,
         hidden,
     ],

@@ -165,11 +165,13 @@ def load(file: BinaryIO, size: int) -> Any:
             at = position or 0
             if count > limit:
                 raise ValueError(f"more than {limit} instructions in a file of {size} bytes")
-            match opcode.name:
+            match opcode.name:  # compared one after the other, so the order is that of time, too
                 case "PROTO" | "FRAME":
                     pass
                 case "MARK":
                     marks.append(len(stack))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    stack.append(tuple(top(int(opcode.name[-1]))))
                 case "PUT" | "BINPUT" | "LONG_BINPUT":
                     keep(arg)
                 case "MEMOIZE":
@@ -197,8 +199,6 @@ def load(file: BinaryIO, size: int) -> Any:
                     stack.append(marked())
                 case "TUPLE":
                     stack.append(tuple(marked()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    stack.append(tuple(top(int(opcode.name[-1]))))
                 case "APPEND" | "APPENDS":
                     values = marked() if opcode.name == "APPENDS" else top(1)
                     (to,) = top(1)
