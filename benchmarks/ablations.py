@@ -15,7 +15,6 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -153,7 +152,7 @@ ABLATIONS = (
         "weight_gradient",
         "weight gradients of 3x3 convolutions go image by image, as products of which nothing is transposed",
         ("resnet50", "small_real"),
-        "1.1: on one core those of 16 images took 1.31 s, XLA's 1.64, of about 4 for all convolutions",
+        "1.1: alone on one core those of 16 images took 1.31 s, XLA's 1.64, of about 4 for all convolutions",
         "tests/test_cpu_conv.py",
         ((CONV, "g)[0], _weight_gradient(x, kernel, stride, g)",
           "g)[0], jax.vjp(lambda kernel: _conv(x, kernel, stride), kernel)[1](g)[0]"),),
@@ -190,24 +189,18 @@ def without(ablation: Ablation, folder: Path) -> dict[Path, str]:
 
 def timed(options: argparse.Namespace, copy: Path, ablation: Ablation | None) -> dict:
     """What a child in the copy measures."""
-    changed = without(ablation, copy) if ablation else {}
+    script, changed = copy / "benchmarks/step_time.py", without(ablation, copy) if ablation else {}
     sound = {path: path.read_text() for path in changed}
     for path, text in changed.items():
         path.write_text(text)
-    given = {"case": options.case, "device": "cpu", "batch": options.batch, "precision": "float32"}
-    command = [sys.executable, str(copy / "benchmarks/step_time.py"), "--child", "ours"]
-    command += [*(f"--{k}={v}" for k, v in given.items()), f"--weights={options.weights}"]
-    command += ["--set", *ablation.settings] if ablation and ablation.settings else []
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "GLIBC_TUNABLES": step_time.TUNABLES}
-    if ablation and not ablation.tunables:
-        del environment["GLIBC_TUNABLES"]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-    for path, text in sound.items():
-        path.write_text(text)
-    if done.returncode:
-        what = ablation.name if ablation else "as it is"
-        sys.exit(f"{options.case}, {what}: {done.stderr.strip()[-2000:] or done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        if ablation is None:
+            return step_time.call(options, "ours", script=script)
+        tunables = step_time.TUNABLES if ablation.tunables else ""
+        return step_time.call(options, "ours", ablation.settings, script, tunables)
+    finally:
+        for path, text in sound.items():
+            path.write_text(text)
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -219,8 +212,7 @@ def measure(options: argparse.Namespace) -> dict:
         copy_project(copy)
         options.weights = options.weights or Path(folder) / (options.case.partition("_")[2] or options.case)
         if not (options.weights / "config.json").exists():
-            common = argparse.Namespace(**vars(options) | {"device": "cpu", "precision": "float32", "steps": 0})
-            step_time.call(common, "write")
+            step_time.call(options, "write")
         for i in range(options.rounds):
             for ablation in (None, *chosen):
                 name = ablation.name if ablation else ""
@@ -272,28 +264,21 @@ def table(results: list[dict]) -> str:
     return text
 
 
-def ledger() -> None:
-    """Write the table of all results into benchmarks/README.md."""
-    before, _, rest = step_time.LEDGER.read_text().partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
-    if not found:
-        sys.exit(f"{step_time.LEDGER}: the lines {MARKS} are not there")
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    step_time.LEDGER.write_text(before + MARKS[0] + "\n" + table(results) + "\n" + MARKS[1] + after)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=sorted({case for a in ABLATIONS for case in a.cases}), default="mllm_100m")
     parser.add_argument("--only", action="append", choices=[a.name for a in ABLATIONS], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int, default=0, help="measured after the warm-up; default: of the case")
     parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
     parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results/ablations")
     parser.add_argument("--ledger", action="store_true", help="only write the table in benchmarks/README.md")
     options = parser.parse_args()
     if options.ledger:
-        return ledger()
+        return step_time.ledger(RESULTS, MARKS, table)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a cached module could hide an edit of equal length
+    options.device, options.precision = "cpu", "float32"
     options.batch = options.batch or cases.BATCH[options.case][0]
     found = measure(options)
     path = options.json or RESULTS / f"{options.case}.json"

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -142,13 +143,20 @@ def child(options: argparse.Namespace) -> None:
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 
-def call(options: argparse.Namespace, what: str, changes: list[str] | None = None, **other) -> dict:
+def call(
+    options: argparse.Namespace,
+    what: str,
+    changes: Sequence[str] = (),
+    script: Path = Path(__file__),
+    tunables: str = TUNABLES,
+    **other,
+) -> dict:
     """Of a child; {"error"} where a variant fails on a GPU, whose other variants are still worth having."""
     given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
     given |= {"steps": options.steps}
-    command = [sys.executable, __file__, "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
+    command = [sys.executable, str(script), "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
     command += [f"--weights={options.weights}", *(["--set", *changes] if changes else [])]
-    environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES} if options.device == "cpu" else os.environ
+    environment = {**os.environ, "GLIBC_TUNABLES": tunables} if options.device == "cpu" else os.environ
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         why = done.stderr.strip()[-2000:] or f"ended with {done.returncode}; -9 is usually a lack of memory"
@@ -255,14 +263,14 @@ def table(results: list[dict]) -> str:
     return text
 
 
-def ledger() -> None:
-    """Write the table of all results into benchmarks/README.md."""
-    before, _, rest = LEDGER.read_text().partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
+def ledger(folder: Path, marks: tuple[str, str], table: Callable[[list[dict]], str]) -> None:
+    """Write the table of all results in the folder between the marks in benchmarks/README.md."""
+    before, _, rest = LEDGER.read_text().partition(marks[0])
+    _, found, after = rest.partition(marks[1])
     if not found:
-        sys.exit(f"{LEDGER}: the lines {MARKS} are not there")
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    LEDGER.write_text(before + MARKS[0] + "\n" + table(results) + "\n" + MARKS[1] + after)
+        sys.exit(f"{LEDGER}: the lines {marks} are not there")
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    LEDGER.write_text(before + marks[0] + "\n" + table(results) + "\n" + marks[1] + after)
 
 
 def main() -> None:
@@ -283,7 +291,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ledger:
-        return ledger()
+        return ledger(RESULTS, MARKS, table)
     options.precision = options.precision or {"cpu": "float32", "gpu": "bfloat16"}[options.device]
     if options.child:
         return child(options)
@@ -306,7 +314,7 @@ def main() -> None:
             print(table([found]), flush=True)
             wrong.append(problems(found))
     if options.everything:
-        ledger()
+        ledger(RESULTS, MARKS, table)
     if any(wrong):
         sys.exit("\n".join(filter(None, wrong)))
 
