@@ -88,7 +88,18 @@ ABLATIONS = (
         ("internvit",),
         "1.05: else attention's forward pass is computed twice",
         ATTENTION + " -k remat",
-        ((LAYERS, "_policies.save_only_these_names(ATTENDED)", "_policies.save_only_these_names()"),),
+        ((LAYERS, "checkpoint_name(lax.map(one, (q, k, v)), KEPT)", "lax.map(one, (q, k, v))"),),
+    ),
+    Ablation(
+        "sums_kept",
+        'remat "dots" keeps what a product and its adapter add up to, not each',
+        ("internvit",),
+        "1.03: a third of what is kept is written, zeroed and read for nothing",
+        ATTENTION + " -k dots",
+        ((LAYERS, "return checkpoint_name(y, KEPT)", "return y"),
+         (LAYERS, '"dots": jax.checkpoint_policies.save_only_these_names(KEPT)',
+          '"dots": jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_'
+          'saveable, jax.checkpoint_policies.save_only_these_names(KEPT))')),
     ),
     Ablation(
         "remat_auto",

@@ -178,8 +178,14 @@ def machine(device: str) -> dict:
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-        name = f"{model}, {len(os.sched_getaffinity(0))} cores"
+        name = f"{model.replace('(R)', '')}, {len(os.sched_getaffinity(0))} cores"
     return {"device": name, "python": platform.python_version(), **versions}
+
+
+def kept(folder: Path, found: dict) -> Path:
+    """Where a case's JSON goes, beside those of other machines."""
+    machine = found["machine"]["device"].partition(",")[0]
+    return folder / f"{found['case']}_{machine.replace(' ', '_').lower()}.json"
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -254,7 +260,7 @@ def rows(found: dict) -> list[str]:
 def table(results: list[dict]) -> str:
     text = f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}\n"
     text += "".join(f"{line}\n" for found in results for line in rows(found))
-    text += "\n" + "".join(f"{found['case']}: `{found['command']}`\n" for found in results)
+    text += "\n" + "".join(f"{line}\n" for line in sorted({f"{r['case']}: `{r['command']}`" for r in results}))
     for found in results:
         if found["check"]:
             c = found["check"]
@@ -305,10 +311,10 @@ def main() -> None:
             if options.everything and options.device == "gpu" and case not in cases.IRESNET:
                 options.also = also or [["attention=cudnn"]]  # until this has run somewhere, not what "auto" is
             batch = options.batch or cases.BATCH[case][options.device == "gpu"]
-            kept = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share theirs
-            one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": kept})
+            weights = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share
+            one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": weights})
             found = measure(one)
-            path = options.json or RESULTS / f"{case}_{options.device}.json"
+            path = options.json or kept(RESULTS, found)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n")
             print(table([found]), flush=True)

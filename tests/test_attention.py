@@ -1,6 +1,7 @@
 """One head at a time: the same sums as jax's own attention, and no more arithmetic under remat than without."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from fvjax import flops
-from fvjax.models.layers import QUERIES, REMAT, self_attend
+from fvjax.models.layers import QUERIES, REMAT, Dense, self_attend
 
 
 def draw(tokens, heads, kv_heads, dim, dtype=jnp.float32):
@@ -71,7 +72,8 @@ def test_what_remat_computes_again(policy):
     attend = partial(self_attend, causal=False, implementation="by_head")
 
     def layer(x, kernel):  # a projection, as in a model: its result is what "dots" keeps
-        q, k, v = (y.reshape(2, 64, 4, 16) for y in jnp.split(x @ kernel, 3, -1))
+        projected: Any = Dense(192, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+        q, k, v = (y.reshape(2, 64, 4, 16) for y in jnp.split(projected, 3, -1))
         return attend(q, k, v).sum()
 
     args = jax.ShapeDtypeStruct((2, 64, 64), jnp.float32), jax.ShapeDtypeStruct((64, 192), jnp.float32)
@@ -79,6 +81,24 @@ def test_what_remat_computes_again(policy):
     again = flops.count(jax.grad(jax.checkpoint(layer, policy=REMAT[policy])), *args)
     projection, forward = 2 * 2 * 64 * 64 * 192, 2 * 2 * 2 * 64 * 64 * 64
     assert again - plain == {"dots": 0, "full": projection + forward}[policy]
+
+
+def test_dots_keeps_a_sum_and_not_its_terms():
+    """Of a product with an adapter: what both add up to, and the adapter's r columns; of them nothing is made again."""
+
+    def layer(lora, kernel, x):
+        y: Any = Dense(48, use_bias=False).apply({"params": {"kernel": kernel}, "lora": lora}, jnp.tanh(x))
+        return jnp.sin(y).sum()
+
+    def kept(lora, kernel, x):
+        return jax.tree.leaves(jax.vjp(jax.checkpoint(layer, policy=REMAT["dots"]), lora, kernel, x)[1])
+
+    lora = {"a": jax.ShapeDtypeStruct((4, 16), jnp.float32), "b": jax.ShapeDtypeStruct((4, 48), jnp.float32)}
+    args = lora, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 48), (64, 16)))
+    shapes = [x.shape for x in jax.eval_shape(kept, *args)]
+    assert [shapes.count((64, columns)) for columns in (48, 4)] == [1, 1]
+    remat = jax.checkpoint(layer, policy=REMAT["dots"])
+    assert flops.count(jax.grad(layer), *args) == flops.count(jax.grad(remat), *args)
 
 
 def test_later_keys_are_left_out():

@@ -17,13 +17,12 @@ from fvjax.models.cpu_conv import conv3x3
 DType = Any
 FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # what one per-image key is used for; see fold_in
 Attend = Literal["auto", "xla", "by_head", "cudnn"]  # how self_attend computes
-ATTENDED = "attended"  # name of what by_head's gradient needs of its forward pass
-_policies = jax.checkpoint_policies
-REMAT = {  # what a layer's backward pass finds saved
-    "dots": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENDED)
-    ),
-    "full": _policies.nothing_saveable,
+# Name of what a layer's backward pass finds saved with remat "dots": the results of its matrix products, each with its
+# adapter's added, and of attention.
+KEPT = "kept"
+REMAT = {
+    "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 QUERIES = 128  # at a time: their logits stay in a CPU's cache, and of a causal sequence later keys are left out
 
@@ -58,7 +57,7 @@ class Dense(nn.Module):
             y = y + low_rank(x, *(self.get_variable("lora", key).astype(self.dtype) for key in "ab"))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return checkpoint_name(y, KEPT)
 
 
 @jax.custom_vjp
@@ -72,7 +71,7 @@ def low_rank(x, a, b):
 
 
 def _low_rank_forward(x, a, b):
-    inner = x @ a.T
+    inner = checkpoint_name(x @ a.T, KEPT)
     return inner @ b, (x, a, b, inner)
 
 
@@ -173,7 +172,7 @@ def _by_head_forward(q, k, v, causal):
             sums.append(top + jnp.log(total))
         return jnp.concatenate(outs, 2).astype(v.dtype), jnp.concatenate(sums, 2)
 
-    y, sums = checkpoint_name(lax.map(one, (q, k, v)), ATTENDED)
+    y, sums = checkpoint_name(lax.map(one, (q, k, v)), KEPT)
     return y, (q, k, v, y, sums)
 
 
