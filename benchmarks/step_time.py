@@ -182,7 +182,7 @@ def machine(device: str) -> dict:
     return {"device": name, "python": platform.python_version(), **versions}
 
 
-def kept(folder: Path, found: dict) -> Path:
+def result_file(folder: Path, found: dict) -> Path:
     """Where a case's JSON goes, beside those of other machines."""
     machine = found["machine"]["device"].partition(",")[0]
     return folder / f"{found['case']}_{machine.replace(' ', '_').lower()}.json"
@@ -314,7 +314,7 @@ def main() -> None:
             weights = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share
             one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": weights})
             found = measure(one)
-            path = options.json or kept(RESULTS, found)
+            path = options.json or result_file(RESULTS, found)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n")
             print(table([found]), flush=True)
