@@ -380,6 +380,19 @@ BOMBS = {
 }
 
 
+def test_freed_memory_is_no_room(request):
+    """`little_memory` bounds what glibc has kept of freed blocks, too."""
+    large = np.ones(31 << 20, np.uint8)
+    del large  # smaller blocks than that are on the heap from now on
+    blocks = [np.ones(20 << 20, np.uint8) for _ in range(20)]
+    above = [bytes(5000) for _ in range(2000)]
+    del blocks
+    request.getfixturevalue("little_memory")
+    with pytest.raises(MemoryError):
+        np.zeros(300 << 20, np.uint8)
+    assert above
+
+
 @pytest.mark.parametrize("case", BOMBS)
 @pytest.mark.usefixtures("little_memory")
 def test_bombs_cost_neither_time_nor_memory(tmp_path, case):
