@@ -47,6 +47,7 @@ RESULTS, LEDGER = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
 MARKS = "<!-- steps: python benchmarks/step_time.py --ledger -->\n", "<!-- end of steps -->\n"
 FULL = ("resnet50", "internvit", "mllm_2b", "pair_2b")
 CLOSE = {"float32": 1e-3, "bfloat16": 3e-2}  # first losses, relative; all of them but ours in float32 are rounded
+WIDEST = {"avx512f": "AVX-512", "avx2": "AVX2"}  # vector instructions by their flag in /proc/cpuinfo, widest first
 COLUMNS = "step | machine, versions | what runs | a step, s | images/s | its time / ours | peak GiB | first step, s"
 COLUMNS += " | model, hardware TFLOP/s"
 
@@ -177,8 +178,10 @@ def machine(device: str) -> dict:
         name = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-        name = f"{model.replace('(R)', '')}, {len(os.sched_getaffinity(0))} cores"
+        told = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
+        model = told.get("model name", platform.processor()).replace("(R)", "")
+        widest = [what for flag, what in WIDEST.items() if flag in told.get("flags", "").split()]
+        name = f"{' with '.join((model, *widest[:1]))}, {len(os.sched_getaffinity(0))} cores"
     return {"device": name, "python": platform.python_version(), **versions}
 
 

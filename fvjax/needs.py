@@ -39,11 +39,13 @@ def forward(config: Config, encoder: Encoder, state: dict, frozen: dict, batch: 
     return encoder(variables, images.reshape(-1, *images.shape[2:]))[0]
 
 
-def program(config: Config, mesh: jax.sharding.Mesh, plain: bool = False) -> Program:
+def program(config: Config, mesh: jax.sharding.Mesh, plain: bool | None = None) -> Program:
+    """`plain`: see build_encoder; None: an IResNet is, since its arrangement for CPUs is none for what is planned."""
     if config.attention == "cudnn":  # of no other backend; as little memory, as few FLOPs
         config = config.copy_and_resolve_references()
         config.attention = "by_head"
-    opened = run_state.open_model(config, mesh, plain=plain or config.model.kind == "iresnet")
+    plain = config.model.kind == "iresnet" if plain is None else plain
+    opened = run_state.open_model(config, mesh, plain=plain)
     lr = optim.schedule(config.optimizer, config.epochs, 1)
     tx = optim.make(config.optimizer, opened.groups, lr)
 

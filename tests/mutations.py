@@ -906,6 +906,22 @@ FAULTS = (
         ("tests/test_attention.py::test_by_head_is_attention[False-300-6-2]",),
     ),
     Fault(
+        "input_gradient_not_turned",
+        "a wide convolution's input gradient on the CPU takes the kernel as it is, not turned by 180 degrees",
+        "fvjax/models/cpu_conv.py",
+        "kernel[::-1, ::-1].swapaxes(2, 3)",
+        "kernel.swapaxes(2, 3)",
+        ("tests/test_cpu_conv.py::test_fewer_products_are_as_exact",),
+    ),
+    Fault(
+        "tiles_of_the_last_images",
+        "a wide convolution's weight gradient on the CPU is that of the last turn's images",
+        "fvjax/models/cpu_conv.py",
+        "return [a + b for a, b in zip(total, terms, strict=True)], None",
+        "return [b for a, b in zip(total, terms, strict=True)], None",
+        ("tests/test_cpu_conv.py::test_fewer_products_are_as_exact",),
+    ),
+    Fault(
         "weight_gradient_of_the_last_image",
         "a convolution's weight gradient on the CPU is that of the last image of each device",
         "fvjax/models/cpu_conv.py",

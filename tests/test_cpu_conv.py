@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax.models.cpu_conv import conv3x3
+from fvjax import flops
+from fvjax.models.cpu_conv import WIDE, conv3x3
 from fvjax.models.layers import conv2d
 
 SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that must fall back
@@ -18,7 +19,10 @@ SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that m
     (9, 9, 3, 4, 1),
     (9, 8, 5, 4, 2),
     (8, 9, 5, 4, 2),
+    (28, 28, WIDE, WIDE, 2),
+    (28, 28, WIDE, WIDE - 1, 1),
 ]
+TILES = [(28, 28, WIDE, 40), (7, 7, 64, WIDE), (9, 6, WIDE, WIDE), (56, 56, WIDE, 48), (1, 1, WIDE, WIDE)]
 
 
 @pytest.mark.parametrize(("rows", "columns", "inputs", "outputs", "stride"), SHAPES)
@@ -32,3 +36,34 @@ def test_values_and_gradients(rows, columns, inputs, outputs, stride):
     for a, b in zip((got, *got_back(g)), (want, *want_back(g)), strict=True):
         assert a.shape == b.shape
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 1e-6
+
+
+def worst(convolve, x, kernel, g):
+    """Relative errors of values and both gradients, against float64."""
+    got, back = jax.vjp(convolve, x, kernel)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(y), jnp.float64) for y in (x, kernel, g)]
+        want, want_back = jax.vjp(lambda x, k: conv2d(x, k, 1), *exact[:2])
+        pairs = zip((got, *back(g)), (want, *want_back(exact[2])), strict=True)
+        return [float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("images", [1, 6])
+@pytest.mark.parametrize(("rows", "columns", "inputs", "outputs"), TILES)
+def test_fewer_products_are_as_exact(rows, columns, inputs, outputs, images):
+    rng = np.random.default_rng(1)
+    shapes = (images, rows, columns, inputs), (3, 3, inputs, outputs), (images, rows, columns, outputs)
+    given = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    ours, xla = (worst(convolve, *given) for convolve in (conv3x3, lambda x, k: conv2d(x, k, 1)))
+    assert all(a < max(1.5 * b, 4e-7) for a, b in zip(ours, xla, strict=True)), (ours, xla)
+
+
+def products(convolve, dtype):
+    """FLOPs of values and both gradients."""
+    shapes = (4, 8, 8, WIDE), (3, 3, WIDE, WIDE), (4, 8, 8, WIDE)
+    return flops.count(lambda x, k, g: jax.vjp(convolve, x, k)[1](g), *(jnp.zeros(shape, dtype) for shape in shapes))
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 16 / 36), ("bfloat16", 1)])
+def test_fewer_products(dtype, share):
+    assert products(conv3x3, dtype) == share * products(lambda x, k: conv2d(x, k, 1), dtype)

@@ -1,8 +1,12 @@
-"""3x3 convolutions arranged for XLA's CPU backend: the same sums as `lax.conv_general_dilated`, in another order.
+"""3x3 convolutions arranged for XLA's CPU backend: what `lax.conv_general_dilated` gives, by other sums.
 
-Two of XLA's choices on the CPU cost a narrow ResNet time and memory (benchmarks/README.md): an image's three channels
-fill no vector register; the weight gradient transposes both operands whole, which no cache holds. The input gradient is
-XLA's own: arranged too, it made one gradient's rounding depend on the number of devices by 1.6e-5.
+Wide ones of stride 1 are Winograd's F(2x2, 3x3), of Lavin and Gray, arXiv:1509.09308: two rows and columns of outputs
+from four of inputs take 16 products where the definition takes 36, and matrix products run faster there than XLA's
+convolutions. So do their gradients. In float32 they are as exact as XLA's (tests/test_cpu_conv.py); in fewer bits the
+sums of inputs would be rounded before they are multiplied. Of the others: an image's three channels fill no vector
+register, so two pixels are taken as one; XLA's weight gradient transposes both operands whole, which no cache holds. A
+strided convolution's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number of
+devices by 1.6e-5. What each brings is in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+WIDE = 32  # channels in and out, from which the fewer products outweigh the sums around them
+PIXELS = 56 * 56  # of a device at a time: what is made of more leaves its cache
+
 
 def _conv(x, kernel, stride=1):
     pad, dims = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
@@ -24,6 +31,8 @@ def _conv(x, kernel, stride=1):
 def conv3x3(x, kernel, stride: int = 1):
     """x [N,H,W,in] with torch's padding 1 and kernel [3,3,in,out] -> [N,H/stride,W/stride,out]."""
     n, h, w, channels = x.shape
+    if _by_tiles(x, kernel, stride):
+        return _winograd(x, kernel)
     if channels > 4 or stride != 1 or w % 2:
         return _conv(x, kernel, stride)
     # two neighbouring pixels are one of twice the channels; the kernel, shifted by a pixel, makes both outputs
@@ -38,25 +47,116 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, g):
     x, kernel = saved
-    return jax.vjp(lambda x: _conv(x, kernel, stride), x)[1](g)[0], _weight_gradient(x, kernel, stride, g)
+    if _by_tiles(x, kernel, stride):
+        return _winograd(g, kernel[::-1, ::-1].swapaxes(2, 3)), _winograd_weight_gradient(x, g)
+    by_input = jax.linear_transpose(lambda x: _conv(x, kernel, stride), x)
+    return by_input(g)[0], _weight_gradient(x, kernel, stride, g)
+
+
+conv3x3.defvjp(_forward, _backward)
+
+
+def _parts(x, images):
+    """x [N,...] -> [steps, devices, n, ...], n <= images: an image stays on its device, and several take turns there.
+
+    Turns even where all would fit: else XLA keeps the tiles of the forward pass, 4 times x, for the gradient.
+    """
+    devices = math.gcd(len(x), jax.device_count())
+    own = len(x) // devices
+    n = next(n for n in range(max(1, min(images, own // 2)), 0, -1) if own % n == 0)
+    return x.reshape(devices, own // n, n, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _weight_gradient(x, kernel, stride, g):
     """Of an image of each device at a time, as a product in which the outputs come first: the pixels are not turned."""
-    (n, height, width, out), parts = g.shape, math.gcd(g.shape[0], jax.device_count())  # an image stays on its device
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    (height, width), dtype = g.shape[1:3], jnp.promote_types(x.dtype, jnp.float32)
 
     def one(total, given):
-        x, g = given  # [parts, rows, columns, channels]
+        x, g = (y[:, 0] for y in given)  # [devices, rows, columns, channels]
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         down, across = ([slice(i, i + stride * (size - 1) + 1, stride) for i in range(3)] for size in (height, width))
         patches = jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
-        patches, g = (y.reshape(parts, height * width, -1) for y in (patches, g))
+        patches, g = (y.reshape(len(y), height * width, -1) for y in (patches, g))
         return total + jnp.einsum("dpo,dpi->doi", g, patches, preferred_element_type=dtype), None
 
-    given = [y.reshape(parts, n // parts, *y.shape[1:]).swapaxes(0, 1) for y in (x, g)]
-    total, _ = lax.scan(one, jnp.zeros((parts, out, 9 * x.shape[-1]), dtype), tuple(given))
+    given = _parts(x, 1), _parts(g, 1)
+    total, _ = lax.scan(one, jnp.zeros((given[0].shape[1], g.shape[-1], 9 * x.shape[-1]), dtype), given)
     return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-conv3x3.defvjp(_forward, _backward)
+# ---- Winograd's, with the paper's B, G and A; a tile's 16 numbers are a list of 16 arrays ----------------------------
+
+
+def _by_tiles(x, kernel, stride):
+    return stride == 1 and x.dtype == jnp.float32 and min(kernel.shape[2:]) >= WIDE
+
+
+def _twice(one, x, axes):
+    """A transform of rows, then the same one of columns: [x00, x01, …], each without neighbours in a row or column."""
+    return [y for rows in one(x, axes[0]) for y in one(rows, axes[1])]
+
+
+def _every_other(x, axis, starts):
+    last = x.shape[axis] - max(starts)
+    return [lax.slice_in_dim(x, i, i + last, 2, axis) for i in starts]
+
+
+def _tiles(x):
+    """B' d B of all tiles d, 4x4 pixels, 2 apart: [devices, images, H, W, C] -> 16 of [devices, tiles, C]."""
+
+    def one(x, axis):
+        a, b, c, d = _every_other(x, axis, range(4))
+        return a - c, b + c, c - b, b - d
+
+    x = jnp.pad(x, [(0, 0), (0, 0), *((1, 1 + size % 2) for size in x.shape[2:4]), (0, 0)])
+    return [y.reshape(len(x), -1, x.shape[-1]) for y in _twice(one, x, (2, 3))]
+
+
+def _spread(g):
+    """A g A' of all 2x2 pixels of g: [devices, images, H, W, C] -> 16 of [devices, tiles, C]."""
+
+    def one(g, axis):
+        a, b = _every_other(g, axis, range(2))
+        return a, a + b, a - b, -b
+
+    g = jnp.pad(g, [(0, 0), (0, 0), *((0, size % 2) for size in g.shape[2:4]), (0, 0)])
+    return [y.reshape(len(g), -1, g.shape[-1]) for y in _twice(one, g, (2, 3))]
+
+
+def _winograd(x, kernel):
+    """A' [(G k G') * (B' d B)] A, where * multiplies element by element and adds over channels."""
+    (_, h, w, _), out = x.shape, kernel.shape[-1]
+
+    def one(k, axis):
+        a, b, c = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(3))
+        return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+    kernels = _twice(one, kernel, (0, 0))  # 16 arrays, not one: a loop would slice it in every turn
+
+    def some(x):
+        m = [tile @ k for tile, k in zip(_tiles(x), kernels, strict=True)]
+        rows = [[m[j] + m[4 + j] + m[8 + j], m[4 + j] - m[8 + j] - m[12 + j]] for j in range(4)]
+        both = [jnp.stack([a + b + c, b - c - d], 2) for a, b, c, d in zip(*rows, strict=True)]
+        both = [y.reshape(*x.shape[:2], -(-h // 2), w + w % 2, out) for y in both]
+        return jnp.stack(both, 3).reshape(*x.shape[:2], h + h % 2, w + w % 2, out)[:, :, :h, :w]
+
+    return lax.map(some, _parts(x, PIXELS // (h * w))).swapaxes(0, 1).reshape(-1, h, w, out)
+
+
+def _winograd_weight_gradient(x, g):
+    """G' [(A g A') * (B' d B)] G, where * multiplies element by element and adds over tiles."""
+
+    def some(total, given):
+        terms = (jnp.einsum("dpo,dpi->doi", z, y) for y, z in zip(_tiles(given[0]), _spread(given[1]), strict=True))
+        return [a + b for a, b in zip(total, terms, strict=True)], None
+
+    def one(k, axis):
+        a, b, c, d = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(4))
+        return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
+
+    images = PIXELS // (g.shape[1] * g.shape[2])
+    given = _parts(x, images), _parts(g, images)
+    zero = jnp.zeros((given[0].shape[1], g.shape[-1], x.shape[-1]), g.dtype)
+    total, _ = lax.scan(some, [zero] * 16, given)
+    m = jnp.stack([y.sum(0).T for y in total]).reshape(4, 4, x.shape[-1], -1)
+    return jnp.stack(_twice(one, m, (0, 0))).reshape(3, 3, x.shape[-1], -1)
