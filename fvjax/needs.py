@@ -44,8 +44,7 @@ def program(config: Config, mesh: jax.sharding.Mesh, plain: bool | None = None) 
     if config.attention == "cudnn":  # of no other backend; as little memory, as few FLOPs
         config = config.copy_and_resolve_references()
         config.attention = "by_head"
-    plain = config.model.kind == "iresnet" if plain is None else plain
-    opened = run_state.open_model(config, mesh, plain=plain)
+    opened = run_state.open_model(config, mesh, plain=config.model.kind == "iresnet" if plain is None else plain)
     lr = optim.schedule(config.optimizer, config.epochs, 1)
     tx = optim.make(config.optimizer, opened.groups, lr)
 
