@@ -1,12 +1,12 @@
 """3x3 convolutions arranged for XLA's CPU backend: what `lax.conv_general_dilated` gives, by other sums.
 
-Wide ones of stride 1 are Winograd's F(2x2, 3x3), of Lavin and Gray, arXiv:1509.09308: two rows and columns of outputs
-from four of inputs take 16 products where the definition takes 36, and matrix products run faster there than XLA's
-convolutions. So do their gradients. In float32 they are as exact as XLA's (tests/test_cpu_conv.py); in fewer bits the
-sums of inputs would be rounded before they are multiplied. Of the others: an image's three channels fill no vector
-register, so two pixels are taken as one; XLA's weight gradient transposes both operands whole, which no cache holds. A
-strided convolution's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number of
-devices by 1.6e-5. What each brings is in benchmarks/README.md.
+Wide ones of stride 1, of enough images, are Winograd's F(2x2, 3x3), of Lavin and Gray, arXiv:1509.09308: two rows and
+columns of outputs from four of inputs take 16 products where the definition takes 36, and matrix products run faster
+there than XLA's convolutions. So do their gradients. In float32 they are as exact as XLA's (tests/test_cpu_conv.py); in
+fewer bits the sums of inputs would be rounded before they are multiplied. Of the others: an image's three channels fill
+no vector register, so two pixels are taken as one; XLA's weight gradient transposes both operands whole, which no cache
+holds. A strided convolution's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number
+of devices by 1.6e-5. What each brings is in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 WIDE = 32  # channels in and out, from which the fewer products outweigh the sums around them
+WORK = 2e8  # products per tap, from which steps soon save what compiling takes longer: not for two photographs
 PIXELS = 56 * 56  # of a device at a time: what is made of more leaves its cache
 
 
@@ -88,7 +89,8 @@ def _weight_gradient(x, kernel, stride, g):
 
 
 def _by_tiles(x, kernel, stride):
-    return stride == 1 and x.dtype == jnp.float32 and min(kernel.shape[2:]) >= WIDE
+    work = x.size * kernel.shape[-1]
+    return stride == 1 and work >= WORK and x.dtype == jnp.float32 and min(kernel.shape[2:]) >= WIDE
 
 
 def _twice(one, x, axes):
