@@ -5,7 +5,7 @@ columns of outputs from four of inputs take 16 products where the definition tak
 there than XLA's convolutions. So do their gradients. In float32 they are as exact as XLA's (tests/test_cpu_conv.py); in
 fewer bits the sums of inputs would be rounded before they are multiplied. Of the others: an image's three channels fill
 no vector register, so two pixels are taken as one; XLA's weight gradient transposes both operands whole, which no cache
-holds. A strided convolution's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number
+holds. A strided one's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number
 of devices by 1.6e-5. What each brings is in benchmarks/README.md.
 """
 
