@@ -71,7 +71,7 @@ def products(convolve, dtype, images, width):
     ("dtype", "images", "width", "share"),
     [
         ("float32", 16, 256, 16 / 36),  # IResNet-50
-        ("float32", 128, 128, 16 / 36),  # configs/small_real.py
+        ("float32", 128, 64, 16 / 36),  # configs/small_real.py
         ("bfloat16", 16, 256, 1),
         ("float32", 2, 256, 1),  # two photographs
         ("float32", 32, 24, 1),  # configs/quickstart.py

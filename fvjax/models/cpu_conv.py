@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 WIDE = 32  # channels in and out, from which the fewer products outweigh the sums around them
-WORK = 2e8  # products per tap, from which steps soon save what compiling takes longer: not for two photographs
+WORK = 1e8  # products per tap, from which steps soon save what compiling takes longer: not for two photographs
 PIXELS = 56 * 56  # of a device at a time: what is made of more leaves its cache
 
 
