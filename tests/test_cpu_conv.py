@@ -39,7 +39,7 @@ def test_values_and_gradients(rows, columns, inputs, outputs, stride):
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 1e-6
 
 
-def worst(convolve, x, kernel, g):
+def errors(convolve, x, kernel, g):
     """Relative errors of values and both gradients, against float64."""
     got, back = jax.vjp(convolve, x, kernel)
     with jax.enable_x64(True):
@@ -56,7 +56,7 @@ def test_fewer_products_are_as_exact(rows, columns, inputs, outputs, images, mon
     rng = np.random.default_rng(1)
     shapes = (images, rows, columns, inputs), (3, 3, inputs, outputs), (images, rows, columns, outputs)
     given = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
-    ours, xla = (worst(convolve, *given) for convolve in (conv3x3, lambda x, k: conv2d(x, k, 1)))
+    ours, xla = (errors(convolve, *given) for convolve in (conv3x3, lambda x, k: conv2d(x, k, 1)))
     assert all(a < max(1.5 * b, 4e-7) for a, b in zip(ours, xla, strict=True)), (ours, xla)
 
 
