@@ -5,8 +5,7 @@ columns of outputs from four of inputs take 16 products where the definition tak
 there than XLA's convolutions. So do their gradients. In float32 they are as exact as XLA's (tests/test_cpu_conv.py); in
 fewer bits the sums of inputs would be rounded before they are multiplied. Of the others: an image's three channels fill
 no vector register, so two pixels are taken as one; XLA's weight gradient transposes both operands whole, which no cache
-holds. A strided one's input gradient is XLA's: arranged too, it made one gradient's rounding depend on the number
-of devices by 1.6e-5. What each brings is in benchmarks/README.md.
+holds, and its input gradient of a strided one multiplies by zeros. What each brings is in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -49,39 +48,62 @@ def _forward(x, kernel, stride):
 def _backward(stride, saved, g):
     x, kernel = saved
     if _by_tiles(x, kernel, stride):
-        return _winograd(g, kernel[::-1, ::-1].swapaxes(2, 3)), _winograd_weight_gradient(x, g)
-    by_input = jax.linear_transpose(lambda x: _conv(x, kernel, stride), x)
-    return by_input(g)[0], _weight_gradient(x, kernel, stride, g)
+        return _winograd(g, kernel, turned=True), _winograd_weight_gradient(x, g)
+    if stride == 2 and not (x.shape[1] % 2 or x.shape[2] % 2):
+        by_input = _strided_input_gradient(kernel, g)
+    else:
+        by_input = jax.linear_transpose(lambda x: _conv(x, kernel, stride), x)(g)[0]
+    return by_input, _weight_gradient(x, kernel, stride, g)
 
 
 conv3x3.defvjp(_forward, _backward)
 
 
+def _strided_input_gradient(kernel, g):
+    """Of stride 2: four convolutions of stride 1, one for each of two rows and columns."""
+    taps = slice(1, 2), slice(2, None, -2)  # what multiplied an even row, and an odd one: first g's of the same index
+
+    def pixels(row, column):
+        pad, dims = ((0, row), (0, column)), ("NHWC", "HWOI", "NHWC")
+        return lax.conv_general_dilated(g, kernel[taps[row], taps[column]], (1, 1), pad, dimension_numbers=dims)
+
+    both = [jnp.stack([pixels(row, 0), pixels(row, 1)], 3) for row in range(2)]
+    return jnp.stack(both, 2).reshape(len(g), 2 * g.shape[1], 2 * g.shape[2], -1)
+
+
 def _parts(x, images):
-    """x [N,...] -> [steps, devices, n, ...], n <= images: an image stays on its device, and several take turns there.
+    """x [N,...] -> [devices, turns, n, ...], n <= images: an image stays on its device, and several take turns there.
 
     Turns even where all would fit: else XLA keeps the tiles of the forward pass, 4 times x, for the gradient.
     """
     devices = math.gcd(len(x), jax.device_count())
     own = len(x) // devices
     n = next(n for n in range(max(1, min(images, own // 2)), 0, -1) if own % n == 0)
-    return x.reshape(devices, own // n, n, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(devices, own // n, n, *x.shape[1:])
+
+
+def _in_turn(some, done, *parts):
+    """some(i, done, *part i of each) -> done, for all turns. A scan would have turns first, for which XLA copies x."""
+
+    def one(i, done):
+        return some(i, done, *(lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in parts))
+
+    return lax.fori_loop(0, parts[0].shape[1], one, done)
 
 
 def _weight_gradient(x, kernel, stride, g):
     """Of an image of each device at a time, as a product in which the outputs come first: the pixels are not turned."""
     (height, width), dtype = g.shape[1:3], jnp.promote_types(x.dtype, jnp.float32)
 
-    def one(total, given):
-        x, g = (y[:, 0] for y in given)  # [devices, rows, columns, channels]
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    def one(_, total, x, g):
+        x = jnp.pad(x[:, 0], ((0, 0), (1, 1), (1, 1), (0, 0)))  # [devices, rows, columns, channels]
         down, across = ([slice(i, i + stride * (size - 1) + 1, stride) for i in range(3)] for size in (height, width))
         patches = jnp.concatenate([x[:, rows, columns] for rows in down for columns in across], -1)
         patches, g = (y.reshape(len(y), height * width, -1) for y in (patches, g))
-        return total + jnp.einsum("dpo,dpi->doi", g, patches, preferred_element_type=dtype), None
+        return total + jnp.einsum("dpo,dpi->doi", g, patches, preferred_element_type=dtype)
 
-    given = _parts(x, 1), _parts(g, 1)
-    total, _ = lax.scan(one, jnp.zeros((given[0].shape[1], g.shape[-1], 9 * x.shape[-1]), dtype), given)
+    xs, gs = _parts(x, 1), _parts(g, 1)
+    total = _in_turn(one, jnp.zeros((len(xs), g.shape[-1], 9 * x.shape[-1]), dtype), xs, gs)
     return total.sum(0).T.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -125,40 +147,47 @@ def _spread(g):
     return [y.reshape(len(g), -1, g.shape[-1]) for y in _twice(one, g, (2, 3))]
 
 
-def _winograd(x, kernel):
-    """A' [(G k G') * (B' d B)] A, where * multiplies element by element and adds over channels."""
-    (_, h, w, _), out = x.shape, kernel.shape[-1]
+def _winograd(x, kernel, turned=False):
+    """A' [(G k G') * (B' d B)] A, where * multiplies element by element and adds over channels.
+
+    turned: with the kernel of the input gradient, kernel[::-1, ::-1].swapaxes(2, 3), which is not made.
+    """
+    (_, h, w, _), out = x.shape, kernel.shape[2 if turned else 3]
 
     def one(k, axis):
         a, b, c = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(3))
         return a, (a + b + c) / 2, (a - b + c) / 2, c
 
     kernels = _twice(one, kernel, (0, 0))  # 16 arrays, not one: a loop would slice it in every turn
+    if turned:  # a, b, c -> c, b, a makes of one's four numbers the last, second, third, first
+        kernels = [kernels[4 * i + j] for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
 
-    def some(x):
-        m = [tile @ k for tile, k in zip(_tiles(x), kernels, strict=True)]
+    sums = "dpo,io->dpi" if turned else "dpi,io->dpo"
+
+    def some(i, done, x):
+        m = [jnp.einsum(sums, tile, k) for tile, k in zip(_tiles(x), kernels, strict=True)]
         rows = [[m[j] + m[4 + j] + m[8 + j], m[4 + j] - m[8 + j] - m[12 + j]] for j in range(4)]
         both = [jnp.stack([a + b + c, b - c - d], 2) for a, b, c, d in zip(*rows, strict=True)]
         both = [y.reshape(*x.shape[:2], -(-h // 2), w + w % 2, out) for y in both]
-        return jnp.stack(both, 3).reshape(*x.shape[:2], h + h % 2, w + w % 2, out)[:, :, :h, :w]
+        y = jnp.stack(both, 3).reshape(*x.shape[:2], h + h % 2, w + w % 2, out)[:, :, :h, :w]
+        return lax.dynamic_update_index_in_dim(done, y, i, 1)
 
-    return lax.map(some, _parts(x, PIXELS // (h * w))).swapaxes(0, 1).reshape(-1, h, w, out)
+    xs = _parts(x, PIXELS // (h * w))
+    return _in_turn(some, jnp.zeros((*xs.shape[:-1], out), x.dtype), xs).reshape(-1, h, w, out)
 
 
 def _winograd_weight_gradient(x, g):
     """G' [(A g A') * (B' d B)] G, where * multiplies element by element and adds over tiles."""
 
-    def some(total, given):
-        terms = (jnp.einsum("dpo,dpi->doi", z, y) for y, z in zip(_tiles(given[0]), _spread(given[1]), strict=True))
-        return [a + b for a, b in zip(total, terms, strict=True)], None
+    def some(_, total, x, g):
+        pairs = zip(total, _tiles(x), _spread(g), strict=True)
+        return [a + jnp.einsum("dpo,dpi->doi", z, y) for a, y, z in pairs]
 
     def one(k, axis):
         a, b, c, d = (lax.index_in_dim(k, i, axis, keepdims=False) for i in range(4))
         return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
 
-    images = PIXELS // (g.shape[1] * g.shape[2])
-    given = _parts(x, images), _parts(g, images)
-    zero = jnp.zeros((given[0].shape[1], g.shape[-1], x.shape[-1]), g.dtype)
-    total, _ = lax.scan(some, [zero] * 16, given)
+    xs, gs = (_parts(y, PIXELS // (g.shape[1] * g.shape[2])) for y in (x, g))
+    total = _in_turn(some, [jnp.zeros((len(xs), g.shape[-1], x.shape[-1]), g.dtype)] * 16, xs, gs)
     m = jnp.stack([y.sum(0).T for y in total]).reshape(4, 4, x.shape[-1], -1)
     return jnp.stack(_twice(one, m, (0, 0))).reshape(3, 3, x.shape[-1], -1)
