@@ -4,9 +4,9 @@
     python benchmarks/ablations.py --ledger        the ledger's table again from benchmarks/results/ablations/*.json
 
 Each optimisation is taken out of a copy of the working tree by an edit, a config value or the environment, and
-step_time.py's child measures the copy on the CPU in float32: first as it is, then without each, in every round. A time
-is the median of the steps after the warm-up; a ratio is the median over rounds of without / as it is. The first loss
-must stay, so what is timed is the same computation. What was predicted was written down before it was measured.
+step_time.py's child measures the copy on the CPU in float32, turn by turn with a process that runs it as it is. A time
+is the median of a turn's steps after the warm-up; a ratio is the median over rounds of without / as it is. The first
+loss must stay, so what is timed is the same computation. What was predicted was written down before it was measured.
 """
 
 import argparse
@@ -236,38 +236,34 @@ def without(ablation: Ablation, folder: Path) -> dict[Path, str]:
     return texts
 
 
-def timed(options: argparse.Namespace, copy: Path, ablation: Ablation | None) -> dict:
-    """What a child in the copy measures."""
-    script, changed = copy / "benchmarks/step_time.py", without(ablation, copy) if ablation else {}
-    sound = {path: path.read_text() for path in changed}
-    for path, text in changed.items():
-        path.write_text(text)
-    try:
-        if ablation is None:
-            return step_time.call(options, "ours", script=script)
-        tunables = step_time.TUNABLES if ablation.tunables else ""
-        return step_time.call(options, "ours", ablation.settings, script, tunables)
-    finally:
-        for path, text in sound.items():
-            path.write_text(text)
-
-
 def measure(options: argparse.Namespace) -> dict:
-    """JSON of one case: runs of "" (as it is) and of each ablation."""
+    """JSON of one case: runs of "" (as it is) and of each ablation; "beside": seconds as it is, of the turn before."""
     chosen = [a for a in ABLATIONS if options.case in a.cases and (not options.only or a.name in options.only)]
-    runs: dict[str, list[dict]] = {a.name if a else "": [] for a in (None, *chosen)}
+    runs: dict[str, list[dict]] = {"": []}
     with tempfile.TemporaryDirectory(prefix="fvjax-ablations-") as folder:
         copy = Path(folder) / "fvjax"
         copy_project(copy)
+        script = copy / "benchmarks/step_time.py"
         options.weights = options.weights or Path(folder) / (options.case.partition("_")[2] or options.case)
         if not (options.weights / "config.json").exists():
             step_time.call(options, "write")
-        for i in range(options.rounds):
-            for ablation in (None, *chosen):
-                name = ablation.name if ablation else ""
-                runs[name].append(timed(options, copy, ablation))
-                told = f"{options.case}, round {i + 1} of {options.rounds}, {name or 'as it is'}"
-                print(f"{told}: {runs[name][-1]}", flush=True)
+        with step_time.started(options, "ours", script=script) as as_it_is:
+            runs[""].append(as_it_is())  # has read the code before it changes
+            for ablation in chosen:
+                tunables, changed = step_time.TUNABLES if ablation.tunables else "", without(ablation, copy)
+                sound = {path: path.read_text() for path in changed}
+                for path, text in changed.items():
+                    path.write_text(text)
+                with step_time.started(options, "ours", ablation.settings, script, tunables) as changed_step:
+                    changed_step()
+                    for path, text in sound.items():
+                        path.write_text(text)
+                    runs[ablation.name] = []
+                    for i in range(options.rounds):
+                        runs[""].append(as_it_is())
+                        runs[ablation.name].append(changed_step() | {"beside": runs[""][-1]["seconds"]})
+                        told = f"{options.case}, {ablation.name}, round {i + 1} of {options.rounds}"
+                        print(f"{told}: {runs[ablation.name][-1]}", flush=True)
     return {
         "case": options.case,
         "batch": options.batch,
@@ -295,8 +291,8 @@ def table(results: list[dict]) -> str:
             if ablation.name not in found["runs"]:
                 continue
             runs, ours = found["runs"][ablation.name], found["runs"][""]
-            medians = [[statistics.median(run["seconds"]) for run in each] for each in (runs, ours)]
-            ratios = [a / b for a, b in zip(*medians)]
+            beside = [run.get("beside", other["seconds"]) for run, other in zip(runs, ours)]  # older results: by round
+            ratios = [statistics.median(run["seconds"]) / statistics.median(b) for run, b in zip(runs, beside)]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             measured.append(f"{found['case']} {statistics.median(ratios):.2f} ({spread})")
             memory.append(" to ".join(f"{max(run['gib'] for run in each):.1f}" for each in (ours, runs)))

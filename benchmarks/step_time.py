@@ -10,16 +10,18 @@ more with other values of its config, e.g. `--also remat=full --also remat=none 
 float32; on a GPU bfloat16 with a bfloat16 base, and our float32 step of a small batch is compared with it in the same
 run (embeddings or log probabilities, and the loss).
 
-Every variant runs in its own process (allocators and precision are set at start), A B C … A B C …. A time is the median
-of the steps after the warm-up, then the median over rounds, and (from … to …) of the rounds; a ratio is the median over
-rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU what the frameworks' allocators
-counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs are those of our step without
-anything computed twice, for all variants; hardware FLOPs are each variant's own, recomputation included.
+Every variant runs in its own process (allocators and precision are set at start), A B C … A B C …. On a CPU, whose
+speed others change, processes stay between their turns where all fit into memory: turns are seconds apart, no compilation between.
+A time is the median of a turn's steps, then the median over rounds, and (from … to …) of the rounds; a ratio is the
+median over rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU what the frameworks'
+allocators counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs are those of our step
+without anything computed twice, for all variants; hardware FLOPs are each variant's own, recomputation included.
 
 On a CPU all processes have glibc's allocator take huge pages, as fvjax's main does: PyTorch has the use of them too.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -32,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -76,18 +78,25 @@ def ready_jax(options: argparse.Namespace) -> None:
         jax.config.update("jax_num_cpu_devices", cases.cpu_devices(options.batch))
 
 
-def timed(steps, warm: int, measured: int) -> dict:
-    times, first = [], {}
-    for _ in range(1 + warm + measured):
+def turns(steps: Iterator[dict], warm: int, measured: int) -> Iterator[dict]:
+    """Seconds of `measured` steps at a time, those of the first step, and what it gave."""
+
+    def seconds() -> float:
         start = time.perf_counter()
-        values = next(steps)
-        first = first or values
-        times.append(time.perf_counter() - start)
-    return {"seconds": times[1 + warm :], "first": times[0], **first}
+        next(steps)
+        return time.perf_counter() - start
+
+    start = time.perf_counter()
+    values = next(steps)
+    first = {"first": time.perf_counter() - start, **values}
+    for _ in range(warm):
+        next(steps)
+    while True:
+        yield {"seconds": [seconds() for _ in range(measured)], **first}
 
 
-def variant(options: argparse.Namespace) -> dict:
-    """What the child process measures."""
+def variant(options: argparse.Namespace) -> Iterator[dict]:
+    """What the child process measures, turn by turn."""
     warm, measured = cases.STEPS[options.case] if options.device == "cpu" else cases.ON_GPU
     measured = options.steps or measured
     half = options.precision == "bfloat16"
@@ -95,18 +104,18 @@ def variant(options: argparse.Namespace) -> dict:
         import jax
 
         ready_jax(options)
-        found = timed(cases.our_steps(configured(options, options.weights, options.precision)), warm, measured)
-        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+        peak = lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)  # noqa: E731
+        steps = cases.our_steps(configured(options, options.weights, options.precision))
     else:
         import torch
 
         from benchmarks import twins
 
         device = {"cpu": "cpu", "gpu": "cuda"}[options.device]
-        twin = twins.made(options.case, options.batch, options.weights, options.child, device, half)
-        found = timed(twins.steps(*twin), warm, measured)
-        peak = torch.cuda.max_memory_allocated() if options.device == "gpu" else 0
-    return found | {"gib": (peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30}
+        peak = lambda: torch.cuda.max_memory_allocated() if options.device == "gpu" else 0  # noqa: E731
+        steps = twins.steps(*twins.made(options.case, options.batch, options.weights, options.child, device, half))
+    for found in turns(steps, warm, measured):
+        yield found | {"gib": (peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30}
 
 
 def counted(options: argparse.Namespace) -> dict:
@@ -133,39 +142,67 @@ def checked(options: argparse.Namespace) -> dict:
 
 
 def child(options: argparse.Namespace) -> None:
+    """A line of JSON for each one that is read."""
     if options.child == "write":
         from benchmarks import twins
 
         return twins.write_weights(options.case, options.weights)
-    run = {"check": checked}.get(options.child, counted if options.child.startswith("count") else variant)
-    print(json.dumps(run(options)))
+    answers, sys.stdout = sys.stdout, sys.stderr
+    if options.child == "check" or options.child.startswith("count"):
+        found = iter([(checked if options.child == "check" else counted)(options)])
+    else:
+        found = variant(options)
+    for _ in sys.stdin:
+        print(json.dumps(next(found)), file=answers, flush=True)
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 
-def call(
+@contextlib.contextmanager
+def started(
     options: argparse.Namespace,
     what: str,
     changes: Sequence[str] = (),
     script: Path = Path(__file__),
     tunables: str = TUNABLES,
     **other,
-) -> dict:
-    """Of a child; {"error"} where a variant fails on a GPU, whose other variants are still worth having."""
+) -> Iterator[Callable[[], dict]]:
+    """A child; the function gives its next turn, {"error"} where it fails on a GPU: others are still worth having."""
     given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
     given |= {"steps": options.steps}
     command = [sys.executable, str(script), "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
     command += [f"--weights={options.weights}", *(["--set", *changes] if changes else [])]
     environment = {**os.environ, "GLIBC_TUNABLES": tunables} if options.device == "cpu" else os.environ
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        why = done.stderr.strip()[-2000:] or f"ended with {done.returncode}; -9 is usually a lack of memory"
-        if options.device == "cpu":
-            sys.exit(f"{options.case}, {what}: {why}")
-        print(f"{options.case}, {what} {changes or ''}: {why}", file=sys.stderr, flush=True)
-        return {"error": why.splitlines()[-1][:300]}
-    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+    ):
+        stdin, stdout = process.stdin, process.stdout
+        assert stdout
+
+        def turn() -> dict:
+            with contextlib.suppress(BrokenPipeError):
+                print(file=stdin, flush=True)
+            if line := stdout.readline():
+                return json.loads(line)
+            if not process.wait():
+                return {}
+            errors.seek(0)
+            why = errors.read().strip()[-2000:] or f"ended with {process.returncode}; -9 is usually a lack of memory"
+            if options.device == "cpu":
+                sys.exit(f"{options.case}, {what}: {why}")
+            print(f"{options.case}, {what} {changes or ''}: {why}", file=sys.stderr, flush=True)
+            return {"error": why.splitlines()[-1][:300]}
+
+        yield turn
+
+
+def call(options: argparse.Namespace, what: str, changes: Sequence[str] = (), **other) -> dict:
+    """One turn of a child."""
+    with started(options, what, changes, **other) as turn:
+        return turn()
 
 
 def machine(device: str) -> dict:
@@ -200,13 +237,18 @@ def measure(options: argparse.Namespace) -> dict:
     check = {}
     if options.precision == "bfloat16":
         check = call(options, "check", batch=min(options.batch, 4))
-    for i in range(options.rounds):
-        for name in names:
-            if name in options.against:
-                runs[name].append(call(options, name))
-            else:
-                runs[name].append(call(options, "ours", name.split()[1:]))
-            print(f"{options.case}, round {i + 1} of {options.rounds}, {name}: {runs[name][-1]}", flush=True)
+    together = options.device == "cpu" and not options.case.endswith("_2b")  # else they don't fit
+    with contextlib.ExitStack() as stack:
+        kept: dict[str, Callable[[], dict]] = {}
+        for i in range(options.rounds):
+            for name in names:
+                kind, *changes = [name] if name in options.against else name.split()
+                if not together:
+                    runs[name].append(call(options, kind, changes))
+                else:
+                    kept[name] = kept.get(name) or stack.enter_context(started(options, kind, changes))
+                    runs[name].append(kept[name]())
+                print(f"{options.case}, round {i + 1} of {options.rounds}, {name}: {runs[name][-1]}", flush=True)
     flops = {}
     for name in names:
         kind, *changes = name.split()
