@@ -11,11 +11,12 @@ float32; on a GPU bfloat16 with a bfloat16 base, and our float32 step of a small
 run (embeddings or log probabilities, and the loss).
 
 Every variant runs in its own process (allocators and precision are set at start), A B C … A B C …. On a CPU, whose
-speed others change, processes stay between their turns where all fit into memory: turns are seconds apart, no compilation between.
-A time is the median of a turn's steps, then the median over rounds, and (from … to …) of the rounds; a ratio is the
-median over rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU what the frameworks'
-allocators counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs are those of our step
-without anything computed twice, for all variants; hardware FLOPs are each variant's own, recomputation included.
+speed others change, processes stay between their turns where all fit into memory: turns are seconds apart, and no
+compilation lies between. A time is the median of a turn's steps, then the median over rounds, and (from … to …) of the
+rounds; a ratio is the median over rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU
+what the frameworks' allocators counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs
+are those of our step without anything computed twice, for all variants; hardware FLOPs are each variant's own,
+recomputation included.
 
 On a CPU all processes have glibc's allocator take huge pages, as fvjax's main does: PyTorch has the use of them too.
 """
@@ -93,6 +94,7 @@ def turns(steps: Iterator[dict], warm: int, measured: int) -> Iterator[dict]:
         next(steps)
     while True:
         yield {"seconds": [seconds() for _ in range(measured)], **first}
+        next(steps)  # the first after a pause is slow: a virtual machine has given its free memory back to the host
 
 
 def variant(options: argparse.Namespace) -> Iterator[dict]:
