@@ -94,7 +94,8 @@ def turns(steps: Iterator[dict], warm: int, measured: int) -> Iterator[dict]:
         next(steps)
     while True:
         yield {"seconds": [seconds() for _ in range(measured)], **first}
-        next(steps)  # the first after a pause is slow: a virtual machine has given its free memory back to the host
+        for _ in range(2):  # slow after a pause: a virtual machine gives free memory back to its host
+            next(steps)
 
 
 def variant(options: argparse.Namespace) -> Iterator[dict]:
