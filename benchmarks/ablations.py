@@ -170,7 +170,7 @@ ABLATIONS = (
     Ablation(
         "gradient_kernels",
         "their input gradients take the forward pass's kernels, in another order, and make none of a transposed one",
-        ("resnet50", "small_real"),
+        ("resnet50",),
         "1.08: making them was 0.65 of a trace's 8.77 device-seconds",
         "tests/test_cpu_conv.py",
         ((CONV, "_winograd(g, kernel, turned=True)", "_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))"),),
@@ -178,7 +178,7 @@ ABLATIONS = (
     Ablation(
         "turns_second",
         "their images take turns along an array's second axis, after the devices: XLA copies nothing for the loop",
-        ("resnet50", "small_real"),
+        ("resnet50",),
         "1.02: copies were 0.16 of a trace's 8.77 device-seconds",
         "tests/test_cpu_conv.py",
         ((CONV, "own // n, n, *x.shape[1:])", "own // n, n, *x.shape[1:]).swapaxes(0, 1)"),
@@ -192,7 +192,7 @@ ABLATIONS = (
     Ablation(
         "strided_input_gradient",
         "input gradients of strided convolutions are four of stride 1",
-        ("resnet50", "small_real"),
+        ("resnet50",),
         "1.05: XLA's were 0.60 of a trace's 8.77 device-seconds, its forward convolutions of the same FLOPs 0.25",
         "tests/test_cpu_conv.py",
         ((CONV, "if stride == 2 and", "if stride == 0 and"),),
@@ -213,14 +213,6 @@ ABLATIONS = (
         "1.02: three channels fill no vector register, in one layer of 1% of the FLOPs",
         "tests/test_cpu_conv.py",
         ((CONV, "if channels > 4 or stride != 1 or w % 2:", "if channels:"),),
-    ),
-    Ablation(
-        "strided_1x1",
-        "strided 1x1 convolutions are products of the pixels they see",
-        ("resnet50", "small_real"),
-        "1.02: XLA's backward is 3 times slower, in four layers of 3% of the FLOPs",
-        "tests/parity/test_iresnet.py",
-        ((LAYERS, "if size == 1:", "if size == 0:"),),
     ),
 )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """The ledger says what the results say, and our count of a step's arithmetic is torch's."""
 
+import argparse
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,3 +79,32 @@ def test_the_ledger_has_what_optimisations_brought():
     measured = {(name, found["case"]) for found in results for name in found["runs"]}
     assert measured >= {(a.name, case) for a in ablations.ABLATIONS for case in a.cases}
     assert not [problem for problem in map(ablations.problems, results) if problem]
+
+
+def options(device):
+    return argparse.Namespace(case="resnet50", device=device, batch=2, precision="float32", steps=0, weights=Path("w"))
+
+
+def test_a_child_gives_a_line_a_turn(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text("import sys\nfor i, _ in enumerate(sys.stdin): print(i, flush=True)\n")
+    with step_time.started(options("cpu"), "ours", script=script) as turn:
+        assert [turn(), turn()] == [0, 1]
+
+
+def test_a_child_that_fails_says_why(tmp_path, capsys):
+    script = tmp_path / "child.py"
+    script.write_text("raise SystemExit('no memory left')\n")
+    with pytest.raises(SystemExit, match="resnet50, best: no memory left"):
+        step_time.call(options("cpu"), "best", script=script)
+    assert step_time.call(options("gpu"), "best", script=script) == {"error": "no memory left"}
+    assert "no memory left" in capsys.readouterr().err
+
+
+def test_turns_measure_after_the_warm_up():
+    steps = iter([{"loss": float(i)} for i in range(12)])
+    turns = step_time.turns(steps, warm=2, measured=3)
+    found = next(turns), next(turns)
+    assert [len(turn["seconds"]) for turn in found] == [3, 3]
+    assert [turn["loss"] for turn in found] == [0.0, 0.0]
+    assert next(steps) == {"loss": 11.0}  # 1 + 2 and 3 of the first turn, 2 and 3 of the second
