@@ -183,6 +183,7 @@ def started(
         subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
     ):
         stdin, stdout = process.stdin, process.stdout
+        assert stdin
         assert stdout
 
         def turn() -> dict:
@@ -199,7 +200,11 @@ def started(
             print(f"{options.case}, {what} {changes or ''}: {why}", file=sys.stderr, flush=True)
             return {"error": why.splitlines()[-1][:300]}
 
-        yield turn
+        try:
+            yield turn
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # of one that has failed
+                stdin.close()
 
 
 def call(options: argparse.Namespace, what: str, changes: Sequence[str] = (), **other) -> dict:
