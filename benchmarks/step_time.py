@@ -250,7 +250,7 @@ def measure(options: argparse.Namespace) -> dict:
         kept: dict[str, Callable[[], dict]] = {}
         for i in range(options.rounds):
             for name in names:
-                kind, *changes = [name] if name in options.against else name.split()
+                kind, *changes = name.split()
                 if not together:
                     runs[name].append(call(options, kind, changes))
                 else:

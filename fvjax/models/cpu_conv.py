@@ -60,7 +60,7 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _strided_input_gradient(kernel, g):
-    """Of stride 2: four convolutions of stride 1, one for each of two rows and columns."""
+    """Of stride 2: kernel [3,3,in,out], g [N,H,W,out] -> [N,2H,2W,in], by a convolution for each of 2x2 pixels."""
     taps = slice(1, 2), slice(2, None, -2)  # what multiplied an even row, and an odd one: first g's of the same index
 
     def pixels(row, column):
@@ -161,7 +161,6 @@ def _winograd(x, kernel, turned=False):
     kernels = _twice(one, kernel, (0, 0))  # 16 arrays, not one: a loop would slice it in every turn
     if turned:  # a, b, c -> c, b, a makes of one's four numbers the last, second, third, first
         kernels = [kernels[4 * i + j] for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
-
     sums = "dpo,io->dpi" if turned else "dpi,io->dpo"
 
     def some(i, done, x):
