@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fvjax import api, errors, lora, run_state, trees
+from fvjax import api, errors, lora, run_state, shipped, trees
 from weights_convert import open_checkpoint, write_adapters
 from weights_convert.write import rewrite, write_original
 
@@ -48,10 +48,10 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
             raise ValueError(f"{told}; adapters do not hold those: add --merged")
         if not config.init_from:
             raise ValueError(f"{workdir}: the adapters belong to no one directory (config.init_from is empty)")
-        write_adapters(dst, adapters, config.lora.alpha, config.init_from, kind)
+        write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind)
         return f"{len(adapters) // 2} adapted modules, rank {config.lora.rank}, {source}"
     if config.init_from:
-        base = open_checkpoint(config.init_from, kind)
+        base = open_checkpoint(shipped.weights(config.init_from), kind)
         scale = config.lora.alpha / config.lora.rank if adapters else 0.0
         merge(base, dst, adapters, scale, whole)
         return f"{kind} in the layout and dtypes of {config.init_from}, {source}"

@@ -1,5 +1,8 @@
 """`python -m fvjax.main --config=configs/NAME.py [--workdir=DIR] [--mode=train|eval] [--config.any.key=value]`
 
+`--config` takes a file, or the name of an experiment that comes with fvjax (`--config=quickstart`, one of its rows with
+`--config=quickstart:vit_lora`).
+
 Trains (or resumes DIR), evaluates every benchmark of the config and prints one table. Exit code 0; 2 with one line
 on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config. Exit code 75
 after SIGTERM, SIGUSR1 or Ctrl-C: what was trained is saved, and the same command goes on. Exit code 69: one of several
@@ -13,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import fvjax
-from fvjax import distributed, errors, preemption
+from fvjax import distributed, errors, preemption, shipped
 from fvjax.config import Config, check, differences, experiments, flatten, to_json
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
@@ -34,6 +37,7 @@ PROFILE = flags.DEFINE_integer(
     "profile", 0, "trace so many training steps into WORKDIR/profile and print where their time went", lower_bound=0
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
+FLAGS = (CONFIG, WORKDIR, MODE, COORDINATOR, PROCESSES, PROCESS, PROFILE, TRACEBACK)  # that --help tells of
 
 
 def missing(config: Config) -> list[str]:
@@ -46,7 +50,7 @@ def missing(config: Config) -> list[str]:
     lines = {
         path: f"config.{key}: {path} is not there. {remedies.get(key, 'Supply it or name another.')}"
         for key, path in reversed(wanted.items())  # one line a path: the first key that names it
-        if path and not Path(path).exists()
+        if path and not Path(shipped.weights(path)).exists()
     }
     return list(reversed(lines.values()))
 
@@ -181,20 +185,50 @@ def fail(text: str) -> None:
     distributed.leave(2, text)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Flags, with every complaint in one line and exit code 2."""
+def help_text(about: str, holders: Sequence[flags.FlagHolder]) -> str:
+    """What a command's --help prints: what it is for, then its own flags and none of absl's."""
+    lines = [about.strip(), "", "flags:"]
+    for flag in (flags.FLAGS[holder.name] for holder in holders):
+        default = "" if flag.default in (None, False, 0, []) else f" (default: {flag.default})"
+        lines.append(f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}=…")
+        lines.append(f"        {' '.join(flag.help.split())}{default}")
+    return "\n".join(lines)
+
+
+def find_config(argv: list[str]) -> list[str]:
+    """The arguments with `--config=NAME[:ROW]` naming the file that is meant (see `shipped.config_file`)."""
+    out = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
+            continue
+        name, colon, row = (value if equals else argv[i + 1]).partition(":")
+        file = shipped.config_file(name)
+        shipped.importable(file)
+        if equals:
+            out[i] = f"{flag}={file}{colon}{row}"
+        else:
+            out[i + 1] = f"{file}{colon}{row}"
+    return out
+
+
+def parse(argv: list[str], about: str = __doc__ or "", holders: Sequence[flags.FlagHolder] = FLAGS) -> list[str]:
+    """Flags, with every complaint in one line and exit code 2; --help prints `about` and those of `holders`."""
+    if {"--help", "-h", "-help"} & set(argv):
+        print(help_text(about, holders))
+        sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(find_config(argv))
         if CONFIG.value is None:
-            fail("--config=configs/NAME.py is missing; `ls configs` shows what there is")
+            fail(f"--config=NAME is missing; there are {', '.join(shipped.config_names())}, or give a file of your own")
         to_json(CONFIG.value)  # a config that could not be loaded complains at its first use
         return rest
     except Exception as error:  # a config file is Python: anything can be wrong in it
         if "--traceback" in argv:
             raise
         file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
-        if file and not Path(file).is_file():
-            fail(f"--config={file}: no such file; `ls configs` shows what there is")
+        if file and not shipped.config_file(file).is_file():
+            fail(f"--config={file}: no such file; there are {', '.join(shipped.config_names())}")
         kind = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))

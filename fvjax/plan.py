@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fvjax import config as configs
-from fvjax import errors, flops, hlo, needs, sharding
+from fvjax import errors, flops, hlo, needs, sharding, shipped
 from fvjax import main as cli
 from fvjax.config import Config
 
@@ -104,7 +105,11 @@ JSON = flags.DEFINE_string("json", None, "also write everything there")
 def without_files(config: Config) -> tuple[Config, list[str]]:
     """The config as on a GPU, by its own sizes where its files are not here; and what to tell of that."""
     config, told = config.copy_and_resolve_references(), []
-    absent = [path for path in (config.init_from, *config.init_parts.values()) if path and not Path(path).is_dir()]
+    absent = [
+        path
+        for path in (config.init_from, *config.init_parts.values())
+        if path and not Path(shipped.weights(path)).is_dir()
+    ]
     if absent:
         told.append(f"{', '.join(absent)}: not here, so the model's sizes are the config's own")
         config.init_from, config.init_parts = "", {}
@@ -313,4 +318,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse)
+    own = (cli.CONFIG, DEVICE_COUNTS, KIND, PER_NODE, NETWORK, DECODE, STEPS, IMAGES, JSON, cli.TRACEBACK)
+    app.run(main, flags_parser=partial(cli.parse, about=__doc__ or "", holders=own))

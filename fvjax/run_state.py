@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fvjax import checkpoint, lora, optim, sharding, trees
+from fvjax import checkpoint, lora, optim, sharding, shipped, trees
 from fvjax.config import Config
 from fvjax.data import prompts
 from fvjax.models import encoder as encoders
@@ -68,13 +68,13 @@ def open_model(config: Config, mesh, plain: bool = False) -> Opened:
 def open_base(config: Config) -> Base | None:
     """config.init_from or config.init_parts, of which only headers are read; None without either."""
     if config.init_from:
-        whole = open_checkpoint(config.init_from, config.model.kind)
+        whole = open_checkpoint(shipped.weights(config.init_from), config.model.kind)
         return Base(whole.params, whole.model_config, "(params|batch_stats)/")
     params, attributes = {}, {}
     for part, path in config.init_parts.items():
         if part not in SECTIONS:
             raise ValueError(f"config.init_parts.{part}: a VLM's parts are {', '.join(SECTIONS)}")
-        one = open_checkpoint(path, {"vision": "vision_transformer"}.get(part, part))
+        one = open_checkpoint(shipped.weights(path), {"vision": "vision_transformer"}.get(part, part))
         params |= {n.replace("params/", f"params/{part}/", 1): leaf for n, leaf in one.params.items()}
         attributes[part] = one.model_config
     return Base(params, attributes, f"params/({'|'.join(attributes)})/") if attributes else None
@@ -83,8 +83,9 @@ def open_base(config: Config) -> Base | None:
 def base_hash(config: Config) -> str:
     """Of the base's files, "" without one: what a run's checkpoints belong to."""
     if config.init_from:
-        return checkpoint.base_hash(config.init_from)
-    return ",".join(f"{part}:{checkpoint.base_hash(path)}" for part, path in sorted(config.init_parts.items()))
+        return checkpoint.base_hash(shipped.weights(config.init_from))
+    parts = sorted(config.init_parts.items())
+    return ",".join(f"{part}:{checkpoint.base_hash(shipped.weights(path))}" for part, path in parts)
 
 
 def start(config: Config, opened: Opened, mesh, steps_per_epoch: int) -> Start:
@@ -135,7 +136,7 @@ def trained(config: Config, workdir: Path) -> tuple[Opened, dict, int, str]:
     """
     bases = {"init_from": config.init_from, **{f"init_parts.{k}": v for k, v in config.init_parts.items()}}
     for key, path in bases.items():
-        if path and not Path(path).is_dir():
+        if path and not Path(shipped.weights(path)).is_dir():
             remedy = dict(config.prepare).get(key, "")
             told = f"{path} is not there (seen from where the run was started). {remedy}"
             raise ValueError(f"{workdir}/config.json: {key}: {told}".rstrip())
@@ -215,7 +216,7 @@ def prompt_ids(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     answers = config.task == "pair_answer"
     ids, yes_no = tuple(config.prompt.ids), tuple(config.prompt.yes_no_ids) if answers else ()
     if config.prompt.text or (answers and not yes_no):
-        tokenizer = prompts.Tokenizer(config.init_from or config.init_parts.get("decoder", ""))
+        tokenizer = prompts.Tokenizer(shipped.weights(config.init_from or config.init_parts.get("decoder", "")))
         ids = ids or tuple(tokenizer.encode(config.prompt.text))
         yes_no = yes_no or (prompts.yes_no_ids(tokenizer) if answers else ())
     return ids, yes_no

@@ -1,0 +1,170 @@
+"""`fvjax CMD` is `python -m MODULE`; experiments and pretrained weights are found from whatever folder."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fvjax
+from fvjax import __main__ as commands
+from fvjax import main, run_state, shipped
+from fvjax.config import base
+
+ROOT = Path(__file__).resolve().parent.parent
+ELSEWHERE = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def fvjax_command(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-c", "from fvjax.__main__ import main; main()", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=ELSEWHERE, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_here(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["fvjax", *arguments])
+    commands.main()
+
+
+def test_every_command_names_a_module_that_can_be_run():
+    for name, (module, _) in commands.COMMANDS.items():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, name
+        package = spec.submodule_search_locations
+        file = Path(next(iter(package))) / "__main__.py" if package else Path(str(spec.origin))
+        assert '\nif __name__ == "__main__":\n' in file.read_text(), f"{file} does nothing when it is run"
+
+
+def test_the_console_script_is_this_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"fvjax": "fvjax.__main__:main"}
+
+
+def test_version_names_the_release_and_the_code(monkeypatch, capsys):
+    run_here(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"fvjax {fvjax.__version__} ({fvjax.code_version()})\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)], ids=["nothing", "help", "h"])
+def test_help_lists_every_command(monkeypatch, capsys, arguments):
+    run_here(monkeypatch, *arguments)
+    out = capsys.readouterr().out
+    for name in commands.COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_an_unknown_command_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_here(monkeypatch, "verfy")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"fvjax: error: no command 'verfy'; there are {', '.join(commands.COMMANDS)}\n"
+
+
+def test_a_command_gets_its_arguments_and_its_exit_code_comes_back(tmp_path):
+    code, out, err = fvjax_command("prepare", "folder", "--src=nothere", "--dst=store", cwd=tmp_path)
+    assert (code, out, err) == (2, "", "error: nothere: no such folder\n")
+
+
+def test_help_of_a_command_has_its_own_flags_only(tmp_path):
+    code, out, _ = fvjax_command("main", "--help", cwd=tmp_path)
+    assert code == 0
+    listed = {line.strip() for line in out.splitlines() if line.startswith("  --")}
+    assert listed == {
+        "--config=…",
+        "--workdir=…",
+        "--mode=…",
+        "--coordinator=…",
+        "--processes=…",
+        "--process=…",
+        "--profile=…",
+        "--[no]traceback",
+    }
+    assert "(default: train)" in out
+    assert "train and evaluate, or only evaluate what is there" in out
+
+
+def test_main_loads_an_experiment_by_name_in_a_folder_that_has_none(tmp_path):
+    code, out, err = fvjax_command("main", "--config=small_real", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "config.data.train: data/cfp324 is not there. " in err  # the experiment was read, its data is missing
+
+
+def test_main_names_the_experiments_that_there_are(tmp_path):
+    code, _, err = fvjax_command("main", "--config=nothere", cwd=tmp_path)
+    names = ", ".join(sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "paper")))
+    assert (code, err) == (2, f"fvjax: error: --config=nothere: no such file; there are {names}\n")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
+def test_a_name_means_the_packages_experiment(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.config_file(name) == ROOT / "configs" / "quickstart.py"
+
+
+def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/quickstart.py").touch()
+    assert shipped.config_file("configs/quickstart.py") == Path("configs/quickstart.py")
+    assert shipped.config_file("elsewhere/quickstart.py") == Path("elsewhere/quickstart.py")  # not there, and said so
+
+
+def test_the_config_flag_is_rewritten_in_each_of_its_forms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = f"{ROOT}/configs/quickstart.py"
+    given = ["main", "--config=quickstart:resnet", "--config.epochs=1", "--mode", "eval"]
+    assert main.find_config(given) == ["main", f"--config={file}:resnet", *given[2:]]
+    assert main.find_config(["main", "--config", "quickstart"]) == ["main", "--config", file]
+    assert main.find_config(["main", "--config"]) == ["main", "--config"]
+
+
+def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch):
+    given = "fvjax/pretrained/tiny_internvit"
+    monkeypatch.chdir(ROOT)
+    config = base()
+    config.init_from, config.model.kind = given, "vision_transformer"
+    here = run_state.base_hash(config)
+    monkeypatch.chdir(tmp_path)
+    assert shipped.weights(given) == f"{ROOT}/{given}"
+    assert run_state.base_hash(config) == here
+    assert main.missing(config) == []
+    assert shipped.weights("data/InternVL2-2B") == "data/InternVL2-2B"
+
+
+def test_an_installed_package_has_the_experiments_inside(tmp_path, monkeypatch):
+    """As in a wheel, where pyproject.toml puts configs/ into fvjax/_wheel."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "fvjax")
+    inside = tmp_path / build["force-include"]["configs"]
+    inside.mkdir(parents=True)
+    (inside / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert shipped.config_folder() == inside
+    assert shipped.config_file("mine") == inside / "mine.py"
+    assert shipped.config_names() == ["mine"]
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_an_experiment_in_an_empty_folder(tmp_path):
+    """Built, installed into an environment of its own (packages are downloaded), and run where nothing else is."""
+
+    def uv(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "uv", *arguments], check=True, timeout=1200)
+
+    uv("build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(ROOT))
+    uv("venv", "--quiet", "--python", sys.executable, str(tmp_path / "env"))
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    uv("pip", "install", "--quiet", "--python", str(tmp_path / "env/bin/python"), str(wheel))
+    (tmp_path / "empty").mkdir()
+    small = "identities=12", "images=4", "test_identities=20", "test_images=3", "test_pairs=40"
+    settings = [f"--config.data.synthetic.{one}" for one in small]
+    settings += ["--config.batch_size=8", "--config.eval.bootstrap=20"]
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    command = [str(tmp_path / "env/bin/fvjax"), "main", "--config=quickstart", *settings]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=env, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert "Face verification (%)" in done.stdout
+    assert {p.name for p in (tmp_path / "empty/runs/quickstart").iterdir()} >= {"resnet", "vit_frozen", "vit_lora"}
