@@ -23,7 +23,8 @@ PARTS = (
     "memory",
     "hlo",
 )
-COMMON = {"trees", "typing", "config", "errors", "distributed"}  # distributed: what processes say to each other
+# distributed: what processes say to each other; shipped: where the files of the package lie
+COMMON = {"trees", "typing", "config", "errors", "distributed", "shipped"}
 MAY = {part: COMMON for part in PARTS} | {"models": {"trees", "typing"}}
 MAY["run_state"] = COMMON | {"models", "checkpoint", "lora", "optim", "sharding", "data"}  # data: the tokenizer
 MAY["predict"] = COMMON | {"run_state", "evaluate", "models", "tasks", "evals", "data", "sharding"}
