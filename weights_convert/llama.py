@@ -71,7 +71,7 @@ def rope_config(options: Options, theta: float | None = None) -> dict[str, Any]:
     """
     key = "rope_parameters" if options.get("rope_parameters") else "rope_scaling"
     scaling = Options(options.get(key) or {}, f"{options.location} ({key})", "the rope scaling")
-    theta = scaling.get("rope_theta") or options.get("rope_theta", theta)
+    theta = scaling.get("rope_theta", options.get("rope_theta", theta))
     if theta is None:
         raise ValueError(f"{options.location}: the language configuration has no 'rope_theta'")
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 1:
