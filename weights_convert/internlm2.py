@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from weights_convert import llama
-from weights_convert.llama import common_config, rope_config
+from weights_convert.llama import IRRELEVANT, common_config, heads_config, rope_config
+from weights_convert.options import Options
 from weights_convert.rules import LINEAR, Part, Rule
 
 ARCHITECTURES = ("InternLM2ForCausalLM",)
@@ -17,11 +18,14 @@ prefix = llama.prefix
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json (or its llm_config) -> keyword arguments of fvjax.models.decoder.Decoder."""
-    out = common_config(config, where) | rope_config(config, where)
-    if "bias" not in config:
-        raise ValueError(f"{where}: the language configuration has no 'bias'")
-    return out | {"qkv_bias": config["bias"], "out_bias": config["bias"], "mlp_bias": False}
+    """config.json (or its llm_config) -> keyword arguments of fvjax.models.decoder.Decoder. Errors as llama's."""
+    options = Options(config, where, "the language configuration")
+    out = common_config(options)
+    out |= heads_config(options, out, None) | rope_config(options)
+    options.only("rope_pos_id_version", "default")
+    bias = options.flag("bias")
+    options.finish_model(IRRELEVANT)
+    return out | {"qkv_bias": bias, "out_bias": bias, "mlp_bias": False}
 
 
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from weights_convert import internlm2, internvit, llama
+from weights_convert.internvit import CHAT_IRRELEVANT, merged_only, tower_of
+from weights_convert.options import Options
 from weights_convert.rules import LINEAR, Rule
 
 ARCHITECTURES = ("InternVLChatModel",)
@@ -24,27 +26,40 @@ def _decoder(config: Mapping[str, Any], where: str) -> ModuleType:
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json -> attributes for fvjax.models.vlm.build."""
+    """config.json -> attributes for fvjax.models.vlm.build.
+
+    ValueError: a key is missing, has a value that is not supported, or is not known here.
+    """
     for key in ("vision_config", "llm_config", "downsample_ratio", "ps_version"):
         if key not in config:
             raise ValueError(f"{where}: there is no {key!r}")
-    if config["ps_version"] not in ("v1", "v2"):
+    chat = Options(config, where)
+    if chat.need("ps_version") not in ("v1", "v2"):
         raise ValueError(f"{where}: ps_version={config['ps_version']!r} is not supported; known are 'v1' and 'v2'")
-    shuffle = round(1 / config["downsample_ratio"])
+    shuffle = round(1 / chat.number("downsample_ratio"))
     if shuffle * config["downsample_ratio"] != 1:
         raise ValueError(f"{where}: downsample_ratio={config['downsample_ratio']} is not 1 over a whole number")
-    for key in ("use_backbone_lora", "use_llm_lora"):
-        if config.get(key, 0):
-            raise ValueError(f"{where}: {key}={config[key]}: its adapters must be merged into the weights first")
-    vision, llm = internvit.model_config(config, where), config["llm_config"]
-    if config.get("force_image_size") not in (None, vision["image_size"]):
-        told = f"force_image_size={config['force_image_size']} is not the tower's {vision['image_size']}"
-        raise ValueError(f"{where}: {told}, which is not supported")
-    if "bos_token_id" not in llm:
+    merged_only(chat, "use_llm_lora")
+    vision = tower_of(chat)
+    if (grid := vision["image_size"] // vision["patch_size"]) % shuffle:
+        told = f"downsample_ratio={config['downsample_ratio']} does not go with {grid}x{grid} patches"
+        raise ValueError(f"{where}: {told}, which are no whole number of blocks")
+    llm = chat.part("llm_config", "the language configuration")
+    if llm.get("bos_token_id") is None:
         raise ValueError(f"{where}: llm_config has no 'bos_token_id'")
-    decoder = _decoder(config, where).model_config(llm, f"{where} (llm_config)")
+    decoder = _decoder(config, where).model_config(llm.values, llm.location)
+    bos = llm.count("bos_token_id", least=0)
+    if bos >= decoder["vocab"]:
+        raise ValueError(f"{llm.location}: bos_token_id={bos} is outside the vocabulary of {decoder['vocab']}")
+    if (width := chat.get("hidden_size", decoder["width"])) != decoder["width"]:
+        raise ValueError(f"{where}: hidden_size={width!r} is not the llm_config's {decoder['width']}")
+    tied = chat.get("tie_word_embeddings", decoder["tied"])
+    if tied and not decoder["tied"]:
+        raise ValueError(f"{where}: tie_word_embeddings={tied!r} contradicts the llm_config; set it in both or in none")
+    decoder["tied"] = bool(tied)  # InternVL 2.5 and later say false here, which overrides the llm_config
+    chat.finish_model(CHAT_IRRELEVANT)
     projector = {"width": decoder["width"], "shuffle": shuffle, "ps_version": config["ps_version"]}
-    return {"vision": vision, "projector": projector, "decoder": decoder, "bos": llm["bos_token_id"]}
+    return {"vision": vision, "projector": projector, "decoder": decoder, "bos": bos}
 
 
 def prefix(config: Mapping[str, Any], keys) -> str:

@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fvjax.models.iresnet import IResNet
+from weights_convert.options import Options
 from weights_convert.rules import CONV, KEEP, Rule, Transform
 
 ARCHITECTURES = ("IResNet",)
 KIND = "iresnet"
-KNOWN = {"architectures", "layers", "widths", "num_features", "model_type", "torch_dtype", "fvjax"}
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json -> keyword arguments of fvjax.models.iresnet.IResNet."""
-    unknown = sorted(set(config) - KNOWN)
-    missing = sorted({"layers", "num_features"} - set(config))
-    if unknown or missing:
-        raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}; known are {sorted(KNOWN)}")
-    out = {"layers": tuple(config["layers"]), "num_features": config["num_features"]}
-    return out | ({"widths": tuple(config["widths"])} if "widths" in config else {})
+    """config.json -> keyword arguments of fvjax.models.iresnet.IResNet.
+
+    ValueError: a key is missing, has a value that makes no sense, or is not known here.
+    """
+    options = Options(config, where)
+    options.get("architectures")
+    sizes = {"layers": options.need("layers"), "widths": options.get("widths")}
+    out: dict[str, Any] = {"num_features": options.count("num_features")}
+    for key, value in sizes.items():
+        if value is None:
+            continue
+        right = isinstance(value, list | tuple) and all(type(n) is int and n > 0 for n in value)
+        if not right or not value:
+            raise ValueError(f"{where}: {key}={value!r} is not a list of whole numbers of at least 1")
+        out[key] = tuple(value)
+    stages = len(out.get("widths", IResNet.widths))
+    if len(out["layers"]) != stages:
+        raise ValueError(f"{where}: layers={sizes['layers']!r} has not as many stages as there are widths, {stages}")
+    options.finish_model()
+    return out
 
 
 def _fc(channels: int) -> Transform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from weights_convert.options import Options
 from weights_convert.rules import LINEAR, Rule
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
@@ -12,7 +13,18 @@ KIND = "decoder"
 ROPES = ("linear", "dynamic", "llama3")
 
 
-def common_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+# Keys of a decoder's configuration that change nothing, with the reason.
+IRRELEVANT = {
+    "bos_token_id": "the prompt's first token is put there by whoever runs the decoder",
+    "pretraining_tp": "splits matrix products, whose sums are the same",
+    "max_sequence_length": "early LLaMA files have it beside max_position_embeddings, and no code reads it",
+}
+QWEN2_IRRELEVANT = dict.fromkeys(
+    ("sliding_window", "max_window_layers"), "belongs to a sliding window, and use_sliding_window says there is none"
+)
+
+
+def common_config(options: Options) -> dict[str, Any]:
     """What every decoder's configuration says. ValueError: a key is missing, or a value that is not supported."""
     ours = {
         "vocab": "vocab_size",
@@ -20,52 +32,98 @@ def common_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "depth": "num_hidden_layers",
         "heads": "num_attention_heads",
         "mlp_dim": "intermediate_size",
-        "norm_eps": "rms_norm_eps",
         "positions": "max_position_embeddings",
     }
-    for key in (*ours.values(), "hidden_act"):
-        if key not in config:
-            raise ValueError(f"{where}: the language configuration has no {key!r}")
+    sizes = {name: options.count(key) for name, key in ours.items()}
+    options.need("hidden_act")
     for key, only in (("hidden_act", "silu"), ("attention_dropout", 0.0), ("use_sliding_window", False)):
-        if config.get(key, only) != only:
-            raise ValueError(f"{where}: {key}={config[key]!r} is not supported; only {only!r} is")
-    heads = config["num_attention_heads"]
-    return {name: config[key] for name, key in ours.items()} | {
-        "kv_heads": config.get("num_key_value_heads") or heads,  # absent or null before grouped queries
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "tied": config.get("tie_word_embeddings", False),
+        options.only(key, only)
+    options.only("partial_rotary_factor", 1.0)
+    options.get("architectures")
+    kinds = options.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(f"{options.location}: layer_types={kinds!r} is not supported; only 'full_attention' is")
+    return sizes | {
+        "norm_eps": options.number("rms_norm_eps"),
+        "kv_heads": options.count("num_key_value_heads", sizes["heads"]),  # absent or null before grouped queries
+        "tied": options.flag("tie_word_embeddings", False),
     }
 
 
-def rope_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Rotary positions, as published with models (rope_theta, rope_scaling) or as transformers 5 writes them."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta", config.get("rope_theta"))
+def heads_config(options: Options, attributes: Mapping[str, Any], head_dim: int | None) -> dict[str, Any]:
+    """The width of a head: as given, or of heads that share the model's. ValueError: heads that do not come out."""
+    width, heads, groups = attributes["width"], attributes["heads"], attributes["kv_heads"]
+    told = f"{options.location}: num_attention_heads={heads} does not go with"
+    if head_dim is None and width % heads:
+        raise ValueError(f"{told} hidden_size={width}, of which it is no divisor, without a head_dim")
+    size: int = width // heads if head_dim is None else head_dim
+    if heads % groups:
+        raise ValueError(f"{told} num_key_value_heads={groups}, of which it is no multiple")
+    if size % 2:
+        raise ValueError(f"{told} hidden_size={width}: rotary positions need heads of even width, not {size}")
+    return {"head_dim": size}
+
+
+def rope_config(options: Options, theta: float | None = None) -> dict[str, Any]:
+    """Rotary positions, as published with models (rope_theta, rope_scaling) or as transformers 5 writes them.
+
+    ``theta``: the base where none is written; None means that it must be.
+    """
+    key = "rope_parameters" if options.get("rope_parameters") else "rope_scaling"
+    scaling = Options(options.get(key) or {}, f"{options.location} ({key})", "the rope scaling")
+    theta = scaling.get("rope_theta", options.get("rope_theta", theta))
     if theta is None:
-        raise ValueError(f"{where}: the language configuration has no 'rope_theta'")
+        raise ValueError(f"{options.location}: the language configuration has no 'rope_theta'")
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 1:
+        raise ValueError(f"{options.location}: rope_theta={theta!r} is not a number above 1")
+    other = options.get("rope_scaling")
+    if key == "rope_parameters" and other and _same_spelling(other) != _same_spelling(scaling.values):
+        told = f"rope_scaling={other!r} contradicts rope_parameters={scaling.values!r}"
+        raise ValueError(f"{options.location}: {told}; keep the one that the model was trained with")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    scaling.get("type")
+    scaling.only("partial_rotary_factor", 1.0)
     if kind == "default":
+        scaling.finish({})
         return {"rope": "plain", "rope_theta": float(theta)}
     if kind not in ROPES:
-        raise ValueError(f"{where}: rope scaling {kind!r} is not supported; known are {('default', *ROPES)}")
+        raise ValueError(f"{options.location}: rope scaling {kind!r} is not supported; known are {('default', *ROPES)}")
     theirs = {"rope_factor": "factor"}
     if kind == "llama3":
         theirs |= {"rope_original": "original_max_position_embeddings"}
         theirs |= {"rope_low": "low_freq_factor", "rope_high": "high_freq_factor"}
-    missing = [key for key in theirs.values() if key not in scaling]
+    missing = [key for key in theirs.values() if scaling.get(key) is None]
     if missing:
-        raise ValueError(f"{where}: rope scaling {kind!r} has no {missing[0]!r}")
-    return {"rope": kind, "rope_theta": float(theta)} | {name: scaling[key] for name, key in theirs.items()}
+        raise ValueError(f"{options.location}: rope scaling {kind!r} has no {missing[0]!r}")
+    numbers = {name: scaling.number(key) for name, key in theirs.items()}
+    if kind == "llama3" and numbers["rope_high"] <= numbers["rope_low"]:
+        told = f"high_freq_factor={numbers['rope_high']} is not above low_freq_factor={numbers['rope_low']}"
+        raise ValueError(f"{scaling.location}: {told}")
+    scaling.finish({})
+    return {"rope": kind, "rope_theta": float(theta)} | numbers
+
+
+def _same_spelling(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the base, and with the kind under one name."""
+    kind = scaling.get("rope_type", scaling.get("type"))
+    return {k: v for k, v in scaling.items() if k not in ("rope_theta", "type")} | {"rope_type": kind}
 
 
 def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json (or an InternVL model's llm_config) -> keyword arguments of fvjax.models.decoder.Decoder."""
-    if "LlamaForCausalLM" in config["architectures"]:
-        config = {"rope_theta": 10000.0, **config}  # LLaMA 1 and 2 leave it out
-    out = common_config(config, where) | rope_config(config, where)
-    if "Qwen2ForCausalLM" in config["architectures"]:  # its biases are not in its configuration
+    """config.json (or an InternVL model's llm_config) -> keyword arguments of fvjax.models.decoder.Decoder.
+
+    ValueError: a key is missing, has a value that is not supported, or is not known here.
+    """
+    options = Options(config, where, "the language configuration")
+    qwen2 = "Qwen2ForCausalLM" in config["architectures"]
+    out = common_config(options)
+    out |= heads_config(options, out, None if options.get("head_dim") is None else options.count("head_dim"))
+    out |= rope_config(options, None if qwen2 else 10000.0)  # LLaMA 1 and 2 leave it out
+    if qwen2:  # its biases are not in its configuration
+        options.finish_model({**IRRELEVANT, **QWEN2_IRRELEVANT})
         return out | {"qkv_bias": True, "out_bias": False, "mlp_bias": False}
-    attention, mlp = config.get("attention_bias", False), config.get("mlp_bias", False)  # absent in early LLaMA
+    attention, mlp = options.flag("attention_bias", False), options.flag("mlp_bias", False)  # absent in early LLaMA
+    options.finish_model(IRRELEVANT)
     return out | {"qkv_bias": attention, "out_bias": attention, "mlp_bias": mlp}
 
 

@@ -12,12 +12,33 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from weights_convert.options import Options
 from weights_convert.read import Checkpoint, hashes, load_json, open_checkpoint, open_file
 from weights_convert.rules import Part, join
 from weights_convert.write import new_directory, save
 
 BASE = "fvjax_base."  # and a part's name: its hash, in the file's metadata
 WRAPPER = "base_model.model."  # PEFT's own; files saved from the inner model lack it
+# Keys of adapter_config.json that make something else of the adapters, whatever they are set to.
+VARIANTS = ("use_dora", "use_rslora", "use_qalora", "lora_bias", "modules_to_save", "trainable_token_indices")
+INITS = (True, False, "gaussian", "orthogonal", "eva")  # those that leave the base as it is
+# Keys of adapter_config.json that change nothing, with the reason.
+IRRELEVANT = {
+    **dict.fromkeys(
+        ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "task_type", "inference_mode"),
+        "says where the file comes from, or what it is for",
+    ),
+    **dict.fromkeys(
+        ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        "says which modules get adapters, which the file's keys do too",
+    ),
+    **dict.fromkeys(("lora_dropout", "runtime_config"), "of training"),
+    **dict.fromkeys(
+        ("eva_config", "corda_config", "loftq_config", "lora_ga_config"), "of an initialisation: see init_lora_weights"
+    ),
+    **dict.fromkeys(("megatron_core", "qalora_group_size"), "has no effect without what it belongs to"),
+    "fan_in_fan_out": "the layout of a base that stores its matrices transposed, which none that is read here does",
+}
 
 
 def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], float]:
@@ -175,11 +196,25 @@ def _scale(path: Path, ranks: Mapping[str, int]) -> float:
         logging.info("%s: no adapter_config.json beside it, alpha = rank", path)
         return 1.0
     config = load_json(file)
-    for key in ("use_dora", "use_rslora"):
-        if config.get(key):
-            raise ValueError(f"{file}: {key} is not supported, only plain LoRA is")
     if "r" not in config or "lora_alpha" not in config:
         raise ValueError(f"{file} has no r or no lora_alpha")
+    options = Options(config, str(file))
+    for key in VARIANTS:
+        if value := options.get(key):
+            raise ValueError(f"{file}: {key}={value!r}: {key} is not supported, only plain LoRA is")
+    options.only("peft_type", "LORA")
+    options.only("bias", "none", "merge the adapters by PEFT and convert the whole model")
+    options.count("r")
+    options.number("lora_alpha")
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        value = options.get(pattern) or {}
+        if not isinstance(value, dict) or not all(type(v) in (int, float) and v > 0 for v in value.values()):
+            raise ValueError(f"{file}: {pattern}={value!r} is not a JSON object of numbers above 0")
+    init = options.get("init_lora_weights", True)
+    if init not in INITS and str(init).lower() not in INITS:
+        told = "that subtracts the first adapters from the base; let PEFT convert them to plain LoRA"
+        raise ValueError(f"{file}: init_lora_weights={init!r} is not supported: {told}")
+    options.finish(IRRELEVANT, unset=(False, {}, []))
 
     def of(module, key, pattern):
         """As PEFT reads it: the first pattern that matches the end of a module's path, else the value for all."""

@@ -161,6 +161,8 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     if converted is not None and converted.get("format") != FORMAT:
         raise ValueError(f"{path}/config.json: fvjax format {converted.get('format')!r}, this version reads {FORMAT}")
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"{path}/config.json: architectures={architectures!r} is not a list of names")
     tables = {t.KIND: t for t in reversed(TABLES) if set(architectures) & set(t.ARCHITECTURES)}
     if not tables:
         known = sorted({name for t in TABLES for name in t.ARCHITECTURES})

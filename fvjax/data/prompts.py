@@ -21,6 +21,15 @@ from sentencepiece import SentencePieceProcessor
 
 PROMPT = "Describe this person's facial features for identification."
 PAIR_PROMPT = "Do these two images show the same person? Answer Yes or No."
+# Settings of tokenizer_config.json that change ids, each with the values that leave them as they are.
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "tokenizer_class": (None, "InternLM2Tokenizer", "InternLM2TokenizerFast"),
+    "split_special_tokens": (None, False),
+    "do_lower_case": (None, False),
+    "add_prefix_space": (None, False),
+    "sp_model_kwargs": (None, {}),
+}
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
 
 
 class Tokenizer:
@@ -94,14 +103,20 @@ class Tokenizer:
         for text, id in _read_json(self.path / "added_tokens.json").items():
             add(text, id, self.path / "added_tokens.json")
         file = self.path / "tokenizer_config.json"
-        for id, token in _read_json(file).get("added_tokens_decoder", {}).items():
-            if strips := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]:
-                raise ValueError(f"{file}: token {token['content']!r} has {strips[0]}, which this tokenizer cannot do")
-            add(token["content"], int(id), file)
+        config = _read_json(file)
+        for key, known in SETTINGS.items():
+            if (value := config.get(key)) not in known:
+                told = f"{key}={value!r} changes the ids, which this tokenizer cannot do"
+                raise ValueError(f"{file}: {told}; it is for InternLM2's checkpoints as they are published")
+        for id, token in config.get("added_tokens_decoder", {}).items():
+            add(_text(token, file), int(id), file)
+        for key in SPECIAL:
+            for token in _as_list(config.get(key)):
+                _text(token, file)
         file = self.path / "special_tokens_map.json"
         for value in _read_json(file).values():
-            for token in value if isinstance(value, list) else [value]:
-                text = token if isinstance(token, str) else token["content"]
+            for token in _as_list(value):
+                text = _text(token, file)
                 id = added.get(text, self._pieces.PieceToId(text))
                 if id == self._pieces.unk_id() and text != self._pieces.IdToPiece(id):
                     raise ValueError(f"{file}: token {text!r} has no id; copy added_tokens.json from the checkpoint")
@@ -128,6 +143,20 @@ def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
             "of the checkpoint"
         )
     return yes[0], no[0]
+
+
+def _as_list(value: Any) -> list[Any]:
+    """One token or several, or none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _text(token: str | dict[str, Any], file: Path) -> str:
+    """An added token's text. ValueError: it takes spaces or word borders into account."""
+    if isinstance(token, str):
+        return token
+    if strips := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]:
+        raise ValueError(f"{file}: token {token['content']!r} has {strips[0]}, which this tokenizer cannot do")
+    return token["content"]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
