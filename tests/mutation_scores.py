@@ -88,7 +88,9 @@ def preload(modules: list[str]) -> None:
         importlib.import_module(module)
         tasks = Path("/proc/self/task")
         if tasks.is_dir() and len(list(tasks.iterdir())) > 1:
-            raise RuntimeError(f"{module} starts a thread, so it cannot be imported before a fork: {LIST.name}, preload")
+            raise RuntimeError(
+                f"{module} starts a thread, so it cannot be imported before a fork: {LIST.name}, preload"
+            )
 
 
 def run_tests(tests: list[str], copy: Path, timeout: float) -> tuple[int, str]:
@@ -167,9 +169,7 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
     database = WorkDB(new, WorkDB.Mode.open)
     ignored = meaningless((ROOT / module).read_text())
     pending = sorted(database.pending_work_items, key=lambda item: _key(item.mutations[0]))
-    dropped = [
-        item for item in pending if any(start <= item.mutations[0].start_pos < end for start, end in ignored)
-    ]
+    dropped = [item for item in pending if any(start <= item.mutations[0].start_pos < end for start, end in ignored)]
     rest = [item for item in pending if item not in dropped]
     chosen = random.Random(f"{seed} {module}").sample(rest, min(sample or len(rest), len(rest)))
     left = [item for item in rest if item not in chosen]
@@ -228,7 +228,9 @@ def judge(path: Path, module: str, tests: list[str], copy: Path) -> Iterator[Mut
             worker_outcome=WorkerOutcome.NORMAL,
         )
         if code in (5, 71):
-            raise RuntimeError(f"{module}: {mutant}: no test ran, or not of the copy (pytest: {code})\n{output[-2000:]}")
+            raise RuntimeError(
+                f"{module}: {mutant}: no test ran, or not of the copy (pytest: {code})\n{output[-2000:]}"
+            )
         database.set_result(item.job_id, result)
         yield None if code else mutant
     database.close()
@@ -349,7 +351,9 @@ def main() -> int:
                     if survivor:
                         bar.console.print(f"  {module}:{survivor.line}: {survivor}", markup=False, soft_wrap=True)
                 s = scores[module] = score(path, module, config)
-                told = f"{module}: {s.percent:.0f}%, {s.killed} of {s.judged} killed, {len(s.equivalent)} change nothing"
+                told = (
+                    f"{module}: {s.percent:.0f}%, {s.killed} of {s.judged} killed, {len(s.equivalent)} change nothing"
+                )
                 bar.console.print(told, markup=False, highlight=False)
         except (RuntimeError, ValueError) as error:
             bar.console.print(f"error: {error}", markup=False)
