@@ -129,8 +129,14 @@ def _child(tests: list[str], copy: Path, output: int) -> None:
 
 
 def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """(start, end) as (line, column) of the code that decides nothing: annotations, decorators, text of errors."""
+    """(start, end) as (line, column) of the code that decides nothing: annotations, decorators, text of errors, the
+    -1 of a reshape (any negative number does the same to numpy) and bare stars, which are no operators."""
     parts: list[ast.AST | None] = []
+    stars = [
+        ((number, match.start(1)), (number, match.end(1)))
+        for number, line in enumerate(source.splitlines(), 1)
+        for match in re.finditer(r"(?:^|[(,{\[=] ?)\s*(\*+)(?=[\w,\[(])", line)
+    ]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign):
             parts.append(node.annotation)
@@ -138,7 +144,11 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             parts += [node.returns, *node.decorator_list]
         elif isinstance(node, ast.Raise):
             parts.append(node.exc)
-    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in parts if isinstance(n, ast.expr)]  # type: ignore[misc]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape":
+            parts += [arg for arg in node.args if isinstance(arg, ast.UnaryOp)]
+    return stars + [
+        ((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in parts if isinstance(n, ast.expr)
+    ]  # type: ignore[misc]
 
 
 def start_session(path: Path, module: str, config: dict, base: str | None, sample: int, seed: int) -> None:
@@ -252,7 +262,7 @@ def score(path: Path, module: str, config: dict) -> Score:
         if one["module"] == module:
             if one["line"] not in lines:
                 raise ValueError(f"{LIST.name} is out of date: {module} holds no line {one['line']!r}")
-            reasons |= {(one["line"], mutated): one["why"] for mutated in one["mutated"]}
+            reasons |= {(one["line"], mutated): one["why"] for mutated in one.get("mutated", ["any"])}
     database = WorkDB(path, WorkDB.Mode.open)
     results = [result for _, result in database.completed_work_items]
     possible = sum(r.worker_outcome == WorkerOutcome.NORMAL or r.output == "not sampled" for r in results)
@@ -264,7 +274,7 @@ def score(path: Path, module: str, config: dict) -> Score:
         mutant = Mutant(*json.loads(result.diff))
         if result.test_outcome == TestOutcome.KILLED:
             out.killed += 1
-        elif why := reasons.get((mutant.old, mutant.new)):
+        elif why := reasons.get((mutant.old, mutant.new)) or reasons.get((mutant.old, "any")):
             out.equivalent[mutant] = why
         else:
             out.survivors.append(mutant)

@@ -1,4 +1,4 @@
-"""The optimizer's arithmetic against numpy, for every key of config.optimizer, and the rate at the edges of an epoch."""
+"""The optimizer against numpy, for every key of config.optimizer, and the rate at the edges of an epoch."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ def updates(config, gradients, w=2.0, rate=lambda step: 0.1, name="w", group="al
     [{}, {"b1": 0.5}, {"b2": 0.9}, {"eps": 0.3}, {"weight_decay": 0.2}, {"b1": 0.0, "b2": 0.5, "weight_decay": 0.01}],
 )
 def test_adamw_is_the_papers(changes):
-    """Loshchilov & Hutter, algorithm 2, with the rate on the decay as torch has it; three steps, as b1 and b2 show late."""
+    """Loshchilov & Hutter, algorithm 2, the rate on the decay as in torch; b1 and b2 show after the first step only."""
     c, m, v, expected = settings(name="adamw", **changes), 0.0, 0.0, []
     gradients = (0.5, -0.3, 2.0)
     for t, g in enumerate(gradients, 1):
