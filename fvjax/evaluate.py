@@ -130,9 +130,15 @@ def check(config: Config, workdir: Path) -> dict[str, str]:
 
 
 def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
-    """Where the embedded faces of a split lie; the name holds what they were drawn with."""
+    """Where the embedded faces of a split lie; the name holds everything they are drawn with.
+
+    That of the test set begins with the number of training identities: its people are numbered from there on, so that
+    nobody is in both.
+    """
     c = config.data.synthetic
-    sizes = (c.identities, c.images) if split == "train" else (c.test_identities, c.test_images, c.test_pairs)
+    sizes = (c.identities, c.images)
+    if split != "train":
+        sizes = (c.identities, c.test_identities, c.test_images, c.test_pairs)
     drawn = "_".join(str(n) for n in (*sizes, c.difficulty, c.seed))
     return Path(c.dir or workdir) / f"synthetic_{split}_{drawn}"
 
