@@ -113,15 +113,17 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
 def check(config: Config, workdir: Path) -> dict[str, str]:
     """Open every benchmark, so that what is wrong with one is told before anything is trained. Raises ValueError.
 
-    Returns the hashes of their data, by "data of NAME".
+    Returns the hashes of their records and of their pairs, by "data of NAME" and "pairs of NAME".
     """
     chosen = benchmarks(config, workdir)
     if unknown := set(config.eval.during) - set(chosen):
         raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
     hashes = {}
     for name, where in chosen.items():
-        hashes[f"data of {name}"] = Store(where.store, "test").data_hash
+        store = Store(where.store, "test")
         read_pairs(where.store, where.pairs)
+        hashes[f"data of {name}"] = store.data_hash
+        hashes[f"pairs of {name}"] = store.manifest["benchmarks"][where.pairs]["hash"]
     if config.data.val:
         store = Store(config.data.val, "val")
         draw.validation(store.labels, config.data.val_pairs, config.seed)
