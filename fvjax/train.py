@@ -87,6 +87,7 @@ def run(
         "base_hash": run_state.base_hash(config),
         "train_data_hash": store.data_hash if store else "",
         "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
+        **run_state.prompt_of(encoder),
     }
     distributed.agree({**meta, **hashes})
     unseen = "" if (workdir / "config.json").exists() else f"{workdir} of process 0 is not seen here"
