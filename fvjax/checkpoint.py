@@ -20,7 +20,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from fvjax import distributed, trees
 from fvjax.config import Config
 
-
 # What checkpoints of earlier versions do not hold; where it is missing it is not compared.
 NOTED_SINCE = ("prompt_ids", "val_data_hash")
 
