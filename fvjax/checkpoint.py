@@ -20,6 +20,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from fvjax import distributed, trees
 from fvjax.config import Config
 
+# What checkpoints of earlier versions do not hold; where it is missing it is not compared.
+NOTED_SINCE = ("prompt_ids", "val_data_hash")
+
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Not of a save that failed in the background: Orbax tells of it on many lines, and raises it as well."""
@@ -140,7 +143,7 @@ class Checkpoints:
         """Read `step` straight onto the shardings of `abstract`.
 
         Raises:
-            ValueError: the checkpoint's base, data or parameters are not those of this run.
+            ValueError: the checkpoint's base, data, prompt or parameters are not those of this run.
             Unreadable: it is damaged: not what was saved, by its hash.
         """
         found = self.meta(step)
@@ -148,7 +151,7 @@ class Checkpoints:
             told = "is of another version of fvjax, without a hash of its contents"
             raise ValueError(f"{self.path}/{step} {told}; choose another --workdir")
         for key, value in meta.items():
-            if found.get(key) != value:
+            if found.get(key, value if key in NOTED_SINCE else None) != value:
                 raise ValueError(
                     f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )

@@ -113,15 +113,17 @@ def benchmarks(config: Config, workdir: Path) -> dict[str, Config]:
 def check(config: Config, workdir: Path) -> dict[str, str]:
     """Open every benchmark, so that what is wrong with one is told before anything is trained. Raises ValueError.
 
-    Returns the hashes of their data, by "data of NAME".
+    Returns the hashes of their records and of their pairs, by "data of NAME" and "pairs of NAME".
     """
     chosen = benchmarks(config, workdir)
     if unknown := set(config.eval.during) - set(chosen):
         raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(chosen)}")
     hashes = {}
     for name, where in chosen.items():
-        hashes[f"data of {name}"] = Store(where.store, "test").data_hash
+        store = Store(where.store, "test")
         read_pairs(where.store, where.pairs)
+        hashes[f"data of {name}"] = store.data_hash
+        hashes[f"pairs of {name}"] = store.manifest["benchmarks"][where.pairs]["hash"]
     if config.data.val:
         store = Store(config.data.val, "val")
         draw.validation(store.labels, config.data.val_pairs, config.seed)
@@ -130,9 +132,15 @@ def check(config: Config, workdir: Path) -> dict[str, str]:
 
 
 def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
-    """Where the embedded faces of a split lie; the name holds what they were drawn with."""
+    """Where the embedded faces of a split lie; the name holds everything they are drawn with.
+
+    That of the test set begins with the number of training identities: its people are numbered from there on, so that
+    nobody is in both.
+    """
     c = config.data.synthetic
-    sizes = (c.identities, c.images) if split == "train" else (c.test_identities, c.test_images, c.test_pairs)
+    sizes = (c.identities, c.images)
+    if split != "train":
+        sizes = (c.identities, c.test_identities, c.test_images, c.test_pairs)
     drawn = "_".join(str(n) for n in (*sizes, c.difficulty, c.seed))
     return Path(c.dir or workdir) / f"synthetic_{split}_{drawn}"
 

@@ -26,7 +26,7 @@ def _count(jaxpr) -> int:
             kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
             macs = eqn.outvars[0].aval.size * math.prod(kernel) // kernel[dims.rhs_spec[0]]
             # zeros that a dilated operand inserts are no arithmetic of the model
-            total += 2 * macs // math.prod(eqn.params["lhs_dilation"]) // eqn.params["batch_group_count"]
+            total += 2 * macs // math.prod(eqn.params["lhs_dilation"])
         else:
             times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
             total += times * sum(_count(getattr(j, "jaxpr", j)) for j in jaxprs_in_params(eqn.params))

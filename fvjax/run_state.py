@@ -88,6 +88,15 @@ def base_hash(config: Config) -> str:
     return ",".join(f"{part}:{checkpoint.base_hash(shipped.weights(path))}" for part, path in parts)
 
 
+def prompt_of(encoder: encoders.Encoder) -> dict[str, Any]:
+    """The token ids of a VLM's text and answers, as checkpoints know them; {} of what reads none.
+
+    A config may hold a text, and then the ids depend on the tokenizer's files, which :func:`base_hash` leaves out.
+    """
+    ids = [list(encoder.prompt), list(encoder.yes_no)]
+    return {"prompt_ids": ids} if any(ids) else {}
+
+
 def start(config: Config, opened: Opened, mesh, steps_per_epoch: int) -> Start:
     """What trains is initialised inside jit, where it will live; what a base gives is read shard by shard."""
     lr = optim.schedule(config.optimizer, config.epochs, steps_per_epoch)
@@ -154,13 +163,18 @@ def trained(config: Config, workdir: Path) -> tuple[Opened, dict, int, str]:
         step = checkpoints.best()
         if step is None:
             raise nothing
-        trained_on = checkpoints.meta(step)["base_hash"]
+        meta = checkpoints.meta(step)
+        trained_on = meta["base_hash"]
         if trained_on != now:
             base = config.init_from or config.init_parts.to_dict()
             raise ValueError(
                 f"{workdir} was trained on another base than {base} is now (hash {trained_on[:8]} there, "
                 f"{now[:8]} now); put that base back"
             )
+        for key, ids in prompt_of(opened.encoder).items():
+            if meta.get(key, ids) != ids:  # checkpoints of before this was noted have none
+                told = f"was trained with {key} {meta[key]}, its tokenizer now gives {ids}"
+                raise ValueError(f"{workdir} {told}; put the tokenizer's files back")
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, where)
         state = checkpoints.restore(step, target, {})
         checkpoints.close()

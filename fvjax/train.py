@@ -87,7 +87,10 @@ def run(
         "base_hash": run_state.base_hash(config),
         "train_data_hash": store.data_hash if store else "",
         "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
+        **run_state.prompt_of(encoder),
     }
+    if config.data.val:  # the best of several checkpoints is chosen by accuracies on the same pairs
+        meta["val_data_hash"] = hashes["data of config.data.val"]
     distributed.agree({**meta, **hashes})
     unseen = "" if (workdir / "config.json").exists() else f"{workdir} of process 0 is not seen here"
     distributed.agree({}, unseen and f"{unseen}; choose a --workdir on a file system that all processes share")

@@ -30,11 +30,16 @@ def stores(config: Config) -> dict[str, tuple[Path, str]]:
 
 
 def copy(store: Path, split: str, to: Path) -> Path:
-    """The store's copy under `to`, made if it is not there. Raises ValueError, OSError."""
+    """The store's copy under `to`, made if it is not there. Raises ValueError, OSError.
+
+    The manifest has the hashes of all that a store holds, so a copy with another manifest is of another store.
+    """
     dst = to / store.absolute().relative_to("/")
-    if dst.exists():
-        return dst
     Store(store, split)  # whole? Otherwise this names the file
+    if dst.exists():
+        if (dst / "manifest.json").read_bytes() != (store / "manifest.json").read_bytes():
+            raise ValueError(f"{dst}: copied from {store} before that changed; remove the copy")
+        return dst
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dst.parent) as tmp:
         try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
+from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan, validation
 
 
 def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
@@ -258,3 +258,44 @@ def test_impossible_answer_plans_are_refused():
             GenuineImpostorPlan(np.array(labels), 2, 10, 0)
     with pytest.raises(IndexError, match="starts at 0"):
         GenuineImpostorPlan(LABELS, 2, 10, 0)[-1]
+
+
+@pytest.mark.parametrize(("count", "folds"), [(60, 10), (40, 2), (18, 3)])
+def test_validation_pairs_are_the_plans_with_as_many_of_both_kinds_in_every_fold(count, folds):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(30) * 3, 4))
+    drawn = validation(labels, count, 5, folds)
+    assert drawn.fold.tolist() == sorted(drawn.fold.tolist())
+    assert np.bincount(drawn.fold).tolist() == [count // folds] * folds
+    assert np.bincount(drawn.fold[drawn.same]).tolist() == [count // folds // 2] * folds
+    np.testing.assert_array_equal(drawn.identity_a, labels[drawn.a])
+    np.testing.assert_array_equal(drawn.identity_b, labels[drawn.b])
+    np.testing.assert_array_equal(drawn.same, drawn.identity_a == drawn.identity_b)
+    assert (drawn.a != drawn.b).all()
+    plan = GenuineImpostorPlan(labels, count, count, 5)
+    assert sorted(zip(drawn.a, drawn.b)) == sorted(plan[i][:2] for i in range(count))
+    assert set(validation(labels, 20, 5).fold) == set(range(10)), "ten folds, if nothing else is said"
+
+
+@pytest.mark.parametrize("make", [PairPlan, lambda labels, p, seed: GenuineImpostorPlan(labels, p, 40, seed)])
+def test_two_epochs_are_kept_and_the_one_used_last_is_not_forgotten(make, monkeypatch):
+    """Prefetching goes back and forth over the border of two epochs; drawing one anew each time would stall it."""
+    plan, drawn = make(LABELS, 4, 0), []
+    original = plan._plan
+    monkeypatch.setattr(plan, "_plan", lambda bits: drawn.append(1) or original(bits))
+    n = plan.steps_per_epoch * plan.pairs_per_batch
+    for i in (n - 1, n, n - 1, n, 0, n):
+        plan[i]
+    assert len(drawn) == 2, "both sides of the border are there"
+    plan[2 * n], plan[n]  # a third pushes out epoch 0, which was used before epoch 1
+    assert len(drawn) == 3
+    plan[0]
+    assert len(drawn) == 4
+
+
+def test_an_epoch_may_hold_a_single_pair_or_batch():
+    one = GenuineImpostorPlan(np.array([0, 0, 1]), 1, 1, 0)
+    assert (one.steps_per_epoch, one[0].label) == (1, 0), "the odd one is an impostor pair"
+    all_of_it = PairPlan(np.array([0, 0, 1, 1]), 2, 0)
+    assert all_of_it.steps_per_epoch == 1
+    assert sorted(all_of_it[i].label for i in range(2)) == [0, 1]
+    assert GenuineImpostorPlan(LABELS, 10, 10, 0).steps_per_epoch == 1

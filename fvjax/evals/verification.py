@@ -46,7 +46,8 @@ def scores(embeddings: NDArray, pairs: Any) -> NDArray:
     """
     used = np.union1d(pairs.a, pairs.b)
     if len(used) and (used[0] < 0 or used[-1] >= len(embeddings)):
-        raise ValueError(f"the pairs name record {used[-1]}, but there are {len(embeddings)} embeddings")
+        missing = used[0] if used[0] < 0 else used[-1]
+        raise ValueError(f"the pairs name record {missing}, but there are {len(embeddings)} embeddings")
     norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
     broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
     if len(broken):

@@ -1,0 +1,381 @@
+"""Mutation scores: of many small changes to a module, how many do the tests notice?
+
+    python tests/mutation_scores.py [MODULE …] [--sample=N] [--seed=S] [--changed=BASE] [--write]
+
+Cosmic Ray (https://cosmic-ray.readthedocs.io) changes one operator, number or condition at a time in a copy of the
+project; tests/mutation_scores.toml says which modules, which changes and which tests judge them. Each MODULE is a file
+of that list or a part of its path ("evals"); none means all. What was judged is kept in .mutation/, so that an
+interrupted run goes on where it stopped; `cr-report` and `cr-html` read the sessions there.
+
+A mutant that no test notices is a survivor. The list names survivors that change nothing that anybody could see, each
+with the reason; any other asks for a test. Exit code 0; 1 if there are such survivors; 2 if the tests fail without any
+mutation, or the list no longer fits the code.
+
+A mutant is judged in a fork of this process, in which the heavy packages are already imported, but no thread has
+started and nothing was computed. That saves two to five seconds each, most of the time with tests this small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIST, PAGE, KEPT = ROOT / "tests/mutation_scores.toml", ROOT / "tests/MUTATION_SCORES.md", ROOT / ".mutation"
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",  # read when jax is imported, so before the fork
+    "JAX_COMPILATION_CACHE_DIR": str(KEPT / "xla"),  # most mutants leave most programs as they are
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",  # a cached module could hide a mutation of equal length
+}
+# ruff: noqa: E402
+import pytest
+from cosmic_ray.mutating import use_mutation
+from cosmic_ray.plugins import get_operator
+from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
+from mutations import copy_project  # tests/mutations.py
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclass(frozen=True)
+class Mutant:
+    line: int
+    old: str  # the line without its indentation
+    new: str  # the mutated line; "" where the change is not within one line
+
+    def __str__(self) -> str:
+        return f"`{self.old}` → `{self.new}`".replace("|", "\\|")
+
+
+@dataclass
+class Score:
+    """What became of a module's mutants. `possible`: how many there are, of which `judged` were tried."""
+
+    possible: int
+    judged: int
+    killed: int
+    equivalent: dict[Mutant, str]  # with the reason
+    survivors: list[Mutant]
+
+    @property
+    def percent(self) -> float:
+        """Killed, of the judged ones that change anything; 100 if there are none."""
+        counted = self.judged - len(self.equivalent)
+        return 100 * self.killed / counted if counted else 100.0
+
+
+def preload(modules: list[str]) -> None:
+    """Import what most tests import, for the forks to have. Raises RuntimeError if one of them starts a thread."""
+    for module in modules:
+        importlib.import_module(module)
+        tasks = Path("/proc/self/task")
+        if tasks.is_dir() and len(list(tasks.iterdir())) > 1:
+            raise RuntimeError(
+                f"{module} starts a thread, so it cannot be imported before a fork: {LIST.name}, preload"
+            )
+
+
+def run_tests(tests: list[str], copy: Path, timeout: float) -> tuple[int, str]:
+    """Run pytest in a fork of this process. Return its exit code and output; 124 after `timeout` seconds."""
+    with tempfile.TemporaryFile() as output:
+        sys.stdout.flush()
+        if not (child := os.fork()):
+            _child(tests, copy, output.fileno())
+        deadline = time.monotonic() + timeout
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return 124, f"more than {timeout:.0f} s"
+            time.sleep(0.02)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(ended[1]), output.read().decode(errors="replace")
+
+
+def _child(tests: list[str], copy: Path, output: int) -> None:
+    """Never returns. The copy's modules are imported, not those of the working tree, also by programs it starts."""
+    code = 70
+    try:
+        os.setsid()  # a group of its own, so that a timeout ends all it started
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = str(copy)
+        sys.path[:] = [str(copy), *(p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "tests"))]
+        code = pytest.main(["-o", "addopts=", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])
+        if not Path(importlib.import_module("fvjax").__file__ or "").is_relative_to(copy):
+            code = 71  # whatever was tested, it was not the mutant
+        sys.stdout.flush()
+    finally:
+        os._exit(int(code))
+
+
+def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(start, end) as (line, column) of the code that decides nothing: annotations, decorators, text of errors, the
+    -1 of a reshape (any negative number does the same to numpy) and bare stars, which are no operators."""
+    parts: list[ast.AST | None] = []
+    stars = [
+        ((number, match.start(1)), (number, match.end(1)))
+        for number, line in enumerate(source.splitlines(), 1)
+        for match in re.finditer(r"(?:^|[(,{\[=] ?)\s*(\*+)(?=[\w,\[(])", line)
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            parts.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            parts += [node.returns, *node.decorator_list]
+        elif isinstance(node, ast.Raise):
+            parts.append(node.exc)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape":
+            parts += [arg for arg in node.args if isinstance(arg, ast.UnaryOp)]
+    return stars + [
+        ((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in parts if isinstance(n, ast.expr)
+    ]  # type: ignore[misc]
+
+
+def start_session(path: Path, module: str, config: dict, base: str | None, sample: int, seed: int) -> None:
+    """List a module's mutants in a new session; those filtered out or not in the sample are marked as skipped."""
+    operators = "|".join(config["operators"])
+    settings = {
+        "cosmic-ray": {
+            "module-path": module,
+            "timeout": 60.0,
+            "excluded-modules": [],
+            "test-command": f"python -m pytest -o addopts= -x -q {' '.join(config['modules'][module])}",
+            "distributor": {"name": "local"},
+            "filters": {
+                "operators-filter": {"exclude-operators": [f"(?!core/({operators})$)"]},
+                "git-filter": {"branch": base or ""},
+            },
+        }
+    }
+    toml, new = path.with_suffix(".toml"), path.with_suffix(".new")
+    toml.write_text(_toml(settings))
+    new.unlink(missing_ok=True)
+    commands = [["cosmic-ray", "init", str(toml), str(new)], ["cr-filter-operators", str(new), str(toml)]]
+    if base:
+        commands.append(["cr-filter-git", "--config", str(toml), str(new)])
+    for command, *arguments in commands:
+        found = Path(sys.executable).with_name(command)
+        subprocess.run([str(found), *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    database = WorkDB(new, WorkDB.Mode.open)
+    ignored = meaningless((ROOT / module).read_text())
+    pending = sorted(database.pending_work_items, key=lambda item: _key(item.mutations[0]))
+    dropped = [item for item in pending if any(start <= item.mutations[0].start_pos < end for start, end in ignored)]
+    rest = [item for item in pending if item not in dropped]
+    chosen = random.Random(f"{seed} {module}").sample(rest, min(sample or len(rest), len(rest)))
+    left = [item for item in rest if item not in chosen]
+    for items, why in ((dropped, "no code that decides anything"), (left, "not sampled")):
+        if items:
+            skipped = WorkResult(output=why, worker_outcome=WorkerOutcome.SKIPPED)
+            database.set_multiple_results([item.job_id for item in items], skipped)
+    database.close()
+    new.rename(path)
+
+
+def _key(mutation: MutationSpec) -> tuple:
+    return mutation.start_pos, mutation.operator_name, mutation.occurrence  # job ids are random
+
+
+def _toml(settings: dict, table: str = "") -> str:
+    plain = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items() if not isinstance(value, dict)]
+    deeper = [_toml(v, f"{table}{key}.") for key, v in settings.items() if isinstance(v, dict)]
+    head = f"[{table[:-1]}]\n" if table else ""
+    return head + "".join(plain) + "".join(deeper)
+
+
+def session_of(module: str, config: dict, base: str | None, sample: int, seed: int) -> Path:
+    """The session's file: another one whenever the module, its tests or the way they are judged have changed."""
+    tests = [test for test in config["modules"][module] if test.startswith("tests/")]
+    files = [module, "tests/conftest.py", *sorted({re.split("::", test)[0] for test in tests})]
+    parts = [(ROOT / file).read_bytes() for file in files]
+    parts.append(json.dumps([config["operators"], config["modules"][module], base, sample, seed]).encode())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+    return KEPT / f"{module.removesuffix('.py').replace('/', '.')}-{digest}.sqlite"
+
+
+def judge(path: Path, module: str, tests: list[str], copy: Path) -> Iterator[Mutant | None]:
+    """Judge the mutants of a session that were not yet. Yields each survivor, and None for one that was killed.
+
+    Raises RuntimeError if the tests fail without a mutation.
+    """
+    database = WorkDB(path, WorkDB.Mode.open)
+    pending = sorted(database.pending_work_items, key=lambda item: _key(item.mutations[0]))
+    if pending:
+        started = time.monotonic()
+        code, output = run_tests(tests, copy, 1800)
+        if code:
+            raise RuntimeError(f"the tests of {module} fail without a mutation (pytest: {code})\n{output[-3000:]}")
+        timeout = 20 + 4 * (time.monotonic() - started)
+    for item in pending:
+        mutation = item.mutations[0]
+        operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+        with use_mutation(copy / module, operator, mutation.occurrence) as (old, new):
+            code, output = run_tests(tests, copy, timeout)
+        mutant = difference(old, new or old)
+        result = WorkResult(
+            output=output[-4000:],
+            diff=json.dumps([mutant.line, mutant.old, mutant.new]),
+            test_outcome=TestOutcome.KILLED if code else TestOutcome.SURVIVED,
+            worker_outcome=WorkerOutcome.NORMAL,
+        )
+        if code in (5, 71):
+            raise RuntimeError(
+                f"{module}: {mutant}: no test ran, or not of the copy (pytest: {code})\n{output[-2000:]}"
+            )
+        database.set_result(item.job_id, result)
+        yield None if code else mutant
+    database.close()
+
+
+def difference(old: str, new: str) -> Mutant:
+    """The first line that differs."""
+    for number, (a, b) in enumerate(zip(old.splitlines(), new.splitlines()), 1):
+        if a != b:
+            return Mutant(number, a.strip(), b.strip())
+    return Mutant(0, "", "")
+
+
+def score(path: Path, module: str, config: dict) -> Score:
+    """What a finished session says. Raises ValueError if the list explains a survivor that cannot exist any more."""
+    lines = {line.strip() for line in (ROOT / module).read_text().splitlines()}
+    reasons: dict[tuple[str, str], str] = {}
+    for one in config.get("equivalent", []):
+        if one["module"] == module:
+            if one["line"] not in lines:
+                raise ValueError(f"{LIST.name} is out of date: {module} holds no line {one['line']!r}")
+            reasons |= {(one["line"], mutated): one["why"] for mutated in one.get("mutated", ["any"])}
+    database = WorkDB(path, WorkDB.Mode.open)
+    results = [result for _, result in database.completed_work_items]
+    possible = sum(r.worker_outcome == WorkerOutcome.NORMAL or r.output == "not sampled" for r in results)
+    out = Score(possible, 0, 0, {}, [])
+    for result in results:
+        if result.worker_outcome != WorkerOutcome.NORMAL:
+            continue
+        out.judged += 1
+        mutant = Mutant(*json.loads(result.diff))
+        if result.test_outcome == TestOutcome.KILLED:
+            out.killed += 1
+        elif why := reasons.get((mutant.old, mutant.new)) or reasons.get((mutant.old, "any")):
+            out.equivalent[mutant] = why
+        else:
+            out.survivors.append(mutant)
+    database.close()
+    out.survivors.sort(key=lambda mutant: mutant.line)
+    return out
+
+
+def page(scores: dict[str, Score], command: str) -> str:
+    """tests/MUTATION_SCORES.md."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}") else ""
+    rows = [
+        f"| `{module}` | {s.possible} | {s.judged} | {s.killed} | {len(s.equivalent)} | {len(s.survivors)} "
+        f"| {s.percent:.0f}% |"
+        for module, s in scores.items()
+    ]
+    left = [f"- `{module}`, line {m.line}: {m}" for module, s in scores.items() for m in s.survivors]
+    same = [f"- `{module}`: {m}. {why}" for module, s in scores.items() for m, why in s.equivalent.items()]
+    out = HEAD.format(command=command, commit=f"{git('show', '-s', '--format=%cs %h', 'HEAD')}{changed}")
+    out += "\n".join(rows) + "\n\n## Survivors that no test notices yet\n" + ("\n".join(left) or "None.")
+    return out + "\n\n## Survivors that change nothing\n" + ("\n".join(same) or "None.") + "\n"
+
+
+HEAD = """# Mutation scores
+
+Written by `{command}` at {commit} (+: with uncommitted changes). `mutants`: how many the module has;
+`judged`: how many of them were drawn and run; `score`: killed of the judged ones, without those that change nothing.
+
+| module | mutants | judged | killed | change nothing | survived | score |
+|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/mutation_scores.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="a file of the list or a part of its path")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="at most N mutants of each module")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--changed", nargs="?", const="main", metavar="BASE", help="only lines that differ from a commit (main)"
+    )
+    parser.add_argument("--write", action="store_true", help="write tests/MUTATION_SCORES.md")
+    options = parser.parse_args()
+    console = Console()
+    config = tomllib.loads(LIST.read_text())
+    wanted = [m for m in config["modules"] if not options.modules or any(part in m for part in options.modules)]
+    if not wanted:
+        parser.error(f"no module matches; there are {', '.join(config['modules'])}")
+    (KEPT / "xla").mkdir(parents=True, exist_ok=True)
+    sessions = {m: session_of(m, config, options.changed, options.sample, options.seed) for m in wanted}
+    scores: dict[str, Score] = {}
+    # No thread may run when a mutant is forked off, so nothing refreshes the progress bar but the loop below.
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    bar = Progress(
+        TextColumn("{task.description}"), *columns, console=console, auto_refresh=False, speed_estimate_period=600
+    )
+    with tempfile.TemporaryDirectory(prefix="fvjax-mutation-") as folder, bar:
+        copy = Path(folder).resolve() / "fvjax"
+        copy_project(copy)
+        data = ROOT.parent / "shared" / "data"
+        if data.is_dir():
+            os.environ.setdefault("FVJAX_DATA", str(data))
+        try:
+            preload(config["preload"])
+            for module, path in sessions.items():
+                if not path.exists():
+                    start_session(path, module, config, options.changed, options.sample, options.seed)
+            counts = {}
+            for module, path in sessions.items():
+                database = WorkDB(path, WorkDB.Mode.open)
+                counts[module] = len(database.pending_work_items)
+                database.close()
+            task = bar.add_task("", total=sum(counts.values()))
+            for module, path in sessions.items():
+                bar.update(task, description=module)
+                bar.refresh()
+                for survivor in judge(path, module, config["modules"][module], copy):
+                    bar.update(task, advance=1)
+                    bar.refresh()
+                    if survivor:
+                        bar.console.print(f"  {module}:{survivor.line}: {survivor}", markup=False, soft_wrap=True)
+                s = scores[module] = score(path, module, config)
+                told = (
+                    f"{module}: {s.percent:.0f}%, {s.killed} of {s.judged} killed, {len(s.equivalent)} change nothing"
+                )
+                bar.console.print(told, markup=False, highlight=False)
+        except (RuntimeError, ValueError) as error:
+            bar.console.print(f"error: {error}", markup=False)
+            return 2
+    if options.write:
+        arguments = [a for a in sys.argv[1:] if a != "--write"]
+        PAGE.write_text(page(scores, " ".join(["python tests/mutation_scores.py", *arguments])))
+    left = sum(len(s.survivors) for s in scores.values())
+    if left:
+        console.print(f"{left} survivors; add a test that notices, or the reason to {LIST.name} if nobody could notice")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
