@@ -1,0 +1,1082 @@
+"""Every key of a config does something: each is changed, and what it is there for must change with it.
+
+EFFECTS has at least one entry for each key of `base()`: another legal value, a config in which the key matters, and
+where its effect is looked for: in the traced training step, the shapes, shardings or values of the state, the batches,
+the stores that are drawn, or the files and figures of a whole run. A key without an entry fails, and so does one whose
+change is not seen. Runs are real ones of `train.run` with a linear network in place of a model, which compiles in no time.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+from flax.traverse_util import flatten_dict
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+import fvjax.main
+from fvjax import api, distributed, evaluate, feed, metrics, optim, preemption, run_state, sharding, train, trees
+from fvjax.config import CHOICES, POSITIVE, base, benchmark, check, config_hash, differences, to_json
+from fvjax.data import pipeline, synthetic
+from fvjax.data.store import Store
+from fvjax.evals import plots
+from fvjax.models import encoder as encoders
+from tests.test_prompts import describe
+from weights_convert.write import write_original
+
+# ---- configs in which keys matter ------------------------------------------------------------------------------------
+
+
+def resnet():
+    c = base()
+    c.model.iresnet.update({"layers": (1,), "widths": (4,), "num_features": 8})
+    c.batch_size = 16
+    return c
+
+
+def vit():
+    c = base()
+    c.model.kind, c.model.pooling = "vision_transformer", "mean"
+    tower = {"image_size": 28, "patch_size": 14, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
+    c.model.vision_transformer.update(tower)
+    c.lora.update({"rank": 2, "alpha": 4.0, "targets": ("blocks/mlp/fc[12]",), "count": 2})
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    c.batch_size = 16
+    return c
+
+
+def bare():
+    """The tower without adapters."""
+    c = vit()
+    c.lora.update({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})
+    c.trainable = ((".*", "all"),)
+    return c
+
+
+def vlm():
+    c = vit()
+    c.model.kind, c.model.pooling = "vlm", "all_mean"
+    c.model.vision_transformer.image_size = 56  # 2 x 2 visual tokens: in another order by the other pixel shuffle
+    decoder = {"vocab": 11, "width": 8, "depth": 2, "heads": 2, "kv_heads": 2, "head_dim": 4, "mlp_dim": 8}
+    c.model.decoder.update(decoder)
+    c.prompt.update({"ids": (2, 3), "yes_no_ids": (5, 6)})
+    c.lora.update({"targets": ("(vision|decoder)/blocks/mlp/(fc[12]|up)",), "count": 4})
+    return c
+
+
+def answers():
+    c = vlm()
+    c.task, c.model.pooling = "pair_answer", ""
+    return c
+
+
+def toy():
+    """Of runs: the network is replaced by :class:`Linear`. 4 steps an epoch of 8 images."""
+    c = base()
+    c.name = "toy"
+    c.model.iresnet.num_features = 4
+    c.data.synthetic.update({"identities": 8, "images": 4, "test_identities": 20, "test_images": 2, "test_pairs": 20})
+    c.batch_size, c.epochs, c.eval.batch_size = 8, 2, 40
+    c.eval.bootstrap, c.data.flip = 5, False
+    c.optimizer.lr = 1e-3
+    return c
+
+
+def without_data():
+    c = toy()
+    c.data.synthetic.identities = 0
+    return c
+
+
+class Linear(nn.Module):
+    """Some pixels times a matrix, of what an IResNet is given."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x, **_):
+        uniform = nn.initializers.uniform(0.1)  # compiles sooner than flax's default
+        return nn.Dense(self.features, kernel_init=uniform, name="fc")(x.reshape(x.shape[0], -1)[:, ::401])
+
+
+class ToyEncoder(encoders.Encoder):
+    def pools(self, variables, faces, pools):
+        x = self(variables, faces)[0]
+        return jnp.stack([x[:, i:] @ x[:, i:].T[:, :2] if i else x[:, :2] for i in range(len(pools))], axis=1)
+
+
+@contextlib.contextmanager
+def linear_network(mesh):
+    """The linear network in place of every model, no plots, and as many devices as the config's mesh names."""
+
+    def build(kind, attributes, pooling, prompt=(), yes_no=(), /, **_):
+        return ToyEncoder(Linear(attributes["num_features"]), "")
+
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[: abs(math.prod(mesh.values()))]
+        patch.setattr(jax, "devices", lambda *_: first)
+        patch.setattr(encoders, "build", build)
+        for plot in ("roc", "det"):
+            patch.setattr(plots, plot, lambda path, _: path.touch())
+        yield patch
+
+
+# ---- where effects are looked for ------------------------------------------------------------------------------------
+
+
+def program(fn: Callable, *args: Any) -> tuple:
+    """The jaxpr of a function as text, without addresses in memory, and the arrays that it closes over."""
+    closed = jax.make_jaxpr(fn)(*args)
+    arrays = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in closed.consts]
+    constants = [(np.asarray(x).dtype.name, np.asarray(x).tolist()) for x in arrays]
+    return re.sub("0x[0-9a-f]+", "", str(closed.jaxpr)), constants
+
+
+def opened(config):
+    return run_state.open_model(config, sharding.make_mesh(config.mesh))
+
+
+def initial(config, model):
+    return functools.partial(run_state.initial, config, model.encoder), jax.random.key(config.seed)
+
+
+def step(config, _) -> tuple:
+    """What is computed in training: the loss and its gradient."""
+    model = opened(config)
+    given = train.abstract_step(config, jax.eval_shape(*initial(config, model)), model.frozen)
+    return program(functools.partial(train.gradients, config, model.encoder), *given)
+
+
+def forward(config, _) -> tuple:
+    """What is computed when faces are embedded, or a pair is answered, after training."""
+    model = opened(config)
+    variables = jax.eval_shape(functools.partial(run_state.init_variables, config, model.encoder), jax.random.key(0))
+
+    def call(variables, faces):
+        variables = run_state.variables_of(config, variables)
+        if config.task == "pair_answer":
+            return model.encoder.answer(variables, faces, faces, model.encoder.yes_no)
+        return model.encoder(variables, faces)[0]
+
+    return program(call, variables, jax.ShapeDtypeStruct((2, 112, 112, 3), jnp.uint8))
+
+
+def shapes(config, _) -> dict:
+    """Shape and type of everything that trains and that is frozen."""
+    model = opened(config)
+    frozen = jax.eval_shape(lambda: run_state.read_frozen(config, model))
+    leaves = trees.flatten({"frozen": frozen, **jax.eval_shape(*initial(config, model))})
+    return {name: (x.shape, x.dtype.name) for name, x in leaves.items()}
+
+
+def initialisation(config, _) -> tuple:
+    return program(*initial(config, opened(config)))
+
+
+def placement(config, _) -> tuple:
+    """The mesh, and what of a leaf each device holds."""
+    return dict(sharding.make_mesh(config.mesh).shape), {n: str(s.spec) for n, s in opened(config).placed.items()}
+
+
+def values(config, folder) -> dict[str, list]:
+    """Where training of the linear network starts: what trains, what is frozen, and what an untrained run gives."""
+    with linear_network(config.mesh):
+        model = opened(config)
+        begun = run_state.start(config, model, sharding.make_mesh(config.mesh), 1)
+        config = config.copy_and_resolve_references()
+        config.epochs = 0
+        untrained = run_state.trained(config, folder)[1]
+        found = {"trains": begun.state["trainable"], "frozen": begun.frozen, "untrained": untrained["trainable"]}
+        return {name: np.asarray(x).tolist() for name, x in trees.flatten(found).items()}
+
+
+def trains(config, folder) -> list:
+    return values(config, folder)["trains/params/fc/kernel"]
+
+
+def frozen(config, folder) -> list:
+    return values(config, folder)["frozen/params/fc/kernel"]
+
+
+def untrained(config, folder) -> list:
+    return values(config, folder)["untrained/params/fc/kernel"]
+
+
+def of_base(config, _) -> tuple:
+    """A pretrained weight as it is read, and the hash by which checkpoints know it."""
+    params = run_state.open_base(config).params
+    return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}, run_state.base_hash(
+        config
+    )
+
+
+def batches(config, folder) -> dict:
+    """The first and the last batch of the first epoch as training sees them, and how many there are."""
+    store, plan = train.open_data(config, folder)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    found = list(feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch))
+    return {
+        "steps": len(found),
+        "images": [hashlib.sha256(np.asarray(b["images"]).tobytes()).hexdigest() for b in found],
+        "shape": found[0]["images"].shape,
+        "labels": [b["labels"].tolist() for b in found],
+        "store": store.data_hash,
+    }
+
+
+def labels(config, folder) -> set:
+    """0 and 1 where training is by pairs' answers, else identities."""
+    return set(np.ravel(batches(config, folder)["labels"]).tolist())
+
+
+def decoding(config, folder) -> dict:
+    """How faces come to be decoded: what grain is asked for, how many are decoded, and whether devices hold them."""
+    asked: dict[str, Any] = {"workers": 0, "faces": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        real, read = grain.ReadOptions, Store.faces
+        patch.setattr(grain, "ReadOptions", lambda **options: asked.update(options) or real(**options))
+        many = lambda num_workers: asked.update(workers=num_workers) or None  # noqa: E731
+        patch.setattr(grain, "MultiprocessingOptions", many)
+        patch.setattr(grain.IterDataset, "mp_prefetch", lambda self, options: self)
+        patch.setattr(
+            Store, "faces", lambda self, ids: asked.update(faces=asked["faces"] + len(ids)) or read(self, ids)
+        )
+        store, plan = train.open_data(config, folder)
+        mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+        running = feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch)
+        next(running)
+        held = [x for x in jax.live_arrays() if x.shape == (len(store), 112, 112, 3)]
+        asked["on devices"] = len(held)
+        list(running)
+    return asked
+
+
+def threads_of_a_cache(config, folder) -> list:
+    """How many threads decode all faces for data.cache, as grain is told."""
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = pipeline.eval_batches
+        patch.setattr(
+            pipeline, "eval_batches", lambda *a, threads, **k: told.append(threads) or real(*a, threads=threads)
+        )
+        batches(config, folder)
+    return told
+
+
+def drawn(config, folder) -> dict:
+    """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
+    train.open_data(config, folder)
+    train_store, test = (Store(evaluate.synthetic_store(config, folder, s), s) for s in ("train", "test"))
+    return {
+        "train": (len(train_store.identities), len(train_store), train_store.data_hash),
+        "test": (len(test.identities), len(test), test.data_hash, test.manifest["benchmarks"]["synthetic"]["pairs"]),
+        "disjoint": not set(train_store.identities) & set(test.identities),
+        "where": str(train_store.path.parent.relative_to(folder.parent)),
+    }
+
+
+def embedded(config, folder) -> list:
+    """The batches in which benchmarks' faces are embedded, each by the number of its faces and of mirrored ones."""
+    seen: list[np.ndarray] = []
+    train.open_data(config, folder)
+
+    def embed(faces):
+        seen.append(faces)
+        return faces.reshape(len(faces), -1)[:, ::401].astype(np.float32)
+
+    evaluate.run(config, evaluate.cosine(config, embed), workdir=folder, seen=set(), title="")
+    mirrored = sum((a[:, :, ::-1] == b).all() for a in seen for b in seen if a.shape == b.shape)
+    return [len(faces) for faces in seen] + [int(mirrored)]
+
+
+def intervals(config, folder) -> list:
+    """95% intervals of scores that do not depend on the config."""
+    train.open_data(config, folder)
+
+    def score(store, pairs, _):
+        return np.sin(np.arange(len(pairs.a)) * 7.0) + pairs.same
+
+    entries, _ = evaluate.run(config, score, workdir=folder, seen=set(), title="")
+    return entries["synthetic"]["auc"]["ci95"]
+
+
+def validation_pairs(config, _) -> list:
+    drawn: list = []
+
+    def score(store, pairs, _):
+        drawn.append((pairs.a.tolist(), pairs.b.tolist()))
+        return np.arange(len(pairs.a)) + 100.0 * pairs.same
+
+    evaluate.validate(config, score, "")
+    return drawn
+
+
+class Ran(NamedTuple):
+    """What a run leaves and prints."""
+
+    folder: Path
+    results: dict
+    printed: str
+
+    def lines(self, name: str) -> list[dict]:
+        return metrics.read(self.folder / name)
+
+    @property
+    def saved(self) -> list[int]:
+        return sorted(int(p.name) for p in (self.folder / "checkpoints").iterdir() if p.name.isdigit())
+
+    @property
+    def entry(self) -> dict:
+        return self.results["benchmarks"]["synthetic"]
+
+
+RUNS: dict[str, Ran] = {}
+
+
+def ran(config, folder) -> Ran:
+    """A run from nothing to its results, once for each config."""
+    config.data.synthetic.dir = str(folder) if config.data.synthetic.identities else ""
+    key = to_json(config)
+    if key not in RUNS:
+        workdir = folder / f"run{len(RUNS)}"
+        with linear_network(config.mesh), metrics.console.capture() as printed:
+            results = train.run(config, workdir, train=True)
+        RUNS[key] = Ran(workdir, results, printed.get())
+    return RUNS[key]
+
+
+def run(what: Callable[[Ran], Any]) -> Callable:
+    """An observation of a whole run."""
+
+    def observe(config, folder):
+        return what(ran(config, folder))
+
+    observe.__qualname__ = f"run of {what.__code__.co_firstlineno}"
+    return observe
+
+
+def command(config, folder) -> dict:
+    """What `fvjax.main` does with a config before it trains: the environment, the heartbeat, the workdirs."""
+    found: dict[str, Any] = {"workdirs": []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+        patch.setattr(distributed, "start", lambda _, heartbeat: found.update(heartbeat=heartbeat))
+        patch.setattr(train, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
+        patch.setattr(evaluate, "compare", lambda paths: found.update(compared=[p.name for p in paths]))
+        fvjax.main.run(config, folder / "command", "train", distributed.ALONE, preemption.Request())
+        found["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "").strip()
+    return found
+
+
+def missing(config, _) -> list[str]:
+    return fvjax.main.missing(config)
+
+
+def ids(config, folder) -> tuple:
+    return run_state.prompt_ids(config)
+
+
+TREE = {"a": jnp.array([0.5, -2.0]), "b": jnp.array([3.0])}
+GROUPS = {"a": "body", "b": "head"}
+GRADIENTS = [{"a": [3.0, 0.0], "b": [-4.0]}, {"a": [0.5, 0.25], "b": [0.125]}, {"a": [-8.0, 1e-8], "b": [2e-8]}]
+
+
+def updates(config, _) -> list:
+    """What three steps of the optimizer add to parameters, with a step an epoch."""
+    lr = optim.schedule(config.optimizer, config.epochs, 1)
+    tx = optim.make(config.optimizer, GROUPS, lr)
+    params, out = TREE, []
+    state = tx.init(params)
+    for gradient in GRADIENTS:
+        added, state = tx.update(
+            jax.tree.map(jnp.asarray, gradient, is_leaf=lambda x: isinstance(x, list)), state, params
+        )
+        params = jax.tree.map(jnp.add, params, added)
+        out += [np.asarray(added[name], np.float64).tolist() for name in "ab"]
+    return out
+
+
+def by_hand(config) -> list:
+    """:func:`updates` as config.py and optim.py describe them, in float64."""
+    o, out = config.optimizer, []
+    params = {name: np.asarray(x, np.float64) for name, x in TREE.items()}
+    first, second = ({name: np.zeros_like(x) for name, x in params.items()} for _ in range(2))
+    for number, gradient in enumerate(GRADIENTS):
+        gradient = {name: np.asarray(x) for name, x in gradient.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        warm, total = o.warmup_epochs, config.epochs
+        rate = o.lr * (
+            (number + 1) / warm if number < warm else 0.5 * (1 + np.cos(np.pi * (number - warm) / max(total - warm, 1)))
+        )
+        for name in "ab":
+            g, p = gradient[name] * min(1.0, o.clip / norm), params[name]
+            if o.name == "sgd":
+                first[name] = o.momentum * first[name] + g + o.weight_decay * p
+                move = first[name]
+            else:
+                first[name] = o.b1 * first[name] + (1 - o.b1) * g
+                second[name] = o.b2 * second[name] + (1 - o.b2) * g**2
+                mean, square = first[name] / (1 - o.b1 ** (number + 1)), second[name] / (1 - o.b2 ** (number + 1))
+                move = mean / (np.sqrt(square) + o.eps) + o.weight_decay * p
+            added = -rate * o.lr_scale.to_dict().get(GROUPS[name], 1.0) * move
+            params[name] = p + added
+            out.append(added.tolist())
+    return out
+
+
+def sgd():
+    c = base()
+    c.epochs = 5
+    return c
+
+
+def adamw():
+    c = sgd()
+    c.optimizer.update({"name": "adamw", "lr": 0.01, "weight_decay": 0.1})
+    return c
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+class Effect(NamedTuple):
+    """Where a key's effect is seen.
+
+    observe: what is looked at, a function of a config and a folder. make: a config in which the key matters. other:
+    another legal value, "here:NAME" for something the fixture `here` has made. also: other settings, before and after.
+    goes_with: what else must change for the other value to be legal. refused: it does not fit here, and this is said.
+    expect: what is to be seen before and after.
+    """
+
+    observe: Callable
+    make: Callable
+    other: Any
+    also: Mapping[str, Any] = MappingProxyType({})
+    goes_with: Mapping[str, Any] = MappingProxyType({})
+    refused: str = ""
+    expect: tuple | None = None
+
+
+VAL = {"data.val": "here:val", "eval.every_epochs": 1, "data.val_pairs": 20}
+TRAIN = {"data.train": "here:train"}
+SPLIT = (("params/fc/kernel", (None, "fsdp")), (".*", ()))
+OF_FC = (("params/fc/bias", "rest"), (".*", "frozen"))
+E = Effect
+
+EFFECTS: dict[str, list[Effect]] = {
+    "name": [
+        E(run(lambda r: r.printed[: r.printed.index(" parameters")].split()[-2]), toy, "x", expect=("toy:", "x:")),
+        E(
+            run(lambda r: [w for w in ("toy", "other") if f"\n {w} " in r.printed]),
+            toy,
+            "other",
+            expect=(["toy"], ["other"]),
+        ),
+    ],
+    "seed": [
+        E(batches, toy, 1),
+        E(batches, toy, 1, {"task": "pair_answer", "data.pairs_per_epoch": 8}),
+        E(trains, toy, 1),
+        E(frozen, toy, 1, {"trainable": OF_FC}),
+        E(untrained, toy, 1),
+        E(step, vit, 1, {"data.flip": False, "model.vision_transformer.drop_path": 0.5}),
+        E(step, vit, 1),
+        E(intervals, toy, 1, {"eval.bootstrap": 20}),
+        E(validation_pairs, toy, 1, VAL),
+    ],
+    "epochs": [
+        E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [*range(12)])),
+        E(run(lambda r: r.results["step"]), toy, 0, {"eval.before_training": False}, expect=(8, 0)),
+        E(updates, sgd, 8),
+    ],
+    "task": [
+        E(step, vlm, "pair_answer"),
+        E(forward, vlm, "pair_answer"),
+        E(labels, toy, "pair_answer", {"data.pairs_per_epoch": 8}),
+    ],
+    "batch_size": [
+        E(lambda c, f: batches(c, f)["shape"][0], toy, 4, expect=(4, 2)),
+        E(
+            run(lambda r: re.search(r"(\d+) pairs a step, (\d+) steps", r.printed).groups()),
+            toy,
+            4,
+            expect=(("4", "4"), ("2", "8")),
+        ),
+    ],
+    "accumulation": [E(step, vit, 2), E(step, answers, 2)],
+    "dtype": [
+        *(E(step, make, "bfloat16") for make in (resnet, vit, vlm)),
+        E(run(lambda r: r.results["dtype"]), toy, "bfloat16", expect=("float32", "bfloat16")),
+    ],
+    "remat": [
+        E(step, vit, "dots"),
+        E(step, vlm, "full"),
+        E(run(lambda r: "remat: none (" in r.printed), toy, "auto", expect=(False, True)),
+    ],
+    "model.kind": [E(shapes, bare, "iresnet", goes_with={"model.pooling": ""})],
+    "model.pooling": [E(forward, vit, "cls"), E(forward, vlm, "visual_mean")],
+    "model.iresnet.layers": [E(shapes, resnet, (2,))],
+    "model.iresnet.widths": [E(shapes, resnet, (8,))],
+    "model.iresnet.num_features": [
+        E(lambda c, f: shapes(c, f)["trainable/params/fc/bias"][0], resnet, 6, expect=((8,), (6,)))
+    ],
+    "model.iresnet.dropout": [E(step, resnet, 0.5)],
+    "model.iresnet.conv_init": [E(initialisation, resnet, "kaiming")],
+    "model.vision_transformer.image_size": [E(shapes, vit, 42), E(forward, vit, 42), E(forward, vlm, 112)],
+    "model.vision_transformer.patch_size": [E(shapes, vit, 7)],
+    "model.vision_transformer.width": [E(shapes, vit, 12)],
+    "model.vision_transformer.depth": [E(shapes, vit, 2, goes_with={"lora.count": 4})],
+    "model.vision_transformer.heads": [E(forward, vit, 4), E(forward, vlm, 4)],
+    "model.vision_transformer.mlp_dim": [E(shapes, vit, 12)],
+    "model.vision_transformer.drop_path": [E(step, vit, 0.5), E(step, answers, 0.5)],
+    "model.projector.shuffle": [E(shapes, vlm, 1), E(forward, vlm, 1)],
+    "model.projector.ps_version": [E(forward, vlm, "v1")],
+    "model.decoder.vocab": [E(shapes, vlm, 13)],
+    "model.decoder.width": [E(shapes, vlm, 12)],
+    "model.decoder.depth": [E(shapes, vlm, 3, goes_with={"lora.count": 5})],
+    "model.decoder.heads": [E(shapes, vlm, 4)],
+    "model.decoder.kv_heads": [E(shapes, vlm, 1)],
+    "model.decoder.head_dim": [E(shapes, vlm, 2)],
+    "model.decoder.mlp_dim": [E(shapes, vlm, 12)],
+    "model.bos": [E(forward, vlm, 4), E(forward, answers, 4)],
+    "prompt.ids": [E(forward, vlm, (2, 7)), E(step, answers, (2, 7))],
+    "prompt.text": [
+        E(ids, answers, "one two", {"init_from": "here:tokenizer", "prompt.ids": (), "prompt.text": "three"})
+    ],
+    "prompt.yes_no_ids": [
+        E(step, answers, (6, 5)),
+        E(forward, answers, (6, 5)),
+        E(ids, answers, (), {"init_from": "here:tokenizer"}),
+    ],
+    # which of them a device gets: test_attention_is_chosen_by_the_device
+    "attention": [E(forward, vit, "xla"), E(forward, vlm, "xla")],
+    "init_from": [
+        E(of_base, vit, "here:tower2", {"init_from": "here:tower"}),
+        E(missing, toy, "nowhere", expect=([], ["config.init_from: nowhere is not there. Supply it or name another."])),
+    ],
+    "init_parts": [
+        E(of_base, vlm, {"vision": "here:tower2"}, {"init_parts": {"vision": "here:tower"}}),
+        E(lambda c, f: len(missing(c, f)), vlm, {"vision": "nowhere"}, expect=(0, 1)),
+    ],
+    "base_dtype": [E(shapes, make, "float16") for make in (vit, vlm)],
+    "lora.rank": [E(shapes, vit, 4), E(step, vit, 4), E(shapes, vit, 0, goes_with={"trainable": ((".*", "all"),)})],
+    "lora.alpha": [E(step, vit, 8.0), E(forward, vit, 8.0), E(step, answers, 8.0)],
+    "lora.targets": [E(shapes, vit, ("blocks/mlp/fc1", "blocks/attn/proj"))],
+    "lora.count": [E(shapes, vit, 3, refused="give 2 adapters, expected 3")],
+    "trainable": [
+        E(shapes, vit, (("lora/.*/a", "adapter"), (".*", "frozen"))),
+        E(
+            run(lambda r: re.search(r"([\d,]+) parameters, ([\d,]+) train", r.printed).groups()),
+            toy,
+            OF_FC,
+            expect=(("380", "380"), ("380", "4")),
+        ),
+    ],
+    "loss.temperature": [E(step, vit, 0.2), E(step, vit, 0.2, {"accumulation": 2}), E(step, resnet, 0.2)],
+    "loss.pair_loss": [E(step, answers, "yes_no")],
+    "optimizer.name": [E(updates, sgd, "adamw")],
+    "optimizer.lr": [E(updates, sgd, 0.2), E(updates, adamw, 0.2)],
+    "optimizer.momentum": [E(updates, sgd, 0.5)],
+    "optimizer.weight_decay": [E(updates, sgd, 0.3), E(updates, adamw, 0.3)],
+    "optimizer.clip": [E(updates, sgd, 4.0), E(updates, sgd, 6.0), E(updates, adamw, 4.0)],
+    "optimizer.warmup_epochs": [E(updates, sgd, 2), E(updates, adamw, 3)],
+    "optimizer.b1": [E(updates, adamw, 0.5)],
+    "optimizer.b2": [E(updates, adamw, 0.5)],
+    "optimizer.eps": [E(updates, adamw, 0.5)],
+    "optimizer.lr_scale": [E(updates, sgd, {"head": 10.0}), E(updates, adamw, {"body": 0.0, "head": 0.5})],
+    "mesh.data": [E(placement, vit, 4, {"mesh.data": 8, "mesh.fsdp": -1}, expect=None)],
+    "mesh.fsdp": [
+        E(placement, vit, 2),
+        E(run(lambda r: "'fsdp': 2" in r.printed), toy, 2, expect=(False, True)),
+    ],
+    "mesh.tensor": [E(placement, vit, 2)],
+    "sharding": [
+        E(placement, resnet, SPLIT, {"mesh.fsdp": 2}),
+        E(run(lambda r: r.printed.count(" fsdp ")), toy, SPLIT, expect=None),
+    ],
+    "data.train": [
+        E(lambda c, f: batches(c, f)["store"], without_data, "here:train2", TRAIN),
+        E(run(lambda r: r.results["train_data_hash"]), without_data, "here:train2", {**TRAIN, "epochs": 1}),
+        E(
+            missing,
+            without_data,
+            "nowhere",
+            TRAIN,
+            expect=([], ["config.data.train: nowhere is not there. Supply it or name another."]),
+        ),
+    ],
+    "data.split": [E(batches, without_data, "val", TRAIN, refused="holds the split 'train', 'val' was asked for")],
+    "data.flip": [E(step, vit, False), E(step, answers, False)],
+    "data.workers": [E(lambda c, f: decoding(c, f)["workers"], toy, 3, expect=(0, 3))],
+    "data.threads": [
+        E(lambda c, f: decoding(c, f)["num_threads"], toy, 3, expect=(2, 3)),
+        E(threads_of_a_cache, toy, 3, {"data.cache": "host"}, expect=([2], [3])),
+    ],
+    "data.prefetch": [E(lambda c, f: decoding(c, f)["prefetch_buffer_size"], toy, 5, expect=(8, 5))],
+    "data.cache": [
+        E(
+            lambda c, f: (decoding(c, f)["faces"], decoding(c, f)["on devices"]),
+            toy,
+            value,
+            {"epochs": 3, "data.synthetic.images": 5},
+            expect=((32, 0), after),
+        )
+        for value, after in (("host", (256, 0)), ("device", (256, 1)))
+    ],
+    "data.val": [
+        E(
+            run(lambda r: r.results["validation"] and r.results["validation"]["n_pairs"]),
+            toy,
+            "here:val",
+            {"eval.every_epochs": 1, "data.val_pairs": 20},
+            expect=(None, 20),
+        ),
+        E(
+            run(lambda r: "toy (ids seen)" in r.printed),
+            toy,
+            "here:val",
+            {"eval.every_epochs": 1, "data.val_pairs": 20},
+            expect=(False, True),
+        ),
+    ],
+    "data.val_pairs": [E(lambda c, f: len(validation_pairs(c, f)[0][0]), toy, 40, VAL, expect=(20, 40))],
+    "data.names": [E(run(lambda r: r.entry["identities_seen_in_training"]), toy, "us", expect=(None, 0))],
+    "data.pairs_per_epoch": [
+        E(
+            lambda c, f: batches(c, f)["steps"],
+            toy,
+            17,
+            {"task": "pair_answer", "data.pairs_per_epoch": 12},
+            expect=(3, 4),
+        )
+    ],
+    "data.synthetic.identities": [E(lambda c, f: drawn(c, f)["train"][:2], toy, 9, expect=((8, 32), (9, 36)))],
+    "data.synthetic.images": [E(lambda c, f: drawn(c, f)["train"][:2], toy, 5, expect=((8, 32), (8, 40)))],
+    "data.synthetic.test_identities": [E(lambda c, f: drawn(c, f)["test"][:2], toy, 21, expect=((20, 40), (21, 42)))],
+    "data.synthetic.test_images": [E(lambda c, f: drawn(c, f)["test"][:2], toy, 3, expect=((20, 40), (20, 60)))],
+    "data.synthetic.test_pairs": [
+        E(lambda c, f: drawn(c, f)["test"][3], toy, 40, expect=(20, 40), also={"data.synthetic.test_images": 3})
+    ],
+    "data.synthetic.difficulty": [E(lambda c, f, s=s: drawn(c, f)[s], toy, 2.0) for s in ("train", "test")],
+    "data.synthetic.seed": [E(lambda c, f, s=s: drawn(c, f)[s], toy, 1) for s in ("train", "test")],
+    "data.synthetic.dir": [E(lambda c, f: drawn(c, f)["where"], toy, "here:elsewhere", expect=("shared", "elsewhere"))],
+    "eval.batch_size": [
+        E(embedded, toy, 16, expect=([40, 0], [16, 16, 0])),
+        E(lambda c, f: fvjax.main.cpu_devices([c], 1), toy, 41, {"batch_size": 4}, expect=None),
+    ],
+    "eval.flip_sum": [
+        E(embedded, toy, True, expect=([40, 0], [40, 40, 2])),
+        E(run(lambda r: r.results["flip_sum"]), toy, True, expect=(False, True)),
+    ],
+    "eval.every_epochs": [
+        E(run(lambda r: [line["step"] for line in r.lines("evaluations.jsonl")]), toy, 1, expect=([8], [4, 8])),
+        E(run(lambda r: r.saved), toy, 1, expect=([8], [4, 8])),
+    ],
+    "eval.before_training": [
+        E(run(lambda r: r.entry["before_training"] is None), toy, False, expect=(False, True)),
+        E(run(lambda r: "toy, before" in r.printed), toy, False, expect=(True, False)),
+    ],
+    "eval.pools": [
+        E(
+            run(lambda r: list(r.results["pools"])),
+            toy,
+            ("visual_mean", "all_mean"),
+            {"model.pooling": "visual_mean"},
+            expect=([], ["all_mean"]),
+        ),
+        E(
+            run(lambda r: "toy, all_mean" in r.printed),
+            toy,
+            ("visual_mean", "all_mean"),
+            {"model.pooling": "visual_mean"},
+            expect=(False, True),
+        ),
+    ],
+    "eval.during": [
+        E(
+            run(lambda r: [set(line) - {"step", "epoch", "seconds"} for line in r.lines("evaluations.jsonl")]),
+            toy,
+            ("second",),
+            {"eval.every_epochs": 1, "eval.benchmarks": {"second": "here:benchmark"}},
+            expect=([{"synthetic", "second"}] * 2, [{"second"}, {"synthetic", "second"}]),
+        )
+    ],
+    "eval.baselines": [
+        E(run(lambda r: len(r.results["baselines"])), toy, True, expect=(0, 2)),
+        E(run(lambda r: "raw pixels" in r.printed), toy, True, expect=(False, True)),
+    ],
+    "eval.bootstrap": [E(intervals, toy, 0), E(intervals, toy, 50), E(run(lambda r: r.entry["auc"]["ci95"]), toy, 0)],
+    "eval.benchmarks": [
+        E(
+            run(lambda r: list(r.results["benchmarks"])),
+            toy,
+            {"second": "here:benchmark"},
+            expect=(["synthetic"], ["second", "synthetic"]),
+        ),
+        E(lambda c, f: len(missing(c, f)), toy, {"second": benchmark("nowhere", "x")}, expect=(0, 1)),
+    ],
+    "compat.last_micro_batch": [E(step, make, True, {"accumulation": 2}) for make in (vit, answers)],
+    "compat.negatives_group": [E(step, vit, 8), E(step, vit, 8, {"accumulation": 2})],
+    "compat.batch_norm_group": [E(step, resnet, 8)],
+    "rows": [
+        E(
+            lambda c, f: (command(c, f)["workdirs"], command(c, f).get("compared")),
+            toy,
+            {"b": {"optimizer": {"lr": 2.0}}, "a": {}},
+            expect=(([("command", 1e-3)], None), ([("a", 1e-3), ("b", 2.0)], ["a", "b"])),
+        )
+    ],
+    "prepare": [
+        E(
+            missing,
+            toy,
+            (("init_from", "Fetch it."),),
+            {"init_from": "nowhere"},
+            expect=(
+                ["config.init_from: nowhere is not there. Supply it or name another."],
+                ["config.init_from: nowhere is not there. Fetch it."],
+            ),
+        )
+    ],
+    "checkpoint.every_steps": [E(run(lambda r: r.saved), toy, 3, {"checkpoint.keep": 9}, expect=([8], [3, 6, 8]))],
+    "checkpoint.every_minutes": [
+        E(run(lambda r: r.saved), toy, 1e-9, {"checkpoint.keep": 9}, expect=([8], [1, 2, 3, 4, 5, 6, 7, 8])),
+        E(
+            run(lambda r: r.saved),
+            toy,
+            0,
+            {"checkpoint.every_minutes": 1e-9, "checkpoint.keep": 9},
+            expect=([*range(1, 9)], [8]),
+        ),
+    ],
+    "checkpoint.keep": [E(run(lambda r: r.saved), toy, 1, {"checkpoint.every_steps": 3}, expect=([6, 8], [8]))],
+    "log.every_steps": [
+        E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [0, 3, 6]))
+    ],
+    "log.tensorboard": [E(run(lambda r: (r.folder / "tb").exists()), toy, False, expect=(True, False))],
+    "log.state_hash_every": [
+        E(
+            run(lambda r: [m["step"] for m in r.lines("metrics.jsonl") if {"state_hash", "batch_hash"} <= set(m)]),
+            toy,
+            3,
+            expect=([], [2, 5]),
+        )
+    ],
+    "heartbeat_seconds": [E(lambda c, f: command(c, f)["heartbeat"], toy, 7.5, expect=(60.0, 7.5))],
+    # its effect is XLA's, on a GPU: here it is what XLA is told
+    "deterministic": [
+        E(lambda c, f: command(c, f)["XLA_FLAGS"], toy, True, expect=("", "--xla_gpu_deterministic_ops=true"))
+    ],
+}
+NAMED = ("eval.benchmarks", "optimizer.lr_scale", "rows", "init_parts")  # what is in them an experiment names
+KEYS = sorted(".".join(path) for path in flatten_dict(base().to_dict(), keep_empty_nodes=True))
+CASES = [(key, effect) for key, effects in EFFECTS.items() for effect in effects]
+NAMES = [f"{key}-{i}" for key, effects in EFFECTS.items() for i in range(len(effects))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Most keys do not change the program: what a run compiles is kept for the next one."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where synthetic faces and runs are; `elsewhere` beside it is another place for faces."""
+    root = tmp_path_factory.mktemp("keys")
+    (root / "shared").mkdir()
+    return root / "shared"
+
+
+@pytest.fixture(scope="module")
+def here(folder) -> dict[str, Path]:
+    """Stores, towers and a tokenizer for the table's "here:NAME"."""
+    made = {
+        name: folder.parent / name for name in ("train", "train2", "val", "benchmark", "tower", "tower2", "tokenizer")
+    }
+    synthetic.write(made["train"], range(8), 4, 0, split="train")
+    synthetic.write(made["train2"], range(8), 4, 1, split="train")
+    synthetic.write(made["val"], range(8), 4, 0, split="val")
+    synthetic.write(made["benchmark"], range(50, 70), 2, 0, split="test", pairs=20)
+    sizes = {"image_size": 28, "patch_size": 14, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    of_tower = {**importlib.import_module("fvjax.pretrain").CONFIG, **sizes, "intermediate_size": 8}
+    leaves = trees.flatten({"params": jax.eval_shape(opened(vit()).encoder.init, jax.random.key(0))["params"]})
+    for number, name in enumerate(("tower", "tower2"), 1):
+        write_original(made[name], {n: np.full(x.shape, number, np.float16) for n, x in leaves.items()}, of_tower)
+    made["tokenizer"].mkdir()
+    model = str(made["tokenizer"] / "tokenizer")
+    texts = iter(["Yes Yes No No No", "one two three"] * 20)
+    options = {"byte_fallback": True, "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    options |= {"normalization_rule_name": "identity", "minloglevel": 2, "model_type": "bpe", "vocab_size": 280}
+    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=texts, model_prefix=model, **options)
+    describe(made["tokenizer"], {"<unk>": 0, "<s>": 1, "</s>": 2})
+    return {**made, "elsewhere": folder.parent / "elsewhere"}
+
+
+def resolved(value: Any, here: dict[str, Path]) -> Any:
+    if isinstance(value, dict):
+        return {key: resolved(one, here) for key, one in value.items()}
+    if isinstance(value, str) and value.startswith("here:"):
+        return str(here[value[5:]])
+    return value
+
+
+def changed(config, settings: Mapping[str, Any], here: dict[str, Path]):
+    """A copy of a config with other values; of what an experiment names, what is added."""
+    config = config.copy_and_resolve_references()
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        section = functools.reduce(lambda at, name: at[name], parents, config)
+        value = resolved(value, here)
+        if key == "eval.benchmarks":
+            value = {n: benchmark(b, "synthetic") if isinstance(b, str) else b for n, b in value.items()}
+        if key in NAMED:
+            section[last].update(value)
+        else:
+            section[last] = value
+    return config
+
+
+SEEN: dict[tuple, Any] = {}
+REPEATED: set[Callable] = set()
+
+
+def look(observe: Callable, config, folder) -> Any:
+    """What is observed, once for each config. The first time twice: if it differed by itself, it would say nothing."""
+    key = observe, to_json(config)
+    if key not in SEEN:
+        SEEN[key] = observe(config.copy_and_resolve_references(), folder)
+        if observe not in REPEATED:
+            REPEATED.add(observe)
+            assert observe(config.copy_and_resolve_references(), folder) == SEEN[key]
+    return SEEN[key]
+
+
+def test_every_key_has_an_effect_that_is_looked_for():
+    assert sorted(EFFECTS) == KEYS
+    assert all(EFFECTS.values())
+
+
+@pytest.mark.parametrize(("key", "effect"), CASES, ids=NAMES)
+def test_a_key_changes_what_it_is_there_for(key, effect, here, folder):
+    config = changed(effect.make(), effect.also, here)
+    other = changed(config, {key: effect.other, **effect.goes_with}, here)
+    assert to_json(other) != to_json(config), "the other value is another one"
+    was = look(effect.observe, config, folder)
+    if effect.refused:
+        with pytest.raises(ValueError, match=re.escape(effect.refused)):
+            effect.observe(other, folder)
+        return
+    now = look(effect.observe, other, folder)
+    assert was != now, f"config.{key} has no effect"
+    if effect.expect:
+        assert (was, now) == effect.expect
+
+
+OF_OPTIMIZER = [(k, e) for k, e in CASES if e.observe is updates]
+
+
+@pytest.mark.parametrize(("key", "effect"), OF_OPTIMIZER, ids=[f"{k}-{i}" for i, (k, _) in enumerate(OF_OPTIMIZER)])
+def test_the_optimizer_does_what_its_formulas_say(key, effect, here, folder):
+    config = changed(effect.make(), effect.also, here)
+    for one in (config, changed(config, {key: effect.other}, here)):
+        assert updates(one, folder) == [pytest.approx(x, rel=2e-4, abs=1e-9) for x in by_hand(one)], f"config.{key}"
+
+
+def test_a_gradient_as_long_as_clip_says_is_left_as_it_is():
+    config = sgd()
+    config.optimizer.update({"clip": 5.0, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0})
+    for clip, length in ((5.0, 1.0), (5.0 + 1e-3, 1.0), (2.5, 0.5)):
+        config.optimizer.clip = clip
+        assert updates(config, None)[:2] == [pytest.approx([-3.0 * length, 0.0]), pytest.approx([4.0 * length])]
+
+
+# ---- a workdir and another config ------------------------------------------------------------------------------------
+
+# Where and how a run computes, what it reports and where its files are: another value is taken by the same workdir.
+MAY_CHANGE = {
+    *(key for key in KEYS if key.split(".")[0] in ("mesh", "checkpoint", "log", "eval")),
+    *("sharding", "remat", "prepare", "heartbeat_seconds", "deterministic"),
+    *(f"data.{key}" for key in ("train", "val", "workers", "threads", "prefetch", "cache", "synthetic.dir")),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_workdir_goes_on_with_another_config_only_if_that_computes_the_same(key, here, tmp_path):
+    effect = EFFECTS[key][0]
+    config = changed(effect.make(), effect.also, here)
+    other = changed(config, {key: effect.other}, here)
+    (tmp_path / "config.json").write_text(to_json(config))
+    (difference,) = differences(json.loads(to_json(other)), json.loads(to_json(config))) or [""]
+    if key in MAY_CHANGE:
+        assert difference == ""
+        assert config_hash(other) == config_hash(config)
+        fvjax.main.check_workdir(other, tmp_path, "train")
+    else:
+        assert difference.startswith(key)
+        assert config_hash(other) != config_hash(config)
+        with pytest.raises(ValueError, match=f"is of another config .{re.escape(key)}"):
+            fvjax.main.check_workdir(other, tmp_path, "train")
+
+
+# Seen in what is computed, and yet the figures are the same without it.
+NOT_NEEDED = {
+    "attention": "the same sums in another order",
+    "init_parts": "without parts it is empty, and what is in it an experiment names",
+}
+DECIDES = {forward, shapes, untrained, of_base, ids}
+
+
+@pytest.mark.parametrize("key", sorted({k for k, e in CASES if e.observe in DECIDES} - set(NOT_NEEDED)))
+def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(key, tmp_path):
+    """Else the default would be taken for what an older version did."""
+    values = base().to_dict()
+    *parents, last = key.split(".")
+    section = functools.reduce(lambda at, name: at[name], parents, values)
+    del section[last]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    told = "is not a workdir" if key == "trainable" else f"another version of fvjax .it differs in {re.escape(key)}"
+    with pytest.raises(ValueError, match=told):
+        api.read_config(tmp_path)
+
+
+# ---- choices ---------------------------------------------------------------------------------------------------------
+
+
+def attended(config, folder) -> tuple:
+    """:func:`forward`, with something in place of cuDNN, which is not here."""
+
+    def cudnn(q, k, v, *, is_causal, implementation):
+        assert implementation == "cudnn"
+        return jnp.cumsum(q + k + v, axis=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", cudnn)
+        return forward(config, folder)
+
+
+# Key -> where its choices differ, in what config, and which choice leaves the decision to us.
+CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
+    "task": (step, vlm, {}),
+    "dtype": (step, vit, {}),
+    "base_dtype": (shapes, vit, {}),
+    "remat": (step, vit, {}),
+    "attention": (attended, vit, {}),
+    "data.cache": (lambda c, f: {k: decoding(c, f)[k] for k in ("faces", "on devices")}, toy, {}),
+    "model.kind": (shapes, bare, {"iresnet": {"model.pooling": ""}, "vlm": {"model.pooling": "visual_mean"}}),
+    "loss.pair_loss": (step, answers, {}),
+    "model.projector.ps_version": (forward, vlm, {}),
+    "model.iresnet.conv_init": (initialisation, resnet, {}),
+    "optimizer.name": (updates, adamw, {}),
+}
+AUTO = {"remat", "attention"}  # "auto" is one of the others
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_all_choices_differ(key, here, folder):
+    observe, make, goes_with = CHOOSE[key]
+    choices = [choice for choice in CHOICES[key] if choice != "auto"]
+    assert (len(choices) < len(CHOICES[key])) == (key in AUTO)
+    settings = {choice: {key: choice, **goes_with.get(choice, {})} for choice in choices}
+    if key == "model.kind":
+        settings["vlm"] |= {"model.decoder": vlm().model.decoder, "prompt.ids": (2, 3)}
+    if key == "data.cache":
+        settings = {c: {**s, "data.synthetic.images": 5} for c, s in settings.items()}
+    seen = {choice: look(observe, changed(make(), each, here), folder) for choice, each in settings.items()}
+    for i, one in enumerate(choices):
+        for other in choices[:i]:
+            assert seen[one] != seen[other], f"config.{key}: {one} and {other} are the same"
+
+
+def test_attention_is_chosen_by_the_device(folder, monkeypatch, here):
+    seen = {
+        choice: attended(changed(vit(), {"attention": choice}, here), folder) for choice in ("auto", "by_head", "xla")
+    }
+    assert seen["auto"] == seen["by_head"] != seen["xla"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attended(changed(vit(), {"attention": "auto"}, here), folder) == seen["xla"]
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_another_value_than_the_choices_is_refused_by_name(key, here):
+    for choice in CHOICES[key]:
+        told = ""
+        try:
+            check(changed(base(), {key: choice}, here))
+        except ValueError as error:  # for it goes with other keys
+            told = str(error)
+        assert ": choose " not in told
+    with pytest.raises(ValueError, match=rf"config.{re.escape(key)}='none of these': choose "):
+        check(changed(base(), {key: "none of these"}, here))
+
+
+@pytest.mark.parametrize("key", POSITIVE)
+def test_counts_are_at_least_one(key, here):
+    with pytest.raises(ValueError, match=rf"config.{re.escape(key)}=0(\.0)? must be at least 1"):
+        check(changed(base(), {key: 0}, here))
+    check(changed(base(), {key: 2 if key == "batch_size" else 1}, here))
+
+
+# ---- the configs that come with the project --------------------------------------------------------------------------
+
+# What a config sets to the value that it has already, said for the reader as part of a recipe.
+RESTATED: dict[str, set[str]] = {
+    "quickstart": {"model.vision_transformer.patch_size"},  # all sizes of the tower beside each other
+    "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
+    "resnet50_infonce": {"optimizer.lr"},  # the published one
+    "small_real": {"batch_size"},
+}
+
+
+@pytest.mark.parametrize(
+    "file", sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper"))
+)
+def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
+    """Else a reader takes for a choice what is none, and another default would not reach this config."""
+    base()
+    assign, done = ConfigDict.__setitem__, []
+
+    def watched(section, key, value):
+        if section.is_locked and key in section and not isinstance(value, ConfigDict):
+            now = section[key]
+            done.append((section, key, type(value)(now) == value if now is not None else value is None))
+        assign(section, key, value)
+
+    module = importlib.import_module(f"configs.{file}")
+    monkeypatch.setattr(ConfigDict, "__setitem__", watched)
+    config = module.get_config()
+    monkeypatch.undo()
+    assert done
+    paths = {id(config): ""}
+    for path in {".".join(p[:i]) for p in flatten_dict(config.to_dict()) for i in range(1, len(p))}:
+        section = functools.reduce(lambda at, name: at[name], path.split("."), config)
+        paths[id(section)] = f"{path}."
+    restated = {f"{paths.get(id(section), '?.')}{key}" for section, key, same in done if same}
+    assert restated == RESTATED.get(file, set())
