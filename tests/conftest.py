@@ -1,12 +1,37 @@
 """Every test runs on the CPU with eight fake devices; set before jax is imported anywhere."""
 
+import atexit
 import gc
 import os
 import resource
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+
+def share_compiled_programs() -> None:
+    """Let all processes of this run of the tests share what one of them has compiled, in a folder that goes with it.
+
+    These are XLA's programs, and Python's bytecode where PYTHONDONTWRITEBYTECODE keeps it from being written beside the
+    sources: every process that a test starts would compile some 1,500 modules again. The folder is new for each run,
+    as a program that is read from it says nothing about the compiler. Two processes may write the same program at the
+    same time; who reads half of one warns and compiles it again.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # it has what the process that started it was given
+    folder = tempfile.mkdtemp(prefix="fvjax-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
+
+
+share_compiled_programs()
 
 import numpy as np
 import pytest
