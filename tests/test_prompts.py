@@ -224,6 +224,48 @@ def test_contradictions_are_named(small, file, content, message):
         Tokenizer(small)
 
 
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+@pytest.mark.parametrize(
+    ("file", "described"),
+    [
+        ("tokenizer_config.json", lambda token: {"added_tokens_decoder": {"300": token}}),
+        ("tokenizer_config.json", lambda token: {"bos_token": token}),
+        ("tokenizer_config.json", lambda token: {"additional_special_tokens": ["<|end|>", token]}),
+        ("special_tokens_map.json", lambda token: {"unk_token": token}),
+        ("special_tokens_map.json", lambda token: {"additional_special_tokens": ["<|end|>", token]}),
+    ],
+)
+def test_tokens_that_look_at_their_neighbours_are_refused_wherever_they_are_described(small, file, described, flag):
+    """Such a token swallows the spaces beside it, or counts between spaces only: without that the ids are others."""
+    token = {"content": "<img>", "normalized": False, "special": True}
+    (small / file).write_text(json.dumps(described(token | {flag: True})))
+    with pytest.raises(ValueError, match=f"{file}: token '<img>' has {flag}, which this tokenizer cannot do"):
+        Tokenizer(small)
+    (small / file).write_text(json.dumps(described(token | {flag: False})))
+    assert Tokenizer(small).size == 303
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer_class", "LlamaTokenizer"),
+        ("split_special_tokens", True),
+        ("do_lower_case", True),
+        ("add_prefix_space", True),
+        ("sp_model_kwargs", {"enable_sampling": True, "alpha": 0.1}),
+    ],
+)
+def test_settings_that_would_change_the_ids_are_refused(small, key, value):
+    file = small / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {key}=.* changes the ids"):
+        Tokenizer(small)
+    published = {"tokenizer_class": "InternLM2Tokenizer", "split_special_tokens": False, "sp_model_kwargs": {}}
+    file.write_text(json.dumps(config | published | {"chat_template": "x", "model_max_length": 8192, key: None}))
+    assert Tokenizer(small).size == 303
+
+
 def test_answers_of_several_tokens_are_refused(small):
     tokenizer = Tokenizer(small)
     yes_no_ids(tokenizer)
