@@ -1,5 +1,6 @@
 """Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
 
+import hashlib
 import struct
 from pathlib import Path
 
@@ -254,3 +255,38 @@ def test_what_a_manifest_may_say_of_a_shard():
         "faces-val.array_record-00000-of-00002",
         "faces-val.array_record-00001-of-00002",
     ]
+
+
+JPEG = FACES[0]
+BAD_ROWS = {
+    "none": "",
+    "blank": "\n\n",
+    "a number beyond int64": "0,1,1,0\n0,99999999999999999999,1,0\n",
+    "no such record": "0,9,1,0\n",
+    "three columns": "0,1,1\n",
+    "no number": "0,x,1,0\n",
+}
+
+
+@pytest.fixture(scope="module")
+def two_faces(tmp_path_factory):
+    """In folders that were not there."""
+    dst = tmp_path_factory.mktemp("stores") / "some" / "where"
+    return store.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_rows_of_a_benchmark_that_are_none(case, two_faces):
+    data = f"a,b,same,fold\n{BAD_ROWS[case]}".encode()
+    manifest = store._read_manifest(two_faces.path)
+    manifest["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # as whoever wrote it would have it
+    store._write_manifest(two_faces.path, manifest)
+    (two_faces.path / "pairs_x.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=r"pairs_x\.csv: not rows of a,b,same,fold \(.*\); prepare the store again"):
+        store.read_pairs(two_faces.path, "x")
+
+
+def test_a_shard_holds_a_hundred_thousand_records(two_faces):
+    """Sizes and names of files that people copy; also what a conversion that goes on is compared with."""
+    assert store.SHARD_RECORDS == 100_000
+    assert [shard["file"] for shard in two_faces.manifest["shards"]] == store.shard_names("test", 1)
