@@ -153,7 +153,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def start_session(path: Path, module: str, config: dict, base: str | None, sample: int, seed: int) -> None:
     """List a module's mutants in a new session; those filtered out or not in the sample are marked as skipped."""
-    operators = "|".join(config["operators"])
+    operators = re.compile(f"core/({'|'.join(config['operators'])})$")
     settings = {
         "cosmic-ray": {
             "module-path": module,
@@ -161,16 +161,13 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
             "excluded-modules": [],
             "test-command": f"python -m pytest -o addopts= -x -q {' '.join(config['modules'][module])}",
             "distributor": {"name": "local"},
-            "filters": {
-                "operators-filter": {"exclude-operators": [f"(?!core/({operators})$)"]},
-                "git-filter": {"branch": base or ""},
-            },
+            "filters": {"git-filter": {"branch": base or ""}},
         }
     }
     toml, new = path.with_suffix(".toml"), path.with_suffix(".new")
     toml.write_text(_toml(settings))
     new.unlink(missing_ok=True)
-    commands = [["cosmic-ray", "init", str(toml), str(new)], ["cr-filter-operators", str(new), str(toml)]]
+    commands = [["cosmic-ray", "init", str(toml), str(new)]]
     if base:
         commands.append(["cr-filter-git", "--config", str(toml), str(new)])
     for command, *arguments in commands:
@@ -179,11 +176,20 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
     database = WorkDB(new, WorkDB.Mode.open)
     ignored = meaningless((ROOT / module).read_text())
     pending = sorted(database.pending_work_items, key=lambda item: _key(item.mutations[0]))
-    dropped = [item for item in pending if any(start <= item.mutations[0].start_pos < end for start, end in ignored)]
-    rest = [item for item in pending if item not in dropped]
+    other, dropped, rest = [], [], []
+    for item in pending:
+        mutation = item.mutations[0]
+        if not operators.match(mutation.operator_name):
+            other.append(item)
+        elif any(start <= mutation.start_pos < end for start, end in ignored):
+            dropped.append(item)
+        else:
+            rest.append(item)
     chosen = random.Random(f"{seed} {module}").sample(rest, min(sample or len(rest), len(rest)))
-    left = [item for item in rest if item not in chosen]
-    for items, why in ((dropped, "no code that decides anything"), (left, "not sampled")):
+    kept = {item.job_id for item in chosen}
+    left = [item for item in rest if item.job_id not in kept]
+    reasons = (other, "another operator"), (dropped, "no code that decides anything"), (left, "not sampled")
+    for items, why in reasons:  # cr-filter-operators does the first too, a commit for each, which takes minutes
         if items:
             skipped = WorkResult(output=why, worker_outcome=WorkerOutcome.SKIPPED)
             database.set_multiple_results([item.job_id for item in items], skipped)

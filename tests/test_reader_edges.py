@@ -1,0 +1,292 @@
+"""Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fvjax.data import insightface_bin, prepare, recordio, store
+from tests.test_recordio import FACES, pack, write_rec
+
+# ---- RecordIO
+
+
+def part(data: bytes, kind: int = 0) -> bytes:
+    return struct.pack("<II", recordio.MAGIC, kind << 29 | len(data)) + data + b"\0" * (-len(data) % 4)
+
+
+def payload(image: bytes, flag: int = 0, label: float = 5.0, labels=(), id_: int = 9) -> bytes:
+    return struct.pack("<IfQQ", flag, label, id_, 0) + np.array(labels, "<f4").tobytes() + image
+
+
+def test_a_record_is_taken_apart():
+    for image in (b"", b"x", b"xyz", b"wxyz"):
+        for after in (b"", b"more"):
+            labels, id_, got, taken = recordio.parse(part(payload(image)) + after)
+            assert (labels.tolist(), id_, got) == ([5.0], 9, image)
+            assert taken == 8 + (24 + len(image) + 3) // 4 * 4
+    labels, _, got, _ = recordio.parse(part(payload(b"xyz", 3, 0.0, [7, 8, 9])))
+    assert (labels.tolist(), got) == ([7, 8, 9], b"xyz")
+
+
+def test_parts_are_joined_by_the_number_that_was_left_out():
+    whole = payload(b"image")
+    data = part(whole[:8], 1) + part(whole[8:12], 2) + part(whole[12:], 3)
+    joined = recordio.MARK.join([whole[:8], whole[8:12], whole[12:]])
+    _, _, image, taken = recordio.parse(data + b"behind")
+    assert image == joined[24:]
+    assert taken == len(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "only 0 bytes up to the next record"),
+        (part(payload(b"x"))[:7], "only 7 bytes up to the next record"),
+        (part(payload(b"x"))[:8], "says it has 36 bytes, only 8 are there"),
+        (part(payload(b"x"))[:-1], "says it has 36 bytes, only 35 are there"),
+        (b"abcd" + part(payload(b"x"))[4:], "no magic number at its byte 0"),
+        (part(payload(b"x"), 1) + b"abcdefgh", "no magic number at its byte 36"),
+        (part(payload(b"x"), 1), "only 36 bytes up to the next"),
+        (part(payload(b"x"), 2), "a part of kind 2 at the start of a record"),
+        (part(payload(b"x"), 3), "a part of kind 3 at the start of a record"),
+        (part(payload(b"x"), 4), "a part of kind 4 at the start of a record"),
+        (part(payload(b"x"), 1) + part(b"y", 0), "a part of kind 0 within a record"),
+        (part(payload(b"x"), 1) + part(b"y", 1), "a part of kind 1 within a record"),
+        (part(payload(b"x")[:23]), "23 bytes, too few for its header of 24"),
+        (part(payload(b"", 2, labels=[1])), "promises 2 labels, has room for 1"),
+        (part(payload(b"abc", 1)), "promises 1 labels, has room for 0"),
+    ],
+)
+def test_what_is_no_record_is_said(data, message):
+    with pytest.raises(ValueError, match=message):
+        recordio.parse(data)
+
+
+def test_as_many_bytes_as_a_record_may_have_and_four_more(monkeypatch):
+    data = part(payload(b"abcd" * 3))
+    monkeypatch.setattr(recordio, "MAX_RECORD", len(data))
+    assert recordio.parse(data)[3] == len(data)
+    monkeypatch.setattr(recordio, "MAX_RECORD", len(data) - 4)
+    with pytest.raises(ValueError, match=f"says it has {len(data)} bytes, more than any face"):
+        recordio.parse(data)
+
+
+def test_identities_are_integers_below_those_that_float32_leaves_out():
+    assert recordio.MAX_LABEL == 2**24 == int(np.float32(2**24 + 1))
+    for good in (0, 1, 2**24 - 1):
+        assert recordio._identity(np.array([good, 7.5], np.float32)) == good
+    for bad in (-1, 0.5, 2**24, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"is no identity, which is an integer from 0 to 16777215"):
+            recordio._identity(np.array([bad], np.float32))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 22])
+def test_the_size_of_a_block_changes_nothing(block, tmp_path, monkeypatch):
+    """Records that lie across the border of two blocks, or in a dozen of them, damage between them, and labels that
+    are read behind the border."""
+    records = [(i, pack(float(i % 3), FACES[i % 12], i)) for i in range(5)]
+    records.insert(2, (7, pack([3.0, 9.0], b"", 7)))
+    write_rec(tmp_path, records)
+    rec = tmp_path / "train.rec"
+    rec.write_bytes(b"junk" + rec.read_bytes() + b"behind it all")
+    monkeypatch.setattr(recordio, "BLOCK", 1 << 22)
+    bytes_read = []
+    want, headers, rejected = recordio.scan(rec, bytes_read.append)
+    assert bytes_read == [rec.stat().st_size]
+    if block < 7:  # so many blocks take their time
+        rec.write_bytes(rec.read_bytes()[: int(want.offset[1] + 40)])
+        want, headers, rejected = recordio.scan(rec, lambda n: None)
+    monkeypatch.setattr(recordio, "BLOCK", block)
+    bytes_read.clear()
+    got, headers_too, rejected_too = recordio.scan(rec, bytes_read.append)
+    assert sum(bytes_read) == rec.stat().st_size
+    for column, same in zip(got, want):
+        np.testing.assert_array_equal(column, same)
+    assert [h[:3] for h in headers_too] == [h[:3] for h in headers]
+    assert rejected_too == rejected
+    assert rejected[0][1:4] == (0, 0, 4)
+    assert (want.number[0], want.offset[0]) == (1, 4)
+
+
+def test_validation_takes_the_floor_of_a_part():
+    """0.29 of 100 is 29 although 100 * 0.29 is a float below; and of one image nothing is taken."""
+    for n, val, expected in ((100, 0.29, 29), (10, 0.3, 3), (9, 0.3, 2), (1, 0.99, 0), (2, 0.5, 1), (5, 0.0, 0)):
+        names, index, is_val = recordio.select(np.full(n, 4), None, val, 0)
+        assert (names.tolist(), set(index.tolist()), int(is_val.sum())) == ([4], {0}, expected)
+
+
+def test_how_many_identities_a_property_may_promise(tmp_path):
+    file = tmp_path / "property"
+    file.write_text("5,112,112")
+    recordio._check_property(file, 5, False, False)
+    recordio._check_property(file, 4, True, False)
+    for identities, damaged in ((4, False), (6, False), (6, True)):
+        with pytest.raises(ValueError, match=f"says 5 identities, the records have {identities}"):
+            recordio._check_property(file, identities, damaged, False)
+    for text in ("5,112,224", "5,224,112"):
+        file.write_text(text)
+        recordio._check_property(file, 5, False, True)
+        with pytest.raises(ValueError, match=r"says \d+x\d+, faces are 112x112; prepare with --resize"):
+            recordio._check_property(file, 5, False, False)
+
+
+# ---- insightface's .bin
+
+
+def test_known_benchmarks_and_their_folds():
+    assert insightface_bin.PAIRS == {
+        **{"lfw": 6000, "cfp_ff": 7000, "cfp_fp": 7000},
+        **{"agedb_30": 6000, "calfw": 6000, "cplfw": 6000},
+    }
+    for name, pairs in insightface_bin.PAIRS.items():
+        for folds in (None, 10):
+            told, fold = insightface_bin.protocol(Path(f"{name}.bin"), pairs, None, folds)
+            assert (told, np.bincount(fold).tolist()) == (name, [pairs // 10] * 10)
+        assert insightface_bin.protocol(Path("x.bin"), pairs, name, None)[0] == name
+        with pytest.raises(ValueError, match=f"holds {pairs - 1} pairs, and {name} has {pairs}"):
+            insightface_bin.protocol(Path(f"{name}.bin"), pairs - 1, None, None)
+        with pytest.raises(ValueError, match=f"--folds=5: {name} is judged in 10 folds"):
+            insightface_bin.protocol(Path(f"{name}.bin"), pairs, None, 5)
+
+
+def test_folds_from_two_to_as_many_as_pairs():
+    file = Path("mine.bin")
+    assert insightface_bin.protocol(file, 5, "x", 5)[1].tolist() == [0, 1, 2, 3, 4]
+    assert insightface_bin.protocol(file, 5, "x", 2)[1].tolist() == [0, 0, 0, 1, 1]
+    for folds in (1, 6, 0, -1):
+        with pytest.raises(ValueError, match=f"--folds={folds}: choose 2 … 5, the number of pairs"):
+            insightface_bin.protocol(file, 5, "x", folds)
+    for name, folds in (("x", None), (None, 2), (None, None)):
+        with pytest.raises(ValueError, match=r"mine\.bin: 5 pairs, none of lfw \(6000 pairs\)"):
+            insightface_bin.protocol(file, 5, name, folds)
+
+
+def test_people_are_what_genuine_pairs_connect():
+    chain = np.array([[4, 5], [1, 2], [5, 2], [7, 7], [3, 6]])
+    assert insightface_bin.people(8, chain).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
+    assert insightface_bin.people(8, chain[::-1, ::-1]).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
+    assert insightface_bin.people(3, np.zeros((0, 2), int)).tolist() == [0, 1, 2]
+    long = np.stack([np.arange(99, 0, -1), np.arange(98, -1, -1)], 1)
+    assert not insightface_bin.people(100, long).any()
+
+
+# ---- protocols in text
+
+
+def test_lfws_folds_and_numbers(tmp_path):
+    file = tmp_path / "pairs.txt"
+    file.write_text("2\t1\n# a comment\nann 1 2\n\nann 3 bob 10\nbob 1 12345\nbob 2 zoe 4\n")
+    assert prepare.read_lfw(file) == [
+        ("ann/ann_0001.jpg", "ann/ann_0002.jpg", "ann", "ann", 0),
+        ("ann/ann_0003.jpg", "bob/bob_0010.jpg", "ann", "bob", 0),
+        ("bob/bob_0001.jpg", "bob/bob_12345.jpg", "bob", "bob", 1),
+        ("bob/bob_0002.jpg", "zoe/zoe_0004.jpg", "bob", "zoe", 1),
+    ]
+    file.write_text("1\nann 1 2\nann 3 bob 10\n")  # the development sets have one fold, and do not say so
+    assert [pair.fold for pair in prepare.read_lfw(file)] == [0, 0]
+    for text, message in (
+        ("0\t1\n", ":1: expected 'folds pairs'"),
+        ("1\t0\n", ":1: expected 'folds pairs'"),
+        ("1 2 3\n", ":1: expected 'folds pairs'"),
+        ("1 1\nann 1 2\n", "1 pairs, but its first line promises 2 x 1 x 1"),
+        ("1 1\n\nann 1 2 3\nann 1 bob 2\n", ":3: expected a pair of the kind same: 'name i j'"),
+        ("1 1\nann 1 2\nann 1 2\n", ":3: expected a pair of the kind different: 'name i name j'"),
+        ("1 1\nann 1 x\nann 1 bob 2\n", ":2: expected a pair of the kind same"),
+        ("1 1\nann -1 2\nann 1 bob 2\n", ":2: expected a pair of the kind same"),
+        ("1 1\nann 1 2\nann 1 ann 2\n", ":3: 'ann 1 ann 2' is among the different pairs of its fold"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            prepare.read_lfw(file)
+
+
+# ---- stores
+
+
+PAIRS = {
+    "a": [0, 1, 2, 0],
+    "b": [1, 2, 3, 1],
+    "same": [True, False, True, True],
+    "fold": [0, 0, 1, 1],
+    "identity_a": [0, 0, 1, 0],
+    "identity_b": [0, 1, 1, 0],
+}
+
+
+def pairs_with(**changes) -> store.Pairs:
+    return store.Pairs(**{name: np.array(column) for name, column in (PAIRS | changes).items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": [0, 1, 2, -1]}, "record numbers run from 0 to 3"),
+        ({"b": [1, 2, 4, 1]}, "record numbers run from 0 to 3"),
+        ({"a": [4, 1, 2, 0]}, "record numbers run from 0 to 3"),
+        ({"b": [-1, 2, 3, 1]}, "record numbers run from 0 to 3"),
+        ({"fold": [1, 1, 2, 2]}, "folds must be 0, 0, …, 1, 1, … in order"),
+        ({"fold": [0, 0, 2, 2]}, "folds must be 0, 0, …, 1, 1, … in order"),
+        ({"fold": [0, 1, 0, 1]}, "folds must be 0, 0, …, 1, 1, … in order"),
+        ({"identity_a": [0, 0, 1, 1]}, "must be the store's labels of a and b"),
+        ({"identity_b": [0, 1, 1, 1]}, "must be the store's labels of a and b"),
+        ({"same": [True, False, True, False]}, "pair 3 says same=False, its records 0 and 1 say otherwise"),
+        ({"same": [True, True, True, False]}, "pair 1 says same=True, its records 1 and 2 say otherwise"),
+        ({"fold": [0, 0, 1]}, "one common length above zero"),
+        ({name: np.zeros(0, int) for name in PAIRS}, "one common length above zero"),
+    ],
+)
+def test_pairs_must_be_of_the_store(changes, message):
+    labels = np.array([0, 0, 1, 1])
+    store._check_pairs(pairs_with(), labels, "x")
+    with pytest.raises(ValueError, match=f"^x: .*{message}"):
+        store._check_pairs(pairs_with(**changes), labels, "x")
+
+
+def test_what_a_manifest_may_say_of_a_shard():
+    good = {"file": "faces", "records": 0, "bytes": 1}
+    assert store._is_shard(good)
+    for change in ({"records": -1}, {"bytes": 0}, {"file": "a/b"}, {"file": 3}, {"records": None}, {"bytes": 1.5}):
+        assert not store._is_shard(good | change), change
+    assert not store._is_shard([good])
+    assert store.shard_names("val", 2) == [
+        "faces-val.array_record-00000-of-00002",
+        "faces-val.array_record-00001-of-00002",
+    ]
+
+
+JPEG = FACES[0]
+BAD_ROWS = {
+    "none": "",
+    "blank": "\n\n",
+    "a number beyond int64": "0,1,1,0\n0,99999999999999999999,1,0\n",
+    "no such record": "0,9,1,0\n",
+    "three columns": "0,1,1\n",
+    "no number": "0,x,1,0\n",
+}
+
+
+@pytest.fixture(scope="module")
+def two_faces(tmp_path_factory):
+    """In folders that were not there."""
+    dst = tmp_path_factory.mktemp("stores") / "some" / "where"
+    return store.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_rows_of_a_benchmark_that_are_none(case, two_faces):
+    data = f"a,b,same,fold\n{BAD_ROWS[case]}".encode()
+    manifest = store._read_manifest(two_faces.path)
+    manifest["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # as whoever wrote it would have it
+    store._write_manifest(two_faces.path, manifest)
+    (two_faces.path / "pairs_x.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=r"pairs_x\.csv: not rows of a,b,same,fold \(.*\); prepare the store again"):
+        store.read_pairs(two_faces.path, "x")
+
+
+def test_a_shard_holds_a_hundred_thousand_records(two_faces):
+    """Sizes and names of files that people copy; also what a conversion that goes on is compared with."""
+    assert store.SHARD_RECORDS == 100_000
+    assert [shard["file"] for shard in two_faces.manifest["shards"]] == store.shard_names("test", 1)
