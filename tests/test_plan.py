@@ -350,6 +350,32 @@ def test_the_command(tmp_path):
     assert [one["trained"] for one in found] == [65_536, 65_536]
     assert found[1]["bytes"]["kept"] == pytest.approx(found[0]["bytes"]["kept"] / 2, rel=0.1)
     assert [one["bounds"]["network"] > 0 for one in found] == [False, True]
+    # the tower by hand: 64 patches and CLS, four layers of width 128, all of them with adapters of rank 8
+    width, mlp, tokens, images, wide = 128, 512, 65, 32, 3 * 128 + 128 + 2 * 512
+    frozen = 4 * (wide * width + 3 * width + width + mlp + width + 6 * width) + 588 * width + (1 + tokens + 1) * width
+    layer = (
+        tokens * (2 * width * wide + 3 * 8 * (4 * width + 2 * width + 2 * (width + mlp))) + 3 * 2 * tokens**2 * width
+    )
+    flops = 2 * (images * (64 * 588 * width + 4 * layer) + 3 * images**2 * width)
+    for one in found:
+        assert set(one) == {
+            *("name", "device_kind", "devices", "mesh", "images", "parameters", "trained", "remat", "bytes"),
+            *("model_flops", "device_flops", "bytes_moved", "collectives", "bounds", "verdict"),
+        }
+        sizes, n = one["bytes"], one["devices"]
+        assert one["parameters"] == frozen + 65_536
+        assert (sizes["base"], sizes["gradients"]) == (4 * frozen, 4 * 65_536)
+        assert sizes["trained"] == 4 * 65_536 + 4, "and the number of the step"
+        assert sizes["optimizer"] == 2 * 4 * 65_536 + 2 * 4, "moments, and two numbers of the step"
+        assert sizes["batch"] == 2 * 37_632 * images / n
+        assert one["model_flops"] == flops
+        assert one["device_flops"] == one["model_flops"] / n, "nothing is computed twice"
+        assert one["mesh"] == {"data": n, "fsdp": 1, "tensor": 1}
+        assert one["images"] == images
+        reduced = [c for c in one["collectives"] if c["kind"] == "all-reduce"]
+        assert sum(c["sent"] for c in reduced) == pytest.approx(
+            2 * (n - 1) / n * sum(c["size"] * c["times"] for c in reduced)
+        )
     assert re.search(r"steps an epoch, at most +│ 75 +│ 75 ", out)
     assert re.search(rf"hours of 5 epochs.* {5 * 75 * max(found[0]['bounds'].values()) / 3600:,.1f} ", out)
 

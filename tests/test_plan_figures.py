@@ -1,5 +1,6 @@
 """Planned and profiled figures by hand arithmetic: each with its unit, in its cell. Nothing here is compiled."""
 
+import functools
 import json
 import os
 import re
@@ -260,6 +261,11 @@ def shaped(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def convolve(stride: int, x, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
+
+
 @pytest.mark.parametrize(
     ("fn", "shapes", "expected"),
     [
@@ -270,14 +276,20 @@ def shaped(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
         (lambda a, b: jax.lax.scan(lambda x, w: (x @ w, None), a, b)[0], ((2, 3), (5, 3, 3)), 5 * 2 * 2 * 3 * 3),
         # 3x3 kernels of 4 channels to 6 over 8x8 places, padded; with stride 2 over 4x4 places
         (
-            lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
+            functools.partial(convolve, 1),
             ((1, 8, 8, 4), (3, 3, 4, 6)),
             2 * 64 * 9 * 4 * 6,
         ),
         (
-            lambda x, k: jax.lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
+            functools.partial(convolve, 2),
             ((1, 8, 8, 4), (3, 3, 4, 6)),
             2 * 16 * 9 * 4 * 6,
+        ),
+        # its gradients by image and kernel: the zeros that the stride puts between values are no arithmetic
+        (
+            jax.grad(lambda x, k: jnp.square(convolve(2, x, k)).sum(), (0, 1)),
+            ((1, 8, 8, 4), (3, 3, 4, 6)),
+            3 * 2 * 16 * 9 * 4 * 6,
         ),
     ],
 )
@@ -294,6 +306,15 @@ def test_flops_are_two_a_multiply_add_and_loops_count_every_turn(fn, shapes, exp
         (lambda a, b: jnp.tanh(a @ b).max(), ((2, 3), (3, 5)), (44,), 168),
         # two products one after the other: of 2x5 and 2x7 float32, both there at once
         (lambda a, b, c: (a @ b) @ c, ((2, 3), (3, 5), (5, 7)), (40 + 56,), 124 + 40 + 140 + 56),
+        # five turns of a product of 2x3 by 3x3, each turn's result in place of the last one's
+        (lambda a, b: jax.lax.scan(lambda x, w: (x @ w, None), a, b)[0], ((2, 3), (5, 3, 3)), (24, 24), 5 * 84),
+        # each turn's input is kept beside what the loop carries: 5 x 2x3, read once for their maximum
+        (
+            lambda a, b: jax.lax.scan(lambda x, w: (x @ w, x), a, b)[1].max(0),
+            ((2, 3), (5, 3, 3)),
+            (120, 24),
+            5 * 84 + 144,
+        ),
     ],
 )
 def test_bytes_kept_and_moved_by_hand(fn, shapes, alive, moved):

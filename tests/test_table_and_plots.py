@@ -19,7 +19,9 @@ from tensorboardX.proto import event_pb2
 
 from fvjax import evaluate, metrics
 from fvjax.config import base, benchmark
+from fvjax.data import images, store
 from fvjax.evals import plots, verification
+from tests.test_images import smooth_face
 from tests.test_run_files import events
 
 
@@ -303,6 +305,25 @@ def test_a_config_says_what_is_evaluated_and_the_synthetic_faces_come_with_it(tm
     found = evaluate.benchmarks(config, tmp_path)
     assert list(found) == ["mine", "synthetic"]
     assert (found["synthetic"].pairs, found["synthetic"].names) == ("synthetic", "made up")
+
+
+def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypatch):
+    """Of nine records two are in no pair, and those that a benchmark has asked for are not embedded again."""
+    records = [(images.encode(smooth_face(i)), f"{i // 3}", f"{i}.jpg") for i in range(9)]
+    faces = store.write(tmp_path / "faces", records, split="test", sources=["here"])
+    for name, a, b in (("few", [0, 0, 3, 3], [1, 3, 4, 6]), ("more", [0, 0, 3, 3], [2, 3, 4, 7])):
+        a, b = np.array(a), np.array(b)
+        same = faces.labels[a] == faces.labels[b]
+        pairs = store.Pairs(a, b, same, np.array([0, 0, 1, 1]), faces.labels[a], faces.labels[b])
+        store.write_pairs(faces.path, name, pairs)
+    config, bars = base(), []
+    config.eval.batch_size, config.eval.bootstrap = 2, 0
+    for name in ("few", "more"):
+        config.eval.benchmarks[name] = benchmark(str(faces.path), name)
+    monkeypatch.setattr(evaluate, "progress", lambda what, *told: bars.append(told) or what)
+    embed = evaluate.cosine(config, lambda x: x.reshape(len(x), -1).astype(np.float32))
+    evaluate.run(config, embed, workdir=tmp_path, seen=set(), title="net")
+    assert bars == [("net: few", 3), ("net: more", 1)], "records 0, 1, 3, 4 and 6, then 2 and 7"
 
 
 # ---- plots
