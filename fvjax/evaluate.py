@@ -170,6 +170,7 @@ def finish(config: Config, workdir: Path, results: dict, curves: dict) -> None:
             rows.append((f"{config.name}, unseen ids only", name, entry["identity_disjoint"]))
     if rows:
         metrics.console.print(verification.table(rows))
+    if curves:  # none with validation alone
         plots.roc(workdir / "roc.png", curves)
         plots.det(workdir / "det.png", curves)
     metrics.console.print(f"Everything about this run is in {workdir} (results.json, metrics.jsonl, roc.png, det.png)")

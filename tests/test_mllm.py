@@ -5,6 +5,7 @@ import functools
 import importlib
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 import weights_convert
 from fvjax import api, train, trees, verify
-from fvjax.config import Config, benchmark, check
+from fvjax.config import Config, benchmark, check, to_json
 from fvjax.data import store
 from fvjax.evals import verification
 from tests.reference.recipe import write_checkpoint
@@ -205,6 +206,21 @@ def test_pools_are_those_of_one_checkpoint(run):
         thresholds[pool] = entries["lfw"]["accuracy@far=1e-3"]["threshold"]
         assert figures["accuracy@far=1e-3"]["threshold"] == pytest.approx(thresholds[pool], rel=1e-4), pool
     assert len(set(thresholds.values())) == 3, "three pools, three figures"
+
+
+def test_other_ids_of_the_prompt_are_refused(run, tmp_path):
+    """As if the tokenizer's files had changed: a config may hold a text, which means nothing without them."""
+    workdir, config, _ = run("pair_lora")
+    other = config.copy_and_resolve_references()
+    other.prompt.ids = (*other.prompt.ids[:-1], other.prompt.ids[-1] - 1)
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    (copy / "config.json").write_text(to_json(other))
+    was, now = ([list(c.prompt.ids), list(c.prompt.yes_no_ids)] for c in (config, other))
+    told = re.escape(f"{copy} was trained with prompt_ids {was}, its tokenizer now gives {now}; put the tokenizer's")
+    with pytest.raises(ValueError, match=told):
+        api.load_workdir(copy)
+    with pytest.raises(ValueError, match=re.escape(f"prompt_ids is {was}, this run has {now}; choose another")):
+        train.run(other, copy, train=True)
 
 
 def by_row(n: int):
