@@ -8,6 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -32,9 +35,6 @@ def share_compiled_programs() -> None:
 
 
 share_compiled_programs()
-
-import numpy as np
-import pytest
 
 
 @pytest.fixture(scope="session")
