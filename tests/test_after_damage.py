@@ -5,6 +5,7 @@ Every picture here is another one, so that a record is recognised by its content
 start, in the middle and at the end, alone and with neighbours, in every source that stores are made from.
 """
 
+import ast
 import json
 import os
 import pickle
@@ -431,3 +432,36 @@ def test_a_conversion_goes_on_however_its_folder_is_listed(tmp_path, capsys, mon
     interrupted(tmp_path, capsys, monkeypatch, 2)
     convert(capsys, tmp_path / "src", tmp_path / "s")
     assert files(tmp_path / "s") == files(tmp_path / "undisturbed")
+
+
+LISTS = {"iterdir", "glob", "rglob", "scandir", "listdir", "walk"}
+ORDERS = {"sorted", "any", "max", "len", "set"}
+# what may be done in any order, or is put in order further on
+IN_ANY_ORDER = (
+    'self.path.glob("*.orbax-checkpoint-tmp")',  # each is removed
+    "self.path.iterdir()",  # the numbers of steps, of which the largest or one is looked for
+    '(work / "done").glob("*.tmp")',  # each is removed
+    "os.scandir(_directory(src))",  # the people of a folder, sorted by name when it is known who is left out
+)
+
+
+def test_whatever_lists_a_folder_puts_it_in_order():
+    """Also where nobody has thought of a test yet: a new place is to sort what it finds, or to be named above."""
+    root, unordered = Path(__file__).resolve().parents[1], []
+    for folder in ("fvjax", "weights_convert", "launch"):
+        for file in sorted((root / folder).rglob("*.py")):
+            text = file.read_text()
+            above = {child: node for node in ast.walk(ast.parse(text)) for child in ast.iter_child_nodes(node)}
+            for node in above:
+                if not (
+                    isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LISTS
+                ):
+                    continue
+                calls, up = [], above.get(node)
+                while up is not None and not isinstance(up, ast.stmt):
+                    calls += [ast.unparse(up.func)] if isinstance(up, ast.Call) else []
+                    up = above.get(up)
+                told = ast.get_source_segment(text, node)
+                if not ORDERS & set(calls) and told not in IN_ANY_ORDER:
+                    unordered.append(f"{file.relative_to(root)}:{node.lineno}: {told}")
+    assert unordered == []

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fvjax import train
+from fvjax.config import base
 from fvjax.data import align, images, insightface_bin, pairs, pipeline, prepare, recordio, store, synthetic
 from launch import stage
 from tests.test_after_damage import JPEGS, OWNERS, holds
@@ -479,6 +481,22 @@ def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
     make(tmp_path / "data/s", RECORDS[:-1], split="test")
     with pytest.raises(ValueError, match=message):
         stage.copy(made.path, "test", tmp_path / "node")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_any_split_can_be_trained_on(tmp_path, split):
+    """By the run, and by what copies its stores to a node."""
+    config = base()
+    config.data.train, config.data.split, config.epochs, config.batch_size = str(tmp_path / "s"), split, 1, 4
+    made = make(tmp_path / "s", split=split)
+    opened, plan = train.open_data(config, tmp_path)
+    assert (opened.split, opened.data_hash, len(plan.labels)) == (split, made.data_hash, 12)
+    assert stage.stores(config) == {"data.train": (made.path, split)}
+    config.data.split = {"train": "val", "val": "test", "test": "train"}[split]
+    with pytest.raises(ValueError, match=f"holds the split '{split}', '{config.data.split}' was asked for"):
+        train.open_data(config, tmp_path)
+    config.epochs = 0
+    assert stage.stores(config) == {}, "nothing is trained, so nothing of it is read"
 
 
 def test_a_word_of_a_record_is_four_bytes(tmp_path):

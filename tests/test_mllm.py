@@ -219,8 +219,6 @@ def test_other_ids_of_the_prompt_are_refused(run, tmp_path):
     told = re.escape(f"{copy} was trained with prompt_ids {was}, its tokenizer now gives {now}; put the tokenizer's")
     with pytest.raises(ValueError, match=told):
         api.load_workdir(copy)
-    with pytest.raises(ValueError, match=re.escape(f"prompt_ids is {was}, this run has {now}; choose another")):
-        train.run(other, copy, train=True)
 
 
 def by_row(n: int):
