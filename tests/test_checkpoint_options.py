@@ -6,18 +6,23 @@ refused with the file, the key and its value. A key without an entry fails, and 
 """
 
 import copy
+import fnmatch
 import json
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fvjax.models.decoder import Decoder
 from fvjax.models.iresnet import IResNet
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
 from tests.reference.recipe import GOLDEN
-from weights_convert import internlm2, internvit, internvl, iresnet, llama, open_checkpoint, peft
+from weights_convert import hub, internlm2, internvit, internvl, iresnet, llama, open_checkpoint, peft, write
 from weights_convert.options import COMMON
+from weights_convert.read import hashes
 
 # What transformers 4 writes of a text model whether it is set or not, as in the llm_config of OpenGVLab/InternVL2_5-2B.
 DUMP: dict[str, Any] = {
@@ -575,6 +580,58 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(scale, tmp_path, k
         scale(**{key: ADAPTER_REFUSED[key]})
     assert str(error.value).startswith(str(tmp_path / "adapter_config.json"))
     assert str(ADAPTER_REFUSED[key]) in str(error.value)
+
+
+# the other files of a checkpoint, and what says which weights they are
+
+
+COPIED = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "generation_config.json", "preprocessor_config.json",
+)  # fmt: skip
+LEFT = ("modeling_internvl.py", "pytorch_model.bin", "training_args.bin", "README.md", "optimizer.pt", "model.msgpack")
+
+
+def test_a_checkpoints_other_files_are_downloaded_and_copied_and_code_is_not():
+    def wanted(name):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in hub.WANTED)
+
+    for name in COPIED:
+        assert write.COMPANIONS.fullmatch(name), name
+        assert wanted(name), name
+    for name in LEFT:
+        assert not write.COMPANIONS.fullmatch(name), name
+        assert not wanted(name), name
+    for name in ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        assert wanted(name), name
+        assert not write.COMPANIONS.fullmatch(name), f"{name} is written anew"
+
+
+def test_the_hash_of_weights_is_of_values_types_and_places(tmp_path):
+    """Bits, dtypes, and which tensor has which: the same of a copy and in another order of keys, else another one."""
+    shapes = {name: leaf.shape for name, leaf in open_checkpoint(GOLDEN / "internvl_tiny_qknorm").params.items()}
+    assert shapes["params/blocks/ls1"] == shapes["params/blocks/ls2"]
+    stored = load_file(GOLDEN / "internvl_tiny_qknorm/model.safetensors")
+    config = (GOLDEN / "internvl_tiny_qknorm/config.json").read_text()
+
+    def digest(name, tensors):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        return hashes(open_checkpoint(tmp_path / name))["vision"]
+
+    one = next(key for key in stored if key.endswith("layers.0.ls1"))
+    swap = {"ls1": "ls2", "ls2": "ls1"}
+    same = digest("same", dict(reversed(stored.items())))
+    assert same == hashes(open_checkpoint(GOLDEN / "internvl_tiny_qknorm"))["vision"]
+    half = {key: np.zeros(value.shape, np.float16) for key, value in stored.items()}
+    others = [
+        digest("swapped", {key: stored[key[:-3] + swap.get(key[-3:], key[-3:])] for key in stored}),
+        digest("one bit", stored | {one: np.nextafter(stored[one], np.float32(9))}),
+        digest("float16", half),
+        digest("bfloat16", {key: value.view(ml_dtypes.bfloat16) for key, value in half.items()}),
+    ]
+    assert len({same, *others}) == 5
 
 
 # one file on disk, through the door that users take

@@ -196,6 +196,23 @@ def test_select_layer_builds_no_more_than_it_needs(params, x):
         SMALL.clone(select_layer=-5).init(jax.random.key(0), x)
 
 
+def test_a_tower_that_ends_early_drops_paths_at_the_whole_towers_rates(params, x):
+    """Of three layers with rates 0, 1/4 and 1/2 the first two are built: the second one's branch stays 3 times in 4."""
+    two = {n: v[:2] if n.startswith("blocks/") else v for n, v in params.items()}
+    two["blocks/ls2"] = 0 * two["blocks/ls2"]  # only attention is left to be dropped
+    variables, model = {"params": trees.unflatten(two)}, SMALL.clone(select_layer=-2, drop_path=0.5)
+    keys = jax.random.split(jax.random.key(1), 400)
+    results = jax.jit(lambda keys: model.apply(variables, jnp.repeat(x[:1], 400, 0), train=True, keys=keys))(keys)
+    values = np.unique(np.round(results[:, 0, 0], 4))
+    assert len(values) == 2, "with or without the second layer's attention"
+    kept = model.apply(variables, x[:1])[0, 0, 0]
+    whole = np.abs(results[:, 0, 0] - kept) < np.abs(values - kept).max() * 0.99  # the nearer value: scaled by 4/3
+    assert 260 <= whole.sum() <= 340, whole.sum()
+    assert np.ptp(values) == pytest.approx(
+        4 / 3 * np.ptp(np.append(values[np.abs(values - kept).argmax()], kept)), rel=0.02
+    )
+
+
 def test_clip_like_tower(x):
     """A norm after the embedding and at the end, no LayerScale, no patch bias, quick_gelu."""
     model = SMALL.clone(pre_norm=True, final_norm=True, layer_scale=False, patch_bias=False, act="quick_gelu")

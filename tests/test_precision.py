@@ -498,8 +498,8 @@ def test_a_learning_rate_is_not_rounded():
 
 
 def test_gelu_is_the_exact_one():
-    """In the tower and in the projector: by the error function, not the tanh that stands for it elsewhere."""
-    x = half(0, 2, 4, 8).astype(jnp.float32)
+    """In the projector: by the error function, not the tanh that stands for it elsewhere; and its norm's epsilon."""
+    x = half(0, 2, 4, 8, std=0.01).astype(jnp.float32)  # a variance of ten epsilons
     net = Projector(width=8, shuffle=2)
     variables = {"params": trees.unflatten(parameters(net, x))}
     p = variables["params"]
@@ -532,3 +532,37 @@ def test_a_shared_prefix_knows_how_long_the_sequence_will_be():
     expected, (got, other) = answers(random_variables(model))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(other - expected).max() > 1e-2, "frequencies of the prefix's own length must show"
+
+
+@pytest.mark.parametrize("rope", ["plain", "dynamic"])
+def test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer(rope):
+    """At the boundary: alone, with a cache and as a prompt of an encoder. Nothing is computed."""
+    decoder = WORDS | {"positions": 12 if rope == "plain" else 6, "rope": rope, "rope_factor": 2.0}
+    net = Decoder(**decoder)
+    assert net.max_tokens == 12
+
+    def tokens(count, capacity=None):
+        x = jax.ShapeDtypeStruct((1, count, 16), jnp.float32)
+        variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 1, 16)))
+        if capacity is None:
+            return jax.eval_shape(net.apply, variables, x).shape
+        run = lambda v, x: net.apply(v, x, net.new_cache(1, capacity), method="extend")[0]  # noqa: E731
+        return jax.eval_shape(run, variables, x).shape
+
+    assert tokens(12) == tokens(12, 12) == (1, 12, 16)
+    for too_many in (lambda: tokens(13), lambda: tokens(12, 13)):
+        with pytest.raises(ValueError, match="a sequence of 13 tokens is longer than the decoder's 12"):
+            too_many()
+    whole = WHOLE | {"decoder": decoder}
+    encoder.build("vlm", whole, "", (3, 4, 5), (1, 2))  # BOS, twice 4 visual tokens, 3 ids
+    encoder.build("vlm", whole, "all_mean", range(7))
+    encoder.build("vlm", whole, "visual_mean", (0,) * 50)  # which reads no text
+    for pooling, prompt in (("", (3, 4, 5, 6)), ("all_mean", range(8))):
+        with pytest.raises(ValueError, match="make 13 with BOS, more than the decoder's 12"):
+            encoder.build("vlm", whole, pooling, prompt, () if pooling else (1, 2))
+    for pooling in ("", "all_mean"):  # the last id of the vocabulary, and the first that is none
+        encoder.build("vlm", whole, pooling, (8,), () if pooling else (8, 0))
+        with pytest.raises(ValueError, match="9 is outside"):
+            encoder.build("vlm", whole, pooling, (9,), () if pooling else (8, 0))
+    with pytest.raises(ValueError, match="9 is outside"):
+        encoder.build("vlm", whole, "", (8,), (8, 9))
