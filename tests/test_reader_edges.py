@@ -1,6 +1,7 @@
 """Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
 
 import hashlib
+import pickle
 import re
 import struct
 from pathlib import Path
@@ -172,6 +173,39 @@ def test_people_are_what_genuine_pairs_connect():
     assert insightface_bin.people(3, np.zeros((0, 2), int)).tolist() == [0, 1, 2]
     long = np.stack([np.arange(99, 0, -1), np.arange(98, -1, -1)], 1)
     assert not insightface_bin.people(100, long).any()
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2), (1, 1, 1, 4), ()])
+def test_arrays_of_up_to_four_dimensions_that_fit_their_bytes(shape):
+    blob, kind = insightface_bin.Blob(bytes(4), 7), insightface_bin._Dtype(np.dtype("i4" if shape == () else "u1"))
+    for order in "CF":
+        made = insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, order)
+        assert (made.blob, made.dtype, made.shape, made.order) == (blob, kind.value, shape, order)
+    for wrong in ((*shape, 2), (*shape, 0), (-1, -4), (True, 4), (1.0, 4), (1, 1, 1, 1, 4), [4], 4):
+        with pytest.raises(ValueError, match="an array whose shape does not fit its 4 bytes is refused"):
+            insightface_bin._filled(insightface_bin._Array(), blob, kind, wrong, "C")
+    with pytest.raises(ValueError, match="does not fit its 4 bytes"):
+        insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, "A")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
+    faces = [b"broken" if i // 4 == lost else FACES[i] for i in range(12)]
+    (tmp_path / "mine.bin").write_bytes(pickle.dumps((faces, [True, False] * 3), protocol=4))
+    options = {"name": "mine", "folds": 3, "policy": "drop", "resize": False}
+    with pytest.raises(ValueError, match=f"no pair of fold {lost + 1} is left"):
+        insightface_bin.convert(tmp_path / "mine.bin", tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+    for i, face in enumerate(faces):  # the same as files: 0 and 1 of a fold are one person, 2 and 3 two others
+        fold, k = divmod(i, 4)
+        name = f"{'aabc'[k]}{fold}"
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"{name}_000{1 + (k == 1)}.jpg").write_bytes(face)
+    protocol = "".join(f"a{fold} 1 2\nb{fold} 1 c{fold} 1\n" for fold in range(3))
+    (tmp_path / "pairs.txt").write_text(f"3 1\n{protocol}")
+    with pytest.raises(ValueError, match=f"no pair of fold {lost + 1} of lfw is left; supply images"):
+        prepare.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
 
 
 # ---- protocols in text
