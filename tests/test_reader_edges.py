@@ -1,6 +1,8 @@
 """Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
 
 import hashlib
+import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -173,6 +175,39 @@ def test_people_are_what_genuine_pairs_connect():
     assert not insightface_bin.people(100, long).any()
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2), (1, 1, 1, 4), ()])
+def test_arrays_of_up_to_four_dimensions_that_fit_their_bytes(shape):
+    blob, kind = insightface_bin.Blob(bytes(4), 7), insightface_bin._Dtype(np.dtype("i4" if shape == () else "u1"))
+    for order in "CF":
+        made = insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, order)
+        assert (made.blob, made.dtype, made.shape, made.order) == (blob, kind.value, shape, order)
+    for wrong in ((*shape, 2), (*shape, 0), (-1, -4), (True, 4), (1.0, 4), (1, 1, 1, 1, 4), [4], 4):
+        with pytest.raises(ValueError, match="an array whose shape does not fit its 4 bytes is refused"):
+            insightface_bin._filled(insightface_bin._Array(), blob, kind, wrong, "C")
+    with pytest.raises(ValueError, match="does not fit its 4 bytes"):
+        insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, "A")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
+    faces = [b"broken" if i // 4 == lost else FACES[i] for i in range(12)]
+    (tmp_path / "mine.bin").write_bytes(pickle.dumps((faces, [True, False] * 3), protocol=4))
+    options = {"name": "mine", "folds": 3, "policy": "drop", "resize": False}
+    with pytest.raises(ValueError, match=f"no pair of fold {lost + 1} is left"):
+        insightface_bin.convert(tmp_path / "mine.bin", tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+    for i, face in enumerate(faces):  # the same as files: 0 and 1 of a fold are one person, 2 and 3 two others
+        fold, k = divmod(i, 4)
+        name = f"{'aabc'[k]}{fold}"
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"{name}_000{1 + (k == 1)}.jpg").write_bytes(face)
+    protocol = "".join(f"a{fold} 1 2\nb{fold} 1 c{fold} 1\n" for fold in range(3))
+    (tmp_path / "pairs.txt").write_text(f"3 1\n{protocol}")
+    with pytest.raises(ValueError, match=f"no pair of fold {lost + 1} of lfw is left; supply images"):
+        prepare.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
+
+
 # ---- protocols in text
 
 
@@ -290,3 +325,81 @@ def test_a_shard_holds_a_hundred_thousand_records(two_faces):
     """Sizes and names of files that people copy; also what a conversion that goes on is compared with."""
     assert store.SHARD_RECORDS == 100_000
     assert [shard["file"] for shard in two_faces.manifest["shards"]] == store.shard_names("test", 1)
+
+
+def tiny(folder: Path, records: list[tuple[int, bytes]]) -> tuple[Path, list[int]]:
+    """train.rec of records that nobody decodes, with its .idx, and where they start."""
+    return folder / "train.rec", write_rec(folder, records)
+
+
+@pytest.mark.parametrize("block", [16, 32, 40, 1 << 22])
+def test_blocks_that_hold_several_records(block, tmp_path, monkeypatch):
+    rec, starts = tiny(tmp_path, [(i, pack(float(i), b"x" * (i % 5 + 1), i)) for i in range(20)])
+    monkeypatch.setattr(recordio, "BLOCK", block)
+    found, headers, rejected = recordio.scan(rec, lambda n: None)
+    assert found.offset.tolist() == starts
+    assert found.label.tolist() == found.key.tolist() == found.number.tolist() == list(range(20))
+    assert np.append(found.offset, rec.stat().st_size)[1:].tolist() == (found.offset + found.size).tolist()
+    assert (headers, rejected) == ([], [])
+
+
+def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
+    """By the line's number in the .idx, from 1, as an editor shows it."""
+    rec, starts = tiny(tmp_path, [(10 + i, pack(1.0, b"abc", i)) for i in range(5)])
+    data = bytearray(rec.read_bytes())
+    for start in starts[1:3]:  # the damage starts with the second record, and hides where the third one does
+        data[start : start + 4] = b"????"
+    rec.write_bytes(data)
+    found, _, rejected = recordio.read(rec, False, lambda n: None)
+    assert found.key.tolist() == [10, 13, 14]
+    lost = [one for one in rejected if one.file.endswith(".idx")]
+    assert [(one.record, one.offset, one.end) for one in lost] == [(3, starts[2], starts[2])]
+    assert lost[0].reason == f"train.idx:3: key 12 should be at byte {starts[2]} of train.rec, behind damage"
+    rec.write_bytes(rec.read_bytes()[: starts[4]])
+    reasons = [one.reason for one in recordio.read(rec, False, lambda n: None)[2] if one.file.endswith(".idx")]
+    assert (
+        reasons[1]
+        == f"train.idx:5: key 14 should be at byte {starts[4]} of train.rec, behind its end at byte {starts[4]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([1.0, 2.5], "keys 1 to 2.5"),
+        ([0.5, 2.0], "keys 0.5 to 2"),
+        ([-1.0, 2.0], "keys -1 to 2"),
+        ([3.0, 2.0], "keys 3 to 2"),
+        ([0.0, 2.0**53], "keys 0 to 9.0072e+15"),
+    ],
+)
+def test_what_a_header_may_not_say(labels, told, tmp_path):
+    rec, starts = tiny(tmp_path, [(1, pack(0.0, b"abc", 1)), (9, pack(labels, b"", 9))])
+    message = f"train.rec record 1 at byte {starts[1]}: its header says {told}; these are no keys"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recordio.read(rec, False, lambda n: None)
+
+
+def test_headers_that_agree_and_one_key_more_or_less(tmp_path):
+    """Keys 1 and 2 are one person, 3 another; key 4 and 5 say so, and key 0 says which these are."""
+
+    def read(first=(1.0, 3.0), second=(3.0, 4.0), people=(4.0, 6.0)):
+        images = [(key, pack(label, b"abc", key)) for key, label in ((1, 7.0), (2, 7.0), (3, 8.0))]
+        told = [(4, pack(list(first), b"", 4)), (5, pack(list(second), b"", 5)), (0, pack(list(people)))]
+        return recordio.read(tiny(tmp_path, images + told)[0], False, lambda n: None)
+
+    found, headers, rejected = read()
+    assert (found.label.tolist(), [h.key for h in headers], rejected) == ([7, 7, 8], [4, 5, 0], [])
+    for wrong, message in (
+        ({"people": (4.0, 7.0)}, "says keys 4 to 7 - 1 are identities, there are 2"),
+        ({"people": (4.0, 5.0)}, "says keys 4 to 5 - 1 are identities, there are 2"),
+        ({"people": (5.0, 7.0)}, "says keys 5 to 7 - 1 are identities, there are 2"),
+        ({"first": (1.0, 4.0)}, "are one identity, but key 1 has label 7|but 1 has label 7 and 3 label 8"),
+        ({"first": (1.0, 2.0)}, "key 2 is in the headers of 0 identities, not of one"),
+        ({"second": (2.0, 4.0)}, "are one identity, but 2 has label 7 and 3 label 8"),
+        ({"second": (3.0, 5.0)}, "says keys 3 to 5 - 1 are one identity, but 1 of them are images"),
+        ({"first": (1.0, 2.0), "second": (2.0, 3.0)}, "others of label 7 are in another header's"),
+        ({"second": (4.0, 4.0)}, "key 3 is in the headers of 0 identities, not of one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(**wrong)

@@ -83,6 +83,14 @@ def test_entry_is_the_folds_figures_and_where_they_come_from():
     assert verification.entry(scores, pairs, derived, "abc", bootstrap=0)["identities"] == derived["identities"]
 
 
+def test_a_thousand_resamples_if_nothing_else_is_said():
+    pairs, embeddings = make_pairs()
+    entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc")
+    assert ", 1000 resamples, seed 0;" in entry["intervals"]
+    figures = folds.verification([0.9, 0.1, 0.8, 0.2], [1, 0, 1, 0], [2, 2])
+    assert ", 1000 resamples, seed 0;" in figures["intervals"]
+
+
 def test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity():
     pairs, embeddings = make_pairs()
     scores = verification.scores(embeddings, pairs)
