@@ -3,7 +3,7 @@
 EFFECTS has at least one entry for each key of `base()`: another legal value, a config in which the key matters, and
 where its effect is looked for: in the traced training step, the shapes, shardings or values of the state, the batches,
 the stores that are drawn, or the files and figures of a whole run. A key without an entry fails, and so does one whose
-change is not seen. Runs are real ones of `train.run` with a linear network in place of a model, which compiles in no time.
+change is not seen. Runs are real ones of `train.run`, with a linear network that compiles in no time.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 import fvjax.main
 from fvjax import api, distributed, evaluate, feed, metrics, optim, preemption, run_state, sharding, train, trees
-from fvjax.config import CHOICES, POSITIVE, base, benchmark, check, config_hash, differences, to_json
+from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
 from fvjax.data import pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.evals import plots
@@ -218,12 +218,14 @@ def untrained(config, folder) -> list:
     return values(config, folder)["untrained/params/fc/kernel"]
 
 
-def of_base(config, _) -> tuple:
-    """A pretrained weight as it is read, and the hash by which checkpoints know it."""
+def of_base(config, _) -> dict:
+    """A pretrained weight as it is read."""
     params = run_state.open_base(config).params
-    return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}, run_state.base_hash(
-        config
-    )
+    return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}
+
+
+def base_hash(config, _) -> str:
+    return run_state.base_hash(config)
 
 
 def batches(config, folder) -> dict:
@@ -283,10 +285,10 @@ def drawn(config, folder) -> dict:
     """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
     train.open_data(config, folder)
     train_store, test = (Store(evaluate.synthetic_store(config, folder, s), s) for s in ("train", "test"))
+    assert not set(train_store.identities) & set(test.identities), "nobody is in both"
     return {
         "train": (len(train_store.identities), len(train_store), train_store.data_hash),
         "test": (len(test.identities), len(test), test.data_hash, test.manifest["benchmarks"]["synthetic"]["pairs"]),
-        "disjoint": not set(train_store.identities) & set(test.identities),
         "where": str(train_store.path.parent.relative_to(folder.parent)),
     }
 
@@ -504,6 +506,7 @@ EFFECTS: dict[str, list[Effect]] = {
         E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [*range(12)])),
         E(run(lambda r: r.results["step"]), toy, 0, {"eval.before_training": False}, expect=(8, 0)),
         E(updates, sgd, 8),
+        E(run(lambda r: round(r.lines("metrics.jsonl")[4]["lr"], 7)), toy, 3, expect=(5e-4, 7.5e-4)),
     ],
     "task": [
         E(step, vlm, "pair_answer"),
@@ -563,15 +566,19 @@ EFFECTS: dict[str, list[Effect]] = {
         E(step, answers, (6, 5)),
         E(forward, answers, (6, 5)),
         E(ids, answers, (), {"init_from": "here:tokenizer"}),
+        E(ids, answers, (6, 5), {"init_from": "here:tokenizer", "prompt.ids": (), "prompt.text": "three"}),
     ],
     # which of them a device gets: test_attention_is_chosen_by_the_device
     "attention": [E(forward, vit, "xla"), E(forward, vlm, "xla")],
     "init_from": [
-        E(of_base, vit, "here:tower2", {"init_from": "here:tower"}),
+        *(E(see, vit, "here:tower2", {"init_from": "here:tower"}) for see in (of_base, base_hash)),
         E(missing, toy, "nowhere", expect=([], ["config.init_from: nowhere is not there. Supply it or name another."])),
     ],
     "init_parts": [
-        E(of_base, vlm, {"vision": "here:tower2"}, {"init_parts": {"vision": "here:tower"}}),
+        *(
+            E(see, vlm, {"vision": "here:tower2"}, {"init_parts": {"vision": "here:tower"}})
+            for see in (of_base, base_hash)
+        ),
         E(lambda c, f: len(missing(c, f)), vlm, {"vision": "nowhere"}, expect=(0, 1)),
     ],
     "base_dtype": [E(shapes, make, "float16") for make in (vit, vlm)],
@@ -591,11 +598,15 @@ EFFECTS: dict[str, list[Effect]] = {
     "loss.temperature": [E(step, vit, 0.2), E(step, vit, 0.2, {"accumulation": 2}), E(step, resnet, 0.2)],
     "loss.pair_loss": [E(step, answers, "yes_no")],
     "optimizer.name": [E(updates, sgd, "adamw")],
-    "optimizer.lr": [E(updates, sgd, 0.2), E(updates, adamw, 0.2)],
+    "optimizer.lr": [
+        E(updates, sgd, 0.2),
+        E(updates, adamw, 0.2),
+        E(run(lambda r: round(r.lines("metrics.jsonl")[0]["lr"], 7)), toy, 2e-3, expect=(1e-3, 2e-3)),
+    ],
     "optimizer.momentum": [E(updates, sgd, 0.5)],
     "optimizer.weight_decay": [E(updates, sgd, 0.3), E(updates, adamw, 0.3)],
     "optimizer.clip": [E(updates, sgd, 4.0), E(updates, sgd, 6.0), E(updates, adamw, 4.0)],
-    "optimizer.warmup_epochs": [E(updates, sgd, 2), E(updates, adamw, 3)],
+    "optimizer.warmup_epochs": [E(updates, sgd, 1), E(updates, sgd, 2), E(updates, adamw, 3)],
     "optimizer.b1": [E(updates, adamw, 0.5)],
     "optimizer.b2": [E(updates, adamw, 0.5)],
     "optimizer.eps": [E(updates, adamw, 0.5)],
@@ -952,9 +963,11 @@ NOT_NEEDED = {
     "init_parts": "without parts it is empty, and what is in it an experiment names",
 }
 DECIDES = {forward, shapes, untrained, of_base, ids}
+NEEDED = {key for key, effect in CASES if effect.observe in DECIDES} - set(NOT_NEEDED)
+NEEDED |= {"dtype", "epochs", "eval.flip_sum"}
 
 
-@pytest.mark.parametrize("key", sorted({k for k, e in CASES if e.observe in DECIDES} - set(NOT_NEEDED)))
+@pytest.mark.parametrize("key", sorted(NEEDED))
 def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(key, tmp_path):
     """Else the default would be taken for what an older version did."""
     values = base().to_dict()
@@ -996,6 +1009,12 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "optimizer.name": (updates, adamw, {}),
 }
+
+
+def test_all_choices_are_compared():
+    assert set(CHOOSE) == set(CHOICES)
+
+
 AUTO = {"remat", "attention"}  # "auto" is one of the others
 
 
@@ -1037,7 +1056,11 @@ def test_another_value_than_the_choices_is_refused_by_name(key, here):
         check(changed(base(), {key: "none of these"}, here))
 
 
-@pytest.mark.parametrize("key", POSITIVE)
+COUNTS = ("batch_size", "accumulation", "data.pairs_per_epoch", "eval.batch_size", "checkpoint.every_steps")
+COUNTS += ("checkpoint.keep", "log.every_steps", "heartbeat_seconds")
+
+
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts_are_at_least_one(key, here):
     with pytest.raises(ValueError, match=rf"config.{re.escape(key)}=0(\.0)? must be at least 1"):
         check(changed(base(), {key: 0}, here))
