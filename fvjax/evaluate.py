@@ -132,7 +132,9 @@ def check(config: Config, workdir: Path) -> dict[str, str]:
 def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
     """Where the embedded faces of a split lie; the name holds what they were drawn with."""
     c = config.data.synthetic
-    sizes = (c.identities, c.images) if split == "train" else (c.test_identities, c.test_images, c.test_pairs)
+    sizes = (c.identities, c.images)
+    if split == "test":  # its people are numbered on from those trained on
+        sizes = (c.identities, c.test_identities, c.test_images, c.test_pairs)
     drawn = "_".join(str(n) for n in (*sizes, c.difficulty, c.seed))
     return Path(c.dir or workdir) / f"synthetic_{split}_{drawn}"
 
