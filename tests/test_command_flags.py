@@ -24,9 +24,10 @@ import fvjax.main
 import weights_convert.__main__ as convert
 from fvjax import distributed, export, plan, preemption, pretrain, train, verify
 from fvjax.config import base
-from fvjax.data import prepare, recordio, store, synthetic
+from fvjax.data import align, prepare, recordio, store, synthetic
 from launch import local
 from tests.test_convert import TINY as CHECKPOINT
+from tests.test_prepare import cfp, fails, lfw, put, run  # noqa: F401
 from tests.test_recordio import write_people
 from weights_convert.read import open_file
 
@@ -431,14 +432,36 @@ def test_photographs_are_aligned_by_as_many_processes(told, command, monkeypatch
     assert told(*common, "--align")["aligner"].name == "mtcnn"
 
 
-@pytest.mark.parametrize("command", NEEDS)
-def test_benchmarks_are_resized_and_aligned(told, command, tmp_path):
-    common = [command, "--src=s", "--dst=d", *NEEDS[command]]
-    assert told(*common)["resize"] is False
-    assert told(*common, "--resize")["resize"] is True
-    points = tmp_path / "points.tsv"
-    points.write_text("a.jpg\t" + "\t".join("0123456789") + "\n")
-    assert list(told(*common, f"--landmarks={points}")["aligner"].points) == ["a.jpg"]
+def with_landmarks(folder: Path, files: list[str], file: Path) -> str:
+    """A flag that says where the faces of pictures are: such points that a 224-pixel crop is halved in size."""
+    points = "\t".join(str(2 * x + 0.5) for x in align.TEMPLATE.ravel())
+    file.write_text("".join(f"{name}\t{points}\n" for name in files))
+    return f"--landmarks={file}"
+
+
+@pytest.mark.parametrize("command", ["lfw", "cfp"])
+def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
+    """Both protocols take every flag about their images."""
+    given = request.getfixturevalue(command)
+    files = sorted(str(path.relative_to(tmp_path / command)) for path in (tmp_path / command).rglob("*.jpg"))
+    for number, name in enumerate(files):
+        put(tmp_path / command / name, number, 224)
+    (tmp_path / "out").mkdir()
+    fails(capsys, tmp_path / "out/s", "224x224, expected 112x112; align it, or prepare with --resize", *given)
+    assert run(capsys, *given, f"--dst={tmp_path / 'resized'}", "--resize")[0] == 0
+    landmarks = with_landmarks(tmp_path / command, files[1:], tmp_path / "points.tsv")
+    assert run(capsys, *given, f"--dst={tmp_path / 'aligned'}", landmarks, "--policy=fallback", "--workers=1")[0] == 0
+    resized, aligned = (store.Store(tmp_path / name, "test") for name in ("resized", "aligned"))
+    assert "alignment" not in resized.manifest
+    assert aligned.manifest["alignment"].items() >= {"no_face": 1, "aligned": len(aligned) - 1}.items()
+    difference = np.abs(resized.faces(range(len(resized))).astype(int) - aligned.faces(range(len(aligned)))).mean(
+        (1, 2, 3)
+    )
+    assert difference[0] > 2 * difference[1:].max(), "that one's middle was taken"
+    benchmarks = aligned.manifest["benchmarks"].values()
+    assert {each["policy"] for each in benchmarks} == {"fallback"}
+    assert {each["failure_to_acquire"] for each in benchmarks} >= {1}
+    fails(capsys, tmp_path / "out/s", f"{files[0]}: no face", *given, landmarks, "--policy=fail", "--workers=1")
 
 
 def test_shards_are_written_by_as_many_processes(monkeypatch, tmp_path, capsys):
