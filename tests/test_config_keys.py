@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,11 +31,24 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import fvjax.main
-from fvjax import api, distributed, evaluate, feed, metrics, optim, preemption, run_state, sharding, train, trees
+from fvjax import (
+    api,
+    distributed,
+    evaluate,
+    feed,
+    metrics,
+    optim,
+    predict,
+    preemption,
+    run_state,
+    sharding,
+    train,
+    trees,
+)
 from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
 from fvjax.data import pipeline, synthetic
 from fvjax.data.store import Store
-from fvjax.evals import plots
+from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
 from tests.test_prompts import describe
 from weights_convert.write import write_original
@@ -307,6 +320,26 @@ def embedded(config, folder) -> list:
     return [len(faces) for faces in seen] + [int(mirrored)]
 
 
+def answered(config, folder) -> dict:
+    """How pairs are answered: images and pairs at a time, and the type in which visual tokens are kept."""
+    train.open_data(config, folder)
+    told: dict[str, Any] = {}
+
+    def answers(prefix, after, visual, pairs, *, batch_size, multiple, track):
+        told.update(pairs=batch_size, type=visual.dtype.name)
+        return np.linspace(0, 1, len(pairs.a))
+
+    net = SimpleNamespace(image_tokens=1, decoder=SimpleNamespace(width=1))
+    encoder: Any = SimpleNamespace(net=net, visual=len, prefix=len)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "eval_batches", lambda store, used, size: told.update(images=size) or [])
+        patch.setattr(verification, "answers", answers)
+        score = predict.Predictor(config, encoder, mesh, {}, folder).score({})
+        evaluate.run(config, score, workdir=folder, seen=set(), title="")
+    return told
+
+
 def intervals(config, folder) -> list:
     """95% intervals of scores that do not depend on the config."""
     train.open_data(config, folder)
@@ -506,6 +539,7 @@ EFFECTS: dict[str, list[Effect]] = {
         E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [*range(12)])),
         E(run(lambda r: r.results["step"]), toy, 0, {"eval.before_training": False}, expect=(8, 0)),
         E(updates, sgd, 8),
+        E(lambda c, f: len(missing(c, f)), without_data, 0, {"data.train": "nowhere"}, expect=(1, 0)),
         E(run(lambda r: round(r.lines("metrics.jsonl")[4]["lr"], 7)), toy, 3, expect=(5e-4, 7.5e-4)),
     ],
     "task": [
@@ -525,6 +559,13 @@ EFFECTS: dict[str, list[Effect]] = {
     "accumulation": [E(step, vit, 2), E(step, answers, 2)],
     "dtype": [
         *(E(step, make, "bfloat16") for make in (resnet, vit, vlm)),
+        E(
+            lambda c, f: answered(c, f)["type"],
+            toy,
+            "bfloat16",
+            {"task": "pair_answer"},
+            expect=("float32", "bfloat16"),
+        ),
         E(run(lambda r: r.results["dtype"]), toy, "bfloat16", expect=("float32", "bfloat16")),
     ],
     "remat": [
@@ -689,6 +730,13 @@ EFFECTS: dict[str, list[Effect]] = {
     "data.synthetic.dir": [E(lambda c, f: drawn(c, f)["where"], toy, "here:elsewhere", expect=("shared", "elsewhere"))],
     "eval.batch_size": [
         E(embedded, toy, 16, expect=([40, 0], [16, 16, 0])),
+        E(
+            lambda c, f: (answered(c, f)["images"], answered(c, f)["pairs"]),
+            toy,
+            16,
+            {"task": "pair_answer"},
+            expect=((40, 40), (16, 16)),
+        ),
         E(lambda c, f: fvjax.main.cpu_devices([c], 1), toy, 41, {"batch_size": 4}, expect=None),
     ],
     "eval.flip_sum": [
