@@ -139,7 +139,7 @@ def synthetic_store(config: Config, workdir: Path, split: str) -> Path:
     """
     c = config.data.synthetic
     sizes = (c.identities, c.images)
-    if split != "train":
+    if split == "test":
         sizes = (c.identities, c.test_identities, c.test_images, c.test_pairs)
     drawn = "_".join(str(n) for n in (*sizes, c.difficulty, c.seed))
     return Path(c.dir or workdir) / f"synthetic_{split}_{drawn}"

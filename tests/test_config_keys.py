@@ -3,7 +3,7 @@
 EFFECTS has at least one entry for each key of `base()`: another legal value, a config in which the key matters, and
 where its effect is looked for: in the traced training step, the shapes, shardings or values of the state, the batches,
 the stores that are drawn, or the files and figures of a whole run. A key without an entry fails, and so does one whose
-change is not seen. Runs are real ones of `train.run` with a linear network in place of a model, which compiles in no time.
+change is not seen. Runs are real ones of `train.run`, with a linear network that compiles in no time.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,11 +31,24 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import fvjax.main
-from fvjax import api, distributed, evaluate, feed, metrics, optim, preemption, run_state, sharding, train, trees
-from fvjax.config import CHOICES, POSITIVE, base, benchmark, check, config_hash, differences, to_json
+from fvjax import (
+    api,
+    distributed,
+    evaluate,
+    feed,
+    metrics,
+    optim,
+    predict,
+    preemption,
+    run_state,
+    sharding,
+    train,
+    trees,
+)
+from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
 from fvjax.data import pipeline, synthetic
 from fvjax.data.store import Store
-from fvjax.evals import plots
+from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
 from tests.test_prompts import describe
 from weights_convert.write import write_original
@@ -218,12 +231,14 @@ def untrained(config, folder) -> list:
     return values(config, folder)["untrained/params/fc/kernel"]
 
 
-def of_base(config, _) -> tuple:
-    """A pretrained weight as it is read, and the hash by which checkpoints know it."""
+def of_base(config, _) -> dict:
+    """A pretrained weight as it is read."""
     params = run_state.open_base(config).params
-    return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}, run_state.base_hash(
-        config
-    )
+    return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}
+
+
+def base_hash(config, _) -> str:
+    return run_state.base_hash(config)
 
 
 def batches(config, folder) -> dict:
@@ -283,10 +298,10 @@ def drawn(config, folder) -> dict:
     """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
     train.open_data(config, folder)
     train_store, test = (Store(evaluate.synthetic_store(config, folder, s), s) for s in ("train", "test"))
+    assert not set(train_store.identities) & set(test.identities), "nobody is in both"
     return {
         "train": (len(train_store.identities), len(train_store), train_store.data_hash),
         "test": (len(test.identities), len(test), test.data_hash, test.manifest["benchmarks"]["synthetic"]["pairs"]),
-        "disjoint": not set(train_store.identities) & set(test.identities),
         "where": str(train_store.path.parent.relative_to(folder.parent)),
     }
 
@@ -303,6 +318,26 @@ def embedded(config, folder) -> list:
     evaluate.run(config, evaluate.cosine(config, embed), workdir=folder, seen=set(), title="")
     mirrored = sum((a[:, :, ::-1] == b).all() for a in seen for b in seen if a.shape == b.shape)
     return [len(faces) for faces in seen] + [int(mirrored)]
+
+
+def answered(config, folder) -> dict:
+    """How pairs are answered: images and pairs at a time, and the type in which visual tokens are kept."""
+    train.open_data(config, folder)
+    told: dict[str, Any] = {}
+
+    def answers(prefix, after, visual, pairs, *, batch_size, multiple, track):
+        told.update(pairs=batch_size, type=visual.dtype.name)
+        return np.linspace(0, 1, len(pairs.a))
+
+    net = SimpleNamespace(image_tokens=1, decoder=SimpleNamespace(width=1))
+    encoder: Any = SimpleNamespace(net=net, visual=len, prefix=len)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "eval_batches", lambda store, used, size: told.update(images=size) or [])
+        patch.setattr(verification, "answers", answers)
+        score = predict.Predictor(config, encoder, mesh, {}, folder).score({})
+        evaluate.run(config, score, workdir=folder, seen=set(), title="")
+    return told
 
 
 def intervals(config, folder) -> list:
@@ -504,6 +539,8 @@ EFFECTS: dict[str, list[Effect]] = {
         E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [*range(12)])),
         E(run(lambda r: r.results["step"]), toy, 0, {"eval.before_training": False}, expect=(8, 0)),
         E(updates, sgd, 8),
+        E(lambda c, f: len(missing(c, f)), without_data, 0, {"data.train": "nowhere"}, expect=(1, 0)),
+        E(run(lambda r: round(r.lines("metrics.jsonl")[4]["lr"], 7)), toy, 3, expect=(5e-4, 7.5e-4)),
     ],
     "task": [
         E(step, vlm, "pair_answer"),
@@ -522,6 +559,13 @@ EFFECTS: dict[str, list[Effect]] = {
     "accumulation": [E(step, vit, 2), E(step, answers, 2)],
     "dtype": [
         *(E(step, make, "bfloat16") for make in (resnet, vit, vlm)),
+        E(
+            lambda c, f: answered(c, f)["type"],
+            toy,
+            "bfloat16",
+            {"task": "pair_answer"},
+            expect=("float32", "bfloat16"),
+        ),
         E(run(lambda r: r.results["dtype"]), toy, "bfloat16", expect=("float32", "bfloat16")),
     ],
     "remat": [
@@ -563,15 +607,19 @@ EFFECTS: dict[str, list[Effect]] = {
         E(step, answers, (6, 5)),
         E(forward, answers, (6, 5)),
         E(ids, answers, (), {"init_from": "here:tokenizer"}),
+        E(ids, answers, (6, 5), {"init_from": "here:tokenizer", "prompt.ids": (), "prompt.text": "three"}),
     ],
     # which of them a device gets: test_attention_is_chosen_by_the_device
     "attention": [E(forward, vit, "xla"), E(forward, vlm, "xla")],
     "init_from": [
-        E(of_base, vit, "here:tower2", {"init_from": "here:tower"}),
+        *(E(see, vit, "here:tower2", {"init_from": "here:tower"}) for see in (of_base, base_hash)),
         E(missing, toy, "nowhere", expect=([], ["config.init_from: nowhere is not there. Supply it or name another."])),
     ],
     "init_parts": [
-        E(of_base, vlm, {"vision": "here:tower2"}, {"init_parts": {"vision": "here:tower"}}),
+        *(
+            E(see, vlm, {"vision": "here:tower2"}, {"init_parts": {"vision": "here:tower"}})
+            for see in (of_base, base_hash)
+        ),
         E(lambda c, f: len(missing(c, f)), vlm, {"vision": "nowhere"}, expect=(0, 1)),
     ],
     "base_dtype": [E(shapes, make, "float16") for make in (vit, vlm)],
@@ -591,11 +639,15 @@ EFFECTS: dict[str, list[Effect]] = {
     "loss.temperature": [E(step, vit, 0.2), E(step, vit, 0.2, {"accumulation": 2}), E(step, resnet, 0.2)],
     "loss.pair_loss": [E(step, answers, "yes_no")],
     "optimizer.name": [E(updates, sgd, "adamw")],
-    "optimizer.lr": [E(updates, sgd, 0.2), E(updates, adamw, 0.2)],
+    "optimizer.lr": [
+        E(updates, sgd, 0.2),
+        E(updates, adamw, 0.2),
+        E(run(lambda r: round(r.lines("metrics.jsonl")[0]["lr"], 7)), toy, 2e-3, expect=(1e-3, 2e-3)),
+    ],
     "optimizer.momentum": [E(updates, sgd, 0.5)],
     "optimizer.weight_decay": [E(updates, sgd, 0.3), E(updates, adamw, 0.3)],
     "optimizer.clip": [E(updates, sgd, 4.0), E(updates, sgd, 6.0), E(updates, adamw, 4.0)],
-    "optimizer.warmup_epochs": [E(updates, sgd, 2), E(updates, adamw, 3)],
+    "optimizer.warmup_epochs": [E(updates, sgd, 1), E(updates, sgd, 2), E(updates, adamw, 3)],
     "optimizer.b1": [E(updates, adamw, 0.5)],
     "optimizer.b2": [E(updates, adamw, 0.5)],
     "optimizer.eps": [E(updates, adamw, 0.5)],
@@ -678,6 +730,13 @@ EFFECTS: dict[str, list[Effect]] = {
     "data.synthetic.dir": [E(lambda c, f: drawn(c, f)["where"], toy, "here:elsewhere", expect=("shared", "elsewhere"))],
     "eval.batch_size": [
         E(embedded, toy, 16, expect=([40, 0], [16, 16, 0])),
+        E(
+            lambda c, f: (answered(c, f)["images"], answered(c, f)["pairs"]),
+            toy,
+            16,
+            {"task": "pair_answer"},
+            expect=((40, 40), (16, 16)),
+        ),
         E(lambda c, f: fvjax.main.cpu_devices([c], 1), toy, 41, {"batch_size": 4}, expect=None),
     ],
     "eval.flip_sum": [
@@ -952,9 +1011,11 @@ NOT_NEEDED = {
     "init_parts": "without parts it is empty, and what is in it an experiment names",
 }
 DECIDES = {forward, shapes, untrained, of_base, ids}
+NEEDED = {key for key, effect in CASES if effect.observe in DECIDES} - set(NOT_NEEDED)
+NEEDED |= {"dtype", "epochs", "eval.flip_sum"}
 
 
-@pytest.mark.parametrize("key", sorted({k for k, e in CASES if e.observe in DECIDES} - set(NOT_NEEDED)))
+@pytest.mark.parametrize("key", sorted(NEEDED))
 def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(key, tmp_path):
     """Else the default would be taken for what an older version did."""
     values = base().to_dict()
@@ -996,6 +1057,12 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "optimizer.name": (updates, adamw, {}),
 }
+
+
+def test_all_choices_are_compared():
+    assert set(CHOOSE) == set(CHOICES)
+
+
 AUTO = {"remat", "attention"}  # "auto" is one of the others
 
 
@@ -1037,7 +1104,11 @@ def test_another_value_than_the_choices_is_refused_by_name(key, here):
         check(changed(base(), {key: "none of these"}, here))
 
 
-@pytest.mark.parametrize("key", POSITIVE)
+COUNTS = ("batch_size", "accumulation", "data.pairs_per_epoch", "eval.batch_size", "checkpoint.every_steps")
+COUNTS += ("checkpoint.keep", "log.every_steps", "heartbeat_seconds")
+
+
+@pytest.mark.parametrize("key", COUNTS)
 def test_counts_are_at_least_one(key, here):
     with pytest.raises(ValueError, match=rf"config.{re.escape(key)}=0(\.0)? must be at least 1"):
         check(changed(base(), {key: 0}, here))
