@@ -1,6 +1,7 @@
 """One gradient however a batch is cut, and the reference's own ways behind config.compat."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -49,6 +50,12 @@ def gradient(config, devices=1, **mesh):
     return float(loss), host(stats), host(grads)
 
 
+@functools.cache
+def whole_batch(make):
+    """The gradient of an unchanged config on one device, which several tests compare with."""
+    return gradient(make())
+
+
 def loss_of(config) -> float:
     """The loss alone, which compiles in a fraction of the time."""
     check(config)
@@ -71,19 +78,17 @@ def assert_equal(got, expected):
 )
 def test_a_batch_in_parts_is_the_whole_batch(make, devices):
     """Dropped paths included, as their keys follow the pair."""
-    config = make()
-    whole = gradient(config)
+    config, whole = make(), whole_batch(make)
     config.accumulation = 4
     assert_equal(gradient(config, devices), whole)
-    config.model.vision_transformer.drop_path = 0.0
+    config.accumulation, config.model.vision_transformer.drop_path = 1, 0.0
     assert abs(loss_of(config) - whole[0]) > 1e-3, "no path was dropped"
 
 
 @pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
     """The papers' sharding rules, and for embeddings GradCache at the same time."""
-    config = make()
-    whole = gradient(config)
+    config, whole = make(), whole_batch(make)
     config.sharding, config.accumulation = paper.BLOCKS + paper.WORDS + paper.REST, 2
     assert_equal(gradient(config, 8, data=2, fsdp=2, tensor=2), whole)
 
@@ -134,7 +139,7 @@ def reference_accumulation(config, parts: int, group: int):
 def test_compat_accumulates_like_the_reference():
     config = tiny_vit()
     config.optimizer.clip = 1e-3  # below the gradient's norm, as only then its size does not matter
-    plain = gradient(config)
+    plain = whole_batch(tiny_vit)
     loss, grads, updates = reference_accumulation(config, parts=2, group=4)
     config.accumulation = 2
     config.compat.update({"last_micro_batch": True, "negatives_group": 4})
@@ -163,18 +168,19 @@ def test_compat_batch_statistics_of_one_group():
     config = tiny_resnet()
     config.model.iresnet.dropout = 0.0
     encoder = run_state.build_encoder(config)
-    variables = run_state.init_variables(config, encoder, jax.random.key(0))
+    variables = jax.jit(functools.partial(run_state.init_variables, config, encoder))(jax.random.key(0))
+    run = jax.jit(lambda encoder, *given: encoder(*given[:2], train=True, keys=given[2]), static_argnums=0)
     faces = np.random.default_rng(0).integers(0, 256, (12, 112, 112, 3), np.uint8)
     keys = jax.random.split(jax.random.key(1), 12)
     grouped = dataclasses.replace(encoder, norm_group=4)
-    got, stats = grouped(variables, faces, train=True, keys=keys)
+    got, stats = run(grouped, variables, faces, keys)
     for at in range(0, 12, 4):
-        alone, of_group = encoder(variables, faces[at : at + 4], train=True, keys=keys[at : at + 4])
+        alone, of_group = run(encoder, variables, faces[at : at + 4], keys[at : at + 4])
         np.testing.assert_allclose(got[at : at + 4], alone, rtol=1e-4, atol=1e-5)
         if at == 0:  # the others' running statistics are overwritten by the first GPU's
             for name, leaf in host(of_group).items():
                 np.testing.assert_allclose(host(stats)[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name)
-    together, _ = encoder(variables, faces, train=True, keys=keys)
+    together, _ = run(encoder, variables, faces, keys)
     assert np.abs(got - together).max() > 1e-2
     assert run_state.build_encoder(config).norm_group == 0
     config.compat.batch_norm_group = 4
