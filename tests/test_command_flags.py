@@ -225,8 +225,9 @@ def test_every_command_is_known():
     sources = [*Path("fvjax").rglob("*.py"), *Path("weights_convert").glob("*.py"), *Path("launch").glob("*.py")]
     programs = {str(file) for file in sources if '__name__ == "__main__"' in file.read_text()}
     named = {f"{name.split(' ')[0].replace('.', '/')}.py" for name in TESTED if name.startswith("fvjax.")}
-    # launch/stage.py reads the flags of fvjax.main
-    assert programs == named | {"weights_convert/__main__.py", "launch/local.py", "launch/stage.py"}
+    # launch/stage.py reads the flags of fvjax.main, and fvjax/__main__.py runs the other commands (test_commands.py)
+    others = {"weights_convert/__main__.py", "launch/local.py", "launch/stage.py", "fvjax/__main__.py"}
+    assert programs == named | others
 
 
 @pytest.mark.parametrize("test", sorted({test for its in TESTED.values() for test in its.values()}))
