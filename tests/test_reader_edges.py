@@ -1,6 +1,7 @@
 """Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
 
 import hashlib
+import io
 import pickle
 import re
 import struct
@@ -208,6 +209,13 @@ def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
         prepare.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
 
 
+def test_a_small_file_has_few_instructions():
+    """10,000, and one for 16 bytes: more of them would be work without data."""
+    marks = b"(" * 20_000 + b"."
+    with pytest.raises(ValueError, match="more than 11250 instructions in a file of 20001 bytes"):
+        insightface_bin.load(io.BytesIO(marks), len(marks))
+
+
 # ---- protocols in text
 
 
@@ -341,6 +349,20 @@ def test_blocks_that_hold_several_records(block, tmp_path, monkeypatch):
     assert found.label.tolist() == found.key.tolist() == found.number.tolist() == list(range(20))
     assert np.append(found.offset, rec.stat().st_size)[1:].tolist() == (found.offset + found.size).tolist()
     assert (headers, rejected) == ([], [])
+
+
+@pytest.mark.parametrize("block", [16, 32, 1 << 22])
+def test_bytes_of_no_record_have_a_number_of_their_own_in_whatever_block(block, tmp_path, monkeypatch):
+    rec, starts = tiny(tmp_path, [(i, pack(float(i), b"xyz", i)) for i in range(10)])
+    data = rec.read_bytes()
+    rec.write_bytes(data[: starts[3]] + b"?" * 8 + data[starts[3] : starts[7]] + b"!" * 4 + data[starts[7] :])
+    monkeypatch.setattr(recordio, "BLOCK", block)
+    found, _, rejected = recordio.scan(rec, lambda n: None)
+    assert found.number.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert [(r.record, r.offset, r.end) for r in rejected] == [
+        (3, starts[3], starts[3] + 8),
+        (8, starts[7] + 8, starts[7] + 12),
+    ]
 
 
 def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
