@@ -246,6 +246,27 @@ def test_lfws_folds_and_numbers(tmp_path):
             prepare.read_lfw(file)
 
 
+def test_several_pairs_of_a_fold(tmp_path):
+    file = tmp_path / "pairs.txt"
+    file.write_text("2 2\n" + "ann 1 2\nbob 1 2\nann 1 bob 1\nann 2 bob 2\n" * 2)
+    assert [(pair.identity_a, pair.identity_b, pair.fold) for pair in prepare.read_lfw(file)] == [
+        (a, b, fold) for fold in (0, 1) for a, b in (("ann", "ann"), ("bob", "bob"), ("ann", "bob"), ("ann", "bob"))
+    ]
+
+
+def test_a_folder_follows_links_and_has_no_features(tmp_path):
+    options = {"exclude": None, "limit": None, "resize": False, "policy": "drop"}
+    (tmp_path / "elsewhere/deeper").mkdir(parents=True)
+    (tmp_path / "elsewhere/deeper/1.jpg").write_bytes(FACES[0])
+    (tmp_path / "src/ann").mkdir(parents=True)
+    (tmp_path / "src/ann/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    made = prepare.folder(tmp_path / "src", tmp_path / "s", **options)
+    assert (made.sources, made.identities) == (["ann/link/deeper/1.jpg"], ["ann"])
+    for name in ("split", "image_feature", "identity_feature"):
+        with pytest.raises(ValueError, match="--split, --image-feature and --identity-feature are of tfds:NAME"):
+            prepare.folder(tmp_path / "src", tmp_path / "t", **options, **{name: "x"})
+
+
 # ---- stores
 
 
