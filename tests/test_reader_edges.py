@@ -1,6 +1,7 @@
 """Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
 
 import hashlib
+import io
 import pickle
 import re
 import struct
@@ -208,6 +209,13 @@ def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
         prepare.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
 
 
+def test_a_small_file_has_few_instructions():
+    """10,000, and one for 16 bytes: more of them would be work without data."""
+    marks = b"(" * 20_000 + b"."
+    with pytest.raises(ValueError, match="more than 11250 instructions in a file of 20001 bytes"):
+        insightface_bin.load(io.BytesIO(marks), len(marks))
+
+
 # ---- protocols in text
 
 
@@ -236,6 +244,27 @@ def test_lfws_folds_and_numbers(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             prepare.read_lfw(file)
+
+
+def test_several_pairs_of_a_fold(tmp_path):
+    file = tmp_path / "pairs.txt"
+    file.write_text("2 2\n" + "ann 1 2\nbob 1 2\nann 1 bob 1\nann 2 bob 2\n" * 2)
+    assert [(pair.identity_a, pair.identity_b, pair.fold) for pair in prepare.read_lfw(file)] == [
+        (a, b, fold) for fold in (0, 1) for a, b in (("ann", "ann"), ("bob", "bob"), ("ann", "bob"), ("ann", "bob"))
+    ]
+
+
+def test_a_folder_follows_links_and_has_no_features(tmp_path):
+    options = {"exclude": None, "limit": None, "resize": False, "policy": "drop"}
+    (tmp_path / "elsewhere/deeper").mkdir(parents=True)
+    (tmp_path / "elsewhere/deeper/1.jpg").write_bytes(FACES[0])
+    (tmp_path / "src/ann").mkdir(parents=True)
+    (tmp_path / "src/ann/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    made = prepare.folder(tmp_path / "src", tmp_path / "s", **options)
+    assert (made.sources, made.identities) == (["ann/link/deeper/1.jpg"], ["ann"])
+    for name in ("split", "image_feature", "identity_feature"):
+        with pytest.raises(ValueError, match="--split, --image-feature and --identity-feature are of tfds:NAME"):
+            prepare.folder(tmp_path / "src", tmp_path / "t", **options, **{name: "x"})
 
 
 # ---- stores
@@ -341,6 +370,20 @@ def test_blocks_that_hold_several_records(block, tmp_path, monkeypatch):
     assert found.label.tolist() == found.key.tolist() == found.number.tolist() == list(range(20))
     assert np.append(found.offset, rec.stat().st_size)[1:].tolist() == (found.offset + found.size).tolist()
     assert (headers, rejected) == ([], [])
+
+
+@pytest.mark.parametrize("block", [16, 32, 1 << 22])
+def test_bytes_of_no_record_have_a_number_of_their_own_in_whatever_block(block, tmp_path, monkeypatch):
+    rec, starts = tiny(tmp_path, [(i, pack(float(i), b"xyz", i)) for i in range(10)])
+    data = rec.read_bytes()
+    rec.write_bytes(data[: starts[3]] + b"?" * 8 + data[starts[3] : starts[7]] + b"!" * 4 + data[starts[7] :])
+    monkeypatch.setattr(recordio, "BLOCK", block)
+    found, _, rejected = recordio.scan(rec, lambda n: None)
+    assert found.number.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert [(r.record, r.offset, r.end) for r in rejected] == [
+        (3, starts[3], starts[3] + 8),
+        (8, starts[7] + 8, starts[7] + 12),
+    ]
 
 
 def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
