@@ -21,8 +21,8 @@ def config_folder() -> Path:
 
 def config_names() -> list[str]:
     """Names of the experiments, as `--config=NAME` takes them."""
-    names = {file.stem for file in config_folder().glob("*.py")}
-    return sorted(names - {"__init__", "paper"})  # paper: what several of them share
+    shared = ("__init__", "paper")  # paper: what several of them have in common
+    return sorted(file.stem for file in config_folder().glob("*.py") if file.stem not in shared)
 
 
 def config_file(name: str) -> Path:

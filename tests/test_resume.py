@@ -96,7 +96,7 @@ def last_bit(root: Path) -> None:
 def other_words(root: Path) -> None:
     """A key that decides nothing: nobody can know that of every key."""
     file = root / "tower/config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "note": "x"}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_version": "x"}))
 
 
 def other_val(root: Path) -> None:
