@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
 
@@ -29,6 +30,7 @@ from launch import local
 from tests.test_convert import TINY as CHECKPOINT
 from tests.test_prepare import cfp, fails, lfw, put, run  # noqa: F401
 from tests.test_recordio import write_people
+from tests.test_tfds_source import IMAGE, dataset
 from weights_convert.read import open_file
 
 HERE = "test_command_flags"
@@ -463,6 +465,18 @@ def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
     assert {each["policy"] for each in benchmarks} == {"fallback"}
     assert {each["failure_to_acquire"] for each in benchmarks} >= {1}
     fails(capsys, tmp_path / "out/s", f"{files[0]}: no face", *given, landmarks, "--policy=fail", "--workers=1")
+
+
+def test_a_tfds_dataset_takes_the_flags_about_its_images(tmp_path, capsys):
+    put(tmp_path / "0.jpg", 0, 224)
+    (tmp_path / "1.jpg").write_bytes((tmp_path / "0.jpg").read_bytes()[:300])
+    rows = [{"image": tmp_path / f"{i}.jpg", "who": "Ann"} for i in range(2)]
+    src = dataset(tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, rows)
+    (tmp_path / "out").mkdir()
+    fails(capsys, tmp_path / "out/s", "224x224, expected 112x112", "folder", src)
+    fails(capsys, tmp_path / "out/s", "train#1: cannot be read", "folder", src, "--resize", "--policy=fail")
+    assert run(capsys, "folder", src, f"--dst={tmp_path / 'out/s'}", "--resize")[0] == 0
+    assert store.Store(tmp_path / "out/s").faces([0]).shape == (1, 112, 112, 3)
 
 
 def test_shards_are_written_by_as_many_processes(monkeypatch, tmp_path, capsys):

@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
         (["--config=configs/quickstart.py:resnet", "--mode=eval"], "nothing trained to evaluate"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are mllm_frozen, "),
         (["--config=configs/quickstart.py:resnet", "surplus"], "unexpected argument 'surplus'"),
-        ([], "--config=configs/NAME.py is missing"),
+        ([], "--config=NAME is missing; there are mllm_frozen, "),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path):
