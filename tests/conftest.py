@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Level 1 compiles in about half the time; golden and parity tests hold at it as they do at the default level, 3. Programs
+# Level 1 compiles in about half the time, and golden and parity tests hold at it as they do at XLA's default. Programs
 # that tests start with XLA_FLAGS of their own are optimised as users' are.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 
