@@ -187,6 +187,7 @@ def watching(monkeypatch, process):
         process(me, [])
         monkeypatch.setattr(distributed, "time", clock)
         monkeypatch.setattr(distributed, "_exit", ends)
+        monkeypatch.setattr(distributed, "_leaving", False)  # an earlier test may have left it set
         return distributed.Watch(heartbeat, ["host0, pid 10", "host1, pid 11", "host2, pid 12"])
 
     return make
