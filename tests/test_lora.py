@@ -262,3 +262,16 @@ def test_low_rank_is_two_products_and_nothing_large_is_turned_for_its_gradients(
 
     assert not turned(layers.low_rank)
     assert turned(lambda x, a, b: (x @ a.T) @ b), "XLA does it by itself now"
+
+
+def test_a_layers_mlp_and_the_next_layers_attention_drop_independently(params, x):
+    """Of three layers only the second one's MLP (rate 1/4) and the third one's attention (1/2) add anything."""
+    changed = {name: np.array(leaf) for name, leaf in params.items()}
+    changed["blocks/ls1"][:2] = 0
+    changed["blocks/ls2"][[0, 2]] = 0
+    variables, model = {"params": trees.unflatten(changed)}, SMALL.clone(drop_path=0.5)
+    keys = jax.random.split(jax.random.key(1), 400)
+    results = jax.jit(lambda keys: model.apply(variables, jnp.repeat(x[:1], 400, 0), train=True, keys=keys))(keys)
+    counts = np.unique(np.round(results[:, 0], 3), axis=0, return_counts=True)[1]
+    # both kept 3/8, both dropped 1/8, one of them 3/8 and 1/8: one key for both would leave out the rarest
+    np.testing.assert_allclose(np.sort(counts) / 400, [1 / 8, 1 / 8, 3 / 8, 3 / 8], atol=0.08)

@@ -1,11 +1,13 @@
 """The optimizer against numpy, for every key of config.optimizer, and the rate at the edges of an epoch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from fvjax import optim
+from fvjax import optim, run_state, sharding, trees
 
 BASE = {"name": "sgd", "lr": 0.1, "warmup_epochs": 2, "clip": 1e9, "weight_decay": 0.0, "momentum": 0.0}
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "lr_scale": {}}
@@ -112,3 +114,25 @@ def test_split_and_merge_are_inverses_and_frozen_is_not_a_group():
     assert optim.merge(trainable, frozen) == optim.merge(frozen, trainable) == variables
     with pytest.raises(ValueError, match=r"^trainable rule \(config\.trainable\): nothing matches 'lora/conv/a'"):
         optim.split(variables, rules[:1] + rules[2:3])
+
+
+@pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2)])
+def test_moments_live_where_their_parameters_live(name, moments):
+    """However deep a name is; a moment that is whole on every device would take back the memory that fsdp saves."""
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    shapes = {"fc/kernel": (8, 4), "blocks/mlp/fc1/kernel": (2, 8, 4), "blocks/mlp/fc1/bias": (2, 4)}
+    leaves = {f"params/{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    trainable = trees.unflatten(leaves)
+    rules = ((".*blocks.*kernel", (None, "fsdp", "tensor")), (".*fc/kernel", ("fsdp",)), (".*", ()))
+    placed = trees.flatten(sharding.by_rules(trainable, rules, mesh))
+    groups = {name: "deep" if "blocks" in name else "shallow" for name in leaves}
+    tx = optim.make(settings(name=name), groups, lambda step: 0.1)
+    state = {"trainable": trainable, "stats": {}, "opt": jax.eval_shape(tx.init, trainable)}
+    where = run_state.state_shardings(state, placed, mesh)
+    for of, count in ((where["trainable"], 1), (where["opt"], moments)):
+        found = [(jax.tree_util.keystr(path), at.spec) for path, at in jax.tree_util.tree_flatten_with_path(of)[0]]
+        assert [spec for key, spec in found if "'fc1'" in key and "kernel" in key] == [
+            PartitionSpec(None, "fsdp", "tensor")
+        ] * count
+        assert [spec for key, spec in found if "'fc'" in key] == [PartitionSpec("fsdp")] * count
+        assert {spec for key, spec in found if "kernel" not in key} == {PartitionSpec()}

@@ -130,8 +130,10 @@ def test_what_cannot_be_read(tmp_path, capsys):
     assert "1 files rejected" in out
     assert "train#1: cannot be read as an image" in out
     unlabelled = {"image": IMAGE, "who": tfds.features.ClassLabel(names=["x"])}
-    src = dataset(tmp_path / "u", unlabelled, [{"image": tmp_path / "0.jpg", "who": -1}])
-    fails(capsys, dst.with_name("t"), "record 0 has no 'who'", "folder", src)
+    for number, of_whom in enumerate(([-1], [0, -1, 0])):  # -1 also where others have a label
+        told = [{"image": tmp_path / "0.jpg", "who": who} for who in of_whom]
+        src = dataset(tmp_path / f"u{number}", unlabelled, told)
+        fails(capsys, dst.with_name("t"), f"record {number} has no 'who'", "folder", src)
     damage(tmp_path / "d", "made-*", lambda data: None)
     fails(capsys, dst.with_name("t"), "made-train", "folder", f"--src=tfds:{tmp_path / 'd'}")
 
