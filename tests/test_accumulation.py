@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import accumulation, lora, sharding, trees
+from fvjax import accumulation, lora, sharding, train, trees
 from fvjax.config import base
 from fvjax.models import encoder as encoders
 from fvjax.tasks import contrastive
@@ -117,3 +117,23 @@ def test_what_cannot_be_chunked_is_refused(inputs):
     for chunks in (3, 0):
         with pytest.raises(ValueError, match=f"a batch of 32 rows does not divide into {chunks} chunks"):
             chunked(chunks, *inputs)
+
+
+def test_the_last_part_alone_is_divided_by_the_number_of_parts():
+    """compat.last_micro_batch, as the reference does; test_gradients.py has the reference's own loop (slow)."""
+
+    def encoder(variables, faces, **_):
+        return faces.reshape(len(faces), -1)[:, ::4001].astype(jnp.float32) @ variables["params"]["w"] / 255, {}
+
+    config = base()
+    config.batch_size, config.data.flip = 16, False
+    width = len(range(0, 112 * 112 * 3, 4001))
+    state = {"trainable": {"params": {"w": jax.random.normal(jax.random.key(0), (width, 4))}}, "stats": {}}
+    images = jax.random.randint(jax.random.key(1), (8, 2, 112, 112, 3), 0, 256).astype(jnp.uint8)
+    batch = {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
+    last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
+    loss, _, alone = train.gradients(config, encoder, state, {}, last)
+    config.accumulation, config.compat.last_micro_batch = 4, True
+    got_loss, _, got = train.gradients(config, encoder, state, {}, batch)
+    assert float(got_loss) == pytest.approx(float(loss), rel=1e-6)
+    np.testing.assert_allclose(got["params"]["w"], alone["params"]["w"] / 4, rtol=1e-5)

@@ -1151,3 +1151,11 @@ def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
         paths[id(section)] = f"{path}."
     restated = {f"{paths.get(id(section), '?.')}{key}" for section, key, same in done if same}
     assert restated == RESTATED.get(file, set())
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(None, 0.2), (0.0, 0.0), (0.4, 0.4)])
+def test_the_rate_of_dropped_paths_is_the_bases_unless_the_config_has_one(ours, expected):
+    c = bare()
+    c.model.vision_transformer.drop_path = ours
+    net: Any = run_state.build_encoder(c, run_state.Base({}, {"drop_path": 0.2}, "")).net
+    assert net.drop_path == expected
