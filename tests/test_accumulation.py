@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import accumulation, lora, sharding, train, trees
+from fvjax import accumulation, lora, optim, sharding, train, trees
 from fvjax.config import base
 from fvjax.models import encoder as encoders
 from fvjax.tasks import contrastive
@@ -119,8 +119,9 @@ def test_what_cannot_be_chunked_is_refused(inputs):
             chunked(chunks, *inputs)
 
 
-def test_the_last_part_alone_is_divided_by_the_number_of_parts():
-    """compat.last_micro_batch, as the reference does; test_gradients.py has the reference's own loop (slow)."""
+@pytest.fixture(scope="module")
+def linear():
+    """A step of a few pixels times a matrix: config, encoder, state and a batch of 8 pairs."""
 
     def encoder(variables, faces, **_):
         return faces.reshape(len(faces), -1)[:, ::4001].astype(jnp.float32) @ variables["params"]["w"] / 255, {}
@@ -130,7 +131,29 @@ def test_the_last_part_alone_is_divided_by_the_number_of_parts():
     width = len(range(0, 112 * 112 * 3, 4001))
     state = {"trainable": {"params": {"w": jax.random.normal(jax.random.key(0), (width, 4))}}, "stats": {}}
     images = jax.random.randint(jax.random.key(1), (8, 2, 112, 112, 3), 0, 256).astype(jnp.uint8)
-    batch = {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
+    return config, encoder, state, {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
+
+
+def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear):
+    config, encoder, state, batch = linear
+    config = config.copy_and_resolve_references()
+    loss, _, gradient = train.gradients(config, encoder, state, {}, batch)
+    norm = float(jnp.linalg.norm(gradient["params"]["w"]))
+    config.optimizer.update({"clip": norm / 4, "lr": 0.5, "weight_decay": 0.0})
+    tx = optim.make(config.optimizer, {"params/w": "all"}, lambda step: 0.5)
+    state = {**state, "opt": tx.init(state["trainable"]), "step": jnp.int32(6)}
+    new, values = train.step_fn(config, encoder, tx, lambda step: 0.125 * step, state, {}, batch)
+    assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    assert float(values["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert (float(values["lr"]), int(new["step"])) == (0.75, 7), "the rate of the step that was done"
+    moved = state["trainable"]["params"]["w"] - new["trainable"]["params"]["w"]
+    np.testing.assert_allclose(moved, 0.5 * gradient["params"]["w"] / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
+    """compat.last_micro_batch, as the reference does; test_gradients.py has the reference's own loop (slow)."""
+    config, encoder, state, batch = linear
+    config = config.copy_and_resolve_references()
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
     loss, _, alone = train.gradients(config, encoder, state, {}, last)
     config.accumulation, config.compat.last_micro_batch = 4, True

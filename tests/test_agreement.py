@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 from jax._src.distributed import global_state
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvjax import distributed, feed, main, preemption, sharding
+from fvjax import distributed, feed, main, preemption, sharding, train
 from fvjax.config import base
 from fvjax.data import images, pipeline, store
 from fvjax.data.pairs import PairPlan
@@ -508,3 +508,10 @@ def test_steps_beyond_the_epoch_and_rows_of_a_process_are_the_plans(odd_number):
     for one, other in zip(whole, part):
         assert all(np.array_equal(one[key][[1, 4]], other[key]) for key in one)
     assert [int(batch["index"][0]) for batch in whole] == [5 * start, 5 * start + 5]
+
+
+@pytest.mark.parametrize("wishes", [[2, 0, 0, 0], [0, 0, 2, 1], [0, 1, 0, 2]])
+def test_the_strongest_wish_of_all_processes_counts(wishes):
+    """Whichever process it comes from: 2, to save and stop, over 1, to save."""
+    at = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec())
+    assert int(train._largest(np.array(wishes, np.int32), np.int32(7), at)) == 2
