@@ -199,3 +199,15 @@ def test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told(tmp_pat
     assert found == (["2"] if arrays == "fail" else ["2", "4"])
     assert f"the last complete one is {found[-1]} (" in str(told.value)
     assert ("step 4 was not saved" in str(told.value)) == (arrays == "fail")
+
+
+def test_the_best_checkpoint_outlives_newer_ones_that_are_worse(tmp_path):
+    """Also after what `validated` itself deletes, which Orbax's own policy does not see."""
+    config = base().checkpoint
+    config.keep = 1
+    checkpoints = Checkpoints(tmp_path, config)
+    for step, accuracy in ((1, 0.7), (2, 0.9), (3, 0.5), (4, 0.6)):
+        checkpoints.save(step, state(step), {})
+        checkpoints.validated(step, accuracy)
+    checkpoints.close()
+    assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()} == {2, 4}

@@ -294,6 +294,7 @@ def test_devices_are_as_many_as_share_the_batches_on_these_cores(monkeypatch):
         (24, 12, 1, 4, 3),
         (20, 10, 1, 1, 5),
         (24, 7, 1, 1, 1),
+        (6, 6, 1, 1, 3),  # a device has whole pairs, and there are three of them
     ):
         config.batch_size, config.eval.batch_size, config.accumulation = batch, evaluated, parts
         assert main.cpu_devices([config], processes) == expected
