@@ -139,7 +139,7 @@ ABLATIONS = (
         ("pair_100m",),
         "1.1: what surrounds a loop of one turn is not fused with it",
         "tests/test_gradients.py -k parts",
-        (("fvjax/accumulation.py", "if chunks == 1:", "if chunks == 0:"),),
+        (("fvjax/losses/accumulation.py", "if chunks == 1:", "if chunks == 0:"),),
     ),
     Ablation(
         "last_token_only",

@@ -111,17 +111,18 @@ def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
     """
     import jax
 
-    from fvjax import run_state, sharding, train
+    from fvjax.parallel import sharding
+    from fvjax.training import loop, train_state
 
     pairs = c.batch_size // 2
     mesh = sharding.make_mesh(c.mesh)
-    opened = run_state.open_model(c, mesh, plain=plain)
-    state, frozen, tx, lr, _, where = run_state.start(c, opened, mesh, steps_per_epoch=1000)
+    opened = train_state.open_model(c, mesh, plain=plain)
+    state, frozen, tx, lr, _, where = train_state.start(c, opened, mesh, steps_per_epoch=1000)
     index = np.arange(pairs, dtype=np.int32)
     labels = answers(c.batch_size) if c.task == "pair_answer" else index
     images = faces(c.batch_size).reshape(pairs, 2, 112, 112, 3)
     batch = sharding.batch({"images": images, "labels": labels, "index": index}, mesh)
-    one_step = lambda *args: train.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
+    one_step = lambda *args: loop.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
     step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
     while True:
         state, values = step(state, frozen, batch)
@@ -132,10 +133,11 @@ def our_flops(c: Any) -> tuple[int, int]:
     """FLOPs of a step: of the model (nothing twice), and all that the step as it is compiled here computes."""
     import jax
 
-    from fvjax import flops, needs, sharding
+    from fvjax.parallel import sharding
+    from fvjax.planning import flops, programs
 
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    written, actual = (needs.program(c, mesh, plain=plain) for plain in (True, False))
+    written, actual = (programs.program(c, mesh, plain=plain) for plain in (True, False))
     return flops.count(written.step, *written.given), flops.count(actual.step, *actual.given)
 
 
@@ -144,15 +146,16 @@ def our_embeddings(c: Any) -> np.ndarray:
     import jax
     import jax.numpy as jnp
 
-    from fvjax import run_state, sharding
+    from fvjax.parallel import sharding
+    from fvjax.training import train_state
 
     mesh = sharding.make_mesh(c.mesh)
-    opened = run_state.open_model(c, mesh)
-    state, frozen, *_ = run_state.start(c, opened, mesh, steps_per_epoch=1000)
+    opened = train_state.open_model(c, mesh)
+    state, frozen, *_ = train_state.start(c, opened, mesh, steps_per_epoch=1000)
 
     @jax.jit
     def run(state, frozen, images):
-        variables = run_state.variables_of(c, state["trainable"], frozen, state["stats"])
+        variables = train_state.variables_of(c, state["trainable"], frozen, state["stats"])
         if c.task == "pair_answer":
             logits = opened.encoder.answer(variables, images[::2], images[1::2], opened.encoder.yes_no)
             return jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -30,9 +30,12 @@ import numpy as np
 
 from benchmarks import cases, step_time
 from benchmarks import flops as counts
-from fvjax import flops, predict, run_state, sharding
+from fvjax import predict
 from fvjax.data import pipeline, synthetic
-from fvjax.tasks import pair_answer
+from fvjax.losses import pair_answer
+from fvjax.parallel import sharding
+from fvjax.planning import flops
+from fvjax.training import train_state
 
 BATCH_OF_ALL = 128  # pairs at a time, for the FLOPs of the whole list: eval.batch_size of the paper's config
 
@@ -66,8 +69,8 @@ def embedding(options: argparse.Namespace) -> None:
     given = argparse.Namespace(case=options.case, device=options.device, batch=2 * options.batch, set=[])
     config = step_time.configured(given, None, {"cpu": "float32", "gpu": "bfloat16"}[options.device])
     mesh = sharding.make_mesh(config.mesh)
-    opened = run_state.open_model(config, mesh)
-    state, frozen, *_ = run_state.start(config, opened, mesh, steps_per_epoch=1)
+    opened = train_state.open_model(config, mesh)
+    state, frozen, *_ = train_state.start(config, opened, mesh, steps_per_epoch=1)
     predictor = predict.Predictor(config, opened.encoder, mesh, frozen, Path("unused"))
     faces, rates = cases.faces(options.batch), []
     for _ in range(1 + options.rounds):
@@ -103,8 +106,8 @@ def main() -> None:
     config = cases.our_config(options.case, 2 * options.batch, None)
     config.eval.batch_size = options.batch
     mesh = sharding.make_mesh(config.mesh)
-    opened = run_state.open_model(config, mesh)
-    state, frozen, *_ = run_state.start(config, opened, mesh, steps_per_epoch=1)
+    opened = train_state.open_model(config, mesh)
+    state, frozen, *_ = train_state.start(config, opened, mesh, steps_per_epoch=1)
     encoder, seconds, answers = opened.encoder, {}, {}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +119,7 @@ def main() -> None:
 
             @jax.jit
             def run(state, frozen, faces):
-                variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
+                variables = train_state.variables_of(config, state["trainable"], frozen, state["stats"])
                 return pair_answer.p_yes(answer(variables, faces[::2], faces[1::2]), (0, 1))
 
             def all_pairs():
@@ -151,7 +154,7 @@ def main() -> None:
     variables = {"params": {}} | state["trainable"] | {"params": frozen["params"]}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
     pair = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.uint8)
-    scaled = lambda variables: run_state.variables_of(config, variables)  # noqa: E731
+    scaled = lambda variables: train_state.variables_of(config, variables)  # noqa: E731
     alone = flops.count(lambda v, x: encoder.answer(scaled(v), x, x, encoder.yes_no), shapes, pair)
     for what, which, size in (("pairs taken", pairs, options.batch), ("all pairs", every, BATCH_OF_ALL)):
         config.eval.batch_size = size

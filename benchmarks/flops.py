@@ -2,7 +2,7 @@
 
     python benchmarks/flops.py [--pairs=FILE | --store=DIR]
 
-Both sides are traced at full size and counted by the same `fvjax.flops.count`; nothing is computed. Loops are
+Both sides are traced at full size and counted by the same `fvjax.planning.flops.count`; nothing is computed. Loops are
 multiplied out, remat is off, accumulation is 1.
 
 Naive: tower and projector for each image, the decoder over [BOS] + visual tokens + text with every layer at every
@@ -40,13 +40,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fvjax import flops, optim, run_state, train
 from fvjax.config import Config
 from fvjax.data import prepare, store
 from fvjax.evals import verification
+from fvjax.losses import contrastive, pair_answer
 from fvjax.models import vlm
 from fvjax.models.encoder import Encoder
-from fvjax.tasks import contrastive, pair_answer
+from fvjax.planning import flops
+from fvjax.training import loop, optimizer, train_state
 
 IDS = Path(__file__).parent.parent / "tests/golden/internlm2_tokenizer.json"  # of both prompts
 
@@ -76,7 +77,7 @@ def naive_gradients(config: Config, encoder: Encoder, trainable: dict, frozen: d
     """((loss, logits of all positions), the gradient by `trainable`); `batch` as in train.gradients."""
 
     def loss(trainable):
-        found, logits = naive(encoder, run_state.variables_of(config, trainable, frozen), batch["images"])
+        found, logits = naive(encoder, train_state.variables_of(config, trainable, frozen), batch["images"])
         if config.task == "pair_answer":
             return pair_answer.loss(found, batch["labels"], encoder.yes_no, config.loss.pair_loss), logits
         return contrastive.loss(found, batch["labels"], config.loss.temperature), logits
@@ -97,18 +98,18 @@ def full_size(name: str) -> tuple[Config, Encoder, dict]:
     ids = json.loads(IDS.read_text())["encode"][config.prompt.text]
     config.prompt.update({"ids": tuple(ids), "text": "", "yes_no_ids": (9583, 2917)})
     config.accumulation, config.batch_size = 1, 2
-    encoder = run_state.build_encoder(config, plain=True)
-    variables = jax.eval_shape(partial(run_state.init_variables, config, encoder), jax.random.key(0))
+    encoder = train_state.build_encoder(config, plain=True)
+    variables = jax.eval_shape(partial(train_state.init_variables, config, encoder), jax.random.key(0))
     return config, encoder, variables
 
 
 def of_a_pair(config: Config, encoder: Encoder, variables: dict) -> dict[str, tuple[int, int]]:
     """{what: (naive, actual)} FLOPs of two images, by themselves (scenario 2) or as one pair (scenario 3)."""
-    trainable, frozen, _ = optim.split(variables, config.trainable)
-    state, frozen, batch = train.abstract_step(config, {"trainable": trainable, "stats": {}}, frozen)
-    apply = lambda fn, variables, faces: fn(encoder, run_state.variables_of(config, variables), faces)  # noqa: E731
+    trainable, frozen, _ = optimizer.split(variables, config.trainable)
+    state, frozen, batch = loop.abstract_step(config, {"trainable": trainable, "stats": {}}, frozen)
+    apply = lambda fn, variables, faces: fn(encoder, train_state.variables_of(config, variables), faces)  # noqa: E731
     forward = [flops.count(partial(apply, fn), variables, batch["images"]) for fn in (naive, actual)]
-    step = flops.count(partial(train.gradients, config, encoder), state, frozen, batch)
+    step = flops.count(partial(loop.gradients, config, encoder), state, frozen, batch)
     by = partial(flops.count, partial(naive_gradients, config, encoder))
     return {
         "forward pass": (forward[0], forward[1]),
@@ -120,7 +121,7 @@ def of_a_pair(config: Config, encoder: Encoder, variables: dict) -> dict[str, tu
 def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) -> tuple[int, int]:
     """(naive, actual) FLOPs of P(Yes) for every pair (numbers of images a, b), on one device as fvjax.predict does."""
     net, size, dtype = encoder.net, config.eval.batch_size, jnp.dtype(config.dtype)
-    variables = jax.eval_shape(partial(run_state.variables_of, config), variables)
+    variables = jax.eval_shape(partial(train_state.variables_of, config), variables)
     faces = jax.ShapeDtypeStruct((1, 2, 112, 112, 3), jnp.uint8)
     visual = jax.ShapeDtypeStruct((1, net.image_tokens, net.decoder.width), dtype)  # type: ignore[attr-defined]
     kept = jax.eval_shape(encoder.prefix, variables, visual)

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases
-from fvjax import flops, hlo, needs, sharding
-from fvjax.tasks import contrastive
+from fvjax.losses import contrastive
+from fvjax.parallel import sharding
+from fvjax.planning import flops, hlo, programs
 
 Point = tuple[int, dict[str, float]]  # a size, and what was measured there
 
@@ -50,11 +51,11 @@ def done(step: Callable, *args: jax.Array) -> None:
 
 
 def of_step(config) -> dict[str, float]:
-    program = needs.program(config, sharding.make_mesh(config.mesh))
+    program = programs.program(config, sharding.make_mesh(config.mesh))
     steps = cases.our_steps(config)
     return {
         "seconds": seconds(lambda: next(steps)),
-        "MiB": needs.compiled(program).memory_analysis().temp_size_in_bytes / 2**20,
+        "MiB": programs.compiled(program).memory_analysis().temp_size_in_bytes / 2**20,
         "GFLOP": flops.count(program.step, *program.given) / 1e9,
     }
 
@@ -96,8 +97,8 @@ def by_rank() -> Iterator[Point]:
 def by_devices() -> Iterator[Point]:
     for n in (1, 2, 4, 8):
         config = cases.our_config("mllm_tiny", 64, None)
-        program = needs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:n]))
-        found = hlo.collectives(needs.compiled(program).as_text(), n)
+        program = programs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:n]))
+        found = hlo.collectives(programs.compiled(program).as_text(), n)
         sent = {kind: sum(c.sent for c in found if c.kind == kind) / 1e6 for kind in ("all-reduce", "all-gather")}
         trained = sum(x.size for x in jax.tree.leaves(program.given[0]["trainable"]))
         result = 4 * (trained + 64 * program.encoder.net.decoder.width)  # type: ignore[union-attr]

@@ -34,10 +34,11 @@ def one(path: str, batch: int, count: int, workers: int, cache: str, cores: int)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     import jax
 
-    from fvjax import feed, sharding
     from fvjax.config import base
     from fvjax.data.pairs import PairPlan
     from fvjax.data.store import Store
+    from fvjax.parallel import sharding
+    from fvjax.training import feed
 
     c, store = base(), Store(path, "train")
     c.batch_size = batch

@@ -7,11 +7,11 @@ resnet_tiny: the quickstart's ResNet, batch 64. mllm_*, pair_*: an InternVL2 at 
 MLPs, as an embedding or with an answer; tiny has 0.6 million parameters (batch 8), 100m about 100 million (batch 4).
 float32, random weights, one device, attention by head, as a run on a CPU has it. Each case in a process of its own:
 
-    predicted   parameters, optimizer, batch and `fvjax.memory.estimate` of the step, as least and with its working set
-                counted twice (see fvjax/plan.py)
+    predicted   parameters, optimizer, batch and `fvjax.planning.memory.estimate` of the step, as least and with its
+                working set counted twice (see fvjax/plan.py)
     XLA         the same with XLA's own figure for the compiled step
     measured    peak resident memory after three steps, less what is resident when all is compiled
-    GFLOP/s     `fvjax.flops.count` of the step / median time: of two models alike if the counts are right
+    GFLOP/s     `fvjax.planning.flops.count` of the step / median time: of two models alike if the counts are right
 
 A config's name instead: full size in float32, 16 images a part, compiled for one device and not run.
 """
@@ -79,13 +79,15 @@ def one(case: str, remat: str) -> dict:
     import jax
     import numpy as np
 
-    from fvjax import flops, memory, needs, run_state, sharding
+    from fvjax.parallel import sharding
+    from fvjax.planning import flops, memory, programs
+    from fvjax.training import train_state
 
     config = make(case, remat)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = needs.program(config, mesh)
-    found, step = memory.estimate(program.step, *program.given), needs.compiled(program)
-    arguments = sum(needs.held(*one) for one in zip(program.given, program.placed))
+    program = programs.program(config, mesh)
+    found, step = memory.estimate(program.step, *program.given), programs.compiled(program)
+    arguments = sum(programs.held(*one) for one in zip(program.given, program.placed))
     layer = 1 + (config.task == "pair_answer" or config.accumulation > 1)
     working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive)
     out = {
@@ -97,7 +99,7 @@ def one(case: str, remat: str) -> dict:
     if case in FULL:
         return out
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    begun = run_state.start(config, run_state.open_model(config, mesh, plain=case.startswith("resnet")), mesh, 1)
+    begun = train_state.start(config, train_state.open_model(config, mesh, plain=case.startswith("resnet")), mesh, 1)
     state, pairs = begun.state, config.batch_size // 2
     rng, index = np.random.default_rng(0), np.arange(pairs, dtype=np.int32)
     images = rng.integers(0, 256, (pairs, 2, 112, 112, 3), np.uint8)

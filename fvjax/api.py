@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights_convert
-from fvjax import lora, run_state, trees
+from fvjax import trees
 from fvjax.config import Config, base, flatten
-from fvjax.models import encoder
-from fvjax.tasks.pair_answer import p_yes
+from fvjax.losses.pair_answer import p_yes
+from fvjax.models import encoder, lora
+from fvjax.training import train_state
 from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
@@ -174,7 +175,7 @@ def load_workdir(path: str | Path) -> Model:
     config = read_config(path)
     if jax.default_backend() == "cpu":
         config.attention = "auto"  # cudnn is for GPUs; the same sums
-    built, variables, step, base_hash = run_state.restore(config, path)
+    built, variables, step, base_hash = train_state.restore(config, path)
     model = Model(built, variables, config.eval.batch_size, "default")
     model.run = Run(config, step, base_hash)
     return model

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from fvjax import errors, metrics
+from fvjax import errors
 from fvjax.config import Config, benchmark
 from fvjax.data import pairs as draw
 from fvjax.data import pipeline
 from fvjax.data.store import Pairs, Store, read_pairs
 from fvjax.evals import baselines as knows_nothing
 from fvjax.evals import plots, verification
+from fvjax.training import metrics
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,112,112,3] -> float32 [b,D], or [b,pools,D]
 Score = Callable[[Store, Pairs, str], np.ndarray]  # (store, its pairs, title of the progress bar) -> float32 [M]

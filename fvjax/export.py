@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fvjax import api, errors, lora, run_state, shipped, trees
+from fvjax import api, errors, shipped, trees
+from fvjax.models import lora
+from fvjax.training import train_state
 from weights_convert import open_checkpoint, write_adapters
 from weights_convert.write import rewrite, write_original
 
@@ -36,7 +38,7 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
         raise ValueError(f"{dst} exists; choose a new directory")
     if not config.epochs:
         raise ValueError(f"{workdir} trained nothing (config.epochs=0), so there is nothing to export")
-    opened, state, step, _ = run_state.trained(config, workdir)
+    opened, state, step, _ = train_state.trained(config, workdir)
     leaves = trees.flatten({**state["trainable"], **state["stats"]})
     adapters = {n.removeprefix("lora/"): np.asarray(x) for n, x in leaves.items() if n.startswith("lora/")}
     whole = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("lora/")}
@@ -59,7 +61,7 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
         raise ValueError(f"{workdir}: without config.init_from, an original layout is known of an iresnet only")
     net: Any = opened.encoder.net
     sizes = {"layers": list(net.layers), "widths": list(net.widths), "num_features": net.num_features}
-    frozen = trees.flatten(run_state.read_frozen(config, opened))
+    frozen = trees.flatten(train_state.read_frozen(config, opened))
     arrays = whole | {n: np.asarray(x, np.float32) for n, x in frozen.items()}
     write_original(dst, arrays, {"architectures": ["IResNet"], **sizes})
     return f"iresnet with insightface's keys, {source}"

@@ -24,8 +24,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import fvjax
-from fvjax import distributed, errors, preemption, shipped
+from fvjax import errors, shipped
 from fvjax.config import Config, check, differences, experiments, flatten, to_json
+from fvjax.parallel import distributed
+from fvjax.training import preemption
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
@@ -129,7 +131,8 @@ def run(
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cpu_devices(todo.values(), where.processes))
-    from fvjax import evaluate, train
+    from fvjax import evaluate
+    from fvjax.training import loop
 
     distributed.start(where, config.heartbeat_seconds)
     keep_programs(jax.default_backend())
@@ -144,7 +147,7 @@ def run(
     distributed.agree(told | {f"config.{k}": v for k, v in flatten(config.to_dict()).items()}, problem)
     try:
         for path, one in todo.items():
-            train.run(one, path, train=mode == "train", request=request, profile=profile)
+            loop.run(one, path, train=mode == "train", request=request, profile=profile)
     except preemption.Preempted:
         request.before_leaving()
         raise

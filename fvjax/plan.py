@@ -12,15 +12,15 @@ Bytes of one device, where R = data x fsdp devices share the batch:
     base, trained, optimizer    sum over leaves of itemsize x size / devices the leaf is sharded over (config.sharding)
     gradients                   4 x what trains
     batch                       2 x 37,632 x images / R: uint8 faces, one batch in use and one arriving
-    kept, working set           `fvjax.memory.estimate` of the step with images / R: kept between forward and backward
-                                pass, and one layer's own values while it runs. The working set is a range: the
+    kept, working set           `fvjax.planning.memory.estimate` of the step with images / R: kept between forward and
+                                backward pass, and one layer's own values while it runs. The working set is a range: the
                                 estimate, and twice it, as compilers copy (of an IResNet without layers in a loop:
                                 all of it). The tensor axis is not taken to divide either.
     similarities                what XLA assigns the loss and its gradient alone, compiled for these devices
 
-FLOPs, by `fvjax.flops.count`: model, the step as it is written without what is computed twice; hardware, with remat's
-recomputation and GradCache's second forward pass, per device divided by all devices (on the tensor axis this supposes
-that its rules divide everything).
+FLOPs, by `fvjax.planning.flops.count`: model, the step as it is written without what is computed twice; hardware, with
+remat's recomputation and GradCache's second forward pass, per device divided by all devices (on the tensor axis this
+supposes that its rules divide everything).
 
 Bytes communicated: the collectives in the compiled step, times the trips of the loops they are in. Sent by each of g
 devices for a result of b bytes: all-reduce 2 b (g-1)/g, all-gather b (g-1)/g, reduce-scatter b (g-1), all-to-all
@@ -36,7 +36,7 @@ Rules over fsdp and tensor add what XLA's partitioner makes of them, which may b
 Bounds: the least time of each resource alone; the step takes at least the longest, at best.
 
     compute             hardware FLOPs / peak (bfloat16; for float32 half of it, TF32)
-    memory bandwidth    bytes moved by `fvjax.memory.estimate` / bandwidth
+    memory bandwidth    bytes moved by `fvjax.planning.memory.estimate` / bandwidth
     NVLink              all collectives of groups within a node: bytes as above, for the devices of one node
     network             the same between k nodes: b (k-1)/k (all-reduce twice) for each group in a node, over its port
     input               images / (nodes x workers x decode rate)
@@ -59,9 +59,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fvjax import config as configs
-from fvjax import errors, flops, hlo, needs, sharding, shipped
+from fvjax import errors, shipped
 from fvjax import main as cli
 from fvjax.config import Config
+from fvjax.parallel import sharding
+from fvjax.planning import flops, hlo, programs
 
 
 class Device(NamedTuple):
@@ -155,15 +157,15 @@ def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, 
     check_divides(config, rows)
     if config.remat == "auto":
         config = config.copy_and_resolve_references()
-        config.remat, _ = needs.remat(config, mesh, int(gib * GIB))
-    whole = needs.program(config, mesh)
-    sizes, moved = needs.sizes(config, mesh, whole)
+        config.remat, _ = programs.remat(config, mesh, int(gib * GIB))
+    whole = programs.program(config, mesh)
+    sizes, moved = programs.sizes(config, mesh, whole)
     alone = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 
     plain = config.copy_and_resolve_references()
     plain.accumulation, plain.compat.last_micro_batch = 1, False
-    written = needs.program(plain, alone, plain=True)
-    communicated = hlo.collectives(needs.compiled(whole).as_text(), n)
+    written = programs.program(plain, alone, plain=True)
+    communicated = hlo.collectives(programs.compiled(whole).as_text(), n)
     trains_and_not = whole.given[0]["trainable"], whole.given[1]
     trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trains_and_not)
     return {

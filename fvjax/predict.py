@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fvjax import evaluate, run_state, sharding
+from fvjax import evaluate
 from fvjax.config import Config
 from fvjax.data import pipeline
 from fvjax.data.store import Pairs, Store
 from fvjax.evals import verification
+from fvjax.losses import pair_answer
 from fvjax.models import encoder as encoders
 from fvjax.models.decoder import Cache
-from fvjax.tasks import pair_answer
+from fvjax.parallel import sharding
+from fvjax.training import train_state
 
 
 class Predictor:
@@ -77,7 +79,7 @@ class Predictor:
 
     def _jit(self, fn: Callable, where=None) -> Callable:
         def call(trainable, stats, frozen, *args):
-            return fn(run_state.variables_of(self.config, trainable, frozen, stats), *args)
+            return fn(train_state.variables_of(self.config, trainable, frozen, stats), *args)
 
         compiled = jax.jit(call, out_shardings=where)
         return lambda state, *args: compiled(state["trainable"], state["stats"], self.frozen, *args)

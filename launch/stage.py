@@ -14,10 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvjax import errors, preemption
+from fvjax import errors
 from fvjax.config import Config, experiments
 from fvjax.data.store import Store
 from fvjax.main import CONFIG, fail, parse
+from fvjax.training import preemption
 
 
 def stores(config: Config) -> dict[str, tuple[Path, str]]:

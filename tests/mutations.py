@@ -213,7 +213,7 @@ FAULTS = (
     Fault(
         "merge_loses_negative_zeros",
         "merging adapters that are zero turns -0.0 into 0.0",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "jnp.where(delta == 0, kernel, changed)",
         "changed",
         (EXPORT + "test_zero_adapters_change_no_bit[original-vlm]",),
@@ -302,7 +302,7 @@ FAULTS = (
     Fault(
         "lora_scale",
         "adapters are scaled by 2 alpha / rank",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "leaf * scale if",
         "leaf * 2 * scale if",
         (LORA + "test_scale_and_merge",),
@@ -310,7 +310,7 @@ FAULTS = (
     Fault(
         "lora_scale_in_training",
         "the training step scales adapters by 2 alpha / rank",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         "config.lora.alpha / config.lora.rank",
         "2 * config.lora.alpha / config.lora.rank",
         (OF_ADAPTED,),
@@ -318,7 +318,7 @@ FAULTS = (
     Fault(
         "lora_b_not_zero",
         "B does not start at zero, so the adapted model does not start as the base",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "jnp.zeros((*stack, rank, outputs)",
         "jnp.ones((*stack, rank, outputs)",
         (LORA + "test_init",),
@@ -327,7 +327,7 @@ FAULTS = (
     Fault(
         "frozen_leaves_train",
         "leaves with the group frozen get gradients and updates",
-        "fvjax/optim.py",
+        "fvjax/training/optimizer.py",
         "for n, g in groups.items() if g != FROZEN}",
         "for n, g in groups.items()}",
         (WHAT_TRAINS,),
@@ -343,7 +343,7 @@ FAULTS = (
     Fault(
         "statistics_lost",
         "the step throws the new running statistics away",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         '"stats": stats, "opt": opt',
         '"stats": state["stats"], "opt": opt',
         (WHAT_TRAINS,),
@@ -351,7 +351,7 @@ FAULTS = (
     Fault(
         "keys_by_row",
         "flip and drop-path follow the row in the batch instead of the pair",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         '(2 * batch["index"][:, None] + jnp.arange(2)).reshape(-1)',
         'jnp.arange(2 * len(batch["index"]))',
         (TRAIN + "test_randomness_follows_the_pair_not_its_row",),
@@ -359,7 +359,7 @@ FAULTS = (
     Fault(
         "partners_apart_in_the_step",
         "the step hands the loss all first images, then all second ones",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         'faces = batch["images"].reshape',
         'faces = batch["images"].swapaxes(0, 1).reshape',
         (OF_ADAPTED,),
@@ -367,7 +367,7 @@ FAULTS = (
     Fault(
         "wrong_diagonal",
         "InfoNCE masks another similarity than each image's own",
-        "fvjax/tasks/contrastive.py",
+        "fvjax/losses/contrastive.py",
         "own[:, None] == jnp.arange(n)",
         "own[:, None] == jnp.arange(n) + 1",
         (TRAIN + "test_loss_against_a_loop",),
@@ -375,7 +375,7 @@ FAULTS = (
     Fault(
         "temperature_of_negatives",
         "the similarities are not divided by the temperature",
-        "fvjax/tasks/contrastive.py",
+        "fvjax/losses/contrastive.py",
         "precision=jax.lax.Precision.HIGHEST) / temperature",
         "precision=jax.lax.Precision.HIGHEST)",
         (TRAIN + "test_loss_against_a_loop",),
@@ -383,7 +383,7 @@ FAULTS = (
     Fault(
         "temperature_of_the_config",
         "config.loss.temperature is ignored",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "config.loss.temperature",
         "0.07",
         (OF_ADAPTED,),
@@ -391,7 +391,7 @@ FAULTS = (
     Fault(
         "decay_after_momentum",
         "weight decay does not enter the momentum",
-        "fvjax/optim.py",
+        "fvjax/training/optimizer.py",
         "optax.chain(decay, optax.trace(config.momentum), rate)",
         "optax.chain(optax.trace(config.momentum), decay, rate)",
         (TRAIN + "test_sgd_clips_then_decays_then_gathers_momentum",),
@@ -399,7 +399,7 @@ FAULTS = (
     Fault(
         "clipped_last",
         "the update is clipped instead of the gradient",
-        "fvjax/optim.py",
+        "fvjax/training/optimizer.py",
         "optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))",
         "optax.chain(optax.partition(per_group, labels), optax.clip_by_global_norm(config.clip))",
         (TRAIN + "test_sgd_clips_then_decays_then_gathers_momentum",),
@@ -407,7 +407,7 @@ FAULTS = (
     Fault(
         "weights_not_read",
         "what trains starts from random weights although there is an init_from",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         '"float32") for part in ("trainable", "stats")',
         '"float32") for part in ("stats",)',
         (TRAIN + "test_what_trains_starts_from_init_from",),
@@ -415,7 +415,7 @@ FAULTS = (
     Fault(
         "statistics_not_read",
         "running statistics start at 0 and 1 although there is an init_from",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         '"float32") for part in ("trainable", "stats")',
         '"float32") for part in ("trainable",)',
         (TRAIN + "test_what_trains_starts_from_init_from",),
@@ -545,7 +545,7 @@ FAULTS = (
     Fault(
         "answers_swapped_in_the_loss",
         "genuine pairs are taught No",
-        "fvjax/tasks/pair_answer.py",
+        "fvjax/losses/pair_answer.py",
         "labels == 1",
         "labels == 0",
         (ANSWER + "test_loss_against_a_loop",),
@@ -553,7 +553,7 @@ FAULTS = (
     Fault(
         "answers_swapped_in_the_score",
         "P(Yes) is P(No)",
-        "fvjax/tasks/pair_answer.py",
+        "fvjax/losses/pair_answer.py",
         "logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32)",
         "logits[:, no].astype(jnp.float32) - logits[:, yes].astype(jnp.float32)",
         (ANSWER + "test_p_yes_is_the_references",),
@@ -561,7 +561,7 @@ FAULTS = (
     Fault(
         "p_yes_of_the_vocabulary",
         "P(Yes) is among all tokens",
-        "fvjax/tasks/pair_answer.py",
+        "fvjax/losses/pair_answer.py",
         "jax.nn.sigmoid(logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32))",
         "jax.nn.softmax(logits.astype(jnp.float32))[:, yes]",
         (ANSWER + "test_p_yes_is_the_references",),
@@ -569,7 +569,7 @@ FAULTS = (
     Fault(
         "two_tokens_by_default",
         "the loss is over Yes and No unless asked for the vocabulary",
-        "fvjax/tasks/pair_answer.py",
+        "fvjax/losses/pair_answer.py",
         'over: str = "vocab"',
         'over: str = "yes_no"',
         (ANSWER + "test_the_vocabulary_is_the_default",),
@@ -577,7 +577,7 @@ FAULTS = (
     Fault(
         "answer_loss_in_half_precision",
         "the loss is computed in the logits' type",
-        "fvjax/tasks/pair_answer.py",
+        "fvjax/losses/pair_answer.py",
         "logits = logits.astype(jnp.float32)",
         "logits = logits",
         (ANSWER + "test_half_precision_logits_are_summed_in_float32",),
@@ -585,7 +585,7 @@ FAULTS = (
     Fault(
         "gate_halves_swapped",
         "the dead-adapter gate looks at a first and then at b",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         '(1, "/b", first), (2, "/a", second)',
         '(1, "/a", first), (2, "/b", second)',
         (LORA + "test_adapters_that_learn_pass_the_gate",),
@@ -593,7 +593,7 @@ FAULTS = (
     Fault(
         "gate_any_zero",
         "one zero element makes an adapter dead",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "(g == 0).all(",
         "(g == 0).any(",
         (LORA + "test_the_gate_looks_at_b_first_and_then_at_a",),
@@ -601,7 +601,7 @@ FAULTS = (
     Fault(
         "gate_whole_stack",
         "a dead layer hides behind the living ones of its stack",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "(g == 0).all(axis=(-2, -1))",
         "(g == 0).all()",
         (LORA + "test_dead_adapters_are_named_by_layer",),
@@ -609,7 +609,7 @@ FAULTS = (
     Fault(
         "cached_keys",
         "the backward pass drops other paths than the forward pass",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "_, vjp = jax.vjp(lambda trainable: embed(trainable, *part)",
         "_, vjp = jax.vjp(lambda trainable: embed(trainable, part[0], part[1][::-1])",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -617,7 +617,7 @@ FAULTS = (
     Fault(
         "cached_rows",
         "chunks get other rows' part of the loss's gradient",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "(parts, split(pull, chunks))",
         "(parts, pull.reshape(chunks, -1, pull.shape[-1]))",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -625,7 +625,7 @@ FAULTS = (
     Fault(
         "last_chunk_only",
         "only the last chunk's gradient is kept",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "0 * sum + g.astype(jnp.float32)",
         (CACHE + "test_chunks_equal_one_batch[2-1]",),
@@ -633,7 +633,7 @@ FAULTS = (
     Fault(
         "half_precision_sum",
         "chunks' gradients are summed in the parameters' type",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "(sum.astype(g.dtype) + g).astype(jnp.float32)",
         (CACHE + "test_half_precision_gradients_are_summed_in_float32",),
@@ -641,7 +641,7 @@ FAULTS = (
     Fault(
         "all_chunks_at_once",
         "all chunks are embedded at once",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "jax.lax.map(lambda part: embed(trainable, *part), parts)",
         "jax.vmap(lambda part: embed(trainable, *part))(parts)",
         (CACHE + "test_activations_are_those_of_a_chunk",),
@@ -649,7 +649,7 @@ FAULTS = (
     Fault(
         "chunked_batch_norm",
         "two chunks of a model with batch norm are let through",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "if chunks > 1 and batch_stats",
         "if chunks > 2 and batch_stats",
         (CACHE + "test_what_cannot_be_chunked_is_refused",),
@@ -674,7 +674,7 @@ FAULTS = (
     Fault(
         "resume_from_the_first_batch",
         "a resumed run starts the data again",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "start_step=step,",
         "start_step=0,",
         ("tests/test_main.py::test_killed_and_resumed_is_bit_identical",),
@@ -682,7 +682,7 @@ FAULTS = (
     Fault(
         "any_checkpoint",
         "a checkpoint of another base or other data is accepted",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "if found.get(key, value if key in NOTED_SINCE else None) != value:",
         "if key not in found:",
         ("tests/test_checkpoint.py::test_a_checkpoint_of_another_base_data_or_model_is_refused",),
@@ -860,7 +860,7 @@ FAULTS = (
     Fault(
         "first_part_instead_of_the_last",
         "compat.last_micro_batch keeps the gradient of the first part",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "accumulation.split(x, parts)[-1]",
         "accumulation.split(x, parts)[0]",
         (GRADIENTS + "test_compat_accumulates_like_the_reference",),
@@ -868,7 +868,7 @@ FAULTS = (
     Fault(
         "last_part_undivided",
         "compat.last_micro_batch does not divide by the number of parts",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "lambda g: g / config.accumulation",
         "lambda g: g",
         ("tests/test_accumulation.py::test_the_last_part_alone_is_divided_by_the_number_of_parts",),
@@ -876,7 +876,7 @@ FAULTS = (
     Fault(
         "sum_of_the_parts",
         "the gradient of answers is the sum over a batch's parts instead of their mean",
-        "fvjax/accumulation.py",
+        "fvjax/losses/accumulation.py",
         "x.astype(jnp.float32) / chunks",
         "x.astype(jnp.float32)",
         (GRADIENTS + "test_a_batch_in_parts_is_the_whole_batch[tiny_pair-1]",),
@@ -972,7 +972,7 @@ FAULTS = (
     Fault(
         "newest_for_best",
         "the newest checkpoint is taken for the best",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "known = [step for step in steps if step in accuracies]",
         "known = []",
         ("tests/test_validation.py::test_the_best_checkpoint_is_kept_beside_the_newest",),
@@ -988,7 +988,7 @@ FAULTS = (
     Fault(
         "cache_swaps_faces",
         "faces cached on the device come in another order than the batch's labels",
-        "fvjax/feed.py",
+        "fvjax/training/feed.py",
         'gather(table, placed.pop("ids"))',
         'gather(table, placed.pop("ids")[::-1])',
         ("tests/test_feed.py::test_batches_are_the_plans_wherever_the_faces_are[1-device]",),
@@ -1004,7 +1004,7 @@ FAULTS = (
     Fault(
         "groups_summed",
         "compat.negatives_group adds the groups' losses up",
-        "fvjax/tasks/contrastive.py",
+        "fvjax/losses/contrastive.py",
         "return jnp.mean(jax.vmap(",
         "return jnp.sum(jax.vmap(",
         (GRADIENTS + "test_compat_negatives_of_one_group",),
@@ -1020,7 +1020,7 @@ FAULTS = (
     Fault(
         "gate_left_open",
         "training never looks at dead adapters",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "if len(gate) == 2:",
         "if len(gate) == 3:",
         ("tests/test_mllm.py::test_a_dead_adapter_stops_at_the_second_step",),
@@ -1165,7 +1165,7 @@ FAULTS = (
     Fault(
         "hash_of_a_checkpoint_ignored",
         "a checkpoint that reads well is taken, whatever its hash",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "if (now := digest(tree)) != found",
         "if (now := digest(tree)) == 0 != found",
         ("tests/test_checkpoint.py::test_a_checkpoint_that_reads_well_but_is_not_what_was_saved_is_refused",),
@@ -1173,7 +1173,7 @@ FAULTS = (
     Fault(
         "damaged_checkpoint_stays",
         "a damaged checkpoint stays where the next one of its step would go",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "(self.path / str(step)).rename(_free(aside))",
         "pass",
         ("tests/test_checkpoint.py::test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken[truncated]",),
@@ -1181,7 +1181,7 @@ FAULTS = (
     Fault(
         "remat_by_the_lower_estimate",
         "remat is chosen by the lower end of what a step may need",
-        "fvjax/needs.py",
+        "fvjax/planning/programs.py",
         'most = sum(found.values()) + found["working set"]',
         "most = sum(found.values())",
         ("tests/test_plan.py::test_remat_is_the_fastest_that_fits",),
@@ -1197,7 +1197,7 @@ FAULTS = (
     Fault(
         "failed_save_not_awaited",
         "a save that failed in one part is called lost while another part is still written",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "thread.join(60)",
         "pass",
         ("tests/test_checkpoint.py::test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told[fail]",),
@@ -1205,7 +1205,7 @@ FAULTS = (
     Fault(
         "hash_without_places",
         "a hash does not see values that change their places",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "^ (place + name) *",
         "^ (0 * place + name) *",
         ("tests/test_checkpoint.py::test_a_hash_is_of_bits_names_and_places_not_of_where_they_live",),
@@ -1213,7 +1213,7 @@ FAULTS = (
     Fault(
         "failed_save_unnoticed",
         "a save that fails in the background is told by nobody",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "self._told(self.manager.latest_step(), self.manager.wait_until_finished)",
         "pass",
         ("tests/test_bad_input.py::test_a_full_disk_while_a_checkpoint_is_written",),
@@ -1221,7 +1221,7 @@ FAULTS = (
     Fault(
         "asked_and_not_saved",
         "a signal while steps are unsaved is not listened to",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "else STOP if request.asked else wish",
         "else wish * 0",
         ("tests/test_preemption.py::test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end[2]",),
@@ -1229,7 +1229,7 @@ FAULTS = (
     Fault(
         "evaluation_left_out",
         "an evaluation that was cut short is left out by the next start",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "if step and due(step) and step not in evaluated:",
         "if step and due(step) and evaluated and step not in evaluated:",
         ("tests/test_preemption.py::test_an_evaluation_that_was_cut_short_is_made_up_for",),
@@ -1237,7 +1237,7 @@ FAULTS = (
     Fault(
         "disagreement_unnoticed",
         "processes with different configs train together",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         "if here != there:",
         "if here is None:",
         ("tests/test_processes.py::test_processes_that_disagree_all_stop_and_say_in_what",),
@@ -1245,7 +1245,7 @@ FAULTS = (
     Fault(
         "one_hears_of_its_problem",
         "what one process lacks only that one hears of",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         'for i, one in enumerate(told) if one["problem"]',
         'for i, one in enumerate(told) if one["problem"] and i == _me',
         ("tests/test_processes.py::test_what_one_process_lacks_all_hear_of",),
@@ -1253,7 +1253,7 @@ FAULTS = (
     Fault(
         "frozen_peer_unnoticed",
         "nobody looks for signs of life, and jax's own heartbeat names no process",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         "if now - when > self.heartbeat and i != _me:",
         "if now - when > 100 * self.heartbeat and i != _me:",
         ("tests/test_processes.py::test_a_frozen_process_ends_the_others_within_the_heartbeat[0]",),
@@ -1269,7 +1269,7 @@ FAULTS = (
     Fault(
         "waits_in_vain",
         "processes that do not come are waited for until jax aborts",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         "    absent.start()",
         "    pass",
         ("tests/test_processes.py::test_a_process_that_waits_for_others_in_vain_says_so[1]",),
@@ -1277,7 +1277,7 @@ FAULTS = (
     Fault(
         "taken_port_left_to_jax",
         "process 0 asks jax for a port that somebody else has",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         "if place.process == 0:",
         "if place.process == -1:",
         ("tests/test_processes.py::test_a_port_that_is_taken_is_named",),
@@ -1285,7 +1285,7 @@ FAULTS = (
     Fault(
         "coordinator_without_a_port",
         "whatever is given as the coordinator is handed to jax",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         "if not (host and port.isdecimal()",
         "if place.coordinator is None and not (host and port.isdecimal()",
         ("tests/test_processes.py::test_a_coordinator_without_a_port_is_refused[localhost:65536]",),
@@ -1293,7 +1293,7 @@ FAULTS = (
     Fault(
         "overlaps_are_busy_twice",
         "operations at the same time count as busy one after the other",
-        "fvjax/profiling.py",
+        "fvjax/training/profiling.py",
         "op.end - max(op.start, until)",
         "op.end - op.start",
         ("tests/test_profiling.py::test_shares_and_idle_time_by_hand",),
@@ -1301,7 +1301,7 @@ FAULTS = (
     Fault(
         "loops_count_with_what_is_in_them",
         "a loop's time is added to that of the operations in it",
-        "fvjax/profiling.py",
+        "fvjax/training/profiling.py",
         " and known[op.name][0] not in CONTAINERS",
         "",
         ("tests/test_profiling.py::test_shares_and_idle_time_by_hand",),
@@ -1309,7 +1309,7 @@ FAULTS = (
     Fault(
         "names_of_another_program",
         "a trace is read without the compiled step's names",
-        "fvjax/profiling.py",
+        "fvjax/training/profiling.py",
         "self.text = step.as_text()",
         "pass",
         ("tests/test_profiling.py::test_a_run_is_traced_and_told_of",),
@@ -1325,7 +1325,7 @@ FAULTS = (
     Fault(
         "similarities_all_kept",
         "a large batch keeps all rows of the similarity matrix for the backward pass",
-        "fvjax/tasks/contrastive.py",
+        "fvjax/losses/contrastive.py",
         "jax.lax.map(jax.checkpoint(denominators), tuple(parts))",
         "jax.lax.map(denominators, tuple(parts))",
         ("tests/test_contrastive.py::test_memory_of_32768_images_is_bounded",),
@@ -1334,7 +1334,7 @@ FAULTS = (
     Fault(
         "train_images_per_s",
         "images/s counts pairs, not images",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         'values["images_per_s"] = config.batch_size / elapsed',
         'values["images_per_s"] = config.batch_size // 2 / elapsed',
         ("tests/test_run_files.py::test_images_per_second_are_images_by_the_clock",),
@@ -1374,7 +1374,7 @@ FAULTS = (
     Fault(
         "feed_table_split",
         "the table of faces cached on the devices is split over the mesh",
-        "fvjax/feed.py",
+        "fvjax/training/feed.py",
         "sharding.whole(decoded, mesh, PartitionSpec())",
         "sharding.whole(decoded, mesh)",
         ("tests/test_agreement.py::test_cached_faces_need_not_divide_among_the_devices",),
@@ -1414,7 +1414,7 @@ FAULTS = (
     Fault(
         "optim_b2",
         "config.optimizer.b2 is ignored",
-        "fvjax/optim.py",
+        "fvjax/training/optimizer.py",
         "optax.scale_by_adam(config.b1, config.b2, config.eps)",
         "optax.scale_by_adam(config.b1, eps=config.eps)",
         ("tests/test_config_keys.py::test_a_key_changes_what_it_is_there_for[optimizer.b2-0]",),
@@ -1422,7 +1422,7 @@ FAULTS = (
     Fault(
         "lora_one_draw",
         "all modules draw their A from the same key",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "module_key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
         "module_key = key",
         ("tests/test_precision.py::test_new_adapters_are_drawn_for_each_module_and_each_layer",),
@@ -1430,7 +1430,7 @@ FAULTS = (
     Fault(
         "checkpoint_base_config",
         "the base's hash leaves out config.json",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         'p.suffix == ".safetensors" or p.name == "config.json"',
         'p.suffix == ".safetensors"',
         ("tests/test_hashes.py::test_another_base_has_another_hash",),
@@ -1438,7 +1438,7 @@ FAULTS = (
     Fault(
         "distributed_agree_keys",
         "facts that only a later process has are not compared",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         'sorted(set(first) | set(one["facts"]))',
         "sorted(set(first))",
         ("tests/test_agreement.py::test_every_process_hears_who_has_what",),
@@ -1497,7 +1497,7 @@ FAULTS = (
     Fault(
         "optim_warmup_scale",
         "in warm-up epoch e the rate is lr (e+1)/(W+1) instead of lr (e+1)/W: warm-up never reaches lr",
-        "fvjax/optim.py",
+        "fvjax/training/optimizer.py",
         "(e + 1) / max(warm, 1)",
         "(e + 1) / (warm + 1)",
         ("tests/test_optim.py::test_the_rate_at_the_edges_of_an_epoch[1-3-expected1]",),
@@ -1505,7 +1505,7 @@ FAULTS = (
     Fault(
         "checkpoint_best_deleted",
         "the checkpoint of the best validation accuracy is deleted once it is not among the newest",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         "for old in set(steps[: -self.keep]) - {self.best()}:",
         "for old in set(steps[: -self.keep]) - {step}:",
         ("tests/test_checkpoint.py::test_the_best_checkpoint_outlives_newer_ones_that_are_worse",),
@@ -1561,7 +1561,7 @@ FAULTS = (
     Fault(
         "train_vote_of_process_0",
         "of several processes only the first one's wish counts: a signal to another one does not stop the run",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         "jnp.max(wishes) + 0 * step",
         "wishes[0] + 0 * step",
         ("tests/test_agreement.py::test_the_strongest_wish_of_all_processes_counts",),
@@ -1569,7 +1569,7 @@ FAULTS = (
     Fault(
         "contrastive_group_of_pairs",
         "compat.negatives_group counts pairs: groups are twice as large as asked for",
-        "fvjax/tasks/contrastive.py",
+        "fvjax/losses/contrastive.py",
         "groups = embeddings.reshape(-1, group, embeddings.shape[-1])",
         "groups = embeddings.reshape(-1, 2 * group, embeddings.shape[-1])",
         ("tests/test_precision.py::test_contrastive_loss_of_half_precision_embeddings[67108864-8]",),
@@ -1603,7 +1603,7 @@ FAULTS = (
         "run_state_moments_replicated",
         "the optimizer's leaves are whole on every device where their parameters are split (names deeper "
         "than two keys are not tried)",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         "for start in range(len(keys)):",
         "for start in range(2):",
         ("tests/test_optim.py::test_moments_live_where_their_parameters_live",),
@@ -1628,7 +1628,7 @@ FAULTS = (
     Fault(
         "train_grad_norm_of_updates",
         "grad_norm in metrics.jsonl is the norm of the optimizer's updates, after clipping and learning rate",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         '"grad_norm": optax.global_norm(grads)}',
         '"grad_norm": optax.global_norm(updates)}',
         ("tests/test_accumulation.py::test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate",),
@@ -1644,7 +1644,7 @@ FAULTS = (
     Fault(
         "distributed_peer_code",
         "a process that ends because another one ended leaves with 69 whatever that one's code was",
-        "fvjax/distributed.py",
+        "fvjax/parallel/distributed.py",
         '_exit(int(code), f"process {i} ({self.where[i]}) ended: {text}")',
         '_exit(PEER_LOST, f"process {i} ({self.where[i]}) ended: {text}")',
         ("tests/test_agreement.py::test_who_ended_well_is_not_missed_and_who_did_not_ends_the_others",),
@@ -1710,7 +1710,7 @@ FAULTS = (
     Fault(
         "metrics_board_purges_all",
         "TensorBoard's restart event has no step, so a restart hides all steps before it",
-        "fvjax/metrics.py",
+        "fvjax/training/metrics.py",
         "self.event(wall_time=time.time(), step=step, session_log=start)",
         "self.event(wall_time=time.time(), session_log=start)",
         ("tests/test_run_files.py::test_tensorboard_shows_the_figures_of_metrics_at_their_steps",),
@@ -1719,7 +1719,7 @@ FAULTS = (
     Fault(
         "train_epoch_off_by_one",
         "the progress line of an epoch's last step names the next epoch",
-        "fvjax/train.py",
+        "fvjax/training/loop.py",
         'text = f"epoch {number // steps_per_epoch + 1}/',
         'text = f"epoch {(number + 1) // steps_per_epoch + 1}/',
         ("tests/test_run_files.py::test_the_line_of_an_epoch_is_its_last_steps",),
@@ -1735,7 +1735,7 @@ FAULTS = (
     Fault(
         "profiling_operations_of_all_steps",
         "the column 'operations' counts those of all traced steps, beside 'ms a step'",
-        "fvjax/profiling.py",
+        "fvjax/training/profiling.py",
         'f"{len(times) / steps:,.0f}"',
         'f"{len(times):,.0f}"',
         ("tests/test_plan_figures.py::test_the_profile_lists_the_modules_that_took_longest_first",),
@@ -1783,7 +1783,7 @@ FAULTS = (
     Fault(
         "flops_dilated_zeros",
         "zeros that a strided convolution's input gradient inserts count as arithmetic",
-        "fvjax/flops.py",
+        "fvjax/planning/flops.py",
         '2 * macs // math.prod(eqn.params["lhs_dilation"])',
         "2 * macs",
         ("tests/test_arithmetic.py::test_flops_of_convolutions_and_their_gradients[2-1-kernel1]",),
@@ -1791,7 +1791,7 @@ FAULTS = (
     Fault(
         "checkpoint_base_hash_order",
         "the base's hash takes a directory's files in the order of the file system",
-        "fvjax/checkpoint.py",
+        "fvjax/training/checkpoint.py",
         'files = sorted(p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json")',
         'files = [p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json"]',
         ("tests/test_hashes.py::test_the_hash_of_a_base_is_of_its_files_alone",),
@@ -1799,7 +1799,7 @@ FAULTS = (
     Fault(
         "run_state_base_wins",
         "where base and config both have drop_path, the base's counts",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         "return {**theirs, **mine}",
         "return {**mine, **theirs}",
         ("tests/test_config_keys.py::test_the_rate_of_dropped_paths_is_the_bases_unless_the_config_has_one",),
@@ -1807,7 +1807,7 @@ FAULTS = (
     Fault(
         "run_state_lora_scale_inverted",
         "adapters are scaled by rank / alpha: the same where they are equal, as in all shipped configs",
-        "fvjax/run_state.py",
+        "fvjax/training/train_state.py",
         'lora.scaled(trees.flatten(variables["lora"]), config.lora.alpha / config.lora.rank)',
         'lora.scaled(trees.flatten(variables["lora"]), config.lora.rank / config.lora.alpha)',
         ("tests/test_train.py::test_the_loss_is_of_the_adapted_model_at_the_configs_temperature",),
@@ -1823,7 +1823,7 @@ FAULTS = (
     Fault(
         "lora_gate_only_all_layers",
         "the dead-adapter gate sees a stack only if all of its layers are dead",
-        "fvjax/lora.py",
+        "fvjax/models/lora.py",
         "            if layers.any():\n",
         "            if layers.all():\n",
         ("tests/test_low_rank.py::test_the_dead_are_named_by_half_step_and_layer",),
@@ -1895,7 +1895,7 @@ FAULTS = (
     Fault(
         "needs_cpu_memory_undivided",
         "every CPU device is taken to have the whole machine's memory",
-        "fvjax/needs.py",
+        "fvjax/planning/programs.py",
         'os.sysconf("SC_PHYS_PAGES") // len(local)',
         'os.sysconf("SC_PHYS_PAGES")',
         ("tests/test_plan_figures.py::test_a_devices_memory_is_its_allocators_or_its_share_of_the_machines",),

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import accumulation, lora, optim, sharding, train, trees
+from fvjax import trees
 from fvjax.config import base
+from fvjax.losses import accumulation, contrastive
 from fvjax.models import encoder as encoders
-from fvjax.tasks import contrastive
+from fvjax.models import lora
+from fvjax.parallel import sharding
+from fvjax.training import loop, optimizer
 
 N = 32  # faces, so that each of 8 devices has one in each of 4 chunks
 TOWER = {"image_size": 28, "patch_size": 14, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 32, "drop_path": 0.4}
@@ -137,12 +140,12 @@ def linear():
 def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear):
     config, encoder, state, batch = linear
     config = config.copy_and_resolve_references()
-    loss, _, gradient = train.gradients(config, encoder, state, {}, batch)
+    loss, _, gradient = loop.gradients(config, encoder, state, {}, batch)
     norm = float(jnp.linalg.norm(gradient["params"]["w"]))
     config.optimizer.update({"clip": norm / 4, "lr": 0.5, "weight_decay": 0.0})
-    tx = optim.make(config.optimizer, {"params/w": "all"}, lambda step: 0.5)
+    tx = optimizer.make(config.optimizer, {"params/w": "all"}, lambda step: 0.5)
     state = {**state, "opt": tx.init(state["trainable"]), "step": jnp.int32(6)}
-    new, values = train.step_fn(config, encoder, tx, lambda step: 0.125 * step, state, {}, batch)
+    new, values = loop.step_fn(config, encoder, tx, lambda step: 0.125 * step, state, {}, batch)
     assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert float(values["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     assert (float(values["lr"]), int(new["step"])) == (0.75, 7), "the rate of the step that was done"
@@ -155,8 +158,8 @@ def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
     config, encoder, state, batch = linear
     config = config.copy_and_resolve_references()
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
-    loss, _, alone = train.gradients(config, encoder, state, {}, last)
+    loss, _, alone = loop.gradients(config, encoder, state, {}, last)
     config.accumulation, config.compat.last_micro_batch = 4, True
-    got_loss, _, got = train.gradients(config, encoder, state, {}, batch)
+    got_loss, _, got = loop.gradients(config, encoder, state, {}, batch)
     assert float(got_loss) == pytest.approx(float(loss), rel=1e-6)
     np.testing.assert_allclose(got["params"]["w"], alone["params"]["w"] / 4, rtol=1e-5)

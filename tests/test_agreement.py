@@ -13,10 +13,12 @@ import pytest
 from jax._src.distributed import global_state
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvjax import distributed, feed, main, preemption, sharding, train
+from fvjax import main
 from fvjax.config import base
 from fvjax.data import images, pipeline, store
 from fvjax.data.pairs import PairPlan
+from fvjax.parallel import distributed, sharding
+from fvjax.training import feed, loop, preemption
 from tests.test_images import smooth_face
 
 
@@ -514,4 +516,4 @@ def test_steps_beyond_the_epoch_and_rows_of_a_process_are_the_plans(odd_number):
 def test_the_strongest_wish_of_all_processes_counts(wishes):
     """Whichever process it comes from: 2, to save and stop, over 1, to save."""
     at = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec())
-    assert int(train._largest(np.array(wishes, np.int32), np.int32(7), at)) == 2
+    assert int(loop._largest(np.array(wishes, np.int32), np.int32(7), at)) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fvjax import flops, hlo, memory
+from fvjax.planning import flops, hlo, memory
 
 
 def array(*shape, dtype=jnp.float32):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import flops
 from fvjax.models.layers import QUERIES, REMAT, Dense, self_attend
+from fvjax.planning import flops
 
 
 def draw(tokens, heads, kv_heads, dim, dtype=jnp.float32):

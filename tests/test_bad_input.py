@@ -40,9 +40,10 @@ import pytest
 from PIL import Image
 
 import fvjax
-from fvjax import checkpoint, evaluate, main, metrics, preemption
+from fvjax import evaluate, main
 from fvjax.config import base, benchmark, to_json
 from fvjax.data import images, prepare, recordio, store
+from fvjax.training import checkpoint, metrics, preemption
 from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import LFW, put

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvjax import train
 from fvjax.config import base
 from fvjax.data import align, images, insightface_bin, pairs, pipeline, prepare, recordio, store, synthetic
+from fvjax.training import loop
 from launch import stage
 from tests.test_after_damage import JPEGS, OWNERS, holds
 from tests.test_images import file_bytes, png_that_claims, smooth_face
@@ -489,12 +489,12 @@ def test_any_split_can_be_trained_on(tmp_path, split):
     config = base()
     config.data.train, config.data.split, config.epochs, config.batch_size = str(tmp_path / "s"), split, 1, 4
     made = make(tmp_path / "s", split=split)
-    opened, plan = train.open_data(config, tmp_path)
+    opened, plan = loop.open_data(config, tmp_path)
     assert (opened.split, opened.data_hash, len(plan.labels)) == (split, made.data_hash, 12)
     assert stage.stores(config) == {"data.train": (made.path, split)}
     config.data.split = {"train": "val", "val": "test", "test": "train"}[split]
     with pytest.raises(ValueError, match=f"holds the split '{split}', '{config.data.split}' was asked for"):
-        train.open_data(config, tmp_path)
+        loop.open_data(config, tmp_path)
     config.epochs = 0
     assert stage.stores(config) == {}, "nothing is trained, so nothing of it is read"
 

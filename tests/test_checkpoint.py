@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.checkpointers import async_checkpointer
 
-from fvjax.checkpoint import Checkpoints, Unreadable, digest
 from fvjax.config import base
+from fvjax.training.checkpoint import Checkpoints, Unreadable, digest
 
 
 def test_a_checkpoint_of_another_base_data_or_model_is_refused(tmp_path):

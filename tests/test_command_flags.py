@@ -23,9 +23,11 @@ from absl.testing import flagsaver
 
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import distributed, export, plan, preemption, pretrain, train, verify
+from fvjax import export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import align, prepare, recordio, store, synthetic
+from fvjax.parallel import distributed
+from fvjax.training import loop, preemption
 from launch import local
 from tests.test_convert import TINY as CHECKPOINT
 from tests.test_prepare import cfp, fails, lfw, put, run  # noqa: F401
@@ -276,12 +278,12 @@ def called(monkeypatch):
             told.update(workdir=str(workdir), train=train, profile=profile)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "run", run)
+            patch.setattr(loop, "run", run)
             patch.setattr(distributed, "start", lambda place, _: told.update(place=tuple(place)))
             patch.setattr(preemption.Request, "listen", lambda _: None)
             if "fails" in given:
                 error = given.pop("fails")
-                patch.setattr(train, "run", lambda *_, **__: (_ for _ in ()).throw(error))
+                patch.setattr(loop, "run", lambda *_, **__: (_ for _ in ()).throw(error))
             patch.setattr(fvjax.main, "CONFIG", type("Flag", (), {"value": config}))
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()

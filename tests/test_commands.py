@@ -12,8 +12,9 @@ import pytest
 
 import fvjax
 from fvjax import __main__ as commands
-from fvjax import main, run_state, shipped
+from fvjax import main, shipped
 from fvjax.config import base
+from fvjax.training import train_state
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -127,10 +128,10 @@ def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(ROOT)
     config = base()
     config.init_from, config.model.kind = given, "vision_transformer"
-    here = run_state.base_hash(config)
+    here = train_state.base_hash(config)
     monkeypatch.chdir(tmp_path)
     assert shipped.weights(given) == f"{ROOT}/{given}"
-    assert run_state.base_hash(config) == here
+    assert train_state.base_hash(config) == here
     assert main.missing(config) == []
     assert shipped.weights("data/InternVL2-2B") == "data/InternVL2-2B"
 

@@ -31,25 +31,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import fvjax.main
-from fvjax import (
-    api,
-    distributed,
-    evaluate,
-    feed,
-    metrics,
-    optim,
-    predict,
-    preemption,
-    run_state,
-    sharding,
-    train,
-    trees,
-)
+from fvjax import api, evaluate, predict, trees
 from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
 from fvjax.data import pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
+from fvjax.parallel import distributed, sharding
+from fvjax.training import feed, loop, metrics, optimizer, preemption, train_state
 from tests.test_prompts import describe
 from weights_convert.write import write_original
 
@@ -162,27 +151,27 @@ def program(fn: Callable, *args: Any) -> tuple:
 
 
 def opened(config):
-    return run_state.open_model(config, sharding.make_mesh(config.mesh))
+    return train_state.open_model(config, sharding.make_mesh(config.mesh))
 
 
 def initial(config, model):
-    return functools.partial(run_state.initial, config, model.encoder), jax.random.key(config.seed)
+    return functools.partial(train_state.initial, config, model.encoder), jax.random.key(config.seed)
 
 
 def step(config, _) -> tuple:
     """What is computed in training: the loss and its gradient."""
     model = opened(config)
-    given = train.abstract_step(config, jax.eval_shape(*initial(config, model)), model.frozen)
-    return program(functools.partial(train.gradients, config, model.encoder), *given)
+    given = loop.abstract_step(config, jax.eval_shape(*initial(config, model)), model.frozen)
+    return program(functools.partial(loop.gradients, config, model.encoder), *given)
 
 
 def forward(config, _) -> tuple:
     """What is computed when faces are embedded, or a pair is answered, after training."""
     model = opened(config)
-    variables = jax.eval_shape(functools.partial(run_state.init_variables, config, model.encoder), jax.random.key(0))
+    variables = jax.eval_shape(functools.partial(train_state.init_variables, config, model.encoder), jax.random.key(0))
 
     def call(variables, faces):
-        variables = run_state.variables_of(config, variables)
+        variables = train_state.variables_of(config, variables)
         if config.task == "pair_answer":
             return model.encoder.answer(variables, faces, faces, model.encoder.yes_no)
         return model.encoder(variables, faces)[0]
@@ -193,7 +182,7 @@ def forward(config, _) -> tuple:
 def shapes(config, _) -> dict:
     """Shape and type of everything that trains and that is frozen."""
     model = opened(config)
-    frozen = jax.eval_shape(lambda: run_state.read_frozen(config, model))
+    frozen = jax.eval_shape(lambda: train_state.read_frozen(config, model))
     leaves = trees.flatten({"frozen": frozen, **jax.eval_shape(*initial(config, model))})
     return {name: (x.shape, x.dtype.name) for name, x in leaves.items()}
 
@@ -211,10 +200,10 @@ def values(config, folder) -> dict[str, list]:
     """Where training of the linear network starts: what trains, what is frozen, and what an untrained run gives."""
     with linear_network(config.mesh):
         model = opened(config)
-        begun = run_state.start(config, model, sharding.make_mesh(config.mesh), 1)
+        begun = train_state.start(config, model, sharding.make_mesh(config.mesh), 1)
         config = config.copy_and_resolve_references()
         config.epochs = 0
-        untrained = run_state.trained(config, folder)[1]
+        untrained = train_state.trained(config, folder)[1]
         found = {"trains": begun.state["trainable"], "frozen": begun.frozen, "untrained": untrained["trainable"]}
         return {name: np.asarray(x).tolist() for name, x in trees.flatten(found).items()}
 
@@ -233,17 +222,17 @@ def untrained(config, folder) -> list:
 
 def of_base(config, _) -> dict:
     """A pretrained weight as it is read."""
-    params = run_state.open_base(config).params
+    params = train_state.open_base(config).params
     return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}
 
 
 def base_hash(config, _) -> str:
-    return run_state.base_hash(config)
+    return train_state.base_hash(config)
 
 
 def batches(config, folder) -> dict:
     """The first and the last batch of the first epoch as training sees them, and how many there are."""
-    store, plan = train.open_data(config, folder)
+    store, plan = loop.open_data(config, folder)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     found = list(feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch))
     return {
@@ -272,7 +261,7 @@ def decoding(config, folder) -> dict:
         patch.setattr(
             Store, "faces", lambda self, ids: asked.update(faces=asked["faces"] + len(ids)) or read(self, ids)
         )
-        store, plan = train.open_data(config, folder)
+        store, plan = loop.open_data(config, folder)
         mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
         running = feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch)
         next(running)
@@ -296,7 +285,7 @@ def threads_of_a_cache(config, folder) -> list:
 
 def drawn(config, folder) -> dict:
     """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
-    train.open_data(config, folder)
+    loop.open_data(config, folder)
     train_store, test = (Store(evaluate.synthetic_store(config, folder, s), s) for s in ("train", "test"))
     assert not set(train_store.identities) & set(test.identities), "nobody is in both"
     return {
@@ -309,7 +298,7 @@ def drawn(config, folder) -> dict:
 def embedded(config, folder) -> list:
     """The batches in which benchmarks' faces are embedded, each by the number of its faces and of mirrored ones."""
     seen: list[np.ndarray] = []
-    train.open_data(config, folder)
+    loop.open_data(config, folder)
 
     def embed(faces):
         seen.append(faces)
@@ -322,7 +311,7 @@ def embedded(config, folder) -> list:
 
 def answered(config, folder) -> dict:
     """How pairs are answered: images and pairs at a time, and the type in which visual tokens are kept."""
-    train.open_data(config, folder)
+    loop.open_data(config, folder)
     told: dict[str, Any] = {}
 
     def answers(prefix, after, visual, pairs, *, batch_size, multiple, track):
@@ -342,7 +331,7 @@ def answered(config, folder) -> dict:
 
 def intervals(config, folder) -> list:
     """95% intervals of scores that do not depend on the config."""
-    train.open_data(config, folder)
+    loop.open_data(config, folder)
 
     def score(store, pairs, _):
         return np.sin(np.arange(len(pairs.a)) * 7.0) + pairs.same
@@ -391,7 +380,7 @@ def ran(config, folder) -> Ran:
     if key not in RUNS:
         workdir = folder / f"run{len(RUNS)}"
         with linear_network(config.mesh), metrics.console.capture() as printed:
-            results = train.run(config, workdir, train=True)
+            results = loop.run(config, workdir, train=True)
         RUNS[key] = Ran(workdir, results, printed.get())
     return RUNS[key]
 
@@ -412,7 +401,7 @@ def command(config, folder) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", flags := os.environ["XLA_FLAGS"])
         patch.setattr(distributed, "start", lambda _, heartbeat: found.update(heartbeat=heartbeat))
-        patch.setattr(train, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
+        patch.setattr(loop, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
         patch.setattr(evaluate, "compare", lambda paths: found.update(compared=[p.name for p in paths]))
         fvjax.main.run(config, folder / "command", "train", distributed.ALONE, preemption.Request())
         found["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(flags).strip()
@@ -424,7 +413,7 @@ def missing(config, _) -> list[str]:
 
 
 def ids(config, folder) -> tuple:
-    return run_state.prompt_ids(config)
+    return train_state.prompt_ids(config)
 
 
 TREE = {"a": jnp.array([0.5, -2.0]), "b": jnp.array([3.0])}
@@ -434,8 +423,8 @@ GRADIENTS = [{"a": [3.0, 0.0], "b": [-4.0]}, {"a": [0.5, 0.25], "b": [0.125]}, {
 
 def updates(config, _) -> list:
     """What three steps of the optimizer add to parameters, with a step an epoch."""
-    lr = optim.schedule(config.optimizer, config.epochs, 1)
-    tx = optim.make(config.optimizer, GROUPS, lr)
+    lr = optimizer.schedule(config.optimizer, config.epochs, 1)
+    tx = optimizer.make(config.optimizer, GROUPS, lr)
     params, out = TREE, []
     state = tx.init(params)
     for gradient in GRADIENTS:
@@ -1157,5 +1146,5 @@ def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
 def test_the_rate_of_dropped_paths_is_the_bases_unless_the_config_has_one(ours, expected):
     c = bare()
     c.model.vision_transformer.drop_path = ours
-    net: Any = run_state.build_encoder(c, run_state.Base({}, {"drop_path": 0.2}, "")).net
+    net: Any = train_state.build_encoder(c, train_state.Base({}, {"drop_path": 0.2}, "")).net
     assert net.drop_path == expected

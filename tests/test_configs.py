@@ -10,8 +10,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import flops, main, optim, run_state, sharding, train, trees
+from fvjax import main, trees
 from fvjax.config import base, check, differences, experiments
+from fvjax.parallel import sharding
+from fvjax.planning import flops
+from fvjax.training import loop, optimizer, train_state
 
 
 def _of_tower(trained: int) -> tuple:
@@ -75,23 +78,23 @@ def test_config(name):
     if config.prompt.text:  # as InternLM2's tokenizer has it, which is not part of the project
         ids = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())["encode"]
         config.prompt.update({"ids": tuple(ids[config.prompt.text]), "text": "", "yes_no_ids": (9583, 2917)})
-    encoder = run_state.build_encoder(config)
+    encoder = train_state.build_encoder(config)
     key = jax.random.key(0)
-    variables = jax.eval_shape(functools.partial(run_state.init_variables, config, encoder), key)
+    variables = jax.eval_shape(functools.partial(train_state.init_variables, config, encoder), key)
     stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
-    trainable, frozen, groups = optim.split(variables, config.trainable)
+    trainable, frozen, groups = optimizer.split(variables, config.trainable)
     size = {k: sum(x.size for x in trees.flatten(v).values()) for k, v in (("t", trainable), ("f", frozen))}
     counts = (size["t"] + size["f"], size["t"])
     expected = EXPECTED[name]
     assert counts == expected[:2]
     if not config.epochs:
         return
-    lr = optim.schedule(config.optimizer, config.epochs, 10)
-    tx = optim.make(config.optimizer, groups, lr)
+    lr = optimizer.schedule(config.optimizer, config.epochs, 10)
+    tx = optimizer.make(config.optimizer, groups, lr)
     shape = jax.eval_shape(lambda t: {"trainable": t, "opt": tx.init(t)}, trainable)
     shape |= {"stats": stats, "step": jax.ShapeDtypeStruct((), "int32")}
-    step = functools.partial(train.step_fn, config, encoder, tx, lr)
-    args = train.abstract_step(config, shape, frozen)
+    step = functools.partial(loop.step_fn, config, encoder, tx, lr)
+    args = loop.abstract_step(config, shape, frozen)
     new, values = jax.eval_shape(step, *args)
     assert set(values) == {"loss", "lr", "grad_norm"} | ({"dead"} if config.lora.rank else set())
     assert {k: v.shape for k, v in trees.flatten(new["trainable"]).items()} == {
@@ -99,7 +102,7 @@ def test_config(name):
     }
     if expected[2]:
         config.accumulation = 1  # GradCache's first forward pass is not the model's own arithmetic
-        plain = functools.partial(train.step_fn, config, run_state.build_encoder(config, plain=True), tx, lr)
+        plain = functools.partial(loop.step_fn, config, train_state.build_encoder(config, plain=True), tx, lr)
         per_image = flops.count(plain, *args) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)
 
@@ -107,8 +110,8 @@ def test_config(name):
 def test_a_frozen_base_can_be_kept_in_parts():
     config = importlib.import_module("configs.mllm_lora").get_config()
     config.prompt.update({"ids": (1, 2), "text": ""})
-    encoder = run_state.build_encoder(config)
-    init = functools.partial(run_state.init_variables, config, encoder)
+    encoder = train_state.build_encoder(config)
+    init = functools.partial(train_state.init_variables, config, encoder)
     variables = jax.eval_shape(init, jax.random.key(0))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2}, jax.devices()[:8])
     where = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))

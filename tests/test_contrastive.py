@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import sharding
-from fvjax.tasks import contrastive
+from fvjax.losses import contrastive
+from fvjax.parallel import sharding
 
 
 def value_and_grad(mesh=None):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import flops
 from fvjax.models import cpu_conv
 from fvjax.models.cpu_conv import WIDE, conv3x3
 from fvjax.models.layers import conv2d
+from fvjax.planning import flops
 
 SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that must fall back
     (112, 112, 3, 4, 1),

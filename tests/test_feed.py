@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from fvjax import feed, sharding
 from fvjax.config import base, check
 from fvjax.data import pipeline, synthetic
 from fvjax.data.pairs import PairPlan
+from fvjax.parallel import sharding
+from fvjax.training import feed
 
 
 @pytest.fixture(scope="module")

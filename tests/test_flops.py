@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import flops
-from fvjax import optim, run_state, train, trees
+from fvjax import trees
 from fvjax.config import base
+from fvjax.training import loop, optimizer, train_state
 from tests.parity import close
 from tests.reference.recipe import GOLDEN
 from weights_convert import read_adapters
@@ -65,8 +66,8 @@ def test_naive_and_actual_compute_the_same(task, pooling):
     config.lora.update({"rank": 8, "alpha": 8.0})
     key = "prompt_ids" if pooling else "pair_prompt_ids"
     config.prompt.update({"ids": tuple(golden[key].tolist()), "yes_no_ids": tuple(golden["yes_no_ids"].tolist())})
-    opened = run_state.open_base(config)
-    encoder = run_state.build_encoder(config, opened)
+    opened = train_state.open_base(config)
+    encoder = train_state.build_encoder(config, opened)
     frozen = trees.unflatten({name: jnp.asarray(np.asarray(leaf)) for name, leaf in opened.params.items()})
     trainable = {"lora": trees.unflatten(read_adapters(TINY / "adapters.safetensors", TINY, "vlm")[0])}
     batch = {
@@ -75,13 +76,13 @@ def test_naive_and_actual_compute_the_same(task, pooling):
         "index": np.arange(4),
     }
     with jax.default_matmul_precision("highest"):
-        variables = run_state.variables_of(config, trainable, frozen)
+        variables = train_state.variables_of(config, trainable, frozen)
         found, logits = jax.jit(functools.partial(flops.naive, encoder))(variables, batch["images"])
         ours = jax.jit(functools.partial(flops.actual, encoder))(variables, batch["images"])
-        everything = optim.merge(trainable, frozen)
+        everything = optimizer.merge(trainable, frozen)
         naive = jax.jit(functools.partial(flops.naive_gradients, config, encoder, frozen={}))
         (loss, _), grads = naive(everything, batch=batch)
-        ours_loss, _, ours_grads = jax.jit(functools.partial(train.gradients, config, encoder))(
+        ours_loss, _, ours_grads = jax.jit(functools.partial(loop.gradients, config, encoder))(
             {"trainable": trainable, "stats": {}}, frozen, batch
         )
     text = len(config.prompt.ids)

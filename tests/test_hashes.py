@@ -19,9 +19,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import checkpoint, evaluate, run_state, train
+from fvjax import evaluate
 from fvjax.config import MAY_CHANGE, base, benchmark, config_hash, flatten
 from fvjax.data import images, store, synthetic
+from fvjax.training import checkpoint, loop, train_state
 from tests.test_images import smooth_face
 from tests.test_prepare import fails
 from tests.test_recordio import insightface, interrupted, write_rec
@@ -227,13 +228,13 @@ def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypa
     monkeypatch.setattr(synthetic, "write", lambda path, *a, **b: drawn.append(path) or real(path, *a, **b))
     config = drawing()
     config.data.synthetic.dir = str(tmp_path)
-    first, _ = train.open_data(config, tmp_path / "one")
+    first, _ = loop.open_data(config, tmp_path / "one")
     assert len(drawn) == 2
-    again, _ = train.open_data(config, tmp_path / "two")
+    again, _ = loop.open_data(config, tmp_path / "two")
     assert len(drawn) == 2, "the same sets are drawn once"
     assert first.data_hash == again.data_hash
     config.data.synthetic[key] = {"difficulty": 0.5, "seed": 7, "identities": 10}[key]
-    other, _ = train.open_data(config, tmp_path / "three")
+    other, _ = loop.open_data(config, tmp_path / "three")
     assert len(drawn) == 4
     assert other.data_hash != first.data_hash
     test = store.Store(evaluate.synthetic_store(config, tmp_path, "test"), "test")
@@ -371,7 +372,7 @@ def test_a_base_of_parts_says_which_weights_are_which_part(weights, tmp_path):
         config = base()
         for part, path in parts.items():
             config.init_parts[part] = str(path)
-        return run_state.base_hash(config)
+        return train_state.base_hash(config)
 
     found = [
         of(vision=weights),
@@ -384,9 +385,9 @@ def test_a_base_of_parts_says_which_weights_are_which_part(weights, tmp_path):
     assert of(decoder=other, vision=weights) == found[3], "the order in which a config names them does not matter"
     assert found[0] == f"vision:{checkpoint.base_hash(weights)}"
     config = base()
-    assert run_state.base_hash(config) == ""
+    assert train_state.base_hash(config) == ""
     config.init_from = str(weights)
-    assert run_state.base_hash(config) == checkpoint.base_hash(weights)
+    assert train_state.base_hash(config) == checkpoint.base_hash(weights)
 
 
 class Changed:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import lora, trees
-from fvjax.models import layers
+from fvjax import trees
+from fvjax.models import layers, lora
 from fvjax.models.layers import Dense
 from fvjax.models.vision_transformer import VisionTransformer, pool, resize_positions
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import lora
+from fvjax.models import lora
 
 
 def leaf(*shape):

@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import weights_convert
-from fvjax import api, train, trees, verify
+from fvjax import api, trees, verify
 from fvjax.config import Config, benchmark, check, to_json
 from fvjax.data import store
 from fvjax.evals import verification
+from fvjax.training import loop
 from tests.reference.recipe import write_checkpoint
 from tests.test_main import saved
 from weights_convert.read import open_file
@@ -109,7 +110,7 @@ def run(faces, base, tmp_path_factory):
         config = tiny(name, faces, base)
         check(config)
         workdir = root / name.replace(":", "_")
-        return workdir, config, train.run(config, workdir, train=True)
+        return workdir, config, loop.run(config, workdir, train=True)
 
     return one
 
@@ -235,7 +236,7 @@ def test_a_dead_adapter_stops_at_the_second_step(base, faces, tmp_path):
     shutil.copy(base / "config.json", dead)
     config = tiny("mllm_lora_vit", faces, dead)
     with pytest.raises(ValueError, match=r"dead adapters.* vision/blocks/mlp/fc1/b layers \[1\] \(step 1\)") as error:
-        train.run(config, tmp_path / "run", train=True)
+        loop.run(config, tmp_path / "run", train=True)
     assert "vision/blocks/mlp/fc2/a layers [1] (step 2)" in str(error.value)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 2
 
@@ -244,7 +245,7 @@ def test_half_precision(base, faces, tmp_path):
     """fp16 base, bf16 computation: the visual tokens kept for the pairs are bf16 too."""
     config = tiny("pair_frozen", faces, base)
     config.dtype, config.base_dtype = "bfloat16", "float16"
-    out = train.run(config, tmp_path, train=True)
+    out = loop.run(config, tmp_path, train=True)
     assert out["dtype"] == "bfloat16"
     assert not list(tmp_path.glob("tmp*")), "nothing is left of the visual tokens"
 
@@ -255,7 +256,7 @@ def test_a_part_may_come_from_elsewhere(faces, tmp_path):
     config.model.vision_transformer.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
     config.init_parts.vision = "fvjax/pretrained/tiny_internvit"
     check(config)
-    workdir, out = tmp_path / "run", train.run(config, tmp_path / "run", train=True)
+    workdir, out = tmp_path / "run", loop.run(config, tmp_path / "run", train=True)
     tower = weights_convert.read("fvjax/pretrained/tiny_internvit")[2]
     variables = trees.flatten(api.load_workdir(workdir).variables)
     np.testing.assert_array_equal(variables["params/vision/patch/kernel"], tower["params/patch/kernel"])
@@ -263,4 +264,4 @@ def test_a_part_may_come_from_elsewhere(faces, tmp_path):
     assert out["base_hash"].startswith("vision:")
     config.init_parts.tower = config.init_parts.vision
     with pytest.raises(ValueError, match=r"init_parts\.tower: a VLM's parts are vision, projector, decoder"):
-        train.run(config, tmp_path / "other", train=True)
+        loop.run(config, tmp_path / "other", train=True)

@@ -7,7 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from fvjax import optim, run_state, sharding, trees
+from fvjax import trees
+from fvjax.parallel import sharding
+from fvjax.training import optimizer, train_state
 
 BASE = {"name": "sgd", "lr": 0.1, "warmup_epochs": 2, "clip": 1e9, "weight_decay": 0.0, "momentum": 0.0}
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "lr_scale": {}}
@@ -19,7 +21,7 @@ def settings(**changes):
 
 def updates(config, gradients, w=2.0, rate=lambda step: 0.1, name="w", group="all"):
     """The updates of one weight over several steps, its value held at w."""
-    tx = optim.make(config, {name: group}, rate)
+    tx = optimizer.make(config, {name: group}, rate)
     params = {name: jnp.array([w], jnp.float32)}
     state, out = tx.init(params), []
     for gradient in gradients:
@@ -68,7 +70,7 @@ def test_the_rate_is_of_the_step_and_of_the_group(name):
 
 
 def test_one_norm_over_all_groups_is_clipped():
-    tx = optim.make(settings(clip=1.0, lr_scale={"b": 2.0}), {"x": "a", "deep/y": "b"}, lambda step: 0.1)
+    tx = optimizer.make(settings(clip=1.0, lr_scale={"b": 2.0}), {"x": "a", "deep/y": "b"}, lambda step: 0.1)
     for gradient, share in ((3.0, 1 / 5), (0.3, 1.0)):  # norms 5 and 0.5
         grads = {"x": jnp.array([gradient]), "deep": {"y": jnp.array([gradient / 3 * 4])}}
         got, _ = tx.update(grads, tx.init(grads), grads)
@@ -78,9 +80,9 @@ def test_one_norm_over_all_groups_is_clipped():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"config\.optimizer\.name='lion': choose sgd or adamw"):
-        optim.make(settings(name="lion"), {"w": "all"}, lambda step: 0.1)
+        optimizer.make(settings(name="lion"), {"w": "all"}, lambda step: 0.1)
     with pytest.raises(ValueError, match=r"names no group that trains: \['a', 'b'\]"):
-        optim.make(settings(lr_scale={"b": 1.0, "a": 1.0, "all": 1.0}), {"w": "all"}, lambda step: 0.1)
+        optimizer.make(settings(lr_scale={"b": 1.0, "a": 1.0, "all": 1.0}), {"w": "all"}, lambda step: 0.1)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_unknown_names_are_refused():
     ],
 )
 def test_the_rate_at_the_edges_of_an_epoch(warm, epochs, expected):
-    lr = optim.schedule(settings(lr=0.3, warmup_epochs=warm), epochs, 5)
+    lr = optimizer.schedule(settings(lr=0.3, warmup_epochs=warm), epochs, 5)
     for epoch, share in enumerate(expected):
         for step in (5 * epoch, 5 * epoch + 4):
             assert float(lr(jnp.int32(step))) == pytest.approx(0.3 * share, rel=1e-6), (epoch, step)
@@ -107,13 +109,13 @@ def test_the_rate_at_the_edges_of_an_epoch(warm, epochs, expected):
 def test_split_and_merge_are_inverses_and_frozen_is_not_a_group():
     variables = {"params": {"conv": {"kernel": 1, "bias": 2}, "head": {"kernel": 3}}, "lora": {"conv": {"a": 4}}}
     rules = [["params/head/.*", "head"], ["lora/.*", "adapter"], ["params/conv/bias", "frozen"], [".*", "frozen"]]
-    trainable, frozen, groups = optim.split(variables, rules)
+    trainable, frozen, groups = optimizer.split(variables, rules)
     assert trainable == {"params": {"head": {"kernel": 3}}, "lora": {"conv": {"a": 4}}}
     assert frozen == {"params": {"conv": {"kernel": 1, "bias": 2}}}
     assert groups == {"params/head/kernel": "head", "lora/conv/a": "adapter"}
-    assert optim.merge(trainable, frozen) == optim.merge(frozen, trainable) == variables
+    assert optimizer.merge(trainable, frozen) == optimizer.merge(frozen, trainable) == variables
     with pytest.raises(ValueError, match=r"^trainable rule \(config\.trainable\): nothing matches 'lora/conv/a'"):
-        optim.split(variables, rules[:1] + rules[2:3])
+        optimizer.split(variables, rules[:1] + rules[2:3])
 
 
 @pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2)])
@@ -126,9 +128,9 @@ def test_moments_live_where_their_parameters_live(name, moments):
     rules = ((".*blocks.*kernel", (None, "fsdp", "tensor")), (".*fc/kernel", ("fsdp",)), (".*", ()))
     placed = trees.flatten(sharding.by_rules(trainable, rules, mesh))
     groups = {name: "deep" if "blocks" in name else "shallow" for name in leaves}
-    tx = optim.make(settings(name=name), groups, lambda step: 0.1)
+    tx = optimizer.make(settings(name=name), groups, lambda step: 0.1)
     state = {"trainable": trainable, "stats": {}, "opt": jax.eval_shape(tx.init, trainable)}
-    where = run_state.state_shardings(state, placed, mesh)
+    where = train_state.state_shardings(state, placed, mesh)
     for of, count in ((where["trainable"], 1), (where["opt"], moments)):
         found = [(jax.tree_util.keystr(path), at.spec) for path, at in jax.tree_util.tree_flatten_with_path(of)[0]]
         assert [spec for key, spec in found if "'fc1'" in key and "kernel" in key] == [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax.tasks import pair_answer
+from fvjax.losses import pair_answer
 
 YES, NO = 5, 2
 

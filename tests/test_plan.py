@@ -11,7 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import flops, hlo, memory, needs, plan, sharding
+from fvjax import plan
+from fvjax.parallel import sharding
+from fvjax.planning import flops, hlo, memory, programs
 from tests.test_configs import EXPECTED
 from tests.test_gradients import tiny_pair, tiny_siamese
 from tests.test_train import tiny_resnet, tiny_vit
@@ -33,8 +35,8 @@ def built(config, **mesh):
     """(the program, compiled) for as many fake devices as the mesh has."""
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, **mesh})
     devices = math.prod(config.mesh.values())
-    program = needs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
-    return program, needs.compiled(program)
+    program = programs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:devices]))
+    return program, programs.compiled(program)
 
 
 def moved(compiled, *group) -> dict[str, int]:
@@ -174,7 +176,7 @@ def test_remat_and_accumulation_save_memory():
     def kept(**changes):
         config = tiny(tiny_vit, **changes)
         config.model.vision_transformer.depth, config.lora.count = 12, 24
-        program = needs.program(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+        program = programs.program(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
         alive, parts = memory.estimate(program.step, *program.given).alive, config.accumulation
         return sum(alive[: 2 if parts > 1 else 1])
 
@@ -196,7 +198,7 @@ def test_arguments_are_what_lives_on_a_device():
     program, compiled = built(config, data=2, fsdp=4)
     (state, frozen, batch), (at, of_base, by_rows) = program.given, program.placed
     batch.pop("labels"), by_rows.pop("labels")  # InfoNCE needs none, so the step does not get them
-    expected = sum(needs.held(*one) for one in ((state, at), (frozen, of_base), (batch, by_rows)))
+    expected = sum(programs.held(*one) for one in ((state, at), (frozen, of_base), (batch, by_rows)))
     assert compiled.memory_analysis().argument_size_in_bytes == expected
     assert expected < 0.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.given))
 
@@ -204,7 +206,7 @@ def test_arguments_are_what_lives_on_a_device():
 def test_attention_by_one_kernel_moves_no_logits():
     config = tiny(tiny_vit, attention="cudnn", **{"model.vision_transformer.image_size": 448})
     alone = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = needs.program(config, alone)
+    program = programs.program(config, alone)
     apart, whole = (memory.estimate(program.step, *program.given, kernels=depth) for depth in (0, 2))
     logits = 4 * 64 * 4 * 1025**2  # of one layer; read and written several times in each of three
     assert apart.moved - whole.moved > 10 * logits
@@ -254,21 +256,21 @@ def test_remat_is_the_fastest_that_fits():
     config = tiny(tiny_vit, attention="xla", **{"model.vision_transformer.image_size": 224})
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     most = {}
-    for choice in needs.REMAT:
+    for choice in programs.REMAT:
         config.remat = choice
-        found, _ = needs.sizes(config, mesh, needs.program(config, mesh))
+        found, _ = programs.sizes(config, mesh, programs.program(config, mesh))
         most[choice] = sum(found.values()) + found["working set"]
         assert found["working set"], "else upper and lower estimate are one"
     assert most["none"] > 1.1 * most["dots"] > 1.1 * most["full"], most
     for choice, size in most.items():
-        limit = math.ceil(size / needs.FILLED)
-        taken, why = needs.remat(config, mesh, limit)
+        limit = math.ceil(size / programs.FILLED)
+        taken, why = programs.remat(config, mesh, limit)
         assert taken == choice, why
         assert f"remat: {choice} (" in why
         assert f"{choice} needs " in why
     assert "too much" not in why
-    assert needs.remat(config, mesh, int(most["none"] / needs.FILLED) - 16)[0] == "dots", "it may just not fit"
-    taken, why = needs.remat(config, mesh, limit // 2)
+    assert programs.remat(config, mesh, int(most["none"] / programs.FILLED) - 16)[0] == "dots", "it may just not fit"
+    taken, why = programs.remat(config, mesh, limit // 2)
     assert taken == "full"
     assert "may be too much: raise config.accumulation" in why
 
@@ -294,7 +296,7 @@ def test_every_config_can_be_planned(name):
     """Abstractly; `plan` compiles besides (test_full_size)."""
     config = full_size(name)
     alone = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = needs.program(config, alone)
+    program = programs.program(config, alone)
     found = memory.estimate(program.step, *program.given)
     total, trained, _ = EXPECTED[name]
     frozen = program.given[1]
@@ -394,4 +396,4 @@ def test_user_errors(device, message):
 def test_a_rule_that_matches_nothing_is_an_error():
     config = tiny(tiny_vit, (("params/nothing", ("fsdp",)), *EVERYWHERE))
     with pytest.raises(ValueError, match="decides nothing"):
-        needs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        programs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))

@@ -13,8 +13,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from fvjax import flops, hlo, memory, needs, plan, profiling, sharding
+from fvjax import plan
 from fvjax.config import base
+from fvjax.parallel import sharding
+from fvjax.planning import flops, hlo, memory, programs
+from fvjax.training import profiling
 from tests.test_train import tiny_vit
 
 GIB = 2**30
@@ -332,41 +335,41 @@ def test_remat_tells_what_each_choice_needs_in_gib(monkeypatch):
         kept, working = upper[config.remat]
         return {"kept": kept * GIB, "working set": working * GIB}, 0
 
-    monkeypatch.setattr(needs, "program", lambda config, mesh: None)
-    monkeypatch.setattr(needs, "sizes", sizes)
+    monkeypatch.setattr(programs, "program", lambda config, mesh: None)
+    monkeypatch.setattr(programs, "sizes", sizes)
     told = "none needs 40.0 to 50.0 GiB"
-    assert needs.remat(config(), None, int(50 / 0.9 * GIB) + 1) == (
+    assert programs.remat(config(), None, int(50 / 0.9 * GIB) + 1) == (
         "none",
         f"remat: none ({told}; a device has 55.6)",
     )
     told += ", dots needs 28.0 to 36.0 GiB"
-    assert needs.remat(config(), None, 40 * GIB) == ("dots", f"remat: dots ({told}; a device has 40.0)")
+    assert programs.remat(config(), None, 40 * GIB) == ("dots", f"remat: dots ({told}; a device has 40.0)")
     told += ", full needs 14.0 to 18.0 GiB"
-    assert needs.remat(config(), None, 20 * GIB) == ("full", f"remat: full ({told}; a device has 20.0)")
-    choice, why = needs.remat(config(), None, 19 * GIB)
+    assert programs.remat(config(), None, 20 * GIB) == ("full", f"remat: full ({told}; a device has 20.0)")
+    choice, why = programs.remat(config(), None, 19 * GIB)
     assert choice == "full"
     assert why.startswith(f"remat: full ({told}, which may be too much: raise config.accumulation")
     assert why.endswith("; a device has 19.0)")
-    resnet = needs.remat(config(**{"model.kind": "iresnet"}), None, 1)
+    resnet = programs.remat(config(**{"model.kind": "iresnet"}), None, 1)
     assert resnet[0] == "none", "it has no layers to compute again"
 
 
 def test_a_devices_memory_is_its_allocators_or_its_share_of_the_machines(monkeypatch):
     devices = [SimpleNamespace(memory_stats=lambda n=n: {"bytes_limit": n}) for n in (7 * GIB, 5 * GIB)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert needs.device_memory() == 5 * GIB
+    assert programs.device_memory() == 5 * GIB
     devices[:] = [SimpleNamespace(memory_stats=lambda: None)] * 4
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10_000}.__getitem__)
-    assert needs.device_memory() == 10_240_000
+    assert programs.device_memory() == 10_240_000
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_several_processes_take_what_fits_the_smallest(monkeypatch, told):
-    monkeypatch.setattr(needs, "device_memory", lambda: 11)
-    monkeypatch.setattr(needs, "remat", lambda config, mesh, limit: ("none", f"why, of {limit}"))
-    monkeypatch.setattr(needs.distributed, "exchange", lambda mine: [mine, "full" if told else "none", "dots"])
+    monkeypatch.setattr(programs, "device_memory", lambda: 11)
+    monkeypatch.setattr(programs, "remat", lambda config, mesh, limit: ("none", f"why, of {limit}"))
+    monkeypatch.setattr(programs.distributed, "exchange", lambda mine: [mine, "full" if told else "none", "dots"])
     said = []
-    assert needs.chosen(config(), None, said.append) == ("full" if told else "dots")
+    assert programs.chosen(config(), None, said.append) == ("full" if told else "dots")
     assert said == ["why, of 11"]
 
 
@@ -398,7 +401,7 @@ def test_what_lives_where_is_told_in_mib():
 def test_bytes_of_a_device_are_its_shards():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1}, jax.devices())
     placed = {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())}
-    assert needs.held({"a": shaped(8, 3), "b": shaped(5, dtype=jnp.float16)}, placed) == 2 * 3 * 4 + 5 * 2
+    assert programs.held({"a": shaped(8, 3), "b": shaped(5, dtype=jnp.float16)}, placed) == 2 * 3 * 4 + 5 * 2
 
 
 # ---- the profile

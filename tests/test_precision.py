@@ -13,14 +13,15 @@ import optax
 import pytest
 from scipy.special import erf, log_softmax
 
-from fvjax import accumulation, lora, optim, trees
+from fvjax import trees
 from fvjax.config import base
-from fvjax.models import encoder, layers, preprocess, vlm
+from fvjax.losses import accumulation, contrastive, pair_answer
+from fvjax.models import encoder, layers, lora, preprocess, vlm
 from fvjax.models.decoder import Decoder, Where, rope_frequencies, rotate
 from fvjax.models.iresnet import IResNet
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import Attention, pool, resize_positions
-from fvjax.tasks import contrastive, pair_answer
+from fvjax.training import optimizer
 
 HALF = jnp.bfloat16
 
@@ -466,15 +467,15 @@ def test_optimizer_state_and_small_updates_are_float32(name):
     config = base().optimizer
     config.update({"name": name, "momentum": 0.0, "weight_decay": 0.0, "clip": 10.0})
     params = {"fc": {"kernel": jnp.ones(4, jnp.float32)}}
-    optimizer = optim.make(config, {"fc/kernel": "head"}, lambda step: jnp.float32(1e-4))
-    state = optimizer.init(params)
+    tx = optimizer.make(config, {"fc/kernel": "head"}, lambda step: jnp.float32(1e-4))
+    state = tx.init(params)
     grads = {"fc": {"kernel": jnp.ones(4, jnp.float32)}}
 
     @jax.jit
     def run(params, state):
         def one(_, carry):
             params, state = carry
-            updates, state = optimizer.update(grads, state, params)
+            updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
         return jax.lax.fori_loop(0, 300, one, (params, state))
@@ -488,7 +489,7 @@ def test_optimizer_state_and_small_updates_are_float32(name):
 def test_a_learning_rate_is_not_rounded():
     config = base().optimizer
     config.update({"lr": 0.1, "warmup_epochs": 2})
-    rate = optim.schedule(config, 40, 5)
+    rate = optimizer.schedule(config, 40, 5)
     exact = [0.1 * 0.5 * (1 + np.cos(np.pi * (e - 2) / 38)) for e in range(2, 40)]
     got = jnp.stack([rate(5 * e) for e in range(2, 40)])
     assert_full(got, np.array(exact), 1e-6)

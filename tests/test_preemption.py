@@ -6,8 +6,9 @@ import signal
 
 import pytest
 
-from fvjax import evaluate, preemption, train
-from fvjax.checkpoint import Checkpoints
+from fvjax import evaluate
+from fvjax.training import loop, preemption
+from fvjax.training.checkpoint import Checkpoints
 from tests.test_train import tiny_vit
 
 
@@ -38,7 +39,7 @@ class AskedAtStep(preemption.Request):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    train.run(config(), workdir / "run", train=True)
+    loop.run(config(), workdir / "run", train=True)
     return workdir / "run"
 
 
@@ -51,7 +52,7 @@ def lines(workdir, name: str) -> list[dict]:
 def test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end(tmp_path, undisturbed, step):
     request = AskedAtStep(tmp_path / "run", step)
     with pytest.raises(preemption.Preempted):
-        train.run(config(), tmp_path / "run", train=True, request=request)
+        loop.run(config(), tmp_path / "run", train=True, request=request)
     request.before_leaving()
     checkpoints = Checkpoints(tmp_path / "run", config().checkpoint)
     latest = checkpoints.latest()
@@ -59,7 +60,7 @@ def test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end(tmp_path,
     assert step <= latest <= step + 2  # metrics.jsonl is one step behind the device
     assert len(lines(tmp_path / "run", "metrics.jsonl")) == latest
     checkpoints.close()
-    train.run(config(), tmp_path / "run", train=True)
+    loop.run(config(), tmp_path / "run", train=True)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines(tmp_path / "run", name) == lines(undisturbed, name)
 
@@ -71,9 +72,9 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, undisturbed, 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "append_curve", stopped)
         with pytest.raises(preemption.Preempted):
-            train.run(config(), tmp_path / "run", train=True)
+            loop.run(config(), tmp_path / "run", train=True)
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()
-    train.run(config(), tmp_path / "run", train=True)
+    loop.run(config(), tmp_path / "run", train=True)
     assert lines(tmp_path / "run", "evaluations.jsonl") == lines(undisturbed, "evaluations.jsonl")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fvjax import api, errors, evaluate, preemption, train, verify
+from fvjax import api, errors, evaluate, verify
 from fvjax.config import base, to_json
 from fvjax.data import images, prepare
+from fvjax.training import loop, preemption
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from tests.test_bad_input import Commands
 from tests.test_convert import IRESNET, iresnet_shapes
@@ -256,7 +257,7 @@ def test_how_a_run_ended_is_its_exit_code(error, code, told, monkeypatch, capsys
         if error:
             raise error
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(loop, "run", run)
     commands = Commands(monkeypatch, capsys)
     assert commands.main(base(), tmp_path / "run") == code
     out, err = capsys.readouterr()
@@ -268,7 +269,7 @@ def test_a_bug_is_no_exit_code_but_a_traceback(monkeypatch, capsys, tmp_path):
     def run(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(loop, "run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         Commands(monkeypatch, capsys).main(base(), tmp_path / "run")
 
@@ -276,7 +277,7 @@ def test_a_bug_is_no_exit_code_but_a_traceback(monkeypatch, capsys, tmp_path):
 def test_the_rows_of_a_config_are_run_and_then_compared_in_order(monkeypatch, capsys, tmp_path):
     config, done = base(), []
     config.rows.update({"b": {"epochs": 0}, "a": {"seed": 7}})
-    monkeypatch.setattr(train, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
+    monkeypatch.setattr(loop, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
     monkeypatch.setattr(evaluate, "compare", lambda workdirs: done.append(workdirs))
     assert Commands(monkeypatch, capsys).main(config, tmp_path) == 0
     assert done == [("a", 7, tmp_path / "a"), ("b", 0, tmp_path / "b"), [tmp_path / "a", tmp_path / "b"]]

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import distributed
+from fvjax.parallel import distributed
 from launch.local import free_port
 
 SMALL = {

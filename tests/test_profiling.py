@@ -7,7 +7,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from fvjax import profiling, train
+from fvjax.training import loop, profiling
 from tests.test_train import tiny_vit
 
 TEXT = """
@@ -66,7 +66,7 @@ def config():
 
 
 def test_a_run_is_traced_and_told_of(tmp_path, capsys):
-    train.run(config(), tmp_path / "run", train=True, profile=2)
+    loop.run(config(), tmp_path / "run", train=True, profile=2)
     out = capsys.readouterr().out
     assert f"2 steps in {tmp_path}/run/profile:" in out.replace("\n", "")
     assert "blocks/mlp/fc1" in out
@@ -83,11 +83,11 @@ def test_a_trace_that_was_cut_short_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(profiling.Trace, "after", fails)
     monkeypatch.setattr(profiling, "SKIP", 0)
     with pytest.raises(RuntimeError, match="lost in the middle"):
-        train.run(config(), tmp_path / "run", train=True, profile=2)
+        loop.run(config(), tmp_path / "run", train=True, profile=2)
     with pytest.raises(RuntimeError, match="No profile started"):
         jax.profiler.stop_trace()
 
 
 def test_more_steps_than_there_are_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="--profile=5: needs 2 steps before, and only 6 are to be trained"):
-        train.run(config(), tmp_path / "run", train=True, profile=5)
+        loop.run(config(), tmp_path / "run", train=True, profile=5)

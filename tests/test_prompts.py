@@ -12,8 +12,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvjax import run_state
 from fvjax.data.prompts import Tokenizer, pair_prompt_ids, prompt_ids, yes_no_ids
+from fvjax.training import train_state
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())
 # OpenGVLab/InternVL2-2B; 92544 and on are not pieces of tokenizer.model
@@ -278,9 +278,9 @@ def test_answers_of_several_tokens_are_refused(small):
 def test_a_configs_text_becomes_ids(name, internvl):
     config = importlib.import_module(f"configs.{name}").get_config()
     text, config.init_from = config.prompt.text, str(internvl)
-    ids, yes_no = run_state.prompt_ids(config)
+    ids, yes_no = train_state.prompt_ids(config)
     assert ids == tuple(GOLDEN["encode"][text])
     assert yes_no == ((9583, 2917) if name == "pair_lora" else ())
     config.prompt.update({"text": "", "ids": (1, 2), "yes_no_ids": (3, 4)})
     config.init_from = ""  # no tokenizer is asked
-    assert run_state.prompt_ids(config) == ((1, 2), (3, 4) if name == "pair_lora" else ())
+    assert train_state.prompt_ids(config) == ((1, 2), (3, 4) if name == "pair_lora" else ())

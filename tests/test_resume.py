@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from fvjax import main, trees
-from fvjax.checkpoint import Checkpoints, Unreadable, best
 from fvjax.config import base, to_json
 from fvjax.data import images, store
 from fvjax.models import encoder
+from fvjax.training.checkpoint import Checkpoints, Unreadable, best
 from tests.test_bad_input import Commands, small, snapshot
 from tests.test_images import smooth_face
 from weights_convert import internvit

@@ -28,12 +28,13 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 import fvjax
-from fvjax import api, metrics, pretrain, trees
-from fvjax.checkpoint import Checkpoints
+from fvjax import api, pretrain, trees
 from fvjax.config import base, benchmark, config_hash, to_json
 from fvjax.data import images, store
 from fvjax.evals import folds
 from fvjax.models import encoder
+from fvjax.training import metrics
+from fvjax.training.checkpoint import Checkpoints
 from tests.test_bad_input import Commands
 from tests.test_images import smooth_face
 from weights_convert import internvit

@@ -17,10 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from fvjax import evaluate, metrics
+from fvjax import evaluate
 from fvjax.config import base, benchmark
 from fvjax.data import images, store
 from fvjax.evals import plots, verification
+from fvjax.training import metrics
 from tests.test_images import smooth_face
 from tests.test_run_files import events
 

@@ -10,12 +10,14 @@ import optax
 import pytest
 
 import fvjax
-from fvjax import lora, optim, predict, run_state, sharding, train, trees
+from fvjax import predict, trees
 from fvjax.config import base
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import folds, verification
-from fvjax.models import preprocess
-from fvjax.tasks import contrastive
+from fvjax.losses import contrastive
+from fvjax.models import lora, preprocess
+from fvjax.parallel import sharding
+from fvjax.training import loop, optimizer, train_state
 from tests.reference.recipe import write_checkpoint
 from tests.test_convert import IRESNET, iresnet_shapes
 
@@ -67,8 +69,8 @@ def setup(config, devices, **mesh):
     """(one jitted gradient function, state, frozen, batch) on a mesh; the same numbers on any mesh."""
     config.mesh.update(mesh)
     mesh = sharding.make_mesh(config.mesh, devices)
-    opened = run_state.open_model(config, mesh)
-    begun = run_state.start(config, opened, mesh, steps_per_epoch=10)
+    opened = train_state.open_model(config, mesh)
+    begun = train_state.start(config, opened, mesh, steps_per_epoch=10)
     # B starts at zero, so give the adapters a value: else half of the gradients would be zero
     wave = lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)  # noqa: E731
     state = {"trainable": jax.tree.map(wave, begun.state["trainable"]), "stats": begun.state["stats"]}
@@ -82,7 +84,7 @@ def setup(config, devices, **mesh):
         },
         mesh,
     )
-    return functools.partial(train.gradients, config, opened.encoder), state, begun.frozen, batch, opened.groups
+    return functools.partial(loop.gradients, config, opened.encoder), state, begun.frozen, batch, opened.groups
 
 
 def host(tree) -> dict[str, np.ndarray]:
@@ -129,14 +131,14 @@ def test_randomness_follows_the_pair_not_its_row():
 def test_only_what_trains_has_gradients_and_optimizer_state():
     config = tiny_resnet()
     fn, state, frozen, batch, groups = setup(config, jax.devices()[:1], data=1)
-    tx = optim.make(config.optimizer, groups, lambda step: 0.1)
+    tx = optimizer.make(config.optimizer, groups, lambda step: 0.1)
     state |= {"opt": tx.init(state["trainable"]), "step": jnp.zeros((), jnp.int32)}
     assert "params/features/scale" in trees.flatten(frozen)
     assert "params/features/scale" not in groups
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state["opt"])]
     assert any("'features']['bias'" in p for p in paths)
     assert not any("'features']['scale'" in p for p in paths)
-    step = jax.jit(functools.partial(train.step_fn, config, fn.args[1], tx, lambda step: 0.1))
+    step = jax.jit(functools.partial(loop.step_fn, config, fn.args[1], tx, lambda step: 0.1))
     new, values = step(state, frozen, batch)
     changed = {
         k: bool((v != trees.flatten(state["trainable"])[k]).any()) for k, v in trees.flatten(new["trainable"]).items()
@@ -151,7 +153,7 @@ def test_only_what_trains_has_gradients_and_optimizer_state():
 def test_sgd_clips_then_decays_then_gathers_momentum():
     c = base().optimizer
     c.lr, c.clip, c.weight_decay, c.momentum = 0.1, 1.0, 0.5, 0.9
-    tx = optim.make(c, {"w": "g"}, lambda step: 0.1)
+    tx = optimizer.make(c, {"w": "g"}, lambda step: 0.1)
     w, g = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([6.0, 8.0])}  # norm 10, clipped to [0.6, 0.8]
     state = tx.init(w)
     u, state = tx.update(g, state, w)
@@ -163,7 +165,7 @@ def test_sgd_clips_then_decays_then_gathers_momentum():
 def test_adamw_decay_is_decoupled():
     c = base().optimizer
     c.name, c.lr, c.clip, c.weight_decay = "adamw", 0.1, 1e9, 0.5
-    tx = optim.make(c, {"w": "g"}, lambda step: 0.1)
+    tx = optimizer.make(c, {"w": "g"}, lambda step: 0.1)
     w = {"w": jnp.array([2.0])}
     u, _ = tx.update({"w": jnp.array([1e-3])}, tx.init(w), w)
     assert float(u["w"][0]) == pytest.approx(-0.1 * (1 + 0.5 * 2), rel=1e-4)  # Adam's first step has size 1
@@ -173,19 +175,19 @@ def test_groups_have_their_own_rate():
     c = base().optimizer
     c.weight_decay, c.clip = 0.0, 1e9
     c.lr_scale.head = 10.0
-    tx = optim.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
+    tx = optimizer.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
     w = {"a": jnp.ones(1), "b": jnp.ones(1)}
     u, _ = tx.update(w, tx.init(w), w)
     assert float(u["b"][0]) == pytest.approx(10 * float(u["a"][0]))
     c.lr_scale.hed = 1.0
     with pytest.raises(ValueError, match="hed"):
-        optim.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
+        optimizer.make(c, {"a": "body", "b": "head"}, lambda step: 0.1)
 
 
 def test_schedule_is_constant_in_an_epoch():
     c = base().optimizer
     c.lr, c.warmup_epochs = 1.0, 2
-    lr = optim.schedule(c, 6, 10)
+    lr = optimizer.schedule(c, 6, 10)
     by_epoch = [float(lr(10 * e)) for e in range(6)]
     expected = [0.5, 1.0] + [0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
     np.testing.assert_allclose(by_epoch, expected, rtol=1e-6)
@@ -197,9 +199,9 @@ def test_rules_are_strict():
     tree = {"params": {"fc": {"kernel": jnp.zeros((6, 4))}}}
     mesh = sharding.make_mesh(base().mesh)
     with pytest.raises(ValueError, match=r"nothing matches 'params/fc/kernel'"):
-        optim.split(tree, (("lora/.*", "adapter"),))
+        optimizer.split(tree, (("lora/.*", "adapter"),))
     with pytest.raises(ValueError, match=r"'params/fd/.\*' decides nothing"):
-        optim.split(tree, (("params/fd/.*", "head"), (".*", "frozen")))
+        optimizer.split(tree, (("params/fd/.*", "head"), (".*", "frozen")))
     with pytest.raises(ValueError, match="does not divide over data=8"):
         sharding.by_rules(tree, ((".*", ("data",)),), mesh)
     with pytest.raises(ValueError, match="fewer dimensions"):
@@ -233,7 +235,7 @@ def test_the_loss_is_of_the_adapted_model_at_the_configs_temperature():
     state["trainable"] = jax.tree.map(lambda x: 10 * x, state["trainable"])  # so that their scale shows
     adapters = trees.flatten(state["trainable"]["lora"])
     merged = lora.merge(trees.flatten(frozen["params"]), adapters, config.lora.alpha / config.lora.rank)
-    encoder = run_state.build_encoder(config)
+    encoder = train_state.build_encoder(config)
     faces = np.asarray(batch["images"]).reshape(-1, 112, 112, 3)  # rows 2i and 2i + 1 are pair i
     embed = jax.jit(lambda params: encoder({"params": trees.unflatten(params)}, faces)[0])
     expected = infonce(np.asarray(embed(merged), np.float64), 0.2)
@@ -255,7 +257,7 @@ def test_an_embedding_does_not_depend_on_its_batch(tmp_path):
     _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    predictor = predict.Predictor(config, run_state.build_encoder(config), mesh, frozen, tmp_path)
+    predictor = predict.Predictor(config, train_state.build_encoder(config), mesh, frozen, tmp_path)
     one, other = (predictor.embed(state, np.asarray(x)) for x in (faces, faces.at[1:].set(0)))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
 
@@ -268,7 +270,7 @@ def test_what_trains_starts_from_init_from(tmp_path):
     c.model.iresnet.layers, c.model.iresnet.widths, c.model.iresnet.num_features = (1, 1), (4, 8), 6
     c.data.synthetic.update({"identities": 8, "images": 2, "test_identities": 20, "test_images": 3, "test_pairs": 40})
     c.batch_size, c.eval.batch_size, c.eval.bootstrap = 16, 16, 0
-    figures = train.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
+    figures = loop.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
     faces = Store(next((tmp_path / "run").glob("synthetic_test*")), "test")
     pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
     scores = verification.scores(model.embed(np.stack([faces.face(i) for i in range(len(faces))])), pairs)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import checkpoint
 from fvjax.config import base, check
 from fvjax.data import pairs, synthetic
 from fvjax.data.store import Store
+from fvjax.training import checkpoint
 from tests.test_main import call
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, optim, run_state, verify
+from fvjax import api, verify
 from fvjax.data import images
 from fvjax.data.store import Store, read_pairs
 from fvjax.evals import folds
+from fvjax.training import optimizer, train_state
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from tests.test_convert import IRESNET, iresnet_shapes
 from tests.test_images import file_bytes, png_that_claims, smooth_face
@@ -151,12 +152,12 @@ def test_score_is_the_cosine_of_what_the_checkpoint_embeds(resnet, crops):
     step = max(int(p.name) for p in (resnet / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((resnet / "checkpoints" / str(step) / "state").absolute())
     state = jax.tree.map(np.asarray, state)
-    encoder = run_state.build_encoder(config)
-    variables = jax.jit(functools.partial(run_state.init_variables, config, encoder))(jax.random.key(config.seed))
+    encoder = train_state.build_encoder(config)
+    variables = jax.jit(functools.partial(train_state.init_variables, config, encoder))(jax.random.key(config.seed))
     variables.pop("batch_stats")
-    _, frozen, _ = optim.split(variables, config.trainable)
+    _, frozen, _ = optimizer.split(variables, config.trainable)
     faces = np.stack([images.decode(crops[i].read_bytes(), "") for i in (0, 1)])
-    variables = run_state.variables_of(config, state["trainable"], frozen, state["stats"])
+    variables = train_state.variables_of(config, state["trainable"], frozen, state["stats"])
     a, b = np.asarray(jax.jit(encoder)(variables, faces)[0])
     got = verify.compare(crops[0], crops[1], resnet)
     assert got["score"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)

@@ -42,7 +42,7 @@ IRRELEVANT = {
 
 
 def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], float]:
-    """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.lora makes, scale alpha / rank).
+    """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.models.lora makes, scale alpha / rank).
 
     ``path`` is a file with keys ``[base_model.model.]<module>.lora_A.weight`` [rank, in] and ``lora_B`` [out, rank].
     alpha is read from adapter_config.json beside it; without that file alpha = rank, as the reference trains. Ranks may

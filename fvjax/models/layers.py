@@ -41,7 +41,7 @@ def _torch_linear(key, shape, dtype=jnp.float32):
 class Dense(nn.Module):
     """y = x @ kernel + bias, plus (x @ a.T) @ b where the collection ``lora`` holds ``a`` [r, in] and ``b`` [r, out].
 
-    They are as ``fvjax.lora.scaled`` gives them, the scale in ``b``. kernel [in, out]; result in ``dtype``.
+    They are as ``fvjax.models.lora.scaled`` gives them, the scale in ``b``. kernel [in, out]; result in ``dtype``.
     """
 
     features: int

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from fvjax import optim, trees
+from fvjax import trees
 from fvjax.config import base
+from fvjax.losses import contrastive
 from fvjax.models import preprocess
 from fvjax.models.iresnet import IResNet
-from fvjax.tasks import contrastive
+from fvjax.training import optimizer
 from tests.parity import close, gradients_close
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import build, open_checkpoint
@@ -64,7 +65,7 @@ def test_golden_embedding_and_four_training_steps(checkpoint, golden):
     trained = {n: v for n, v in flat.items() if n.startswith("params/") and n != "params/features/scale"}
     rest = {n: v for n, v in flat.items() if n not in trained}
     settings = base().optimizer  # the reference's: SGD, momentum 0.9, decay 5e-4, clip 5
-    chain = optim.make(settings, dict.fromkeys(trained, "all"), lambda _: 1e-3)
+    chain = optimizer.make(settings, dict.fromkeys(trained, "all"), lambda _: 1e-3)
 
     @jax.jit
     def step(trained, rest, state):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fvjax import lora, trees
-from fvjax.models import preprocess
+from fvjax import trees
+from fvjax.models import lora, preprocess
 from tests.parity import close, load
 from tests.reference.recipe import GOLDEN
 from weights_convert import read_adapters, write_adapters

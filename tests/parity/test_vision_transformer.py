@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from fvjax import lora, optim, trees
+from fvjax import trees
 from fvjax.config import base
-from fvjax.models import preprocess
+from fvjax.losses import contrastive
+from fvjax.models import lora, preprocess
 from fvjax.models.vision_transformer import VisionTransformer, pool
-from fvjax.tasks import contrastive
+from fvjax.training import optimizer
 from tests.parity import close, gradients_close, in_torch_layout, load
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import internvit, open_checkpoint, read_adapters
@@ -63,7 +64,7 @@ def test_golden_lora_gradients_and_ten_steps(golden):
         return contrastive.loss(emb, jnp.arange(4), 0.07), emb
 
     settings = base().optimizer  # the reference's: SGD, momentum 0.9, decay 5e-4, clip 5
-    chain = optim.make(settings, dict.fromkeys(adapters, "all"), lambda _: 1e-3)
+    chain = optimizer.make(settings, dict.fromkeys(adapters, "all"), lambda _: 1e-3)
 
     @jax.jit
     def step(adapters, state):

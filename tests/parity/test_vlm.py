@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from fvjax import lora, optim, trees
+from fvjax import trees
 from fvjax.config import base
-from fvjax.models import encoder, preprocess, vlm
+from fvjax.losses import contrastive, pair_answer
+from fvjax.models import encoder, lora, preprocess, vlm
 from fvjax.models.projector import pixel_shuffle
-from fvjax.tasks import contrastive, pair_answer
+from fvjax.training import optimizer
 from tests.parity import close, load
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import internvl, open_checkpoint, read_adapters
@@ -140,7 +141,7 @@ def test_gradients_and_ten_steps(tiny, golden, which, loss):
 
     settings = base().optimizer
     settings.update({"name": "adamw", "weight_decay": 0.01, "clip": 5.0})
-    chain = optim.make(settings, dict.fromkeys(adapters, "all"), lambda _: 2e-4)
+    chain = optimizer.make(settings, dict.fromkeys(adapters, "all"), lambda _: 2e-4)
 
     @jax.jit
     def step(adapters, state):

@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from fvjax import distributed, memory, optim, run_state, sharding, train, trees
+from fvjax import trees
 from fvjax.config import Config
+from fvjax.losses import contrastive
 from fvjax.models.encoder import Encoder
-from fvjax.tasks import contrastive
+from fvjax.parallel import distributed, sharding
+from fvjax.planning import memory
+from fvjax.training import loop, optimizer, train_state
 
 REMAT = "none", "dots", "full"  # by speed, and by how much memory they take
 FILLED = 0.9  # of a device's memory may be planned for: fragmentation, cuDNN's workspaces
@@ -33,7 +36,7 @@ class Program(NamedTuple):
 
 def forward(config: Config, encoder: Encoder, state: dict, frozen: dict, batch: dict) -> jax.Array:
     """What a config that trains nothing computes, of images uint8 [P,2,112,112,3]."""
-    variables, images = run_state.variables_of(config, state["trainable"], frozen, state["stats"]), batch["images"]
+    variables, images = train_state.variables_of(config, state["trainable"], frozen, state["stats"]), batch["images"]
     if config.task == "pair_answer":
         return encoder.answer(variables, images[:, 0], images[:, 1], encoder.yes_no)
     return encoder(variables, images.reshape(-1, *images.shape[2:]))[0]
@@ -44,23 +47,23 @@ def program(config: Config, mesh: jax.sharding.Mesh, plain: bool | None = None) 
     if config.attention == "cudnn":  # of no other backend; as little memory, as few FLOPs
         config = config.copy_and_resolve_references()
         config.attention = "by_head"
-    opened = run_state.open_model(config, mesh, plain=config.model.kind == "iresnet" if plain is None else plain)
-    lr = optim.schedule(config.optimizer, config.epochs, 1)
-    tx = optim.make(config.optimizer, opened.groups, lr)
+    opened = train_state.open_model(config, mesh, plain=config.model.kind == "iresnet" if plain is None else plain)
+    lr = optimizer.schedule(config.optimizer, config.epochs, 1)
+    tx = optimizer.make(config.optimizer, opened.groups, lr)
 
     def init(key):
-        first = run_state.initial(config, opened.encoder, key)
+        first = train_state.initial(config, opened.encoder, key)
         opt = tx.init(first["trainable"]) if config.epochs else {}
         return {**first, "opt": opt, "step": jnp.zeros((), jnp.int32)}
 
     shape = jax.eval_shape(init, jax.random.key(0))
-    where = run_state.state_shardings(shape, opened.placed, mesh)
-    state, frozen, batch = train.abstract_step(config, shape, opened.frozen)
+    where = train_state.state_shardings(shape, opened.placed, mesh)
+    state, frozen, batch = loop.abstract_step(config, shape, opened.frozen)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.base_dtype)), frozen)
     at = trees.unflatten({name: opened.placed[name] for name in trees.flatten(frozen)})
     by_rows = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
     if config.epochs:
-        step, results = partial(train.step_fn, config, opened.encoder, tx, lr), (where, sharding.replicated(mesh))
+        step, results = partial(loop.step_fn, config, opened.encoder, tx, lr), (where, sharding.replicated(mesh))
     else:
         step, results = partial(forward, config, opened.encoder), NamedSharding(mesh, sharding.BATCH)
     return Program(step, (state, frozen, batch), (where, at, by_rows), results, opened.encoder)

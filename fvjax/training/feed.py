@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvjax import evaluate, sharding
+from fvjax import evaluate
 from fvjax.config import Config
 from fvjax.data import pipeline
 from fvjax.data.pairs import Plan
 from fvjax.data.store import Store
+from fvjax.parallel import sharding
 
 
 def batches(

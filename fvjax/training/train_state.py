@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fvjax import checkpoint, lora, optim, sharding, shipped, trees
+from fvjax import shipped, trees
 from fvjax.config import Config
 from fvjax.data import prompts
 from fvjax.models import encoder as encoders
+from fvjax.models import lora
+from fvjax.parallel import sharding
+from fvjax.training import checkpoint, optimizer
 from weights_convert.read import Leaf, open_checkpoint
 
 SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
@@ -61,7 +64,7 @@ def open_model(config: Config, mesh, plain: bool = False) -> Opened:
         trees.strict_diff(expected, base.params, config.init_from or str(config.init_parts.to_dict()))
     placed = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
     variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
-    _, frozen, groups = optim.split(variables, config.trainable)
+    _, frozen, groups = optimizer.split(variables, config.trainable)
     return Opened(base, encoder, frozen, groups, placed)
 
 
@@ -99,8 +102,8 @@ def prompt_of(encoder: encoders.Encoder) -> dict[str, Any]:
 
 def start(config: Config, opened: Opened, mesh, steps_per_epoch: int) -> Start:
     """What trains is initialised inside jit, where it will live; what a base gives is read shard by shard."""
-    lr = optim.schedule(config.optimizer, config.epochs, steps_per_epoch)
-    tx = optim.make(config.optimizer, opened.groups, lr)
+    lr = optimizer.schedule(config.optimizer, config.epochs, steps_per_epoch)
+    tx = optimizer.make(config.optimizer, opened.groups, lr)
 
     def init(key):
         first = initial(config, opened.encoder, key)
@@ -123,7 +126,7 @@ def initial(config: Config, encoder: encoders.Encoder, key: jax.Array) -> dict:
     """Where training starts when there is no base: {"trainable": float32, "stats"}, without what is frozen."""
     variables = init_variables(config, encoder, key)
     stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
-    trainable, _, _ = optim.split(variables, config.trainable)
+    trainable, _, _ = optimizer.split(variables, config.trainable)
     return {"trainable": jax.tree.map(lambda x: x.astype(jnp.float32), trainable), "stats": stats}
 
 
@@ -248,7 +251,7 @@ def init_variables(config: Config, encoder: encoders.Encoder, key: jax.Array) ->
 
 def variables_of(config: Config, *parts: dict) -> dict:
     """The variables a network is applied to: pruned trees merged, adapters scaled by alpha / rank."""
-    variables = optim.merge(*parts)
+    variables = optimizer.merge(*parts)
     if "lora" in variables:
         scaled = lora.scaled(trees.flatten(variables["lora"]), config.lora.alpha / config.lora.rank)
         variables["lora"] = trees.unflatten(scaled)

@@ -17,8 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from fvjax import distributed, trees
+from fvjax import trees
 from fvjax.config import Config
+from fvjax.parallel import distributed
 
 # What checkpoints of earlier versions do not hold; where it is missing it is not compared.
 NOTED_SINCE = ("prompt_ids", "val_data_hash")

@@ -14,28 +14,16 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fvjax
-from fvjax import (
-    accumulation,
-    checkpoint,
-    distributed,
-    evaluate,
-    feed,
-    flops,
-    lora,
-    metrics,
-    predict,
-    preemption,
-    profiling,
-    run_state,
-    sharding,
-    trees,
-)
+from fvjax import evaluate, predict, trees
 from fvjax.config import Config, config_hash, to_json
 from fvjax.data import pairs, synthetic
 from fvjax.data.store import Store
+from fvjax.losses import accumulation, contrastive, pair_answer
 from fvjax.models import encoder as encoders
-from fvjax.models import preprocess
-from fvjax.tasks import contrastive, pair_answer
+from fvjax.models import lora, preprocess
+from fvjax.parallel import distributed, sharding
+from fvjax.planning import flops
+from fvjax.training import checkpoint, feed, metrics, preemption, profiling, train_state
 
 SAVE, STOP = 1, 2  # what a process may wish after a step
 
@@ -63,11 +51,11 @@ def run(
         if size % rows:
             raise ValueError(f"config.{key} = {size} does not divide over the mesh's data x fsdp = {rows} devices")
     if config.remat == "auto":
-        from fvjax import needs  # which imports this module
+        from fvjax.planning import programs  # which imports this module
 
         config = config.copy_and_resolve_references()
-        config.remat = needs.chosen(config, mesh, say) if train and config.epochs else "none"
-    opened = run_state.open_model(config, mesh)
+        config.remat = programs.chosen(config, mesh, say) if train and config.epochs else "none"
+    opened = train_state.open_model(config, mesh)
     encoder = opened.encoder
 
     # ---- data
@@ -79,15 +67,15 @@ def run(
     total_steps = config.epochs * steps_per_epoch
 
     # ---- state
-    state, frozen, tx, lr, shape, where = run_state.start(config, opened, mesh, steps_per_epoch)
+    state, frozen, tx, lr, shape, where = train_state.start(config, opened, mesh, steps_per_epoch)
     if first and not (workdir / "config.json").exists():  # nothing that a user can mend is wrong
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.replace_file(workdir / "config.json", to_json(config))
     meta = {
-        "base_hash": run_state.base_hash(config),
+        "base_hash": train_state.base_hash(config),
         "train_data_hash": store.data_hash if store else "",
         "pairs": [config.seed, plan.pairs_per_batch if plan else 0],
-        **run_state.prompt_of(encoder),
+        **train_state.prompt_of(encoder),
     }
     if config.data.val:  # the best of several checkpoints is chosen by accuracies on the same pairs
         meta["val_data_hash"] = hashes["data of config.data.val"]
@@ -141,7 +129,7 @@ def run(
         train_step = jax.jit(after_vote(one_step), donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
         whole = config.copy_and_resolve_references()
         whole.accumulation, whole.compat.last_micro_batch = 1, False  # else forward passes would count twice, or not
-        plain = functools.partial(step_fn, whole, run_state.build_encoder(config, opened.base, plain=True), tx, lr)
+        plain = functools.partial(step_fn, whole, train_state.build_encoder(config, opened.base, plain=True), tx, lr)
         per_step = flops.count(plain, *abstract_step(config, shape, frozen))
         batches = feed.batches(config, store, plan, mesh, start_step=step, num_steps=total_steps - step)
         writer = metrics.Writer(workdir, config.log, step)
@@ -318,14 +306,14 @@ def gradients(config: Config, encoder: encoders.Encoder, state: dict, frozen: di
         faces = preprocess.flip(faces, keys)
 
     def embed(trainable, faces, keys):
-        variables = run_state.variables_of(config, trainable, frozen, state["stats"])
+        variables = train_state.variables_of(config, trainable, frozen, state["stats"])
         return encoder(variables, faces, train=True, keys=keys)
 
     def contrast(embeddings):
         return contrastive.loss(embeddings, batch["labels"], config.loss.temperature, compat.negatives_group)
 
     def answer(trainable, faces, keys, labels):  # [p,2,…], [p,2], [p]
-        variables = run_state.variables_of(config, trainable, frozen, state["stats"])
+        variables = train_state.variables_of(config, trainable, frozen, state["stats"])
         rows, columns = None, encoder.yes_no
         if config.loss.pair_loss == "yes_no":  # the other columns are not needed
             rows, columns = encoder.yes_no, (0, 1)

@@ -1,4 +1,4 @@
-"""Estimate what a traced function keeps in memory and moves through it, by its jaxpr, as `fvjax.flops` counts.
+"""Estimate what a traced function keeps in memory and moves through it, by its jaxpr, as `fvjax.planning.flops` counts.
 
 The program is gone through in the order it is written, with what XLA's fusion does in the main:
 
