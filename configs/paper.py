@@ -1,6 +1,6 @@
 """What the experiments of LLM-FaceVerification share: training data, benchmarks, and where they come from."""
 
-from fvjax.config import Config, base, benchmark
+from fvjax.config import EditableConfig, base, benchmark
 from fvjax.data.prompts import PAIR_PROMPT, PROMPT
 
 MS1M = (
@@ -21,7 +21,7 @@ INTERNVL = (
 )
 
 
-def experiment(name: str) -> Config:
+def experiment(name: str) -> EditableConfig:
     c = base()
     c.name = name
     c.data.train = "data/ms1m"
@@ -53,7 +53,7 @@ VISION = "vision/blocks/mlp/fc[12]"  # 48 adapters
 DECODER = "decoder/blocks/mlp/(gate|up|down)"  # 72
 
 
-def internvit(c: Config) -> None:
+def internvit(c: EditableConfig) -> None:
     """InternViT-300M of InternVL2-2B, mean of the patch tokens, frozen."""
     c.model.kind = "vision_transformer"
     c.model.pooling = "mean"
@@ -64,7 +64,7 @@ def internvit(c: Config) -> None:
     c.sharding = BLOCKS + REST
 
 
-def internvl(c: Config) -> None:
+def internvl(c: EditableConfig) -> None:
     """The whole InternVL2-2B, frozen, embedding each face by its visual tokens' mean state (scenario 2)."""
     internvit(c)
     c.model.kind = "vlm"
@@ -74,7 +74,7 @@ def internvl(c: Config) -> None:
     c.eval.batch_size = 64
 
 
-def answering(c: Config) -> None:
+def answering(c: EditableConfig) -> None:
     """InternVL2-2B answers Yes or No about two faces (scenario 3)."""
     internvl(c)
     c.task = "pair_answer"
@@ -82,7 +82,7 @@ def answering(c: Config) -> None:
     c.prompt.text = PAIR_PROMPT
 
 
-def adapters(c: Config, targets: tuple[str, ...], count: int, rank: int = 8) -> None:
+def adapters(c: EditableConfig, targets: tuple[str, ...], count: int, rank: int = 8) -> None:
     """LoRA on a frozen base, with the seed's settings for the whole MLLM."""
     c.lora.rank = rank
     c.lora.alpha = float(rank)

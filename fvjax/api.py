@@ -13,10 +13,10 @@ import numpy as np
 
 import weights_convert
 from fvjax import trees
-from fvjax.config import Config, base, flatten
+from fvjax.config import Config, base, flatten, typed
 from fvjax.losses.pair_answer import p_yes
 from fvjax.models import encoder, lora
-from fvjax.training import train_state
+from fvjax.training.restore import restore
 from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
@@ -35,7 +35,7 @@ NEEDED = (
     "epochs",
     "seed",
 )
-NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.")  # whose keys an experiment chooses
+NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.", "plugin.")  # whose keys an experiment chooses
 # images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
 BATCH = {"resnet": 64, "vit": 16, "mllm": 8, "pair": 4}
 
@@ -174,10 +174,10 @@ def load_workdir(path: str | Path) -> Model:
     path = Path(path)
     config = read_config(path)
     if jax.default_backend() == "cpu":
-        config.attention = "auto"  # cudnn is for GPUs; the same sums
-    built, variables, step, base_hash = train_state.restore(config, path)
-    model = Model(built, variables, config.eval.batch_size, "default")
-    model.run = Run(config, step, base_hash)
+        config = config.replace({"attention": "auto"})  # cudnn is for GPUs; the same sums
+    restored = restore(config, path)
+    model = Model(restored.model.encoder, restored.variables(), config.eval.batch_size, "default")
+    model.run = Run(config, restored.step, restored.base_hash)
     return model
 
 
@@ -186,14 +186,14 @@ def read_config(workdir: Path) -> Config:
     if not is_workdir(workdir):
         raise ValueError(f"{workdir} is not a workdir of python -m fvjax.main: it has no config.json of a run")
     file, config = workdir / "config.json", base()
-    given = load_json(file)
-    there, here = flatten(given), flatten(config.to_dict())
-    odd = [key for key in there if key not in here and not key.startswith(NAMED)]
-    odd += [key for key in here if key not in there and key.startswith(NEEDED)]
+    saved = load_json(file)
+    theirs, ours = flatten(saved), flatten(config.to_dict())
+    odd = [key for key in theirs if key not in ours and not key.startswith(NAMED)]
+    odd += [key for key in ours if key not in theirs and key.startswith(NEEDED)]
     if odd:
         raise ValueError(f"{file} is of another version of fvjax (it differs in {', '.join(odd[:3])}); use that one")
     try:
-        config.update(given)  # makes tuples of lists where the default is a tuple
+        config.update(saved)  # makes tuples of lists where the default is a tuple
     except (TypeError, KeyError) as error:
         raise ValueError(f"{file}: {error}") from None
-    return config
+    return typed(config)

@@ -1,186 +1,401 @@
-"""Every key a config may have, with its default. A config file starts from `base()` and sets what it needs."""
+"""Every setting of a run, with its type, its default and what it is for.
 
+The dataclasses below are what the library reads, so a misspelt key in our own code fails the type checker. A config
+file (`configs/NAME.py`) starts from :func:`base`, which holds the same keys as a locked `ConfigDict`: setting a key
+that does not exist is an error that suggests the nearest one. :func:`typed` turns the finished `ConfigDict` into a
+:class:`Config`; each part of the library then gets its own section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
 import hashlib
 import json
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-Config = Any  # a ConfigDict as base() makes it; its keys are not visible to a type checker
+from fvjax import plugins
+
+Rules = Sequence[tuple[str, Any]]  # ordered (regex over parameter names, value); the first match decides
 
 
-def base() -> Config:
-    """All keys with safe defaults, locked: setting a key that is not here is an error that suggests the nearest one."""
-    c: Config = ConfigDict()
-    c.name = "unnamed"
-    c.seed = 0
-    c.epochs = 0  # 0: nothing is trained, the model is evaluated as it is
-    c.task = "contrastive"  # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces)
-    c.batch_size = 128  # images per step over all devices: batch_size / 2 pairs
-    c.accumulation = 1  # parts in which a step's batch goes through the model, to save memory; the sums are the same
-    c.dtype = "float32"  # compute: float32 | bfloat16 (trainables, statistics, losses are float32 always)
-    c.remat = "none"  # transformer layers: none | dots (keep matrix products) | full | auto (what fits in memory)
+# ---- model -----------------------------------------------------------------------------------------------------------
 
-    # kind: iresnet | vision_transformer (pooling mean | cls) | vlm: vision_transformer, projector and decoder (pooling
-    # visual_mean | all_mean | last_token, or "" for pair_answer)
-    c.model = ConfigDict({"kind": "iresnet", "pooling": ""})
-    c.model.iresnet = ConfigDict(
-        {
-            "layers": (3, 4, 14, 3),  # residual blocks per stage
-            "widths": (64, 128, 256, 512),  # channels per stage; the stem has the first
-            "num_features": 512,
-            "dropout": 0.0,
-            "conv_init": "normal",  # normal (std 0.1, as insightface) | kaiming
-        }
-    )
-    c.model.vision_transformer = ConfigDict(  # InternViT-300M; norms, biases and so on come with a checkpoint
-        {
-            "image_size": 448,
-            "patch_size": 14,
-            "width": 1024,
-            "depth": 24,
-            "heads": 16,
-            "mlp_dim": 4096,
-            "drop_path": placeholder(float),  # None: the checkpoint's (0 without one)
-        }
-    )
-    c.model.projector = ConfigDict({"shuffle": 2, "ps_version": "v2"})  # InternVL2
-    c.model.decoder = ConfigDict(  # InternLM2-1.8B; rotary positions, biases and so on come with a checkpoint
-        {
-            "vocab": 92553,
-            "width": 2048,
-            "depth": 24,
-            "heads": 16,
-            "kv_heads": 8,
-            "head_dim": 128,
-            "mlp_dim": 8192,
-        }
-    )
-    c.model.bos = 1  # the decoder's first token
-    # What a VLM reads after the image(s): a text for the tokenizer in init_from, or its ids. yes_no_ids: of the answers
-    # (Yes, No) of pair_answer; (): by the tokenizer.
-    c.prompt = ConfigDict({"text": "", "ids": (), "yes_no_ids": ()})
-    c.attention = (
-        "auto"  # auto (by_head on a CPU, else xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
-    )
-    c.init_from = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
-    # A VLM of several origins instead: part (vision, decoder) -> directory; parts not named are random.
-    c.init_parts = ConfigDict()
-    c.base_dtype = "float32"  # how frozen parameters are kept: float32 | float16 | bfloat16
-    c.lora = ConfigDict({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})  # rank 0: no adapters
-    c.trainable = ((".*", "backbone"),)  # ordered (regex over names, group); group "frozen" does not train
 
-    # temperature: of contrastive. pair_loss: cross-entropy of pair_answer among the whole "vocab" or among "yes_no".
-    c.loss = ConfigDict({"temperature": 0.07, "pair_loss": "vocab"})
-    c.optimizer = ConfigDict(
-        {
-            "name": "sgd",  # sgd (decay added to the gradient, then momentum) | adamw (decoupled)
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "clip": 5.0,  # global norm over everything that trains
-            "warmup_epochs": 0,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "lr_scale": ConfigDict(),  # group -> factor on lr; a group not named has 1
-        }
-    )
+@dataclass(frozen=True)
+class IResNetConfig:
+    layers: tuple[int, ...] = (3, 4, 14, 3)  # residual blocks in each stage
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels in each stage; the stem has the first
+    num_features: int = 512
+    dropout: float = 0.0
+    conv_init: Literal["normal", "kaiming"] = "normal"  # normal: standard deviation 0.1, as in insightface
 
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
-    c.sharding = ((".*", ()),)  # ordered (regex over names, mesh axis or None per dimension); shorter: replicated
 
-    c.data = ConfigDict({"train": "", "split": "train", "flip": True, "workers": 0, "threads": 2, "prefetch": 8})
-    # Decoded faces: none (decoded when needed) | host (all kept in memory) | device (all kept on every device).
-    c.data.cache = "none"
-    # A store with other images of the identities trained on: every eval.every_epochs, and at the end, the accuracy on
-    # val_pairs of its pairs (half genuine, half impostor); the best checkpoint by that is what is evaluated and used.
-    c.data.update({"val": "", "val_pairs": 6000})
-    # Whose naming the identities follow. Only benchmarks with the same non-empty one can be checked for identities seen
-    # in training: folder "100" of one data set is not person "100" of another.
-    c.data.names = ""
-    c.data.pairs_per_epoch = 100_000  # of pair_answer: half genuine, half impostor, drawn anew every epoch
-    # Not 0 identities: the embedded synthetic faces are made under dir and used for training and evaluation.
-    c.data.synthetic = ConfigDict(
-        {"identities": 0, "images": 12, "test_identities": 120, "test_images": 6, "test_pairs": 1000}
-    )
-    c.data.synthetic.update({"difficulty": 1.0, "seed": 0, "dir": ""})  # dir "": the workdir
+@dataclass(frozen=True)
+class VisionTransformerConfig:
+    """Sizes of the tower, by default InternViT-300M's. Norms, biases and so on come with a checkpoint."""
 
-    c.eval = ConfigDict({"batch_size": 128, "flip_sum": False, "every_epochs": 0, "before_training": True})
-    c.eval.pools = ()  # a VLM's embeddings: also by these poolings, from the same checkpoint, in the same run
-    c.eval.during = ()  # benchmarks to run every `every_epochs` epochs; (): all
-    c.eval.baselines = False  # also print raw-pixel and colour-histogram cosine
-    c.eval.bootstrap = 1000  # resamples behind each 95% interval
-    c.eval.benchmarks = ConfigDict()  # name -> ConfigDict(store=DIR, pairs=NAME), see benchmark()
+    image_size: int = 448
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_dim: int = 4096
+    drop_path: float | None = None  # None: the checkpoint's rate, or 0 without a checkpoint
 
-    # What LLM-FaceVerification's code does differently from its text (README, differences from the reference).
-    c.compat = ConfigDict(
-        {
-            "last_micro_batch": False,  # of accumulation's parts only the last one's gradient, divided by their number
-            "negatives_group": 0,  # images whose negatives are each other, one GPU's; 0: the whole batch
-            "batch_norm_group": 0,  # images that batch statistics are of, one GPU's; 0: the whole batch
-        }
-    )
 
-    # Not empty: the config stands for several experiments, one a row of the table. name -> what differs from the above.
-    c.rows = ConfigDict()
+@dataclass(frozen=True)
+class ProjectorConfig:
+    shuffle: int = 2
+    ps_version: Literal["v1", "v2"] = "v2"  # v2: InternVL2
 
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder, by default InternLM2-1.8B's. Rotary positions, biases and so on come with a checkpoint."""
+
+    vocab: int = 92553
+    width: int = 2048
+    depth: int = 24
+    heads: int = 16
+    kv_heads: int = 8
+    head_dim: int = 128
+    mlp_dim: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    # iresnet | vision_transformer (pooling mean or cls) | vlm: a vision transformer, a projector and a decoder (pooling
+    # visual_mean, all_mean or last_token; "" for pair_answer) | module:name of your own (see fvjax/plugins.py)
+    kind: str = "iresnet"
+    pooling: str = ""
+    iresnet: IResNetConfig = field(default_factory=IResNetConfig)
+    vision_transformer: VisionTransformerConfig = field(default_factory=VisionTransformerConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    bos: int = 1  # the decoder's first token
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What a VLM reads after the image(s): a text for the tokenizer in init_from, or its token ids."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    yes_no_ids: tuple[int, ...] = ()  # the answers (Yes, No) of pair_answer; (): as the tokenizer encodes them
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 0  # 0: no adapters
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ()  # regexes over module names
+    count: int = 0  # how many adapters the targets must give; a stack of L layers counts L
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    # "": the task's own loss. module:name: a function of your own in its place (see the task's docstring).
+    function: str = ""
+    temperature: float = 0.07  # of the contrastive loss
+    pair_loss: Literal["vocab", "yes_no"] = "vocab"  # pair_answer's cross-entropy: over all tokens or over Yes and No
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["sgd", "adamw"] = "sgd"  # sgd: decay is added to the gradient, then momentum; adamw: decoupled decay
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip: float = 5.0  # global norm over everything that trains
+    # epoch_cosine: one rate for each epoch, warm-up counted in epochs. cosine, linear (to 0), constant: by steps, from
+    # rate 0 at the first step of the warm-up.
+    schedule: Literal["epoch_cosine", "cosine", "linear", "constant"] = "epoch_cosine"
+    warmup_epochs: int = 0  # of epoch_cosine
+    warmup_steps: int = 0  # of the others
+    warmup_ratio: float = 0.0  # or the warm-up as a share of all steps: ceil(ratio * steps)
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    lr_scale: Mapping[str, float] = field(
+        default_factory=dict
+    )  # group -> factor on lr; a group that is not named has 1
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = -1  # -1: all devices that are left
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CompatConfig:
+    """What LLM-FaceVerification's code does differently from its text (README, differences from the reference)."""
+
+    last_micro_batch: bool = False  # of accumulation's parts only the last one's gradient, divided by their number
+    negatives_group: int = 0  # images (one GPU's) that are each other's negatives; 0: the whole batch
+    batch_norm_group: int = 0  # images (one GPU's) that share batch statistics; 0: the whole batch
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = 500
+    every_minutes: float = 15.0  # 0: by steps alone
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 1
+    tensorboard: bool = True
+    trackers: tuple[str, ...] = ()  # wandb | mlflow | module:name of your own: further places for the metrics
+    state_hash_every: int = 0  # steps between hashes of the training state and the batch in metrics.jsonl; 0: none
+
+
+# ---- data and evaluation ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The embedded synthetic faces, for training and evaluation. They are used if `identities` is not 0."""
+
+    identities: int = 0
+    images: int = 12
+    test_identities: int = 120
+    test_images: int = 6
+    test_pairs: int = 1000
+    difficulty: float = 1.0
+    seed: int = 0
+    dir: str = ""  # where they are written; "": the work directory
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = ""  # a store
+    split: str = "train"
+    flip: bool = True
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 8
+    # Decoded images: none (decoded when needed) | host (all kept in memory) | device (all kept on every device).
+    cache: Literal["none", "host", "device"] = "none"
+    # A store with other images of the identities trained on. Every eval.every_epochs and at the end, accuracy is
+    # measured on val_pairs of its pairs (half genuine, half impostor), and the best checkpoint by that accuracy is the
+    # one that is evaluated and used.
+    val: str = ""
+    val_pairs: int = 6000
+    # Whose naming the identities follow. Only benchmarks with the same non-empty value can be checked for identities
+    # seen in training: folder "100" of one data set is not person "100" of another.
+    names: str = ""
+    pairs_per_epoch: int = 100_000  # of pair_answer: half genuine, half impostor, drawn anew every epoch
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """One evaluation: a face store with the split "test" and its pair list pairs_NAME.csv."""
+
+    store: str
+    pairs: str
+    names: str = ""  # see data.names
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int = 128
+    flip_sum: bool = False
+    every_epochs: int = 0
+    before_training: bool = True
+    pools: tuple[str, ...] = ()  # a VLM's embeddings by these poolings too, from the same checkpoint in the same run
+    during: tuple[str, ...] = ()  # benchmarks to run every `every_epochs` epochs; (): all
+    baselines: bool = False  # also print the cosine of raw pixels and of colour histograms
+    bootstrap: int = 1000  # resamples behind each 95% interval
+    benchmarks: Mapping[str, BenchmarkConfig] = field(default_factory=dict)
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "unnamed"
+    seed: int = 0
+    epochs: int = 0  # 0: nothing is trained, the model is evaluated as it is
+    steps: int = 0  # instead of epochs: train for so many steps
+    # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces) | module:name of a task
+    # of your own
+    task: str = "contrastive"
+    # Settings of your own task, loss or backbone; fvjax's own read none of them.
+    plugin: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 128  # images per step over all devices
+    accumulation: int = 1  # parts in which a step's batch goes through the model, to save memory; the sums are the same
+    # Compute. What trains, statistics and losses are float32 always.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # What transformer layers recompute: nothing | dots (keep matrix products) | full | auto (what fits in memory).
+    remat: Literal["none", "dots", "full", "auto"] = "none"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    # auto (by_head on a CPU, otherwise xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
+    attention: Literal["auto", "xla", "by_head", "cudnn"] = "auto"
+    init_from: str = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
+    # Instead, a VLM of several origins: part (vision, decoder) -> directory; parts that are not named are random.
+    init_parts: Mapping[str, str] = field(default_factory=dict)
+    base_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # how frozen parameters are kept
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    trainable: Rules = ((".*", "backbone"),)  # (regex over names, group); the group "frozen" does not train
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sharding: Rules = ((".*", ()),)  # (regex over names, mesh axis or None for each dimension); shorter: replicated
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    compat: CompatConfig = field(default_factory=CompatConfig)
+    # If not empty, the config stands for several experiments, one for each row of the table: name -> its differences.
+    rows: Mapping[str, Any] = field(default_factory=dict)
     # What to tell somebody who lacks a file: (config key, where it comes from and the command that prepares it).
-    c.prepare = ()
-    c.checkpoint = ConfigDict({"every_steps": 500, "every_minutes": 15.0, "keep": 2})  # every_minutes 0: by steps alone
-    # state_hash_every: steps between hashes of what trains, its optimizer and the batch in metrics.jsonl; 0: none
-    c.log = ConfigDict({"every_steps": 1, "tensorboard": True, "state_hash_every": 0})
-    c.heartbeat_seconds = 60.0  # several processes: one that gives no sign of life for so long is lost, the others end
-    c.deterministic = False  # on a GPU: the same bits in every run, for some speed (on a CPU they are anyway)
-    c.lock()
-    named_by_the_experiment: tuple[Config, ...] = (c.eval.benchmarks, c.optimizer.lr_scale, c.rows, c.init_parts)
-    for section in named_by_the_experiment:
-        section.unlock()
-    return c
+    prepare: Sequence[tuple[str, str]] = ()
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    heartbeat_seconds: float = 60.0  # a process of several that gives no sign of life for so long counts as lost
+    deterministic: bool = False  # on a GPU: the same bits in every run, for some speed (a CPU always gives the same)
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.epochs or self.steps)
+
+    @property
+    def pretrained(self) -> dict[str, str]:
+        """Directories of pretrained weights by config key."""
+        parts = {f"init_parts.{part}": path for part, path in self.init_parts.items()}
+        return {"init_from": self.init_from, **parts}
+
+    @property
+    def required_paths(self) -> dict[str, str]:
+        """Files and directories that a run needs, by config key."""
+        paths = dict(self.pretrained)
+        if not self.data.synthetic.identities:
+            paths["data.train"] = self.data.train if self.trains else ""
+        return paths | {f"eval.benchmarks.{name}": each.store for name, each in self.eval.benchmarks.items()}
+
+    def check(self) -> None:
+        """Raise ValueError for values that no task can use, before anything is read or written."""
+        flat = self.flat()
+        for key, choices in CHOICES.items():
+            if flat[key] not in choices and not (key in PLUGGABLE and plugins.is_spec(flat[key])):
+                raise ValueError(f"config.{key}={flat[key]!r}: choose {' or '.join(choices)}")
+        for key in POSITIVE:
+            if flat[key] < 1:
+                raise ValueError(f"config.{key}={flat[key]} must be at least 1")
+        self._check_schedule()
+        lora, data = self.lora, self.data
+        if bool(lora.rank) != bool(lora.targets) or bool(lora.rank) != bool(lora.alpha):
+            raise ValueError("config.lora: rank, alpha and targets go together; all or none")
+        if data.synthetic.identities and data.train:
+            raise ValueError("config.data: give train or synthetic.identities, not both")
+        if data.cache != "none" and data.workers:
+            raise ValueError(f"config.data.cache={data.cache!r} leaves data.workers no decoding; set them to 0")
+        if data.val and not self.eval.every_epochs:
+            raise ValueError("config.data.val picks the best of several evaluations; set config.eval.every_epochs")
+        if data.val_pairs < 20 or data.val_pairs % 20:
+            raise ValueError(f"config.data.val_pairs={data.val_pairs}: ten folds, so a multiple of 20")
+        if self.init_parts and (self.model.kind != "vlm" or self.init_from):
+            raise ValueError("config.init_parts: are of a model of kind vlm without init_from")
+        if self.compat.last_micro_batch and self.accumulation == 1:
+            raise ValueError("config.compat.last_micro_batch: there is one part; set accumulation")
+
+    def _check_schedule(self) -> None:
+        c = self.optimizer
+        if self.steps and self.epochs:
+            raise ValueError(f"config.steps={self.steps} and config.epochs={self.epochs}: give one of them")
+        if c.schedule == "epoch_cosine" and (self.steps or c.warmup_steps or c.warmup_ratio):
+            raise ValueError(
+                "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go "
+                "with cosine, linear and constant"
+            )
+        if c.schedule != "epoch_cosine" and c.warmup_epochs:
+            raise ValueError(f"config.optimizer.warmup_epochs: {c.schedule} takes warmup_steps or warmup_ratio")
+        if c.warmup_steps and c.warmup_ratio:
+            raise ValueError("config.optimizer: give warmup_steps or warmup_ratio, not both")
+        if not 0 <= c.warmup_ratio <= 1 or c.warmup_steps < 0:
+            raise ValueError(
+                f"config.optimizer: warmup_ratio={c.warmup_ratio} must be from 0 to 1, warmup_steps={c.warmup_steps} "
+                "not negative"
+            )
+
+    def replace(self, changes: Mapping[str, Any]) -> Config:
+        """Return a copy with other values, by dotted key: `replace({"model.bos": 2})`. KeyError: no such key."""
+        out: Any = self
+        for key, value in changes.items():
+            out = _replace(out, key.split("."), value)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
+
+    def flat(self) -> dict[str, Any]:
+        return flatten(self.to_dict())
+
+    def hash(self) -> str:
+        """Return 16 hexadecimal digits of what is computed: equal for an experiment wherever and however it runs.
+
+        The sources of plugged-in code are part of it.
+        """
+        kept = {key: value for key, value in self.flat().items() if not _may_change(key)}
+        if sources := self.plugin_sources():
+            kept["plugin sources"] = sources
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def plugin_sources(self) -> dict[str, str]:
+        """Hashes of the source files of the task, loss and backbone that are not fvjax's own, by config key."""
+        flat = self.flat()
+        return {key: plugins.source_hash(flat[key]) for key in PLUGGABLE if plugins.is_spec(flat[key])}
+
+    def batch_granule(self, images_per_example: int) -> int:
+        """Return the number that a process's devices must divide for its batches to divide too, in examples."""
+        return math.gcd(self.batch_size // images_per_example // self.accumulation, self.eval.batch_size)
 
 
-def benchmark(store: str, pairs: str, names: str = "") -> Config:
-    """One evaluation: a face store with split "test", its pair list pairs_NAME.csv, whose names (see data.names)."""
-    return ConfigDict({"store": store, "pairs": pairs, "names": names})
+def _replace(node: Any, path: list[str], value: Any) -> Any:
+    first, *rest = path
+    if isinstance(node, Mapping):
+        return {**node, first: _replace(node[first], rest, value) if rest else value}
+    if first not in {f.name for f in dataclasses.fields(node)}:
+        raise KeyError(f"{type(node).__name__} has no key {first!r}")
+    return dataclasses.replace(node, **{first: _replace(getattr(node, first), rest, value) if rest else value})
 
 
-def experiments(config: Config, workdir: Path) -> dict[Path, Config]:
-    """The experiments a config stands for, by workdir: itself, or one for each of its rows under the workdir.
-
-    Rows come in the order of their names and share the embedded faces. Raises ValueError for a
-    row's key that no config has, or a wrong type.
-    """
-    if not config.rows:
-        return {workdir: config}
-    found = {}
-    for name, changes in config.rows.items():
-        row = config.copy_and_resolve_references()
-        row.rows = ConfigDict()
-        row.data.synthetic.dir = str(workdir)
-        try:
-            row.update(changes)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
-        row.name = name
-        found[workdir / name] = row.lock()
-    return found
+def _choices(cls: Any, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """The values of every key that has a Literal type, by dotted key."""
+    out = {}
+    for name, kind in typing.get_type_hints(cls).items():
+        if typing.get_origin(kind) is Literal:
+            out[prefix + name] = typing.get_args(kind)
+        elif dataclasses.is_dataclass(kind):
+            out |= _choices(kind, f"{prefix}{name}.")
+    return out
 
 
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("contrastive", "pair_answer"),
-    "dtype": ("float32", "bfloat16"),
-    "base_dtype": ("float32", "float16", "bfloat16"),
-    "remat": ("none", "dots", "full", "auto"),
-    "attention": ("auto", "xla", "by_head", "cudnn"),
-    "data.cache": ("none", "host", "device"),
     "model.kind": ("iresnet", "vision_transformer", "vlm"),
-    "loss.pair_loss": ("vocab", "yes_no"),
-    "model.projector.ps_version": ("v1", "v2"),
-    "model.iresnet.conv_init": ("normal", "kaiming"),
-    "optimizer.name": ("sgd", "adamw"),
+    "loss.function": ("",),
+    **_choices(Config),
 }
+PLUGGABLE = ("task", "model.kind", "loss.function")  # also take module:name
 POSITIVE = (
     "batch_size",
     "accumulation",
@@ -191,83 +406,7 @@ POSITIVE = (
     "log.every_steps",
     "heartbeat_seconds",
 )
-
-
-def check(config: Config) -> None:
-    """Raise ValueError for values that no run can use, before anything is read or written."""
-    flat = flatten(config.to_dict())
-    for key, choices in CHOICES.items():
-        if flat[key] not in choices:
-            raise ValueError(f"config.{key}={flat[key]!r}: choose {' or '.join(choices)}")
-    for key in POSITIVE:
-        if flat[key] < 1:
-            raise ValueError(f"config.{key}={flat[key]} must be at least 1")
-    if config.batch_size % 2:
-        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
-    _check_task(config)
-    if bool(config.lora.rank) != bool(config.lora.targets) or bool(config.lora.rank) != bool(config.lora.alpha):
-        raise ValueError("config.lora: rank, alpha and targets go together; all or none")
-    if config.data.synthetic.identities and config.data.train:
-        raise ValueError("config.data: give train or synthetic.identities, not both")
-    if config.data.cache != "none" and config.data.workers:
-        raise ValueError(f"config.data.cache={config.data.cache!r} leaves data.workers no decoding; set them to 0")
-    if config.data.val and not config.eval.every_epochs:
-        raise ValueError("config.data.val picks the best of several evaluations; set config.eval.every_epochs")
-    if config.data.val_pairs < 20 or config.data.val_pairs % 20:
-        raise ValueError(f"config.data.val_pairs={config.data.val_pairs}: ten folds, so a multiple of 20")
-
-
-def _check_task(config: Config) -> None:
-    """What goes with a VLM, with pairs and with parts of a batch. Raises ValueError."""
-    pairs, vlm, compat = config.task == "pair_answer", config.model.kind == "vlm", config.compat
-    wrong = {
-        "task=pair_answer: only a model of kind vlm answers": pairs and not vlm,
-        "model.pooling: pair_answer has none, it reads the answer": pairs and config.model.pooling,
-        "eval.pools: only a VLM's embeddings have several": config.eval.pools and (pairs or not vlm),
-        "eval.pools: visual_mean, all_mean, last_token are the choices, model.pooling must be one of them": (
-            config.eval.pools
-            and not {config.model.pooling} <= set(config.eval.pools) <= {"visual_mean", "all_mean", "last_token"}
-        ),
-        "eval.flip_sum: an answer about two faces has no mirrored sum": pairs and config.eval.flip_sum,
-        "prompt: give text or ids, and both only to a model of kind vlm": (
-            (config.prompt.text and config.prompt.ids) or (not vlm and (config.prompt.text or config.prompt.ids))
-        ),
-        "prompt: without init_from there is no tokenizer; give ids, and for pair_answer yes_no_ids": (
-            not (config.init_from or config.init_parts.get("decoder"))
-            and (config.prompt.text or (pairs and not config.prompt.yes_no_ids))
-        ),
-        "init_parts: are of a model of kind vlm without init_from": (
-            config.init_parts and (not vlm or config.init_from)
-        ),
-        "compat.last_micro_batch: there is one part; set accumulation": (
-            compat.last_micro_batch and config.accumulation == 1
-        ),
-        "compat.negatives_group: pair_answer has no negatives": pairs and compat.negatives_group,
-        "compat.batch_norm_group: only an iresnet has batch statistics": (
-            compat.batch_norm_group and config.model.kind != "iresnet"
-        ),
-    }
-    if told := next((line for line, is_wrong in wrong.items() if is_wrong), ""):
-        raise ValueError(f"config.{told}")
-    per_part = config.batch_size // 2 // config.accumulation
-    if config.accumulation * per_part * 2 != config.batch_size:
-        told = f"its {config.batch_size // 2} pairs do not divide into config.accumulation={config.accumulation} parts"
-        raise ValueError(f"config.batch_size={config.batch_size}: {told}")
-    seen = 2 * per_part if compat.last_micro_batch else config.batch_size
-    for key in ("negatives_group", "batch_norm_group"):
-        if compat[key] and (compat[key] % 2 or seen % compat[key]):
-            raise ValueError(f"config.compat.{key}={compat[key]}: must be even and divide the {seen} images of a step")
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    out = {}
-    for key, value in values.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
-
-
-# What may differ when a workdir is resumed: where and how it runs, not what is computed.
+# What may differ when a work directory is resumed: where and how it runs, not what is computed.
 MAY_CHANGE = (
     "mesh",
     "sharding",
@@ -286,14 +425,86 @@ MAY_CHANGE = (
     "heartbeat_seconds",
     "deterministic",
 )
+NAMED_BY_THE_EXPERIMENT = ("eval.benchmarks", "optimizer.lr_scale", "rows", "init_parts", "plugin")
 
 
-def to_json(config: Config) -> str:
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+# ---- config files ----------------------------------------------------------------------------------------------------
+
+
+EditableConfig = Any  # the ConfigDict of a config file; its keys are not visible to a type checker
+
+
+def base() -> EditableConfig:
+    """Return all keys with safe defaults as a locked ConfigDict, for a config file to start from."""
+    c: Any = ConfigDict(Config().to_dict())
+    c.model.vision_transformer.drop_path = placeholder(float)
+    c.lock()
+    for key in NAMED_BY_THE_EXPERIMENT:
+        node: Any = c
+        for part in key.split("."):
+            node = node[part]
+        node.unlock()
+    return c
+
+
+def benchmark(store: str, pairs: str, names: str = "") -> EditableConfig:
+    """One evaluation for `eval.benchmarks` of a config file, see :class:`BenchmarkConfig`."""
+    return ConfigDict({"store": store, "pairs": pairs, "names": names})
+
+
+def typed(config: EditableConfig) -> Config:
+    """Turn a ConfigDict that began as :func:`base` into a Config. Raises ValueError for unknown or missing keys."""
+    return _typed(Config, config.to_dict(), "config")
+
+
+def _typed(cls: Any, values: Mapping[str, Any], name: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if wrong := (set(values) - set(fields)) | (required - set(values)):
+        raise ValueError(f"{name}: {', '.join(sorted(wrong))}: unknown or missing; there are {', '.join(fields)}")
+    out = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            value = _typed(hints[key], value, f"{name}.{key}")
+        elif hints[key] == Mapping[str, BenchmarkConfig]:
+            value = {n: _typed(BenchmarkConfig, one, f"{name}.{key}.{n}") for n, one in value.items()}
+        out[key] = value
+    return cls(**out)
+
+
+def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
+    """Return the experiments that a ConfigDict stands for, by work directory: itself, or one for each of its rows.
+
+    Rows come in the order of their names and share the embedded faces. Raises ValueError for a row's key that no
+    config has, or a wrong type.
+    """
+    if not config.rows:
+        return {workdir: typed(config)}
+    out = {}
+    for name, changes in config.rows.items():
+        row = config.copy_and_resolve_references()
+        row.rows = ConfigDict()
+        row.data.synthetic.dir = str(workdir)
+        try:
+            row.update(changes)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
+        row.name = name
+        out[workdir / name] = typed(row)
+    return out
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    out = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
 
 
 def differences(new: dict, old: dict) -> list[str]:
-    """Keys whose values differ, as text, without those in MAY_CHANGE."""
+    """Return the keys whose values differ, as text, without those in MAY_CHANGE."""
     new, old = (flatten(json.loads(json.dumps(one))) for one in (new, old))
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
@@ -304,11 +515,3 @@ def differences(new: dict, old: dict) -> list[str]:
 
 def _may_change(key: str) -> bool:
     return any(f"{key}.".startswith(f"{start}.") for start in MAY_CHANGE)
-
-
-def config_hash(config: Config) -> str:
-    """Of what is computed: the same for an experiment wherever and however it runs."""
-    kept = {
-        k: v for k, v in flatten(config.to_dict()).items() if not any(f"{k}.".startswith(f"{m}.") for m in MAY_CHANGE)
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

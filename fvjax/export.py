@@ -21,7 +21,7 @@ from absl import logging
 
 from fvjax import api, errors, shipped, trees
 from fvjax.models import lora
-from fvjax.training import train_state
+from fvjax.training.restore import restore
 from weights_convert import open_checkpoint, write_adapters
 from weights_convert.write import rewrite, write_original
 
@@ -36,13 +36,13 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
     workdir, config = Path(workdir), api.read_config(Path(workdir))
     if Path(dst).exists():
         raise ValueError(f"{dst} exists; choose a new directory")
-    if not config.epochs:
+    if not config.trains:
         raise ValueError(f"{workdir} trained nothing (config.epochs=0), so there is nothing to export")
-    opened, state, step, _ = train_state.trained(config, workdir)
-    leaves = trees.flatten({**state["trainable"], **state["stats"]})
+    restored = restore(config, workdir)
+    leaves = trees.flatten({**restored.trainable, **restored.stats})
     adapters = {n.removeprefix("lora/"): np.asarray(x) for n, x in leaves.items() if n.startswith("lora/")}
     whole = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("lora/")}
-    kind, source = config.model.kind, f"step {step} of {workdir}"
+    kind, source = config.model.kind, f"step {restored.step} of {workdir}"
 
     if adapters and not merged:
         if whole:
@@ -59,9 +59,9 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
         return f"{kind} in the layout and dtypes of {config.init_from}, {source}"
     if kind != "iresnet" or adapters:
         raise ValueError(f"{workdir}: without config.init_from, an original layout is known of an iresnet only")
-    net: Any = opened.encoder.net
+    net: Any = restored.model.encoder.net
     sizes = {"layers": list(net.layers), "widths": list(net.widths), "num_features": net.num_features}
-    frozen = trees.flatten(train_state.read_frozen(config, opened))
+    frozen = trees.flatten(restored.model.read_frozen())
     arrays = whole | {n: np.asarray(x, np.float32) for n, x in frozen.items()}
     write_original(dst, arrays, {"architectures": ["IResNet"], **sizes})
     return f"iresnet with insightface's keys, {source}"

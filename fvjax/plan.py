@@ -48,46 +48,21 @@ communication that do not overlap, kernels below peak, evaluation during trainin
 from __future__ import annotations
 
 import json
-import re
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
+from fvjax import cli, errors, tasks
 from fvjax import config as configs
-from fvjax import errors, shipped
-from fvjax import main as cli
 from fvjax.config import Config
-from fvjax.parallel import sharding
-from fvjax.planning import flops, hlo, programs
-
-
-class Device(NamedTuple):
-    flops: float  # per second, bfloat16 on tensor cores, dense
-    bandwidth: float  # bytes per second
-    gib: float  # of memory
-    nvlink: float  # bytes per second, one direction
-
-
-DEVICES = {
-    "h200": Device(989e12, 4.8e12, 139, 450e9),  # NVIDIA H200 Tensor Core GPU datasheet, SXM
-    "h100": Device(989e12, 3.35e12, 79, 450e9),  # NVIDIA H100 Tensor Core GPU datasheet, SXM
-    "a100-80gb": Device(312e12, 2.039e12, 79, 300e9),  # NVIDIA A100 Tensor Core GPU datasheet, 80GB SXM
-    "a100-40gb": Device(312e12, 1.555e12, 39, 300e9),  # the same, 40GB SXM
-}
-GIB = 2**30
-
-
-class Machine(NamedTuple):
-    device: Device
-    per_node: int  # devices
-    network: float  # bytes per second that a node can send
-    decoding: float  # JPEGs per second and worker process
-
+from fvjax.planning import hlo
+from fvjax.planning.devices import DEVICES, GIB, Device, Machine
+from fvjax.planning.estimate import bounds, plan, verdict, without_files
 
 DEVICE_COUNTS = flags.DEFINE_multi_string("devices", [], "how many accelerators; several: repeated or 8,16")
 KIND = flags.DEFINE_enum("device-kind", "h100", list(DEVICES), "what accelerator")
@@ -98,215 +73,126 @@ NETWORK = flags.DEFINE_float("network-gbytes", 50.0, "GB/s that a node can send"
 DECODE = flags.DEFINE_float("decode-rate", 6000.0, "JPEGs per second that a worker process decodes", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps-per-epoch", 0, "for the time of all epochs; 0: unknown", lower_bound=0)
 IMAGES = flags.DEFINE_integer("images", 0, "of the training store: steps-per-epoch is at most images / batch_size")
-JSON = flags.DEFINE_string("json", None, "also write everything there")
+JSON = flags.DEFINE_string("json", None, "also write everything to this file")
 
 
-# ---- the config ----------------------------------------------------------------------------------------------------
+def total_steps(config: Config) -> int:
+    """Return how many steps training has, by the config, its task or the command line; 0 if that is not known."""
+    if config.steps or not config.epochs:
+        return config.steps
+    task = tasks.get(config.task).from_config(config, Path())
+    per_epoch = task.steps_per_epoch(config.batch_size // task.images_per_example)
+    return config.epochs * (per_epoch or STEPS.value or IMAGES.value // config.batch_size)
 
 
-def without_files(config: Config) -> tuple[Config, list[str]]:
-    """The config as on a GPU, by its own sizes where its files are not here; and what to tell of that."""
-    config, told = config.copy_and_resolve_references(), []
-    absent = [
-        path
-        for path in (config.init_from, *config.init_parts.values())
-        if path and not Path(shipped.weights(path)).is_dir()
-    ]
-    if absent:
-        told.append(f"{', '.join(absent)}: not here, so the model's sizes are the config's own")
-        config.init_from, config.init_parts = "", {}
-        if config.prompt.text:  # right for both prompts of the paper's configs
-            count = len(re.findall(r"\w+|[^\w\s]", config.prompt.text))
-            told.append(f"prompt: taken to be {count} tokens, its words and punctuation marks")
-            config.prompt.update({"text": "", "ids": (0,) * count})
-        if config.task == "pair_answer":
-            config.prompt.yes_no_ids = config.prompt.yes_no_ids or (0, 1)
-    if config.attention == "auto":
-        config.attention = "xla"
-    if not config.epochs:  # the step is a batch of the evaluation
-        config.batch_size, config.accumulation = config.eval.batch_size * (1 + (config.task == "pair_answer")), 1
-    return config, told
-
-
-# ---- the plan ------------------------------------------------------------------------------------------------------
-
-
-def check_divides(config: Config, rows: int) -> None:
-    """As train.run does, with what to set instead."""
-    parts = "" if config.accumulation == 1 else " / accumulation"
-    per_part, unit = config.batch_size // 2 // config.accumulation, 2 * config.accumulation
-    sizes = {"eval.batch_size": ("eval.batch_size", config.eval.batch_size, 1)}
-    if config.epochs:
-        sizes[f"batch_size / 2{parts}"] = ("batch_size", per_part, unit)
-    wrong = [f"config.{what} = {size}" for what, (_, size, _) in sizes.items() if size % rows]
-    remedy = [f"--config.{k}={-(-size // rows) * rows * unit}" for k, size, unit in sizes.values() if size % rows]
-    if wrong:
-        told = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp"
-        raise ValueError(f"{told} = {rows} devices; for example {' '.join(remedy)}")
-
-
-def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, Any]:
-    """Of `config`, as :func:`without_files` gives it, on `n` devices of `gib` memory: bytes and FLOPs, JSON-ready.
-
-    Raises ValueError for a batch, a mesh or a sharding rule that does not fit `n` devices.
-    """
-    if n > len(jax.devices()):
-        raise ValueError(f"--devices={n}: this process has {len(jax.devices())} fake devices (XLA_FLAGS)")
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:n])
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    check_divides(config, rows)
-    if config.remat == "auto":
-        config = config.copy_and_resolve_references()
-        config.remat, _ = programs.remat(config, mesh, int(gib * GIB))
-    whole = programs.program(config, mesh)
-    sizes, moved = programs.sizes(config, mesh, whole)
-    alone = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-
-    plain = config.copy_and_resolve_references()
-    plain.accumulation, plain.compat.last_micro_batch = 1, False
-    written = programs.program(plain, alone, plain=True)
-    communicated = hlo.collectives(programs.compiled(whole).as_text(), n)
-    trains_and_not = whole.given[0]["trainable"], whole.given[1]
-    trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trains_and_not)
-    return {
-        "devices": n,
-        "mesh": dict(mesh.shape),
-        "images": config.batch_size,
-        "parameters": trained + kept,
-        "trained": trained,
-        "remat": config.remat,
-        "bytes": sizes,
-        "model_flops": flops.count(written.step, *written.given),
-        "device_flops": flops.count(whole.step, *whole.given) / n,
-        "bytes_moved": moved,
-        "collectives": [c._asdict() | {"sent": c.sent} for c in communicated],
-    }
-
-
-def bounds(config: Config, found: dict[str, Any], machine: Machine) -> dict[str, float]:
-    """Seconds a step, of each resource alone; `found` as :func:`plan` gives it."""
-    nvlink = network = 0.0
-    for c in found["collectives"]:
-        nodes = len({i // machine.per_node for i in c["group"]})
-        inside, volume = len(c["group"]) // nodes, c["size"] * c["times"]
-        nvlink += volume * hlo.share(c["kind"], inside) / machine.device.nvlink
-        network += machine.per_node // inside * volume * hlo.share(c["kind"], nodes) / machine.network
-    workers = -(-found["devices"] // machine.per_node) * max(config.data.workers, 1)
-    return {
-        "compute": found["device_flops"] / (machine.device.flops / (1 + (config.dtype == "float32"))),
-        "memory bandwidth": found["bytes_moved"] / machine.device.bandwidth,
-        "NVLink": nvlink,
-        "network": network,
-        "input": found["images"] / workers / machine.decoding if config.data.cache == "none" else 0.0,
-    }
-
-
-def verdict(config: Config, found: dict[str, Any], device: Device) -> str:
-    """Whether it fits, and else what to set."""
-    least = sum(found["bytes"].values()) / GIB
-    most = least + found["bytes"]["working set"] / GIB
-    if most <= 0.9 * device.gib:
-        return "fits"
-    remedies = {
-        "config.remat=full": config.model.kind != "iresnet" and config.epochs and found["remat"] != "full",
-        "config.attention=cudnn": config.model.kind != "iresnet" and config.attention == "xla",
-        "a larger config.accumulation": config.model.kind != "iresnet" and config.epochs,
-        "a smaller batch or more devices": True,
-    }
-    remedy = next(what for what, is_one in remedies.items() if is_one)
-    return f"{'does' if least > device.gib else 'may'} not fit; try {remedy}"
-
-
-# ---- the command ---------------------------------------------------------------------------------------------------
-
-
-def steps_per_epoch(config: Config) -> int:
-    """As the data has them, or told on the command line; 0: unknown."""
-    if config.task == "pair_answer":
-        return config.data.pairs_per_epoch // (config.batch_size // 2)
-    return STEPS.value or IMAGES.value // config.batch_size
-
-
-def column(config: Config, found: dict[str, Any], device: Device) -> dict[str, str]:
-    """One column of the table: what it is -> text."""
-    sizes, seconds = found["bytes"], found["bounds"]
+def column(config: Config, planned: dict[str, Any], device: Device) -> dict[str, str]:
+    """Return one column of the table: label -> text."""
+    sizes, seconds = planned["bytes"], planned["bounds"]
     least = sum(sizes.values()) / GIB
-    sent = {kind: [c for c in found["collectives"] if c["kind"] == kind] for kind in hlo.KINDS}
     longest = max(seconds, key=seconds.__getitem__)
-    steps = steps_per_epoch(config) if config.epochs else 0
     return {
-        "data x fsdp x tensor": " x ".join(str(size) for size in found["mesh"].values()),
-        "images a step": f"{found['images']:,}",
-        "remat": found["remat"],
+        "data x fsdp x tensor": " x ".join(str(size) for size in planned["mesh"].values()),
+        "images a step": f"{planned['images']:,}",
+        "remat": planned["remat"],
         "of each device, GiB": "",
         **{f"  {name}": f"{size / GIB:,.3f}" for name, size in sizes.items()},
         f"  altogether, of {device.gib:g}": f"{least:,.1f} to {least + sizes['working set'] / GIB:,.1f}",
-        "  so it": found["verdict"],
-        "model TFLOP a step": f"{found['model_flops'] / 1e12:,.1f}",
-        "  of a device": f"{found['model_flops'] / found['devices'] / 1e12:,.2f}",
-        "  with recomputation": f"{found['device_flops'] / 1e12:,.2f}",
-        "GB moved in memory": f"{found['bytes_moved'] / 1e9:,.0f}",
-        **{
-            f"MB sent by {kind}": f"{sum(c['sent'] for c in of_kind) / 1e6:,.2f} in {sum(c['times'] for c in of_kind)}"
-            for kind, of_kind in sent.items()
-            if of_kind
-        },
+        "  so it": planned["verdict"],
+        "model TFLOP a step": f"{planned['model_flops'] / 1e12:,.1f}",
+        "  of a device": f"{planned['model_flops'] / planned['devices'] / 1e12:,.2f}",
+        "  with recomputation": f"{planned['device_flops'] / 1e12:,.2f}",
+        "GB moved in memory": f"{planned['bytes_moved'] / 1e9:,.0f}",
+        **_communication(planned),
         "least seconds a step": "",
         **{f"  {name}": f"{value:.3g}" for name, value in seconds.items()},
         "bound by": longest,
-        "images/s at most": f"{found['images'] / seconds[longest]:,.0f}",
-        **(
-            {
-                "steps an epoch, at most": f"{steps:,}",
-                f"hours of {config.epochs} epochs, at least": f"{config.epochs * steps * seconds[longest] / 3600:,.1f}",
-            }
-            if steps
-            else {}
-        ),
+        "images/s at most": f"{planned['images'] / seconds[longest]:,.0f}",
+        **_duration(config, seconds[longest]),
     }
 
 
-def run(config: Config, counts: list[int]) -> list[dict[str, Any]]:
-    """Print a table for each experiment of the config; returns all of it, JSON-ready. ValueError: no count can be."""
-    device, out, console = DEVICES[KIND.value], [], Console()
-    machine = Machine(device, PER_NODE.value, NETWORK.value * 1e9, DECODE.value)
-    for one in configs.experiments(config, Path()).values():
-        configs.check(one)
-        one, told = without_files(one)
-        columns, wrong = [], []
-        for n in counts:
-            try:
-                found = plan(one, n, device.gib)
-            except ValueError as error:
-                wrong.append(f"{n} devices: {error}")
-                continue
-            found["bounds"] = bounds(one, found, machine)
-            found["verdict"] = verdict(one, found, device)
-            out.append({"name": one.name, "device_kind": KIND.value, **found})
-            columns.append(column(one, found, device))
-        for line in told + wrong:
-            console.print(line, soft_wrap=True, highlight=False)
-        if not columns:
-            raise ValueError("; ".join(wrong))
-        found = out[-1]
-        title = f"{one.name}: {found['parameters']:,} parameters, {found['trained']:,} train; {KIND.value}, "
-        title += f"attention {one.attention}, accumulation {one.accumulation}"
-        table = Table(
-            "", *(str(n) for n in counts if any(f["devices"] == n for f in out[-len(columns) :])), title=title
-        )
-        for label in dict.fromkeys(label for each in columns for label in each):
-            table.add_row(label, *(each.get(label, "0") for each in columns))
-        console.print(table)
+def _communication(planned: dict[str, Any]) -> dict[str, str]:
+    """Return a line for each kind of collective: megabytes sent by a device, and in how many collectives."""
+    lines = {}
+    for kind in hlo.KINDS:
+        if found := [c for c in planned["collectives"] if c["kind"] == kind]:
+            megabytes, times = sum(c["sent"] for c in found) / 1e6, sum(c["times"] for c in found)
+            lines[f"MB sent by {kind}"] = f"{megabytes:,.2f} in {times}"
+    return lines
+
+
+def _duration(config: Config, seconds: float) -> dict[str, str]:
+    """Return how many steps there are and how long they take at least, where that is known."""
+    steps = total_steps(config)
+    if not steps:
+        return {}
+    hours = f"{steps * seconds / 3600:,.1f}"
+    if config.steps:
+        return {f"hours of {steps:,} steps, at least": hours}
+    per_epoch = {"steps an epoch, at most": f"{steps // config.epochs:,}"}
+    return per_epoch | {f"hours of {config.epochs} epochs, at least": hours}
+
+
+def run(config: Any, counts: list[int]) -> list[dict[str, Any]]:
+    """Print a table for each experiment of a config file's config; return all figures, JSON-ready.
+
+    Raises ValueError: an experiment fits none of the counts.
+    """
+    machine = Machine(DEVICES[KIND.value], PER_NODE.value, NETWORK.value * 1e9, DECODE.value)
+    out = []
+    for experiment in configs.experiments(config, Path()).values():
+        experiment.check()
+        tasks.get(experiment.task).check(experiment)
+        out += run_experiment(experiment, counts, machine)
     return out
+
+
+def run_experiment(config: Config, counts: list[int], machine: Machine) -> list[dict[str, Any]]:
+    """Print the table of one experiment, a column for each count; return its figures."""
+    console, device = Console(), machine.device
+    config, notes = without_files(config)
+    plans = {}
+    for n in counts:
+        try:
+            planned = plan(config, n, device.gib)
+        except ValueError as error:
+            notes.append(f"{n} devices: {error}")
+            continue
+        planned["bounds"] = bounds(config, planned, machine)
+        planned["verdict"] = verdict(config, planned, device)
+        plans[n] = {"name": config.name, "device_kind": KIND.value, **planned}
+    for line in notes:
+        console.print(line, soft_wrap=True, highlight=False)
+    if not plans:
+        raise ValueError("; ".join(note for note in notes if " devices: " in note))
+    console.print(table(config, plans, device))
+    return list(plans.values())
+
+
+def table(config: Config, plans: dict[int, dict[str, Any]], device: Device) -> Table:
+    """Make the table of one experiment; `plans` by number of devices."""
+    last = plans[max(plans)]
+    title = f"{config.name}: {last['parameters']:,} parameters, {last['trained']:,} train; {KIND.value}, "
+    title += f"attention {config.attention}, accumulation {config.accumulation}"
+    out = Table("", *(str(n) for n in plans), title=title)
+    columns = [column(config, planned, device) for planned in plans.values()]
+    for label in dict.fromkeys(label for each in columns for label in each):
+        out.add_row(label, *(each.get(label, "0") for each in columns))
+    return out
+
+
+def device_counts(texts: list[str]) -> list[int]:
+    """Return the numbers in the values of --devices, in rising order. Raises ValueError."""
+    numbers = [text for many in texts for text in many.split(",")]
+    if not numbers or not all(text.isdecimal() and int(text) for text in numbers):
+        raise ValueError(f"--devices={','.join(numbers)}: give how many, such as --devices=8,16,64")
+    return sorted({int(text) for text in numbers})
 
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        given = [text for many in (*DEVICE_COUNTS.value, *argv[1:]) for text in many.split(",")]
-        if not given or not all(text.isdecimal() and int(text) for text in given):
-            raise ValueError(f"--devices={','.join(given)}: give how many, such as --devices=8,16,64")
-        counts = sorted({int(text) for text in given})
+        counts = device_counts([*DEVICE_COUNTS.value, *argv[1:]])
         jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator: nothing is computed
         jax.config.update("jax_num_cpu_devices", counts[-1])
         out = run(cli.CONFIG.value, counts)

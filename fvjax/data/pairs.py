@@ -1,74 +1,51 @@
-"""Which two images are trained on when: pairs as a pure function of (seed, epoch, position).
+"""Which two images are trained on when: plans whose examples are pairs.
 
-:class:`PairPlan`, for contrastive losses: every epoch pairs up each identity's images at random (an odd one rests) and
-deals the pairs out in rounds: round r holds the r-th pair of every identity that has one, in random order, cut into
-batches. So no identity is twice in a batch, and every other pair of a batch is a true negative. A round's last pairs
-that do not fill a batch are dropped; which identities those are changes with the epoch.
+:class:`PairPlan`, for contrastive losses: every epoch pairs up each identity's images at random (an odd one is left
+out) and deals the pairs out in rounds: round r holds the r-th pair of every identity that has one, in random order, cut
+into batches. So no identity is twice in a batch, and every other pair of a batch is a true negative. A round's last
+pairs that do not fill a batch are dropped; which identities those are changes with the epoch.
 
 :class:`GenuineImpostorPlan`, for pairwise answers: every epoch draws half genuine and half impostor pairs anew.
 """
 
 from __future__ import annotations
 
-import threading
-from abc import ABC, abstractmethod
-from collections import OrderedDict
-from typing import NamedTuple
+from abc import abstractmethod
 
 import numpy as np
 
+from fvjax.data.plans import EpochPlan, shuffle_within
 from fvjax.data.store import Pairs
 
 
-class Pair(NamedTuple):
-    a: int  # record number
-    b: int  # record number
-    label: int  # PairPlan: the identity. GenuineImpostorPlan: 1 genuine, 0 impostor
-
-
-class Plan(ABC):
-    """Endless sequence of pairs; batch s is ``[plan[i] for i in range(s * P, (s + 1) * P)]``. Thread-safe, picklable.
+class PairsPlan(EpochPlan):
+    """A plan of pairs, see :class:`fvjax.data.plans.Plan`: "ids" int64 [p, 2] and "labels" int32 [p].
 
     Attributes:
-        labels: int64 [N], the identity of each record. pairs_per_batch: P, over all hosts. steps_per_epoch.
+        labels: int64 [N], the identity of each record.
         eligible: identities with at least two images. single: identities with one image.
     """
 
-    pairs_per_batch: int
-    steps_per_epoch: int
-
     def __init__(self, labels: np.ndarray, pairs_per_batch: int, seed: int):
-        self.labels, self.pairs_per_batch, self.seed = labels, pairs_per_batch, seed
+        super().__init__(len(labels), pairs_per_batch, seed)
+        self.labels = labels
         _, self._counts = np.unique(labels, return_counts=True)
         self.eligible, self.single = int((self._counts >= 2).sum()), int((self._counts == 1).sum())
-        # What does not change with the epoch: records by identity, and the number of each one's identity.
+        # These do not change with the epoch: the records sorted by identity, and the number of each one's identity.
         self._order = np.argsort(labels, kind="stable")
         self._identity = np.repeat(np.arange(len(self._counts)), self._counts)
-        self._epochs: OrderedDict[int, tuple[np.ndarray, ...]] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def __getitem__(self, i: int) -> Pair:
-        """The pair with global index ``i`` >= 0, counted over all epochs."""
-        if i < 0:
-            raise IndexError(f"pair {i}: the plan starts at 0")
-        epoch, i = divmod(i, self.steps_per_epoch * self.pairs_per_batch)
-        with self._lock:  # one thread computes a new epoch, the others wait for it
-            if epoch not in self._epochs:
-                bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
-                self._epochs[epoch] = self._plan(bits)
-            self._epochs.move_to_end(epoch)
-            while len(self._epochs) > 2:  # two, because prefetching crosses the border
-                self._epochs.popitem(last=False)
-            first, second, label = self._epochs[epoch]
-        return Pair(int(first[i]), int(second[i]), int(label[i]))
+    def epoch_columns(self, bits: np.random.PCG64) -> dict[str, np.ndarray]:
+        first, second, label = self.epoch_pairs(bits)
+        return {"ids": np.stack([first, second], axis=1), "labels": label.astype(np.int32)}
 
     @abstractmethod
-    def _plan(self, bits: np.random.PCG64) -> tuple[np.ndarray, ...]:
-        """An epoch's (first record, second record, label), each [steps_per_epoch * P]."""
+    def epoch_pairs(self, bits: np.random.PCG64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return an epoch's (first record, second record, label), each [steps_per_epoch * P]."""
 
 
-class PairPlan(Plan):
-    """Genuine pairs, each identity at most once in a batch; the label is the identity. See :class:`Plan`.
+class PairPlan(PairsPlan):
+    """Genuine pairs, each identity at most once in a batch; the label is the identity.
 
     Args:
         labels: int64 [N], the identity of each record.
@@ -102,17 +79,17 @@ class PairPlan(Plan):
         self.steps_per_epoch = int(self._kept.sum()) // pairs_per_batch
 
     def __reduce__(self):
-        return PairPlan, (self.labels, self.pairs_per_batch, self.seed)
+        return PairPlan, (self.labels, self.examples_per_step, self.seed)
 
-    def _plan(self, bits: np.random.PCG64) -> tuple[np.ndarray, ...]:
-        order = self._order[_shuffle_within(self._identity, bits)]
-        at = self._starts[_shuffle_within(self._round, bits)][self._kept]
+    def epoch_pairs(self, bits: np.random.PCG64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        order = self._order[shuffle_within(self._identity, bits)]
+        at = self._starts[shuffle_within(self._round, bits)][self._kept]
         first, second = order[at], order[at + 1]
         return first, second, self.labels[first]
 
 
-class GenuineImpostorPlan(Plan):
-    """Genuine and impostor pairs (label 1, 0), half of each in every epoch, in random order. See :class:`Plan`.
+class GenuineImpostorPlan(PairsPlan):
+    """Genuine and impostor pairs (label 1, 0), half of each in every epoch, in random order.
 
     An epoch is ``pairs_per_epoch // P`` full batches; what is left over is not drawn, and nothing is lost by that, as
     every epoch draws anew from everything. Of an odd number the odd one is an impostor pair. Within an epoch
@@ -150,18 +127,18 @@ class GenuineImpostorPlan(Plan):
         self.steps_per_epoch = pairs_per_epoch // pairs_per_batch
 
     def __reduce__(self):
-        return GenuineImpostorPlan, (self.labels, self.pairs_per_batch, self.pairs_per_epoch, self.seed)
+        return GenuineImpostorPlan, (self.labels, self.examples_per_step, self.pairs_per_epoch, self.seed)
 
-    def _plan(self, bits: np.random.PCG64) -> tuple[np.ndarray, ...]:
-        n = self.steps_per_epoch * self.pairs_per_batch
+    def epoch_pairs(self, bits: np.random.PCG64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n = self.steps_per_epoch * self.examples_per_step
         counts, starts = self._counts, np.cumsum(self._counts) - self._counts
-        images = self._order[_shuffle_within(self._identity, bits)]  # each identity's in random order
+        images = self._order[shuffle_within(self._identity, bits)]  # each identity's in random order
 
         who, turn = _take_turns(counts * (counts - 1) // 2, n // 2, bits)
         i, j = _match(turn, counts[who])
         genuine = images[starts[who] + i], images[starts[who] + j]
 
-        people = _shuffle_within(np.zeros(len(counts), int), bits)
+        people = shuffle_within(np.zeros(len(counts), int), bits)
         size = n - n // 2
         couples = np.arange(min(size, len(people) * (len(people) - 1) // 2))
         a, b = (people[side] for side in _match(couples, np.full(len(couples), len(people))))
@@ -171,7 +148,7 @@ class GenuineImpostorPlan(Plan):
         i, j = np.divmod((some % (counts[a] * counts[b]) + turn) % (counts[a] * counts[b]), counts[b])
         impostor = images[starts[a] + i], images[starts[b] + j]
 
-        order = _shuffle_within(np.zeros(n, int), bits)
+        order = shuffle_within(np.zeros(n, int), bits)
         label = np.repeat([1, 0], [n // 2, size])
         first, second = (np.concatenate(sides) for sides in zip(genuine, impostor))
         return first[order], second[order], label[order]
@@ -183,7 +160,8 @@ def validation(labels: np.ndarray, count: int, seed: int, folds: int = 10) -> Pa
     count: a multiple of 2 * folds. Raises ValueError as the plan does.
     """
     plan = GenuineImpostorPlan(labels, count, count, seed)
-    a, b, same = (np.array(column) for column in zip(*(plan[i] for i in range(count))))
+    columns = plan.examples(np.arange(count))
+    (a, b), same = columns["ids"].T, columns["labels"]
     fold = np.empty(count, np.int64)
     for kind in (0, 1):
         fold[same == kind] = np.arange(count // 2) * folds // (count // 2)
@@ -205,7 +183,7 @@ def _take_turns(capacity: np.ndarray, n: int, bits: np.random.PCG64) -> tuple[np
         low, high = (middle, high) if np.minimum(capacity, middle).sum() <= n else (low, middle - 1)
     turns = np.minimum(capacity, low)
     waiting = np.flatnonzero(capacity > low)
-    drawn = waiting[_shuffle_within(np.zeros(len(waiting), int), bits)][: n - turns.sum()]
+    drawn = waiting[shuffle_within(np.zeros(len(waiting), int), bits)][: n - turns.sum()]
     turns[drawn] += 1
     turns += rounds * capacity
     return np.repeat(np.arange(len(turns)), turns), np.arange(turns.sum()) - np.repeat(np.cumsum(turns) - turns, turns)
@@ -221,10 +199,3 @@ def _match(k: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     i, j = (day + table + 1) % around, (day - table - 1) % around
     against_the_fixed = 2 * (table + 1) > around  # size is even, the last table: one player does not move
     return np.where(against_the_fixed, day % around, i), np.where(against_the_fixed, around, j)
-
-
-def _shuffle_within(groups: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
-    """A permutation that shuffles each group's places; ``groups`` is sorted and below 2**24."""
-    # Raw bits and a stable sort: numpy promises these for ever, unlike the stream of Generator.permutation.
-    keys = (groups.astype(np.uint64) << np.uint64(40)) | (bits.random_raw(len(groups)) >> np.uint64(24))
-    return np.argsort(keys, kind="stable")

@@ -1,92 +1,128 @@
-"""The gradient of a loss over a batch whose activations do not fit, chunk by chunk: equal to that of the whole batch.
+"""Losses over a batch, and their gradients when its activations do not fit into memory at once.
 
-A loss that is a mean over examples is the mean of the chunks' losses (:func:`mean`). A contrastive one compares every
-embedding with every other, so that mean would be another loss. Instead (:func:`grad_cache`): embed all chunks without
-keeping activations; the loss and its gradient by the embeddings, on the whole batch; then each chunk again, pulling its
-part of that gradient back. Costs one more forward pass. Source: Gao et al., Scaling Deep Contrastive Learning Batch
-Size under Memory Limited Setup (arXiv:2101.06983).
+A loss says which of two kinds it is. An :class:`Additive` loss adds up over examples or tokens, so a batch can be split
+into parts: the parts' sums and weights are added and divided once, by the weight of the whole batch. A
+:class:`WholeBatch` loss compares every example with every other, so the mean over parts would be another loss. Its
+gradient takes three passes (GradCache): embed all parts without keeping activations; take the loss and its gradient
+with respect to the embeddings over the whole batch; then run each part again and pull its share of that gradient back.
+That costs one more forward pass. Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup (arXiv:2101.06983).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fvjax.typing import Embeddings, Keys
+Variables = Mapping[str, Any]  # collections that a network is applied to: {"params": …, "lora": …, …}
+Inputs = Any  # tree of arrays whose first axis counts examples
+Bind = Callable[[Any], Variables]  # from what trains to everything the network needs
 
 
-def grad_cache(
-    embed: Callable[[Any, jax.Array, Keys], Embeddings],
-    loss: Callable[[Embeddings], jax.Array],
-    trainable: Any,
-    faces: jax.Array,
-    keys: Keys,
-    *,
-    chunks: int,
-    batch_stats: Mapping,
-) -> tuple[jax.Array, Any]:
-    """``loss(embed(trainable, faces, keys))`` and its gradient by ``trainable``, equal for any number of chunks.
+@dataclass(frozen=True)
+class Additive:
+    """A loss that adds up over examples or tokens.
 
-    Args:
-        embed: (trainable, faces [n, …], keys [n]) -> [n, D]; a row's embedding may depend on its own face and key only.
-        loss: [N, D], in the order of ``faces`` -> scalar.
-        trainable: any tree.
-        faces: [N, …]. keys: one PRNG key per face; each goes with its face into the forward pass and the backward one.
-        chunks: K; activations of N / K faces are alive at a time.
-        batch_stats: the model's; must be empty if K > 1, as batch norm would see the chunk instead of the batch.
-    Returns:
-        float32 loss, float32 gradients.
-    Raises:
-        ValueError: K does not divide N, or K > 1 for a model with batch statistics.
-    """
-    if chunks > 1 and batch_stats:
-        raise ValueError(f"{chunks} chunks: a model with batch norm must see the whole batch at once; use 1")
-    parts = split((faces, keys), chunks)
-    embeddings = join(jax.lax.map(lambda part: embed(trainable, *part), parts))
-    value, pull = jax.value_and_grad(loss)(embeddings)
-
-    def backward(total, chunk):
-        part, pull = chunk
-        _, vjp = jax.vjp(lambda trainable: embed(trainable, *part), trainable)
-        return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, vjp(pull)[0]), None
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
-    grads, _ = jax.lax.scan(backward, zeros, (parts, split(pull, chunks)))
-    return value.astype(jnp.float32), grads
-
-
-def mean(loss: Callable[..., jax.Array], trainable: Any, batch: Any, *, chunks: int) -> tuple[jax.Array, Any]:
-    """The mean over chunks of ``loss(trainable, *chunk)`` and its gradient by ``trainable``.
-
-    That of the whole batch, for any number of chunks, if ``loss`` is a mean over rows.
-
-    Args:
-        batch: tuple of arrays [N, …], whose rows go together.
-        chunks: K; activations of N / K rows are alive at a time.
-    Returns:
-        float32 loss, float32 gradients.
-    Raises:
-        ValueError: K does not divide N.
+    Attributes:
+        loss: (variables, inputs) -> (sum of the losses, sum of their weights, new batch statistics); the first two are
+            float32 scalars. The weight is how many examples or label tokens there are, so it must not depend on the
+            variables. The statistics are empty for a model that has none.
     """
 
-    if chunks == 1:  # a loop of one turn is not unrolled, and what surrounds it is not fused with it
-        return jax.tree.map(lambda x: x.astype(jnp.float32), jax.value_and_grad(loss)(trainable, *batch))
+    loss: Callable[[Variables, Inputs], tuple[jax.Array, jax.Array, Mapping]]
+    embed: None = None  # it has neither of these
+    compare: None = None
 
-    def one(total, chunk):
-        found = jax.value_and_grad(loss)(trainable, *chunk)
-        return jax.tree.map(lambda sum, x: sum + x.astype(jnp.float32) / chunks, total, found), None
+    def gradients(
+        self, bind: Bind, trainable: Any, inputs: Inputs, stats: Mapping, parts: int
+    ) -> tuple[jax.Array, Mapping, Any]:
+        """Return (sum / weight over the whole batch, new batch statistics, gradient); see :func:`check_parts`."""
+        check_parts(parts, stats)
+        if parts == 1:
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
-    return jax.lax.scan(one, (jnp.zeros((), jnp.float32), zeros), split(batch, chunks))[0]
+            def mean(trainable):
+                total, weight, new = self.loss(bind(trainable), inputs)
+                return total / weight, new
+
+            (loss, stats), grads = jax.value_and_grad(mean, has_aux=True)(trainable)
+            return loss.astype(jnp.float32), stats, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+        def add(sums, part):
+            def total_of(trainable):
+                total, weight, _ = self.loss(bind(trainable), part)
+                return total, weight
+
+            (total, weight), grads = jax.value_and_grad(total_of, has_aux=True)(trainable)
+            return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, (total, weight, grads)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        zeros = (zero, zero, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
+        (total, weight, grads), _ = jax.lax.scan(add, zeros, split(inputs, parts))
+        return total / weight, stats, jax.tree.map(lambda g: g / weight, grads)
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """A loss that compares the examples of a batch with each other.
+
+    Attributes:
+        embed: (variables, inputs [n, …]) -> ([n, …] embeddings, new batch statistics). An example's embeddings may
+            depend on that example alone, unless the model has batch statistics.
+        compare: (embeddings [N, …], inputs [N, …]), both of the whole batch -> scalar loss.
+    """
+
+    embed: Callable[[Variables, Inputs], tuple[jax.Array, Mapping]]
+    compare: Callable[[jax.Array, Inputs], jax.Array]
+
+    def gradients(
+        self, bind: Bind, trainable: Any, inputs: Inputs, stats: Mapping, parts: int
+    ) -> tuple[jax.Array, Mapping, Any]:
+        """Return (loss, new batch statistics, gradient), equal for any number of parts; see :func:`check_parts`."""
+        check_parts(parts, stats)
+        if parts == 1:
+
+            def whole(trainable):
+                embeddings, new = self.embed(bind(trainable), inputs)
+                return self.compare(embeddings, inputs), new
+
+            (loss, stats), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
+            return loss, stats, grads
+
+        def embed(trainable, part):
+            return self.embed(bind(trainable), part)[0]
+
+        divided = split(inputs, parts)
+        embeddings = join(jax.lax.map(lambda part: embed(trainable, part), divided))
+        loss, pull = jax.value_and_grad(lambda embeddings: self.compare(embeddings, inputs))(embeddings)
+
+        def backward(total, chunk):
+            part, pull = chunk
+            _, vjp = jax.vjp(lambda trainable: embed(trainable, part), trainable)
+            return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, vjp(pull)[0]), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
+        grads, _ = jax.lax.scan(backward, zeros, (divided, split(pull, parts)))
+        return loss.astype(jnp.float32), stats, grads
+
+
+Objective = Additive | WholeBatch
+
+
+def check_parts(parts: int, stats: Mapping) -> None:
+    """Raise ValueError if a model with batch norm, which must see the whole batch at once, is given it in parts."""
+    if parts > 1 and stats:
+        raise ValueError(f"{parts} chunks: a model with batch norm must see the whole batch at once; use 1")
 
 
 def split(tree: Any, chunks: int) -> Any:
-    """[N, …] -> [K, N / K, …]; chunk k has rows k, k + K, …
+    """Cut [N, …] into [K, N / K, …]; chunk k has the rows k, k + K, …
 
-    Devices hold consecutive rows of a batch, so every chunk has as many of each device, and no row moves.
+    Devices hold consecutive rows of a batch, so every chunk has equally many rows of each device and no row moves.
+    Raises ValueError: K does not divide N.
     """
 
     def one(x):
@@ -98,5 +134,5 @@ def split(tree: Any, chunks: int) -> Any:
 
 
 def join(x: jax.Array) -> jax.Array:
-    """The inverse of :func:`split`."""
+    """Put chunks [K, n, …] back in the order of the batch: the inverse of :func:`split`."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])

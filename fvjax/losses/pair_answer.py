@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from fvjax.typing import Labels
 
 
-def loss(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: str = "vocab") -> jax.Array:
-    """Cross-entropy of the right answer.
+def losses(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: str = "vocab") -> jax.Array:
+    """Return the cross-entropy of each pair's right answer.
 
     Args:
         logits: [P, V] at the last position, any float type.
@@ -17,7 +17,7 @@ def loss(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: str
         yes_no_ids: (Yes, No), columns of the logits.
         over: "vocab", among all V tokens, as LLM-FaceVerification's code has it; "yes_no", among the two, as its text.
     Returns:
-        float32 scalar, the mean over the P pairs.
+        float32 [P]. The loss of a batch is their mean.
     Raises:
         ValueError: another `over`.
     """
@@ -26,7 +26,7 @@ def loss(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: str
     if over not in ("vocab", "yes_no"):
         raise ValueError(f"loss over {over!r}: choose 'vocab' or 'yes_no'")
     right = jnp.where(labels == 1, answers[:, 0], answers[:, 1])
-    return jnp.mean(jax.nn.logsumexp(logits if over == "vocab" else answers, axis=-1) - right)
+    return jax.nn.logsumexp(logits if over == "vocab" else answers, axis=-1) - right
 
 
 def p_yes(logits: jax.Array, yes_no_ids: Sequence[int]) -> jax.Array:

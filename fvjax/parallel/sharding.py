@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,16 +11,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
 from fvjax import trees
-from fvjax.config import Config
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config: Config, devices=None) -> Mesh:
-    """Mesh ("data", "fsdp", "tensor") over all devices; one size may be -1 (whatever is left)."""
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Make the mesh ("data", "fsdp", "tensor") over all devices, or those given; one size may be -1 (what is left)."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config[a] for a in AXES]
+    sizes = [shape[axis] for axis in AXES]
     if sizes.count(-1) > 1:
         raise ValueError(f"config.mesh: only one of {AXES} may be -1, got {sizes}")
     known = math.prod(s for s in sizes if s != -1)
@@ -30,8 +30,18 @@ def make_mesh(config: Config, devices=None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def one_device() -> Mesh:
+    """Make a mesh of the first device alone."""
+    return make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+
+
+def rows(mesh: Mesh) -> int:
+    """Return how many ways a batch is split: over data x fsdp."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
-    """NamedSharding for every leaf of a nested tree.
+    """Return a NamedSharding for every leaf of a nested tree.
 
     Args:
         tree: leaves with `.shape`; names are matched as in :func:`fvjax.trees.first_match`.
@@ -54,28 +64,29 @@ def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def rows_here(size: int, mesh: Mesh) -> np.ndarray:
-    """Which of a batch's `size` rows this process's devices hold, in order; int [n]."""
-    held = NamedSharding(mesh, BATCH).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+    """Return which of a batch's `size` rows this process's devices hold, in order; int [n]."""
+    slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in slices]))
 
 
 def batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host rows -> global arrays split over data and fsdp; every process gives the rows of :func:`rows_here`."""
+    """Make global arrays, split over data and fsdp; every process passes the host rows of :func:`rows_here`."""
     sharding = NamedSharding(mesh, BATCH)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
 
 
 def whole(x: np.ndarray, mesh: Mesh, spec: PartitionSpec = BATCH) -> jax.Array:
-    """An array that every process has whole -> a global array, split over data and fsdp or as `spec` says."""
+    """Make a global array, split over data and fsdp or as `spec` says, of one that every process has whole."""
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
 
 def table(parts: Mapping[str, object]) -> Table:
-    """What lives how on the mesh, with the bytes that one device holds of it.
+    """Make a table of how arrays lie on the mesh, with the bytes that one device holds of them.
 
     Args:
         parts: name -> tree of arrays, or of shapes with shardings.

@@ -1,4 +1,4 @@
-"""What a training step needs of a device, by shapes alone: the program, its memory, the remat that fits."""
+"""The program that a run compiles, by shapes alone: its memory, its FLOPs, and the rematerialisation that fits."""
 
 from __future__ import annotations
 
@@ -6,150 +6,213 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from fvjax import trees
+from fvjax import tasks, trees
 from fvjax.config import Config
-from fvjax.losses import contrastive
-from fvjax.models.encoder import Encoder
+from fvjax.console import say
 from fvjax.parallel import distributed, sharding
-from fvjax.planning import memory
-from fvjax.training import loop, optimizer, train_state
+from fvjax.planning import flops, memory
+from fvjax.tasks.task import Task
+from fvjax.training.model import RunModel, open_model
+from fvjax.training.state import TrainState, make_learner
+from fvjax.training.step import Recipe, train_step
 
-REMAT = "none", "dots", "full"  # by speed, and by how much memory they take
-FILLED = 0.9  # of a device's memory may be planned for: fragmentation, cuDNN's workspaces
+REMAT = "none", "dots", "full"  # fastest first, and the one that takes most memory
+FILLED = 0.9  # share of a device's memory that may be planned for: fragmentation and cuDNN's workspaces need the rest
 
 
 class Program(NamedTuple):
-    """What a run compiles: step(state, frozen, batch), its arguments as shapes, their shardings and the results'."""
+    """What a run compiles: step(state, frozen, batch), its arguments' shapes and shardings, its results' shardings."""
 
     step: Callable
-    given: tuple
-    placed: tuple
+    arguments: tuple
+    shardings: tuple
     results: Any
-    encoder: Encoder
+    model: RunModel
+    task: Task
 
 
-def forward(config: Config, encoder: Encoder, state: dict, frozen: dict, batch: dict) -> jax.Array:
-    """What a config that trains nothing computes, of images uint8 [P,2,112,112,3]."""
-    variables, images = train_state.variables_of(config, state["trainable"], frozen, state["stats"]), batch["images"]
-    if config.task == "pair_answer":
-        return encoder.answer(variables, images[:, 0], images[:, 1], encoder.yes_no)
-    return encoder(variables, images.reshape(-1, *images.shape[2:]))[0]
+def has_layers(config: Config) -> bool:
+    """Whether the network is a loop over layers, which can be recomputed and has a choice of attention kernels."""
+    return config.model.kind != "iresnet"
 
 
-def program(config: Config, mesh: jax.sharding.Mesh, plain: bool | None = None) -> Program:
-    """`plain`: see build_encoder; None: an IResNet is, since its arrangement for CPUs is none for what is planned."""
-    if config.attention == "cudnn":  # of no other backend; as little memory, as few FLOPs
-        config = config.copy_and_resolve_references()
-        config.attention = "by_head"
-    opened = train_state.open_model(config, mesh, plain=config.model.kind == "iresnet" if plain is None else plain)
-    lr = optimizer.schedule(config.optimizer, config.epochs, 1)
-    tx = optimizer.make(config.optimizer, opened.groups, lr)
+def make_program(config: Config, mesh: Mesh, *, reference: bool | None = None) -> Program:
+    """Describe the training step of a config, or without training a batch of its predictions.
 
-    def init(key):
-        first = train_state.initial(config, opened.encoder, key)
-        opt = tx.init(first["trainable"]) if config.epochs else {}
-        return {**first, "opt": opt, "step": jnp.zeros((), jnp.int32)}
+    reference: see :func:`open_model`; None: for an IResNet, whose arrangement for CPUs is not what is planned.
+    """
+    if config.attention == "cudnn":  # no other backend has it; this one takes as little memory and as few FLOPs
+        config = config.replace({"attention": "by_head"})
+    task = tasks.get(config.task).from_config(config, Path())
+    if reference is None:
+        reference = not has_layers(config)
+    model = open_model(config, task, mesh, reference=reference)
+    lengths = {"epochs": config.epochs, "steps_per_epoch": 1, "steps": config.steps}
+    learner = make_learner(config.optimizer, model.groups, **lengths)
 
-    shape = jax.eval_shape(init, jax.random.key(0))
-    where = train_state.state_shardings(shape, opened.placed, mesh)
-    state, frozen, batch = loop.abstract_step(config, shape, opened.frozen)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.base_dtype)), frozen)
-    at = trees.unflatten({name: opened.placed[name] for name in trees.flatten(frozen)})
-    by_rows = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
-    if config.epochs:
-        step, results = partial(loop.step_fn, config, opened.encoder, tx, lr), (where, sharding.replicated(mesh))
+    def init(key: jax.Array) -> TrainState:
+        first = model.initial(key)
+        opt = learner.tx.init(first["trainable"]) if config.trains else {}
+        return TrainState(opt, first["stats"], jnp.zeros((), jnp.int32), first["trainable"])
+
+    state = jax.eval_shape(init, model.key)
+    of_state = model.state_shardings(state, mesh)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.base_dtype), model.frozen)
+    of_frozen = trees.unflatten({name: model.shardings[name] for name in trees.flatten(frozen)})
+    batch = task.batch_shapes(config.batch_size // task.images_per_example)
+    of_batch = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
+    if config.trains:
+        recipe = Recipe(model, task, learner, config.accumulation, config.compat.last_micro_batch)
+        step, results = partial(train_step, recipe), (of_state, sharding.replicated(mesh))
     else:
-        step, results = partial(forward, config, opened.encoder), NamedSharding(mesh, sharding.BATCH)
-    return Program(step, (state, frozen, batch), (where, at, by_rows), results, opened.encoder)
+        step, results = partial(_predict, task, model), NamedSharding(mesh, sharding.BATCH)
+    return Program(step, (state, frozen, batch), (of_state, of_frozen, of_batch), results, model, task)
+
+
+def _predict(task: Task, model: RunModel, state: TrainState, frozen: Any, batch: Any) -> jax.Array:
+    return task.predict(model.encoder, model.variables(state.trainable, state.stats, frozen), batch)
 
 
 def compiled(program: Program) -> Any:
-    """For the program's mesh, of which no device needs to be there but as a fake one."""
-    given = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.given, program.placed)
+    """Compile for the program's mesh, whose devices may be fake ones."""
+    arguments = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), program.arguments, program.shardings
+    )
     donated = 0 if isinstance(program.results, tuple) else ()
-    return jax.jit(program.step, donate_argnums=donated, out_shardings=program.results).lower(*given).compile()
+    return jax.jit(program.step, donate_argnums=donated, out_shardings=program.results).lower(*arguments).compile()
 
 
-def held(shapes: Any, placed: Any) -> int:
-    """Bytes of one device."""
-    each = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, placed)
+def model_flops(config: Config, mesh: Mesh) -> int:
+    """Return the FLOPs of one step as it is written, over all devices.
+
+    That is one plain step: accumulation and rematerialisation repeat forward passes, which are not model FLOPs.
+    """
+    plain = config.replace({"accumulation": 1, "compat.last_micro_batch": False})
+    program = make_program(plain, mesh, reference=True)
+    return flops.count(program.step, *program.arguments)
+
+
+def check_divides(config: Config, task: Task, rows: int) -> None:
+    """Raise ValueError unless batches divide over `rows` devices; names settings that do."""
+    per_example = task.images_per_example
+    unit = per_example * config.accumulation
+    sizes = {"eval.batch_size": ("eval.batch_size", config.eval.batch_size, 1)}
+    if config.trains:
+        parts = "" if config.accumulation == 1 else " / accumulation"
+        name = f"batch_size{f' / {per_example}' if per_example > 1 else ''}{parts}"
+        sizes[name] = ("batch_size", config.batch_size // unit, unit)
+    wrong = [f"config.{name} = {size}" for name, (_, size, _) in sizes.items() if size % rows]
+    remedy = [f"--config.{k}={-(-size // rows) * rows * unit}" for k, size, unit in sizes.values() if size % rows]
+    if wrong:
+        problem = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp"
+        raise ValueError(f"{problem} = {rows} devices; for example {' '.join(remedy)}")
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """Return the bytes of a tree of arrays that one device holds."""
+    each = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings)
     return sum(jax.tree.leaves(each))
 
 
-def loss_bytes(config: Config, mesh: jax.sharding.Mesh, width: int) -> int:
-    """What XLA assigns InfoNCE over all embeddings [images, width], and its gradient by them, on one device."""
+def comparison_bytes(program: Program, mesh: Mesh) -> int:
+    """Return what XLA assigns on one device for a loss over all embeddings and its gradient with respect to them.
+
+    0 for a loss that does not compare examples with each other.
+    """
+    objective, task = program.task.objective(program.model.encoder), program.task
+    if objective.compare is None:
+        return 0
+    state, frozen, batch = program.arguments
+
+    def embed(state, frozen, batch):
+        variables = program.model.variables(state.trainable, state.stats, frozen)
+        return objective.embed(variables, task.prepare(batch))[0]
+
+    def loss(embeddings, batch):
+        return objective.compare(embeddings, task.prepare(batch))
+
     by_rows = NamedSharding(mesh, sharding.BATCH)
-    z = jax.ShapeDtypeStruct((config.batch_size, width), jnp.float32, sharding=by_rows)
-    labels = jax.ShapeDtypeStruct((config.batch_size // 2,), jnp.int32, sharding=by_rows)
-
-    def loss(z, labels):
-        return contrastive.loss(z, labels, config.loss.temperature, config.compat.negatives_group)
-
-    done = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows)).lower(z, labels)
-    analysis: Any = done.compile().memory_analysis()
+    embeddings = jax.eval_shape(embed, state, frozen, batch)
+    embeddings = jax.ShapeDtypeStruct(embeddings.shape, embeddings.dtype, sharding=by_rows)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), batch)
+    jitted = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows))
+    analysis: Any = jitted.lower(embeddings, batch).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
 
-def sizes(config: Config, mesh: jax.sharding.Mesh, whole: Program) -> tuple[dict[str, int], int]:
-    """Bytes of one device, by what they are for (plan.py has the formulas), and those moved; whole: of `config`."""
-    (state, frozen, batch), (at, of_base, by_rows) = whole.given, whole.placed
-    one = config.copy_and_resolve_references()  # a device's share of the batch
-    one.batch_size //= mesh.shape["data"] * mesh.shape["fsdp"]
-    one.compat.update({"negatives_group": 0, "batch_norm_group": 0})
-    alone = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, mesh.devices.flatten()[:1])
-    local, in_parts = program(one, alone), config.task == "pair_answer" or config.accumulation > 1
-    layer = 1 + bool(config.epochs and in_parts and not config.compat.last_micro_batch)  # depth of the loop over them
-    found = memory.estimate(local.step, *local.given, kernels=layer + 1 if config.attention == "cudnn" else 0)
-    trains = bool(config.epochs)
-    gradients = trains * held(local.given[0]["trainable"], local.placed[0]["trainable"])  # unsharded, as in `found`
-    working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive) - gradients
-    similarities = 0
-    if trains and config.task == "contrastive":
-        width = jax.eval_shape(partial(forward, one, local.encoder), *local.given).shape[-1]
-        similarities = loss_bytes(config, mesh, width)
+def sizes(config: Config, mesh: Mesh, whole: Program) -> tuple[dict[str, int], int]:
+    """Return the bytes of one device by what they are for (fvjax/plan.py has the formulas), and the bytes moved.
+
+    whole: the program of `config` on `mesh`.
+    """
+    (state, frozen, batch), (of_state, of_frozen, of_batch) = whole.arguments, whole.shardings
+    share = config.replace(  # one device's share of the batch
+        {
+            "batch_size": config.batch_size // sharding.rows(mesh),
+            "compat.negatives_group": 0,
+            "compat.batch_norm_group": 0,
+        }
+    )
+    alone = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), list(mesh.devices.flatten()[:1]))
+    local = make_program(share, alone)
+    in_parts = config.trains and config.accumulation > 1 and not config.compat.last_micro_batch
+    layer = 1 + bool(in_parts)  # how deep the loop over layers is nested
+    kernels = layer + 1 if config.attention == "cudnn" else 0
+    estimate = memory.estimate(local.step, *local.arguments, kernels=kernels)
+    # As in the estimate, gradients are not sharded.
+    gradients = bytes_per_device(local.arguments[0].trainable, local.shardings[0].trainable) if config.trains else 0
+    working = sum(estimate.alive[layer:]) if has_layers(config) else sum(estimate.alive) - gradients
+    without_optimizer = [(tree.trainable, tree.stats, tree.step) for tree in (state, of_state)]
     return {
-        "base": held(frozen, of_base),
-        "trained": held({**state, "opt": ()}, {**at, "opt": ()}),
-        "optimizer": held(state["opt"], at["opt"]),
-        "gradients": trains * held(state["trainable"], at["trainable"]),
-        "batch": 2 * held(batch["images"], by_rows["images"]),
-        "kept": max(sum(found.alive) - working - gradients, 0),
+        "base": bytes_per_device(frozen, of_frozen),
+        "trained": bytes_per_device(*without_optimizer),
+        "optimizer": bytes_per_device(state.opt, of_state.opt),
+        "gradients": bytes_per_device(state.trainable, of_state.trainable) if config.trains else 0,
+        "batch": 2 * bytes_per_device(batch["images"], of_batch["images"]),
+        "kept": max(sum(estimate.alive) - working - gradients, 0),
         "working set": working,
-        "similarities": similarities,
-    }, found.moved
+        "similarities": comparison_bytes(whole, mesh) if config.trains else 0,
+    }, estimate.moved
 
 
-def remat(config: Config, mesh: jax.sharding.Mesh, limit: int) -> tuple[str, str]:
-    """The fastest of REMAT whose step surely fits in `limit` bytes of a device, and a line about why; else "full"."""
-    told = []
+# ---- rematerialisation -----------------------------------------------------------------------------------------------
+
+
+def remat_that_fits(config: Config, mesh: Mesh, limit: int) -> tuple[str, str]:
+    """Return the fastest of REMAT whose step surely fits in `limit` bytes, or "full"; and why, in one line."""
+    reasons = []
     for choice in REMAT:
-        one = config.copy_and_resolve_references()
-        one.remat = choice
-        found, _ = sizes(one, mesh, program(one, mesh))
-        most = sum(found.values()) + found["working set"]  # plan.py: the working set is a range
-        told.append(f"{choice} needs {(most - found['working set']) / 2**30:.1f} to {most / 2**30:.1f} GiB")
-        if most <= FILLED * limit or config.model.kind == "iresnet":
+        one = config.replace({"remat": choice})
+        needed, _ = sizes(one, mesh, make_program(one, mesh))
+        least = sum(needed.values())
+        most = least + needed["working set"]  # fvjax/plan.py: the working set is a range
+        reasons.append(f"{choice} needs {least / 2**30:.1f} to {most / 2**30:.1f} GiB")
+        if most <= FILLED * limit or not has_layers(config):
             break
     else:
-        told.append("which may be too much: raise config.accumulation, or lower config.batch_size")
-    return choice, f"remat: {choice} ({', '.join(told)}; a device has {limit / 2**30:.1f})"
+        reasons.append("which may be too much: raise config.accumulation, or lower config.batch_size")
+    return choice, f"remat: {choice} ({', '.join(reasons)}; a device has {limit / 2**30:.1f})"
 
 
-def chosen(config: Config, mesh: jax.sharding.Mesh, say: Callable[[str], None]) -> str:
-    """For this process's devices; of several processes the one for the smallest memory, which all must have."""
-    choice, why = remat(config, mesh, device_memory())
-    say(why)
+def choose_remat(config: Config, mesh: Mesh) -> str:
+    """Choose for this run's devices; of several processes the one with the smallest memory decides."""
+    choice, reason = remat_that_fits(config, mesh, device_memory())
+    say(reason)
     return max(distributed.exchange(choice), key=REMAT.index)
 
 
 def device_memory() -> int:
-    """Bytes that a device of this process may take: as its allocator says, of a CPU its share of the machine's."""
+    """Return the bytes that a device of this process may take: its allocator's limit, or a CPU's share of memory."""
     local = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in local]
     return min(limits) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(local)

@@ -1,0 +1,20 @@
+"""The tasks by the names that `config.task` takes."""
+
+from __future__ import annotations
+
+from fvjax import plugins
+from fvjax.tasks.pair_answer import PairAnswer
+from fvjax.tasks.task import Task
+from fvjax.tasks.verification import Verification
+
+TASKS: dict[str, type[Task]] = {"contrastive": Verification, "pair_answer": PairAnswer}
+
+
+def get(name: str) -> type[Task]:
+    """Return the task of a name, or a class of the user's own by `module:Class`. Raises ValueError: there is none."""
+    task = plugins.load(name) if plugins.is_spec(name) else TASKS.get(name)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise ValueError(
+            f"config.task={name!r}: not a task; choose {', '.join(TASKS)}, or module:Class of a fvjax Task"
+        )
+    return task

@@ -18,11 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from fvjax import trees
-from fvjax.config import Config
+from fvjax.config import CheckpointConfig
 from fvjax.parallel import distributed
-
-# What checkpoints of earlier versions do not hold; where it is missing it is not compared.
-NOTED_SINCE = ("prompt_ids", "val_data_hash")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -60,7 +57,7 @@ class Checkpoints:
         accuracies: step -> validation accuracy, of those that were validated (WORKDIR/validation.json).
     """
 
-    def __init__(self, workdir: Path, config: Config, read_only: bool = False):
+    def __init__(self, workdir: Path, config: CheckpointConfig, read_only: bool = False):
         self.path, self.read_only, self.keep = (workdir / "checkpoints").absolute(), read_only, config.keep
         self.file = workdir / "validation.json"
         found = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -152,7 +149,7 @@ class Checkpoints:
             told = "is of another version of fvjax, without a hash of its contents"
             raise ValueError(f"{self.path}/{step} {told}; choose another --workdir")
         for key, value in meta.items():
-            if found.get(key, value if key in NOTED_SINCE else None) != value:
+            if found.get(key) != value:
                 raise ValueError(
                     f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )

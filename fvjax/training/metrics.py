@@ -1,36 +1,44 @@
-"""What a run reports while it goes: metrics.jsonl, TensorBoard and a progress line. Process 0 only."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard, other trackers and a progress bar. Process 0 only."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fvjax import errors
-from fvjax.config import Config
+from fvjax import errors, files, plugins
+from fvjax.config import LogConfig
+from fvjax.console import console
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+class Tracker(Protocol):
+    """A further place for the metrics. A plug-in is called with (run name, work directory, first step) to make one."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Writer:
-    """Appends one JSON line per step; on resume, lines of steps that are about to be redone are cut off."""
+    """Appends one JSON line per step; on resume, the lines of steps that are about to be repeated are cut off."""
 
-    def __init__(self, workdir: Path, config: Config, step: int):
+    def __init__(self, name: str, workdir: Path, config: LogConfig, step: int):
         self.active = jax.process_index() == 0
         if not self.active:
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
-            keep_before(path, step)
+            files.keep_before(path, step)
         self.file = path.open("a", buffering=1)
-        self.board = None
-        if config.tensorboard:
-            self.board = Board(workdir / "tb", step)
+        self.trackers: list[Tracker] = [Board(workdir / "tb", step)] if config.tensorboard else []
+        self.trackers += [open_tracker(tracker, name, workdir, step) for tracker in config.trackers]
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("step {task.completed}/{task.total}"),
@@ -50,39 +58,42 @@ class Writer:
             self.task = self.progress.add_task("compiling", total=total, completed=step)
             self.progress.start()
 
-    def write(self, step: int, values: dict[str, float | str]) -> None:
-        """One line {"step": …, **values}."""
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Write one line {"step": …, **values}; trackers get the numbers of it."""
         if not self.active:
             return
         with errors.naming(self.file.name):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.board:
-            self.board.write(step, {k: v for k, v in values.items() if isinstance(v, float)})
+        for tracker in self.trackers:
+            tracker.write(step, {k: v for k, v in values.items() if isinstance(v, float)})
 
     def show(self, step: int, text: str) -> None:
         if self.active:
             self.progress.update(self.task, completed=step, description=text)
 
-    def say(self, text: Any) -> None:  # or a table of rich
+    def say(self, text: Any) -> None:
+        """Print a line or a table above the progress bar."""
         if self.active:
             self.progress.console.print(text)
 
     def close(self) -> None:
         if not self.active:
             return
-        # what has failed already is to be told, not that closing failed as well
+        # If something has failed already, that error is the one to report, not that closing failed as well.
         ignored = (OSError,) if sys.exc_info()[1] else ()
         self.progress.stop()
         with contextlib.suppress(*ignored), errors.naming(self.file.name):
             self.file.close()
-        with contextlib.suppress(*ignored):
-            if self.board:
-                self.board.close()
+        for tracker in self.trackers:
+            with contextlib.suppress(*ignored):
+                tracker.close()
 
 
 class Board:
-    """TensorBoard events, written by whoever calls: the thread of tensorboardX's SummaryWriter dies when the disk is
-    full, and the steps after that would wait for it for ever."""
+    """TensorBoard events, written by the calling thread.
+
+    The thread of tensorboardX's SummaryWriter dies when the disk is full, and later steps would wait for it for ever.
+    """
 
     def __init__(self, path: Path, step: int):
         from tensorboardX import event_file_writer, summary
@@ -94,11 +105,11 @@ class Board:
         start = protos.SessionLog(status=protos.SessionLog.START)
         with errors.naming(path):
             self.events = event_file_writer.EventsWriter(str(path / "events"))
-            # what an earlier start wrote of this step and later ones is not shown
+            # TensorBoard then hides what an earlier start wrote about this step and later ones.
             self.events.write_event(self.event(wall_time=time.time(), step=step, session_log=start))
         self.flushed = time.monotonic()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         with errors.naming(self.path):
             for key, value in values.items():
                 self.events.write_event(self.event(wall_time=time.time(), step=step, summary=self.scalar(key, value)))
@@ -111,31 +122,62 @@ class Board:
             self.events.close()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write all of a file at once: a kill or a full disk leaves the old one or the new one."""
-    tmp = path.with_name(f"{path.name}.tmp")
-    with errors.naming(path):
-        try:
-            tmp.write_text(text)
-            tmp.replace(path)
-        finally:
-            tmp.unlink(missing_ok=True)
-
-
-def read(path: Path) -> list[dict]:
-    """The lines of a JSON-lines file, without one that a kill cut short; [] if there is none."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step(line) < float("inf")]
-
-
-def keep_before(path: Path, step: int) -> None:
-    """Cut from a JSON-lines file what is of `step` or later, and a line that a kill cut short."""
-    kept = [line for line in path.read_text().splitlines() if _step(line) < step] if path.exists() else []
-    replace_file(path, "".join(f"{line}\n" for line in kept))
-
-
-def _step(line: str) -> float:
+def open_tracker(spec: str, name: str, workdir: Path, step: int) -> Tracker:
+    """Open `wandb`, `mlflow` or a plug-in. Raises ValueError: unknown, or its package is not installed."""
+    known = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+    if plugins.is_spec(spec):
+        return plugins.load(spec)(name, workdir, step)
+    if spec not in known:
+        raise ValueError(f"config.log.trackers: {spec!r} is unknown; choose {' or '.join(known)}, or module:name")
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a kill
+        return known[spec](name, workdir, step)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"config.log.trackers: {spec} needs a package; pip install {error.name}") from error
+
+
+class WandbTracker:
+    """Weights & Biases. Runs of one work directory continue each other there."""
+
+    def __init__(self, name: str, workdir: Path, step: int):
+        import wandb  # type: ignore[import-not-found]  # optional
+
+        del step  # wandb itself refuses steps that it has
+        self.run = wandb.init(project="fvjax", name=name, id=_run_id(workdir), resume="allow", dir=workdir)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MlflowTracker:
+    """MLflow, at MLFLOW_TRACKING_URI or in WORKDIR/mlruns."""
+
+    def __init__(self, name: str, workdir: Path, step: int):
+        import os
+
+        import mlflow  # type: ignore[import-not-found]  # optional
+
+        del step
+        self.mlflow = mlflow
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri((workdir / "mlruns").absolute().as_uri())
+        mlflow.set_experiment("fvjax")
+        mlflow.start_run(run_name=name, tags={"fvjax.run": _run_id(workdir)})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+def _run_id(workdir: Path) -> str:
+    """Return the name under which a tracker continues the run of a work directory, kept in that directory."""
+    file = workdir / "tracker_id"
+    if not file.exists():
+        import secrets
+
+        files.replace_file(file, secrets.token_hex(8))
+    return file.read_text().strip()

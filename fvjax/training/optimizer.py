@@ -1,6 +1,10 @@
 """Which parameters train, with what optimizer and at what rate."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +12,12 @@ import numpy as np
 import optax
 
 from fvjax import trees
-from fvjax.config import Config
+from fvjax.config import OptimizerConfig
 
 FROZEN = "frozen"
 
 
-def split(variables: Mapping, rules) -> tuple[dict, dict, dict[str, str]]:
+def split(variables: Mapping, rules: Any) -> tuple[dict, dict, dict[str, str]]:
     """Prune a variable tree into what trains and what is frozen.
 
     Args:
@@ -39,19 +43,44 @@ def merge(*parts: Mapping) -> dict:
     return trees.unflatten({n: leaf for part in parts for n, leaf in trees.flatten(part).items()})
 
 
-def schedule(config: Config, epochs: int, steps_per_epoch: int) -> Callable[[int | jax.Array], jax.Array]:
-    """Learning rate by step, constant within an epoch e of E, W of them warm-up (the seed's schedule).
+def schedule(
+    config: OptimizerConfig, *, epochs: int, steps_per_epoch: int, steps: int = 0
+) -> Callable[[int | jax.Array], jax.Array]:
+    """Return the learning rate as a function of the step (0 for the first one).
 
-    e < W: lr (e+1)/W; else lr 0.5 (1 + cos(pi (e-W)/(E-W))).
+    epoch_cosine, LLM-FaceVerification's: constant within epoch e of E, of which W are warm-up: lr (e+1)/W for e < W,
+    then lr 0.5 (1 + cos(pi (e-W)/(E-W))). The others count steps, S in all, of which W are warm-up: lr s/W for s < W,
+    so the first step has rate 0 (as in Hugging Face transformers); then lr times 0.5 (1 + cos(pi (s-W)/(S-W))) for
+    cosine, (S-s)/(S-W) for linear, 1 for constant.
+
+    Args:
+        epochs, steps_per_epoch: how long training takes, unless `steps` says so.
     """
-    e = np.arange(max(epochs, 1), dtype=np.float64)
-    warm, total = config.warmup_epochs, max(epochs, 1)
-    cosine = 0.5 * (1 + np.cos(np.pi * (e - warm) / max(total - warm, 1)))
+    if config.schedule == "epoch_cosine":
+        return _epoch_cosine(config, max(epochs, 1), steps_per_epoch)
+    total = max(steps or epochs * steps_per_epoch, 1)
+    warm = config.warmup_steps or math.ceil(config.warmup_ratio * total)
+    if warm > total:
+        raise ValueError(f"config.optimizer.warmup_steps={warm}: training has {total} steps")
+
+    def rate(step: int | jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warm) / max(total - warm, 1), 0, 1)
+        after = {"cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return config.lr * jnp.where(step < warm, step / max(warm, 1), after[config.schedule])
+
+    return rate
+
+
+def _epoch_cosine(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> Callable[[int | jax.Array], jax.Array]:
+    e = np.arange(epochs, dtype=np.float64)
+    warm = config.warmup_epochs
+    cosine = 0.5 * (1 + np.cos(np.pi * (e - warm) / max(epochs - warm, 1)))
     table = jnp.asarray(config.lr * np.where(e < warm, (e + 1) / max(warm, 1), cosine), jnp.float32)
-    return lambda step: table[jnp.minimum(step // steps_per_epoch, total - 1)]
+    return lambda step: table[jnp.minimum(step // steps_per_epoch, epochs - 1)]
 
 
-def make(config: Config, groups: Mapping[str, str], lr: Callable) -> optax.GradientTransformation:
+def make(config: OptimizerConfig, groups: Mapping[str, str], lr: Callable) -> optax.GradientTransformation:
     """Clip the global norm over everything that trains, then one optimizer per group (rates by `lr_scale`).
 
     sgd: weight decay is added to the gradient before momentum, as in torch. adamw: decoupled decay.
@@ -67,7 +96,7 @@ def make(config: Config, groups: Mapping[str, str], lr: Callable) -> optax.Gradi
             return optax.chain(optax.scale_by_adam(config.b1, config.b2, config.eps), decay, rate)
         raise ValueError(f"config.optimizer.name={config.name!r}: choose sgd or adamw")
 
-    scales = config.lr_scale.to_dict()
+    scales = dict(config.lr_scale)
     unknown = set(scales) - set(groups.values())
     if unknown:
         raise ValueError(f"config.optimizer.lr_scale names no group that trains: {sorted(unknown)}")

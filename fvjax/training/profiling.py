@@ -58,7 +58,7 @@ class Trace:
             self.running = True
         return step
 
-    def after(self, number: int, state: dict) -> Group | None:
+    def after(self, number: int, state: Any) -> Group | None:
         """To be called with the state before step `number`; the table when the one before was the last one traced."""
         if not self.running or number != self.end:
             return None

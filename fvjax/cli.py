@@ -1,0 +1,74 @@
+"""What the commands that take a config share: its flag, --help, and errors in one line with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from fvjax import shipped
+from fvjax.parallel import distributed
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
+TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
+
+
+def fail(text: str) -> None:
+    """Print an error and end this process, and with it the other processes of the run; exit code 2."""
+    for line in text.splitlines():
+        print(f"fvjax: error: {line}", file=sys.stderr)
+    distributed.leave(2, text)
+
+
+def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> list[str]:
+    """Parse flags; every problem is one line and exit code 2. --help prints `about` and the flags of `holders`."""
+    if {"--help", "-h", "-help"} & set(argv):
+        print(help_text(about, holders))
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(find_config(argv))
+        if CONFIG.value is None:
+            fail(f"--config=NAME is missing; there are {', '.join(shipped.config_names())}, or give a file of your own")
+        config: Any = CONFIG.value
+        config.to_dict()  # a config that could not be loaded complains at its first use
+        return rest
+    except Exception as error:  # a config file is Python: anything can be wrong in it
+        if "--traceback" in argv:
+            raise
+        file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
+        if file and not shipped.config_file(file).is_file():
+            fail(f"--config={file}: no such file; there are {', '.join(shipped.config_names())}")
+        kind = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
+        text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+        fail(kind + " ".join(text.split()).lstrip("'\""))
+        raise  # not reached
+
+
+def help_text(about: str, holders: Sequence[flags.FlagHolder]) -> str:
+    """Return what a command's --help prints: what it is for, then its own flags and none of absl's."""
+    lines = [about.strip(), "", "flags:"]
+    for flag in (flags.FLAGS[holder.name] for holder in holders):
+        default = "" if flag.default in (None, False, 0, []) else f" (default: {flag.default})"
+        lines.append(f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}=…")
+        lines.append(f"        {' '.join(flag.help.split())}{default}")
+    return "\n".join(lines)
+
+
+def find_config(argv: list[str]) -> list[str]:
+    """Return the arguments with the file that `--config=NAME[:ROW]` means (see `shipped.config_file`)."""
+    out = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
+            continue
+        name, colon, row = (value if equals else argv[i + 1]).partition(":")
+        file = shipped.config_file(name)
+        shipped.importable(file)
+        if equals:
+            out[i] = f"{flag}={file}{colon}{row}"
+        else:
+            out[i + 1] = f"{file}{colon}{row}"
+    return out

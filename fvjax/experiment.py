@@ -1,0 +1,303 @@
+"""One experiment from its config to results.json: model, data, state, evaluation before, training, evaluation after."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import fvjax
+from fvjax import files, tasks, trees
+from fvjax.config import Config
+from fvjax.console import console, say
+from fvjax.parallel import distributed, sharding
+from fvjax.planning import devices, programs
+from fvjax.tasks.predictor import Predictor
+from fvjax.tasks.task import Evaluator
+from fvjax.training import feed, preemption, profiling
+from fvjax.training.agreement import Agreement
+from fvjax.training.checkpoint import Checkpoints
+from fvjax.training.loop import Saves, train
+from fvjax.training.metrics import Writer
+from fvjax.training.model import open_model, pretrained_hash, prompt_facts
+from fvjax.training.reporter import TrainReporter, Workload
+from fvjax.training.state import TrainState, abstract_state, make_learner, start_state
+from fvjax.training.step import Recipe, train_step_with_request
+from fvjax.training.validation import Evaluations, EvaluationSchedule
+
+
+def run(
+    config: Config,
+    workdir: Path,
+    *,
+    train: bool,
+    request: preemption.Request | None = None,
+    profile: int = 0,
+) -> dict[str, Any]:
+    """Train (or resume) in `workdir` and evaluate; with train=False only evaluate what was trained there.
+
+    All of several processes call this.
+
+    Args:
+        request: lets a signal handler ask the loop to save and stop. Without one the run cannot be interrupted cleanly.
+        profile: how many steps to trace, see :mod:`fvjax.training.profiling`.
+    Returns:
+        the contents of results.json.
+    Raises:
+        ValueError: user errors, such as a bad key, a missing file, a mismatched checkpoint. Preempted: asked to stop.
+    """
+    experiment = Experiment(config, workdir, train, request or preemption.Request(), profile)
+    state = experiment.load_state()
+    experiment.describe(state)
+    experiment.evaluate_before(state)
+    state = experiment.train(state)
+    return experiment.report(state)
+
+
+class Experiment:
+    """The parts of a run, built from its config; user errors are raised before anything is written."""
+
+    def __init__(self, config: Config, workdir: Path, trains: bool, request: preemption.Request, profile: int):
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0  # of earlier starts
+        self.code_version = fvjax.code_version()  # now, as the files may change while the run goes on
+        self.workdir, self.trains, self.request, self.profile = workdir, trains, request, profile
+        self.mesh = sharding.make_mesh(vars(config.mesh))
+        self.task = tasks.get(config.task).from_config(config, workdir)
+        programs.check_divides(config, self.task, sharding.rows(self.mesh))
+        if config.remat == "auto":
+            chosen = programs.choose_remat(config, self.mesh) if trains and config.trains else "none"
+            config = config.replace({"remat": chosen})
+        self.config = config
+        self.model = open_model(config, self.task, self.mesh)
+        self._open_data()
+        self._start()
+        evaluation_hashes = self.task.data_hashes()
+        self.facts = self._facts()
+        self._create_workdir(evaluation_hashes)
+        self.evaluator: Evaluator = self.task.evaluator(
+            self.model.encoder, Predictor(self.model.variables, self.frozen, self.mesh), self._seen()
+        )
+        self.checkpoints = Checkpoints(workdir, config.checkpoint)
+        self.request.before_leaving = self.checkpoints.wait
+        every = config.eval.every_epochs * self.steps_per_epoch
+        schedule = EvaluationSchedule(every, self.total_steps, bool(config.data.val))
+        self.evaluations = Evaluations(
+            self.evaluator, schedule, self.checkpoints, workdir, self.steps_per_epoch, self.seconds
+        )
+
+    # ---- building the parts
+
+    def _open_data(self) -> None:
+        self.store = self.task.open_store()
+        self.examples = None
+        self.steps_per_epoch = 1
+        if self.config.trains:
+            if self.store is None:
+                raise ValueError("config.data.train is empty and config.epochs is not 0; give a face store to train on")
+            self.examples = self.task.examples(self.store)
+            self.steps_per_epoch = self.examples.plan.steps_per_epoch
+            if not self.steps_per_epoch:
+                unit = f"{self.examples.plan.examples_per_step} examples"
+                raise ValueError(f"config.batch_size={self.config.batch_size}: not one full batch of {unit}")
+        self.total_steps = self.config.steps or self.config.epochs * self.steps_per_epoch
+
+    def _start(self) -> None:
+        c = self.config
+        lengths = {"epochs": c.epochs, "steps_per_epoch": self.steps_per_epoch, "steps": c.steps}
+        learner = make_learner(c.optimizer, self.model.groups, **lengths)
+        self.recipe = Recipe(self.model, self.task, learner, c.accumulation, c.compat.last_micro_batch)
+        self.initial_state = start_state(learner, self.model, self.mesh)
+        self.frozen = self.model.read_frozen()
+        self.state_shapes = abstract_state(learner, self.model, self.mesh)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a checkpoint belongs to: a run with other facts must not resume from it."""
+        facts: dict[str, Any] = {
+            "base_hash": pretrained_hash(self.config.init_from, self.config.init_parts),
+            "train_data_hash": self.store.data_hash if self.store else "",
+            "plan": [self.config.seed, self.examples.plan.examples_per_step if self.examples else 0],
+            **prompt_facts(self.model.encoder),
+        }
+        if validation := self.task.validation_hash():  # by which the best of several checkpoints is chosen
+            facts["val_data_hash"] = validation
+        if sources := self.config.plugin_sources():
+            facts["plugin_sources"] = sources
+        return facts
+
+    def _create_workdir(self, evaluation_hashes: dict[str, str]) -> None:
+        """Create the work directory: all user errors of one process have been reported by now."""
+        file = self.workdir / "config.json"
+        if jax.process_index() == 0 and not file.exists():
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            files.replace_file(file, self.config.to_json())
+        distributed.agree({**self.facts, **evaluation_hashes})
+        problem = f"{self.workdir} of process 0 is not seen here; choose a --workdir on a file system that all share"
+        distributed.agree({}, "" if file.exists() else problem)
+
+    def _seen(self) -> set[str]:
+        return set(self.store.identities) if self.store and self.examples else set()
+
+    # ---- what a run does, in order
+
+    def load_state(self) -> TrainState:
+        """Return the newest checkpoint's state, or the one before training."""
+        newest = self.checkpoints.newest(self.state_shapes.as_dict(), self.facts, say)
+        if newest is None:
+            if not self.trains and self.config.trains:
+                raise ValueError(f"{self.workdir} has no checkpoint yet, so there is nothing trained to evaluate")
+            state = self.initial_state
+        else:
+            step, parts = newest
+            state = TrainState.from_dict(parts)
+            self.seconds_before = self.checkpoints.meta(step)["seconds"]
+            say(f"Restored step {step} of {self.workdir}")
+        del self.initial_state  # its arrays are donated to the first step, or not needed
+        self._check_profile(int(state.step))
+        return state
+
+    def _check_profile(self, step: int) -> None:
+        left = self.total_steps - step if self.trains else 0
+        if self.profile and left < profiling.SKIP + self.profile:
+            raise ValueError(
+                f"--profile={self.profile}: needs {profiling.SKIP} steps before, and only {left} are to be trained"
+            )
+
+    def describe(self, state: TrainState) -> None:
+        """Print what there is: parameters and where they live, data and steps."""
+        trained = sum(x.size for x in trees.flatten(state.trainable).values())
+        total = trained + sum(x.size for x in trees.flatten(self.frozen).values())
+        kind = jax.devices()[0].device_kind
+        say(f"{self.config.name}: {total:,} parameters, {trained:,} train; mesh {dict(self.mesh.shape)} on {kind}")
+        say(
+            sharding.table(
+                {"frozen": self.frozen, "trainable": state.trainable, "stats": state.stats, "opt": state.opt}
+            )
+        )
+        if self.examples:
+            length = f"{self.config.steps} steps" if self.config.steps else f"{self.config.epochs} epochs"
+            say(f"{self.examples.description}, {length}")
+
+    def evaluate_before(self, state: TrainState) -> None:
+        """Evaluate before training into before_training.json, unless an earlier start has done it."""
+        wanted = self.config.eval.before_training and self.trains and self.total_steps and int(state.step) == 0
+        if wanted and not self._before_file.exists():
+            entries = self.evaluator.entries(state, "before training")
+            if jax.process_index() == 0:
+                files.replace_file(self._before_file, json.dumps(entries, indent=1))
+
+    @property
+    def _before_file(self) -> Path:
+        return self.workdir / "before_training.json"
+
+    def train(self, state: TrainState) -> TrainState:
+        """Train the steps that are left."""
+        step = int(state.step)
+        if not (self.trains and self.store and self.examples and step < self.total_steps):
+            return state
+        c = self.config
+        shardings = jax.tree.map(lambda x: x.sharding, self.state_shapes)
+        compiled = jax.jit(
+            functools.partial(train_step_with_request, self.recipe),
+            donate_argnums=0,
+            out_shardings=(shardings, sharding.replicated(self.mesh)),
+        )
+        workload = self._workload()
+        plan, features = self.examples.plan, self.examples.features
+        batches = feed.batches(
+            c.data, self.store, plan, self.mesh, start_step=step, num_steps=self.total_steps - step, features=features
+        )
+        writer = Writer(c.name, self.workdir, c.log, step)
+        writer.start(step, self.total_steps)
+        trace = profiling.Trace(self.workdir, self.profile, step)
+        reporter = TrainReporter(writer, workload, c.log.every_steps, self.checkpoints.latest, self.elapsed)
+        every = c.checkpoint.every_steps
+        try:
+            state = train(
+                state,
+                self.frozen,
+                batches,
+                compiled,
+                agreement=Agreement(self.request, c.checkpoint.every_minutes, self.mesh),
+                reporter=reporter,
+                saves=Saves(self.checkpoints, every, self.total_steps, self.facts, self.seconds),
+                evaluations=self.evaluations,
+                trace=trace,
+                hash_every=c.log.state_hash_every,
+            )
+        finally:
+            trace.close()
+            writer.close()
+        say(f"Trained to step {int(state.step)}, {self.elapsed():.0f} s since start")
+        return state
+
+    def _workload(self) -> Workload:
+        c = self.config
+        return Workload(
+            images_per_step=c.batch_size,
+            flops_per_step=programs.model_flops(c, self.mesh),
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=c.epochs,
+            total_steps=self.total_steps,
+            peak_flops=self.mesh.size * devices.peak_flops(jax.devices()[0].device_kind, c.dtype),
+        )
+
+    def report(self, state: TrainState) -> dict[str, Any]:
+        """Evaluate the final or the best state, write results.json and plots, print the table."""
+        c, trained = self.config, self.trains
+        step = int(state.step)
+        if trained:
+            self.evaluations.catch_up(step, state, c.name)
+        best = self.checkpoints.best() if c.data.val else None
+        if best is not None and best != step:
+            state = TrainState.from_dict(self.checkpoints.restore(best, self.state_shapes.as_dict(), self.facts))
+            step = best
+            say(f"Step {step} had the best validation accuracy: it is what is evaluated")
+        self.checkpoints.close()
+        validation = self.evaluations.validation_entry(step, state, c.name)
+        before = json.loads(self._before_file.read_text()) if self._before_file.exists() else {}
+        report = self.evaluator.report(state, before, validation)
+        if trained and step and not c.data.val:
+            self.evaluations.append(step, report.summary)
+        results = {
+            **report.results,
+            "step": step,
+            "config_hash": c.hash(),
+            "base_hash": self.facts["base_hash"],
+            "train_data_hash": self.facts["train_data_hash"],
+            "code_version": self.code_version,
+            "dtype": c.dtype,
+            "seconds": self.seconds(),
+        }
+        if jax.process_index() == 0:
+            files.replace_file(self.workdir / "results.json", json.dumps(results, indent=1))
+            if report.table is not None:
+                console.print(report.table)
+            report.plot(self.workdir)
+            names = "results.json, metrics.jsonl, roc.png, det.png"
+            console.print(f"Everything about this run is in {self.workdir} ({names})")
+        return results
+
+    def elapsed(self) -> float:
+        """Return the seconds since this start."""
+        return time.perf_counter() - self.started
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken over all its starts."""
+        return round(self.seconds_before + self.elapsed(), 1)
+
+
+def compare(rows: dict[Path, Config]) -> None:
+    """Print one table for each kind of task of several finished experiments. Process 0 only."""
+    if jax.process_index():
+        return
+    results: dict[Any, dict[str, Any]] = {}
+    for workdir, config in rows.items():
+        of_kind = results.setdefault(tasks.get(config.task).comparison, {})
+        of_kind[workdir.name] = json.loads((workdir / "results.json").read_text())
+    for table, found in results.items():
+        console.print(table(found))

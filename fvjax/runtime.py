@@ -1,0 +1,48 @@
+"""How this process is set up before it computes: memory pages, devices, compiled programs that are kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+
+def set_up_devices(batches: Iterable[int], processes: int) -> None:
+    """Have a CPU act as several devices, unless the environment says how many; see :func:`cpu_devices`."""
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", cpu_devices(batches, processes))
+
+
+def cpu_devices(batches: Iterable[int], processes: int) -> int:
+    """Return one device per core, as far as the batches divide: on a CPU two half batches are faster than a whole one.
+
+    batches: sizes of the batches that are split over all devices of all processes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    batch = math.gcd(*batches)
+    return max(n for n in range(1, min(cores, 8) + 1) if batch // processes % n == 0)
+
+
+def keep_programs() -> None:
+    """Have jax keep what it compiles in ~/.cache/fvjax/xla, so that a run's next start need not compile it again.
+
+    Not on a CPU: its programs compile fast, and they are of no use to another kind of CPU that sees the same folder.
+    jax's own variables have priority: JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fvjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 10 * 2**30)  # bytes; the longest unused go first
+
+
+def version() -> str:
+    """Return the version of jax, in which all processes of a run must agree."""
+    return jax.__version__
+
+
+def be_deterministic() -> None:
+    """Ask XLA for the same bits in every run on a GPU, before it starts."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"

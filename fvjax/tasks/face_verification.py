@@ -1,0 +1,144 @@
+"""What the tasks that verify faces share: pairs as examples, the benchmarks as judge, rules for their settings."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from fvjax.config import Config
+from fvjax.data.pairs import PairsPlan
+from fvjax.data.store import Store
+from fvjax.losses.accumulation import Inputs
+from fvjax.tasks import benchmarks, faces
+from fvjax.tasks.benchmarks import Benchmarks, Curves, Entries, Score
+from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Task, Trained, Validation
+
+
+class FaceVerification(Task):
+    """A task whose examples are pairs of faces; how pairs are drawn is up to the subclass."""
+
+    images_per_example = 2
+    single_images: str  # what becomes of an identity with one image, for the log
+
+    def __init__(self, config: Config, workdir: Path):
+        self.name, self.seed, self.workdir = config.name, config.seed, workdir
+        self.data, self.prompt, self.loss = config.data, config.prompt, config.loss
+        self.pairs_per_step = config.batch_size // 2
+        self.benchmarks = Benchmarks(config.eval, config.data, config.seed, workdir)
+        self.image_size = faces.image_size(config.data, self.benchmarks.chosen)
+
+    @classmethod
+    def from_config(cls, config: Config, workdir: Path) -> Self:
+        return cls(config, workdir)
+
+    @abstractmethod
+    def plan(self, labels: np.ndarray) -> PairsPlan:
+        """Return which pairs make up each step; `labels` int64 [N], the identity of each record."""
+
+    def open_store(self) -> Store | None:
+        return faces.open_store(self.data, self.workdir)
+
+    def examples(self, store: Store) -> Examples:
+        faces.check_size(store, self.image_size)
+        return faces.pair_examples(store, self.plan(store.labels), self.single_images)
+
+    def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return faces.pair_shapes(count, self.image_size)
+
+    def data_hashes(self) -> dict[str, str]:
+        return self.benchmarks.check(self.image_size)
+
+    def validation_hash(self) -> str:
+        return self.benchmarks.check_validation(self.image_size)
+
+    def prepare(self, batch: Batch) -> Inputs:
+        return faces.augment(batch, self.seed, self.data.flip)
+
+    comparison = staticmethod(benchmarks.comparison)
+
+
+class VerificationEvaluator(Evaluator):
+    """Judges by the benchmarks; how a state scores pairs is up to the subclass."""
+
+    def __init__(self, name: str, benchmarks: Benchmarks, seen: set[str]):
+        self.name, self.benchmarks, self.seen = name, benchmarks, seen
+
+    @abstractmethod
+    def score(self, state: Trained) -> Score: ...
+
+    def run(self, state: Trained, title: str) -> tuple[Entries, Curves, dict[str, Entries]]:
+        """Return entries and curves of every benchmark, and the entries of further poolings."""
+        entries, curves = self.benchmarks.run(self.score(state), seen=self.seen, title=title)
+        return entries, curves, {}
+
+    def entries(self, state: Trained, title: str) -> Entries:
+        return self.benchmarks.run(self.score(state), seen=self.seen, title=title)[0]
+
+    def during(self, state: Trained, title: str) -> dict[str, dict[str, float]]:
+        only = self.benchmarks.eval.during
+        entries, _ = self.benchmarks.run(self.score(state), seen=self.seen, title=title, only=only, bootstrap=0)
+        return benchmarks.summary(entries)
+
+    def validate(self, state: Trained, title: str) -> Validation:
+        entry = self.benchmarks.validate(self.score(state), title)
+        return Validation(entry["accuracy@best_threshold"]["mean"], entry)
+
+    def summary(self, entries: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        return benchmarks.summary(entries)
+
+    def describe(self, summary: Mapping[str, Mapping[str, float]]) -> str:
+        best = benchmarks.ACCURACIES[0]
+        return ", ".join(f"{name} {100 * figures[best]:.2f}% best threshold" for name, figures in summary.items())
+
+    def report(self, state: Trained, before: Mapping[str, Any], validation: Mapping[str, Any] | None) -> Report:
+        entries, curves, pools = self.run(state, self.name)
+        before = {n: e for n, e in before.items() if n in entries and e["data_hash"] == entries[n]["data_hash"]}
+        results = {
+            "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in entries.items()},
+            "pools": pools,  # other ones than the config's own
+            "baselines": self.benchmarks.baselines(self.seen) if self.benchmarks.eval.baselines else {},
+            "validation": validation,
+            "flip_sum": self.benchmarks.eval.flip_sum,  # of these figures: --mode=eval may have asked for another
+        }
+        return benchmarks.report(self.name, results, curves)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def check_pairs(config: Config) -> None:
+    """Raise ValueError unless a batch is made of whole pairs that divide into accumulation's parts."""
+    if config.batch_size % 2:
+        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
+    group = config.compat.batch_norm_group
+    if group and config.model.kind != "iresnet":
+        raise ValueError("config.compat.batch_norm_group: only an iresnet has batch statistics")
+    pairs, parts = config.batch_size // 2, config.accumulation
+    if pairs % parts:
+        problem = f"its {pairs} pairs do not divide into config.accumulation={parts} parts"
+        raise ValueError(f"config.batch_size={config.batch_size}: {problem}")
+    check_group(config, "batch_norm_group", group)
+
+
+def check_group(config: Config, key: str, images: int) -> None:
+    """Raise ValueError unless the images that a step sees divide into groups of pairs."""
+    seen = config.batch_size // config.accumulation if config.compat.last_micro_batch else config.batch_size
+    if images and (images % 2 or seen % images):
+        raise ValueError(f"config.compat.{key}={images}: must be even and divide the {seen} images of a step")
+
+
+def check_prompt(config: Config, answers: bool) -> None:
+    """Raise ValueError for a prompt that contradicts itself, the model or the absence of a tokenizer."""
+    prompt, vlm = config.prompt, config.model.kind == "vlm"
+    if (prompt.text and prompt.ids) or (not vlm and (prompt.text or prompt.ids)):
+        raise ValueError("config.prompt: give text or ids, and both only to a model of kind vlm")
+    has_tokenizer = config.init_from or config.init_parts.get("decoder")
+    if not has_tokenizer and (prompt.text or (answers and not prompt.yes_no_ids)):
+        raise ValueError(
+            "config.prompt: without init_from there is no tokenizer; give ids, and for pair_answer yes_no_ids"
+        )

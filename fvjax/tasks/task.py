@@ -1,0 +1,198 @@
+"""What a task is: something to learn, and how it is judged.
+
+A task owns its examples, its loss, its predictions and its evaluation. Everything else (the loop, accumulation, meshes,
+checkpoints, planning, FLOP counting) asks the task through the methods below and never which task it is. A task of your
+own is a subclass of :class:`Task` in any module, named `module:Class` in `config.task`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import jax
+
+from fvjax.config import Config
+from fvjax.data.plans import Plan
+from fvjax.data.prompts import Tokenizer
+from fvjax.data.store import Store
+from fvjax.losses.accumulation import Inputs, Objective, Variables
+from fvjax.models.encoder import Encoder
+
+Batch = Mapping[str, jax.Array]  # arrays of a step's examples, see fvjax.data.pipeline.train_batches
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a task trains on: a store, which of its records make up each step, and a line about them for the log."""
+
+    store: Store
+    plan: Plan
+    description: str
+    features: tuple[str, ...] = ()  # arrays of the store's records that a batch holds beside the images
+
+
+class Trained(Protocol):
+    """What a prediction needs of a training state."""
+
+    @property
+    def trainable(self) -> Any: ...
+
+    @property
+    def stats(self) -> Any: ...
+
+
+class Text(NamedTuple):
+    """Token ids that a language model is given: of the prompt, and of the answers that it chooses between."""
+
+    prompt: tuple[int, ...] = ()
+    answers: tuple[int, ...] = ()
+
+
+class Validation(NamedTuple):
+    """`score` decides which checkpoint is the best, `entry` goes into results.json."""
+
+    score: float
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a run.
+
+    Attributes:
+        results: what goes into results.json beside the facts of the run; "benchmarks" holds an entry for each.
+        summary: figures by benchmark for evaluations.jsonl.
+        table: something that rich can print, or None. plot: draws the plots into a work directory.
+    """
+
+    results: dict[str, Any]
+    summary: dict[str, dict[str, float]]
+    table: Any
+    plot: Callable[[Path], None]
+
+
+class Evaluator(ABC):
+    """Judges states of one run. What it compiles once serves all of them."""
+
+    @abstractmethod
+    def entries(self, state: Trained, title: str) -> dict[str, Any]:
+        """Return an entry for each benchmark, as complete as in results.json; `title` names a progress bar."""
+
+    @abstractmethod
+    def during(self, state: Trained, title: str) -> dict[str, dict[str, float]]:
+        """Return figures by benchmark while training goes on, for evaluations.jsonl."""
+
+    @abstractmethod
+    def validate(self, state: Trained, title: str) -> Validation:
+        """Measure how good a checkpoint is; only called if the config names validation data."""
+
+    @abstractmethod
+    def summary(self, entries: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Return the figures of some entries that go into evaluations.jsonl, by benchmark."""
+
+    def describe(self, summary: Mapping[str, Mapping[str, float]]) -> str:
+        """Say a summary in one line for the terminal."""
+        texts = (f"{n} {k} {v:.4g}" for n, figures in summary.items() for k, v in figures.items())
+        return ", ".join(texts)
+
+    @abstractmethod
+    def report(self, state: Trained, before: Mapping[str, Any], validation: Mapping[str, Any] | None) -> Report:
+        """Evaluate the final state. `before`: the entries from before training, {} if there are none."""
+
+
+class Task(ABC):
+    """Something to learn.
+
+    Attributes:
+        images_per_example: images that a training example holds; batch sizes in a config count images.
+        images_per_prediction: images of one prediction; `eval.batch_size` counts predictions.
+        image_size: height and width of the pictures.
+    """
+
+    images_per_example: int = 1
+    images_per_prediction: int = 1
+    image_size: tuple[int, int]
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise ValueError for settings that do not go with this task, before anything is read."""
+        del config
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Config, workdir: Path) -> Self:
+        """Make the task of a run. Reads nothing larger than a manifest."""
+
+    # ---- examples
+
+    @abstractmethod
+    def open_store(self) -> Store | None:
+        """Open (or make) the training data; None: the config names none. All of several processes call this."""
+
+    @abstractmethod
+    def examples(self, store: Store) -> Examples:
+        """Return what each step trains on. Raises ValueError: the store cannot be used."""
+
+    @abstractmethod
+    def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of a batch of `count` examples, for tracing, planning and counting."""
+
+    def steps_per_epoch(self, examples_per_step: int) -> int:
+        """Return how many steps an epoch has if that is known without the data, otherwise 0."""
+        del examples_per_step
+        return 0
+
+    def data_hashes(self) -> dict[str, str]:
+        """Open all evaluation data, so that problems show before training. Return hashes, by what they are of.
+
+        Raises ValueError naming what is missing or wrong.
+        """
+        return {}
+
+    def validation_hash(self) -> str:
+        """Return the hash of the data that checkpoints are chosen by, "" if there is none."""
+        return ""
+
+    # ---- loss
+
+    def text(self, tokenizer: Callable[[], Tokenizer]) -> Text:
+        """Return the token ids of the prompt and of the answers; `tokenizer` opens the base's when called."""
+        del tokenizer
+        return Text()
+
+    def init_head(self, key: jax.Array, encoder: Encoder) -> dict[str, Any]:
+        """Return parameters of the task's own, a nested dict; the network's variables then hold them under "head"."""
+        del key, encoder
+        return {}
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Inputs:
+        """Turn a batch into the inputs of the loss, on the device: augmentation, random keys."""
+
+    @abstractmethod
+    def objective(self, encoder: Encoder) -> Objective:
+        """Return the loss and how it is differentiated, see :mod:`fvjax.losses.accumulation`."""
+
+    # ---- prediction and evaluation
+
+    @abstractmethod
+    def predict(self, encoder: Encoder, variables: Variables, batch: Batch) -> jax.Array:
+        """Return what the model says about the examples of a batch, without augmentation: embeddings, answers …"""
+
+    @abstractmethod
+    def evaluator(self, encoder: Encoder, predictor: Any, seen: set[str]) -> Evaluator:
+        """Return the judge of this run's states.
+
+        Args:
+            predictor: compiles functions of the model's variables, see :class:`fvjax.tasks.predictor.Predictor`.
+            seen: names of the identities (or other units) that the run trains on.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def comparison(results: Mapping[str, Mapping[str, Any]]) -> Any:
+        """Return one table, for rich to print, of several experiments' results.json, by row."""

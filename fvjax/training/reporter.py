@@ -1,0 +1,136 @@
+"""What a run says about its steps, and the checks that every step's results must pass."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from fvjax import trees
+from fvjax.console import console
+from fvjax.models import lora
+from fvjax.training.metrics import Writer
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much a run has to do, for rates and the time that is left.
+
+    Attributes:
+        images_per_step: over all devices. flops_per_step: of the model as it is written, over all devices.
+        peak_flops: of all devices together, per second, in the dtype that is computed in; 0: not known.
+    """
+
+    images_per_step: int
+    flops_per_step: float
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+    peak_flops: float = 0.0
+
+
+class TrainReporter:
+    """Writes metrics.jsonl, the progress bar and a line at the end of each epoch.
+
+    Results are read one step late, so that the host does not wait for the device.
+
+    Args:
+        every_steps: how often a step's values are written.
+        last_saved: gives the step of the newest checkpoint, for errors.
+        elapsed: gives the seconds since the command started.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        workload: Workload,
+        every_steps: int,
+        last_saved: Callable[[], int | None],
+        elapsed: Callable[[], float],
+    ):
+        self.writer, self.work, self.every_steps = writer, workload, every_steps
+        self.last_saved, self.elapsed = last_saved, elapsed
+        self.pending: deque[tuple[int, dict[str, Any], float]] = deque()
+        self.gate: dict[int, dict] = {}  # which adapters had no gradient, by step
+        self.steps_seen = 0
+        self.started = self.clock = time.perf_counter()
+
+    def add(self, step: int, values: dict[str, Any]) -> None:
+        """Take the results of a step (numbered from 0), perhaps not computed yet, and report the one before."""
+        self.pending.append((step, values, time.perf_counter()))
+        if len(self.pending) > 1:
+            self._report(*self.pending.popleft())
+
+    def flush(self) -> None:
+        """Report everything that is left. Nothing is saved before, or a loss that is not finite would be saved too."""
+        while self.pending:
+            self._report(*self.pending.popleft())
+
+    def show_trace(self, table: Any) -> None:
+        """Print where the time of traced steps went, once that is known."""
+        if table is not None:
+            self.writer.say(table)
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last report out of the next rate: it went into saving or evaluating."""
+        self.clock = time.perf_counter()
+
+    def _report(self, step: int, values: dict[str, Any], added: float) -> None:
+        if (dead := values.pop("dead", None)) is not None and step < 2:
+            self._check_adapters(step, dead)
+        del values["request"]
+        was_ready = values["loss"].is_ready()
+        values = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
+        self._check_finite(step, values)
+        # A result that has been waiting does not say when it came. On a CPU that was when the step returned.
+        now = added if was_ready and added > self.clock else time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        self.steps_seen += 1
+        values["images_per_s"] = self.work.images_per_step / seconds
+        if step % self.every_steps == 0:
+            self.writer.write(step, values)
+        text = f"epoch {self._epoch(step)} loss {values['loss']:.4f} {rates(self.work, seconds)}"
+        self.writer.show(step + 1, text)
+        if (step + 1) % self.work.steps_per_epoch == 0 and not console.is_terminal:
+            self.writer.say(f"{text}, {self.elapsed():.0f} s since start, about {self._left(step, now):.0f} s left")
+
+    def _left(self, step: int, now: float) -> float:
+        """Estimate the seconds to the last step by the mean of this start's steps, evaluations in between included."""
+        return (self.work.total_steps - step - 1) * (now - self.started) / self.steps_seen
+
+    def _epoch(self, step: int) -> str:
+        number = step // self.work.steps_per_epoch + 1
+        return f"{number}/{self.work.epochs}" if self.work.epochs else f"{number}"
+
+    def _check_adapters(self, step: int, dead: dict) -> None:
+        self.gate[step] = trees.flatten(jax.device_get(dead))
+        if len(self.gate) == 2:
+            lora.check_alive(self.gate[0], self.gate[1])
+
+    def _check_finite(self, step: int, values: dict[str, Any]) -> None:
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            raise FloatingPointError(
+                f"step {step}: the loss is {values['loss']}, its gradient's norm {values['grad_norm']} (learning "
+                f"rate {values['lr']:.3g}); the last checkpoint is step {self.last_saved()}"
+            )
+
+
+def rates(work: Workload, seconds: float) -> str:
+    """Describe the speed of a step that took so long: images and FLOPs per second, MFU, memory in use."""
+    flops = work.flops_per_step / seconds
+    text = f"{work.images_per_step / seconds:.0f} images/s {flops / 1e9:.0f} GFLOP/s"
+    if work.peak_flops:
+        text += f" MFU {flops / work.peak_flops:.1%}"
+    if used := memory_in_use():
+        text += f" {used / 2**30:.1f} GiB"
+    return text
+
+
+def memory_in_use() -> int:
+    """Return the most bytes that a device of this process has had in use; 0 where its backend does not say."""
+    return max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices())
