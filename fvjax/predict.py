@@ -19,7 +19,7 @@ from fvjax.data.store import Pairs, Store
 from fvjax.evals import verification
 from fvjax.losses import pair_answer
 from fvjax.models import encoder as encoders
-from fvjax.models.decoder import Cache
+from fvjax.models.cache import Cache
 from fvjax.parallel import sharding
 from fvjax.training import train_state
 

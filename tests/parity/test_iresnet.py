@@ -11,7 +11,7 @@ import pytest
 from fvjax import trees
 from fvjax.config import base
 from fvjax.losses import contrastive
-from fvjax.models import preprocess
+from fvjax.models import preprocess, presets
 from fvjax.models.iresnet import IResNet
 from fvjax.training import optimizer
 from tests.parity import close, gradients_close
@@ -53,7 +53,7 @@ def in_torch_layout(checkpoint, key, flat):
 
 
 def test_parameter_count(golden):
-    shapes = jax.eval_shape(lambda: IResNet().init(jax.random.key(0), jnp.zeros((1, 112, 112, 3))))
+    shapes = jax.eval_shape(lambda: IResNet(**presets.iresnet50()).init(jax.random.key(0), jnp.zeros((1, 112, 112, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 43_590_848 == golden["n_params"]
 
 
