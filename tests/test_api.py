@@ -118,7 +118,7 @@ def test_faces_of_another_kind():
 
 
 def test_not_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json is not there"):
+    with pytest.raises(ValueError, match=r"config.json is missing"):
         fvjax.load(tmp_path, scenario="vit")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["InternVLChatModel"]}))
     with pytest.raises(ValueError, match="has no 'image_size'"):

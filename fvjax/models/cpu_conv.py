@@ -146,7 +146,7 @@ def _every_other(x, axis, starts):
 
 
 def _tiles(x):
-    """Compute B' d B of all tiles d, 4x4 pixels and 2 apart: [devices, images, H, W, C] -> 16 of [devices, tiles, C]."""
+    """Compute B' d B of all tiles d, 4x4 pixels, 2 apart: [devices, images, H, W, C] -> 16 of [devices, tiles, C]."""
 
     def transform(x, axis):
         a, b, c, d = _every_other(x, axis, range(4))

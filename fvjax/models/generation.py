@@ -69,15 +69,19 @@ def generate(
         ids, counts = ids.at[:, step].set(token), counts + ~done
         done = done | jnp.isin(token, jnp.array(eos))
         embedded = decoder.apply(variables, token[:, None], method="embed_tokens")
-        states, cache = decoder.apply(variables, embedded, cache, method="extend")
+        states, cache = _extend(decoder, variables, embedded, cache)
         return _Progress(step + 1, ids, counts, done, choose(states, step + 1), cache)
 
     cache = decoder.new_cache(n, tokens + max_tokens)
-    states, cache = decoder.apply(variables, x, cache, last=True, lengths=lengths, method="extend")
+    states, cache = _extend(decoder, variables, x, cache, last=True, lengths=lengths)
     ids, counts = jnp.full((n, max_tokens), eos[0], jnp.int32), jnp.zeros(n, jnp.int32)
     start = _Progress(0, ids, counts, jnp.zeros(n, bool), choose(states, 0), cache)
     final = lax.while_loop(lambda p: (p.step < max_tokens) & ~p.done.all(), body, start)
     return final.ids, final.counts
+
+
+def _extend(decoder: Decoder, variables: dict[str, Any], x: Any, cache: Cache, **options: Any) -> tuple[Any, Cache]:
+    return decoder.apply(variables, x, cache, **options, method="extend")  # type: ignore[return-value]
 
 
 def _most_probable(logits: jax.Array, top_p: float) -> jax.Array:

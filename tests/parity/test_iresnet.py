@@ -49,7 +49,7 @@ def loss_fn(trained, rest, model, faces):
 def in_torch_layout(checkpoint, key, flat):
     """The array of ``flat`` that torch calls ``key``."""
     name = next(name for name, source in checkpoint.sources.items() if source.keys == (key,))
-    return checkpoint.sources[name].transform.to_theirs(np.asarray(flat[name]))
+    return checkpoint.sources[name].transform.to_original(np.asarray(flat[name]))
 
 
 def test_parameter_count(golden):

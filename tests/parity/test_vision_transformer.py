@@ -238,7 +238,9 @@ def test_golden_internvl2_2b_full_size(tmp_path):
 
 
 def test_parameter_counts():
-    shapes = jax.eval_shape(lambda: VisionTransformer(**presets.internvit_300m()).init(jax.random.key(0), jnp.zeros((1, 448, 448, 3))))
+    shapes = jax.eval_shape(
+        lambda: VisionTransformer(**presets.internvit_300m()).init(jax.random.key(0), jnp.zeros((1, 448, 448, 3)))
+    )
     params = trees.flatten(shapes["params"])
     assert sum(leaf.size for leaf in params.values()) == 304_012_288
     adapters = jax.eval_shape(lambda key: lora.init(params, ("blocks/mlp/fc[12]",), 8, 48, key), jax.random.key(0))

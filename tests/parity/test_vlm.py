@@ -279,7 +279,9 @@ def test_splice():
 
 def test_the_preset_is_the_published_internvl2_2b():
     file = GOLDEN / "internvl2_2b/config.json"
-    assert vlm.build(presets.internvl2_2b()) == vlm.build(internvl.model_config(json.loads(file.read_text()), str(file)))
+    assert vlm.build(presets.internvl2_2b()) == vlm.build(
+        internvl.model_config(json.loads(file.read_text()), str(file))
+    )
 
 
 def test_parameter_counts():
