@@ -88,7 +88,7 @@ ABLATIONS = (
         ("internvit",),
         "1.05: else attention's forward pass is computed twice",
         ATTENTION + " -k remat",
-        ((LAYERS, "checkpoint_name(lax.map(one, (q, k, v)), KEPT)", "lax.map(one, (q, k, v))"),),
+        ((LAYERS, "checkpoint_name(lax.map(attend_head, (q, k, v)), SAVED)", "lax.map(attend_head, (q, k, v))"),),
     ),
     Ablation(
         "sums_kept",
@@ -96,10 +96,10 @@ ABLATIONS = (
         ("internvit",),
         "1.03: a third of what is kept is written, zeroed and read for nothing",
         ATTENTION + " -k dots",
-        ((LAYERS, "return checkpoint_name(y, KEPT)", "return y"),
-         (LAYERS, '"dots": jax.checkpoint_policies.save_only_these_names(KEPT)',
+        ((LAYERS, "return checkpoint_name(y, SAVED)", "return y"),
+         (LAYERS, '"dots": jax.checkpoint_policies.save_only_these_names(SAVED)',
           '"dots": jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_with_no_batch_dims_'
-          'saveable, jax.checkpoint_policies.save_only_these_names(KEPT))')),
+          'saveable, jax.checkpoint_policies.save_only_these_names(SAVED))')),
     ),
     Ablation(
         "remat_auto",
@@ -156,7 +156,7 @@ ABLATIONS = (
         ("pair_100m",),
         "1.01: one token's logits are hardly any of the FLOPs",
         "tests/test_flops.py -k compute_the_same",
-        ((DECODER, "self.classes if rows is None else self.classes[jnp.asarray(rows)]", "self.classes"),
+        ((DECODER, "self.head if rows is None else self.head[jnp.asarray(rows)]", "self.head"),
          (DECODER, LOGITS, f"{LOGITS}[..., slice(None) if rows is None else jnp.asarray(rows)]")),
     ),
     Ablation(
@@ -173,7 +173,7 @@ ABLATIONS = (
         ("resnet50",),
         "1.08: making them was 0.65 of a trace's 8.77 device-seconds",
         "tests/test_cpu_conv.py",
-        ((CONV, "_winograd(g, kernel, turned=True)", "_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))"),),
+        ((CONV, "_winograd(g, kernel, transposed=True)", "_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))"),),
     ),
     Ablation(
         "turns_second",
@@ -183,7 +183,7 @@ ABLATIONS = (
         "tests/test_cpu_conv.py",
         ((CONV, "own // n, n, *x.shape[1:])", "own // n, n, *x.shape[1:]).swapaxes(0, 1)"),
          (CONV, "lax.dynamic_index_in_dim(x, i, 1,", "lax.dynamic_index_in_dim(x, i, 0,"),
-         (CONV, "(0, parts[0].shape[1], one", "(0, parts[0].shape[0], one"),
+         (CONV, "(0, arrays[0].shape[1], body", "(0, arrays[0].shape[0], body"),
          (CONV, "(done, y, i, 1)", "(done, y, i, 0)"),
          (CONV, "xs).reshape(-1, h, w, out)", "xs).swapaxes(0, 1).reshape(-1, h, w, out)"),
          (CONV, "(len(xs), g.shape[-1], 9 *", "(xs.shape[1], g.shape[-1], 9 *"),

@@ -86,7 +86,7 @@ def test_resnet_in_any_number_of_images(tmp_path, golden):
     ("arguments", "message"),
     [
         ({"scenario": "mllm", "pool": "all_mean"}, "depends on the text after the image: give its token ids"),
-        ({"scenario": "mllm", "pool": "mean"}, "pooling 'mean' is not for vlm"),
+        ({"scenario": "mllm", "pool": "mean"}, "vlm has no pooling 'mean'"),
         ({"scenario": "mllm", "yes_no_ids": (1, 2)}, "yes_no_ids do not go"),
         ({"scenario": "mllm", "pool": "all_mean", "prompt_ids": [256]}, "prompt id 256 is outside .* of 256"),
         ({"scenario": "pair", "prompt_ids": [1]}, "needs prompt_ids, and yes_no_ids"),
@@ -118,7 +118,7 @@ def test_faces_of_another_kind():
 
 
 def test_not_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json is not there"):
+    with pytest.raises(ValueError, match=r"config.json is missing"):
         fvjax.load(tmp_path, scenario="vit")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["InternVLChatModel"]}))
     with pytest.raises(ValueError, match="has no 'image_size'"):

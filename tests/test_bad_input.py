@@ -163,10 +163,10 @@ def test_empty_folders(run, tmp_path):
     assert f"{empty}: not one usable image; expected files such as {empty}/IDENTITY/1.jpg" in run.refuses(
         "prepare", "folder", f"--src={empty}", f"--dst={out}"
     )
-    assert f"{empty}/config.json is not there" in run.refuses("convert", f"--src={empty}", f"--dst={out}")
+    assert f"{empty}/config.json is missing" in run.refuses("convert", f"--src={empty}", f"--dst={out}")
     said = run.refuses("main", small(empty), out)
     assert f"{empty}: no face store here (no manifest.json); python -m fvjax.data.prepare makes one" in said
-    assert "config.json is not there" in run.refuses("main", small("", epochs=0, init_from=str(empty)), out)
+    assert "config.json is missing" in run.refuses("main", small("", epochs=0, init_from=str(empty)), out)
     assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
 
 
@@ -392,7 +392,7 @@ BAD_WEIGHTS = {
         f"{FC1} is (64, 31), expected (64, 32)",
     ),
     "cut short": (lambda d: cut(d / "model.safetensors"), "model.safetensors is not a complete safetensors file"),
-    "no config": (lambda d: (d / "config.json").unlink(), "config.json is not there"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
 }
 
 

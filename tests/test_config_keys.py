@@ -37,6 +37,7 @@ from fvjax.data import pipeline, synthetic
 from fvjax.data.store import Store
 from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
+from fvjax.models import preprocess
 from fvjax.parallel import distributed, sharding
 from fvjax.training import feed, loop, metrics, optimizer, preemption, train_state
 from tests.test_prompts import describe
@@ -110,6 +111,12 @@ class Linear(nn.Module):
     """Some pixels times a matrix, of what an IResNet is given."""
 
     features: int
+
+    def preprocess(self, images):
+        return preprocess.for_resnet(images)
+
+    def embed(self, x, text, pooling, **_):
+        return self(x)
 
     @nn.compact
     def __call__(self, x, **_):

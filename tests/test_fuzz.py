@@ -31,7 +31,7 @@ from fvjax.data import images, insightface_bin, prepare, store
 from tests.test_images import file_bytes, smooth_face
 from tests.test_insightface_bin import KINDS, hostile
 from tests.test_prepare import LFW, run
-from weights_convert.read import _tensors
+from weights_convert.read import _open_tensors
 
 pytestmark = pytest.mark.usefixtures("little_memory")
 GIVEN = os.environ.get("FVJAX_FUZZ")
@@ -398,7 +398,7 @@ TENSORS = {
 
 
 def read_tensors(path: Path) -> None:
-    for tensor in _tensors(path).values():
+    for tensor in _open_tensors(path).values():
         assert tensor[...].dtype == tensor.dtype
         assert tensor[...].shape == tensor.shape
 

@@ -149,7 +149,7 @@ def test_a_repository_at_its_current_commit_and_again_offline(hub, call, tmp_pat
     assert hub.asked == []
     done = call(f"--src={REPO}", f"--dst={tmp_path / 'not'}", HF_HUB_OFFLINE="1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert f"{REPO} is no directory here, the Hub gave no answer, and --revision=COMMIT would take what" in done.stderr
+    assert f"{REPO} is not a directory here, the Hub did not answer, and only with --revision=COMMIT is" in done.stderr
 
 
 def test_an_interrupted_download_goes_on(hub, call, tmp_path):
@@ -189,10 +189,10 @@ def test_an_interrupted_download_goes_on(hub, call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--src=someone/nothing"], "someone/nothing: there is no such repository on the Hub, or it is private"),
-        ([f"--src={REPO}", f"--revision={COMMIT[::-1]}"], f"{REPO}: there is no such commit {COMMIT[::-1]} on the Hub"),
+        (["--src=someone/nothing"], "someone/nothing: no such repository on the Hub, or it is private"),
+        ([f"--src={REPO}", f"--revision={COMMIT[::-1]}"], f"{REPO}: no such commit {COMMIT[::-1]} on the Hub"),
         ([f"--src={REPO}", "--revision=main"], "--revision=main is not a commit hash (40 hex digits)"),
-        ([f"--src={TINY}", f"--revision={COMMIT}"], "--revision is of a repository, and"),
+        ([f"--src={TINY}", f"--revision={COMMIT}"], "--revision belongs to a repository, but"),
     ],
 )
 def test_what_is_not_there(call, tmp_path, arguments, message):

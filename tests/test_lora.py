@@ -79,7 +79,7 @@ def test_gradients_reach_a_only_through_b_and_are_scaled(params, x):
 @pytest.mark.parametrize(
     ("targets", "count", "message"),
     [
-        (("blocks/mlp/fc3",), 6, "'blocks/mlp/fc3' matches no module; there are"),
+        (("blocks/mlp/fc3",), 6, "'blocks/mlp/fc3' matches no module; the modules are"),
         (("blocks/0/mlp/fc1",), 1, "matches no module"),  # one layer of a stack cannot be named
         (("mlp/fc1",), 3, "matches no module"),  # the whole name must match
         (TARGETS, 48, "give 6 adapters, expected 48"),

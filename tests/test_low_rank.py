@@ -46,7 +46,7 @@ def test_each_module_and_each_key_has_its_own_draw():
 
 
 def test_convolutions_are_no_targets_and_counts_are_of_layers():
-    with pytest.raises(ValueError, match=r"target 'conv' matches no module; there are \['head', 'stack/fc'\]"):
+    with pytest.raises(ValueError, match=r"target 'conv' matches no module; the modules are \['head', 'stack/fc'\]"):
         lora.init(BASE, ["head", "conv"], 2, 1, jax.random.key(0))
     with pytest.raises(ValueError, match=r"\['\.\*'\] give 4 adapters, expected 2: \['head', 'stack/fc'\]"):
         lora.init(BASE, [".*"], 2, 2, jax.random.key(0))

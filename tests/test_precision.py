@@ -16,10 +16,11 @@ from scipy.special import erf, log_softmax
 from fvjax import trees
 from fvjax.config import base
 from fvjax.losses import accumulation, contrastive, pair_answer
-from fvjax.models import encoder, layers, lora, preprocess, vlm
-from fvjax.models.decoder import Decoder, Where, rope_frequencies, rotate
+from fvjax.models import encoder, layers, lora, preprocess, presets, vlm
+from fvjax.models.decoder import Decoder
 from fvjax.models.iresnet import IResNet
 from fvjax.models.projector import Projector
+from fvjax.models.rotary import Positions, rope_frequencies, rotate
 from fvjax.models.vision_transformer import Attention, pool, resize_positions
 from fvjax.training import optimizer
 
@@ -173,7 +174,8 @@ def test_gradients_of_attention(implementation, causal):
 
 @pytest.mark.parametrize("kind", ["plain", "linear", "dynamic", "llama3"])
 def test_rotary_frequencies(kind):
-    model = Decoder(head_dim=64, positions=64, rope=kind, rope_theta=1e6, rope_factor=4.0, rope_original=32)
+    rope = {"rope": kind, "rope_theta": 1e6, "rope_factor": 4.0, "rope_original": 32}
+    model = Decoder(**presets.internlm2_1_8b() | {"head_dim": 64, "positions": 64} | rope)
     got = rope_frequencies(model, 200)
     theta = 1e6 * (4 * 200 / 64 - 3) ** (64 / 62) if kind == "dynamic" else 1e6
     exact = theta ** -(np.arange(0, 64, 2) / 64)
@@ -189,7 +191,7 @@ def test_rotary_frequencies(kind):
 def test_rotation_is_rounded_once():
     x, angles = half(0, 2, 50, 3, 16), np.random.default_rng(1).uniform(0, 7, (1, 50, 8))
     table = [jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin)]
-    got = rotate(x, Where(*table, jnp.zeros((1, 50), jnp.int32), None, None))
+    got = rotate(x, Positions(*table, jnp.zeros((1, 50), jnp.int32), None, None))
     a, b, (cos, sin) = wide(x)[..., :8], wide(x)[..., 8:], (wide(t)[:, :, None] for t in table)
     assert_one_rounding(got, np.concatenate([a * cos - b * sin, b * cos + a * sin], -1))
 

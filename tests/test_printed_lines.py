@@ -121,7 +121,9 @@ def test_conversion_counts_arrays_parameters_and_what_it_left_out(capsys, monkey
         assert parameters == sum(x.size for x in ours)
         assert out[0] == f"{tmp_path / dst}: {kind}, {len(ours)} arrays, {parameters:,} parameters"
         left = len(tensors) - len(used)
-        assert out[1:] == ([f"left out {left} tensors this model does not use: language_model, mlp1"] if left else [])
+        assert out[1:] == (
+            [f"left out {left} tensors that this model does not use: language_model, mlp1"] if left else []
+        )
 
 
 def test_running_statistics_are_arrays_and_no_parameters(capsys, monkeypatch, tmp_path):

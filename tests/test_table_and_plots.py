@@ -100,7 +100,7 @@ def test_every_cell_of_the_table_is_its_figure_in_per_cent_below_its_head():
         assert lines[rule - 2].index(head) + len(head) == lines[rule + 1].index(cell) + len(cell)
     assert "(%)" in text
     assert "95%" in text
-    assert "\n10-fold: mean ± std" in text
+    assert "\nAccuracy: 10-fold mean ± std" in text
     assert "floor(n / 1000)" in text
 
 
@@ -112,7 +112,7 @@ def test_the_table_says_how_many_folds_there_were_and_leaves_out_intervals_that_
     }
     text = printed(lambda: metrics.console.print(verification.table([("a", "x", few), ("b", "y", none)])))
     assert rows_of(text) == [row("x", "a", 3), (f"y {cells(1)[0]}", "b")]
-    assert "\n9/10-fold: mean" in text
+    assert "\nAccuracy: 9/10-fold mean" in text
 
 
 def finished(**changes) -> dict:

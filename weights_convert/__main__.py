@@ -14,10 +14,10 @@ from weights_convert.write import convert, invert
 
 
 def source_directory(src: str, revision: str | None = None) -> tuple[Path, dict[str, str]]:
-    """A directory as it is, or a downloaded repository's; and for the latter which one at which commit it was."""
+    """Return the source directory and, if it is downloaded from a repository, that one's id and commit."""
     if Path(src).exists():
         if revision:
-            raise ValueError(f"--revision is of a repository, and {src} is a directory")
+            raise ValueError(f"--revision belongs to a repository, but {src} is a directory")
         return Path(src), {}
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", src):
         raise ValueError(f"{src} is neither a directory nor a repository id such as OpenGVLab/InternVL2-2B")
@@ -29,9 +29,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
     parser.add_argument("--src", required=True, help="checkpoint directory, or a Hugging Face repository id")
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
-    parser.add_argument("--kind", help='what to open an InternVL model as: its vision tower (if not given), or "vlm"')
-    parser.add_argument("--revision", help="commit of the repository; without it the current one is taken and printed")
-    parser.add_argument("--inverse", action="store_true", help="from fvjax names back to the original's keys")
+    parser.add_argument(
+        "--kind", help='how to open an InternVL model: "vision_transformer" (its tower; default) or "vlm"'
+    )
+    parser.add_argument("--revision", help="commit of the repository; the default is the current one, which is printed")
+    parser.add_argument("--inverse", action="store_true", help="convert from fvjax names back to the original's keys")
     flags = parser.parse_args()
     try:
         with errors.naming(flags.dst):
@@ -47,7 +49,7 @@ def main() -> int:
     print(f"{flags.dst}: {ckpt.kind}, {len(ckpt.params)} arrays, {elements:,} parameters")
     if ckpt.ignored:
         groups = sorted({key.split(".")[0] if "." in key else key for key in ckpt.ignored})
-        print(f"left out {len(ckpt.ignored)} tensors this model does not use: {', '.join(groups)}")
+        print(f"left out {len(ckpt.ignored)} tensors that this model does not use: {', '.join(groups)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""InternLM2: keys model.layers.0.attention.wqkv, feed_forward.w1 (gate), w3 (up), w2 (down)."""
+"""Convert InternLM2: keys model.layers.0.attention.wqkv, feed_forward.w1 (gate), w3 (up), w2 (down)."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ from weights_convert.rules import LINEAR, Part, Rule
 ARCHITECTURES = ("InternLM2ForCausalLM",)
 KIND = "decoder"
 prefix = llama.prefix
+input_shape = llama.input_shape
 
 
-def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json (or its llm_config) -> keyword arguments of fvjax.models.decoder.Decoder. Errors as llama's."""
-    options = Options(config, where, "the language configuration")
-    out = common_config(options)
-    out |= heads_config(options, out, None) | rope_config(options)
+def model_config(config: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """Convert config.json (or its llm_config) to the attributes of fvjax.models.decoder.Decoder. Errors as llama's."""
+    options = Options(config, location, "the language configuration")
+    attributes = common_config(options)
+    attributes |= heads_config(options, attributes, None) | rope_config(options)
     options.only("rope_pos_id_version", "default")
     bias = options.flag("bias")
     options.finish_model(IRRELEVANT)
-    return out | {"qkv_bias": bias, "out_bias": bias, "mlp_bias": False}
+    return attributes | {"qkv_bias": bias, "out_bias": bias, "mlp_bias": False}
 
 
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
-    """A tied head may be stored a second time."""
+    """Return regexes of unneeded keys: a tied head may be stored a second time."""
     del config
     return [rf"{prefix}output\.weight"] if model.tied else []
 
 
 def _fused(model: Any, part: slice) -> Part:
-    """wqkv's rows are ordered (key head, [its queries …, key, value], dim); a part's are (head, dim)."""
+    """Take a part of wqkv, whose rows are ordered (key head, [its queries …, key, value], dim), as rows (head, dim)."""
     dims = (model.kv_heads, model.heads // model.kv_heads + 2, model.head_dim)
 
-    def to_ours(x):
+    def to_fvjax(x):
         return x.reshape(*dims, *x.shape[1:])[:, part].reshape(-1, *x.shape[1:]).T
 
-    def to_theirs(x):
+    def to_original(x):
         x = x.T
         whole = np.zeros((*dims, *x.shape[1:]), x.dtype)
         whole[:, part] = x.reshape(dims[0], -1, dims[2], *x.shape[1:])
         return whole.reshape(-1, *x.shape[1:])
 
-    return Part(to_ours, to_theirs)
+    return Part(to_fvjax, to_original)
 
 
 def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
-    """The table; biases are vectors, whose transpose is themselves."""
+    """Return the rules; a bias is a vector, which transposing leaves as it is."""
     del config
     layer = prefix + "model.layers.{layer}."
     groups = model.heads // model.kv_heads

@@ -1,4 +1,4 @@
-"""LLaMA and Qwen2, whose keys coincide (model.layers.0.self_attn.q_proj …), and what all decoders' configs share."""
+"""Convert LLaMA and Qwen2, whose keys coincide (model.layers.0.self_attn.q_proj …), and read any decoder's config."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 KIND = "decoder"
 ROPES = ("linear", "dynamic", "llama3")
 
-
-# Keys of a decoder's configuration that change nothing, with the reason.
+# Keys of a decoder's configuration that change nothing, each with the reason.
 IRRELEVANT = {
-    "bos_token_id": "the prompt's first token is put there by whoever runs the decoder",
-    "pretraining_tp": "splits matrix products, whose sums are the same",
-    "max_sequence_length": "early LLaMA files have it beside max_position_embeddings, and no code reads it",
+    "bos_token_id": "the caller of the decoder puts the first token into the prompt",
+    "pretraining_tp": "splits matrix products without changing their sums",
+    "max_sequence_length": "early LLaMA files have it besides max_position_embeddings, and no code reads it",
 }
 QWEN2_IRRELEVANT = dict.fromkeys(
     ("sliding_window", "max_window_layers"), "belongs to a sliding window, and use_sliding_window says there is none"
@@ -25,8 +24,11 @@ QWEN2_IRRELEVANT = dict.fromkeys(
 
 
 def common_config(options: Options) -> dict[str, Any]:
-    """What every decoder's configuration says. ValueError: a key is missing, or a value that is not supported."""
-    ours = {
+    """Read the attributes that every decoder's configuration has.
+
+    Raises ValueError for a missing key or a value that is not supported.
+    """
+    keys = {
         "vocab": "vocab_size",
         "width": "hidden_size",
         "depth": "num_hidden_layers",
@@ -34,7 +36,7 @@ def common_config(options: Options) -> dict[str, Any]:
         "mlp_dim": "intermediate_size",
         "positions": "max_position_embeddings",
     }
-    sizes = {name: options.count(key) for name, key in ours.items()}
+    sizes = {name: options.count(key) for name, key in keys.items()}
     options.need("hidden_act")
     for key, only in (("hidden_act", "silu"), ("attention_dropout", 0.0), ("use_sliding_window", False)):
         options.only(key, only)
@@ -51,23 +53,26 @@ def common_config(options: Options) -> dict[str, Any]:
 
 
 def heads_config(options: Options, attributes: Mapping[str, Any], head_dim: int | None) -> dict[str, Any]:
-    """The width of a head: as given, or of heads that share the model's. ValueError: heads that do not come out."""
+    """Return the width of a head: ``head_dim``, or (None) an equal share of the model's width.
+
+    Raises ValueError for numbers of heads that do not divide the model's width or each other.
+    """
     width, heads, groups = attributes["width"], attributes["heads"], attributes["kv_heads"]
-    told = f"{options.location}: num_attention_heads={heads} does not go with"
+    conflict = f"{options.location}: num_attention_heads={heads} does not fit"
     if head_dim is None and width % heads:
-        raise ValueError(f"{told} hidden_size={width}, of which it is no divisor, without a head_dim")
+        raise ValueError(f"{conflict} hidden_size={width}, which is not a multiple of it, without a head_dim")
     size: int = width // heads if head_dim is None else head_dim
     if heads % groups:
-        raise ValueError(f"{told} num_key_value_heads={groups}, of which it is no multiple")
+        raise ValueError(f"{conflict} num_key_value_heads={groups}, which does not divide it")
     if size % 2:
-        raise ValueError(f"{told} hidden_size={width}: rotary positions need heads of even width, not {size}")
+        raise ValueError(f"{conflict} hidden_size={width}: rotary positions need heads of even width, not {size}")
     return {"head_dim": size}
 
 
 def rope_config(options: Options, theta: float | None = None) -> dict[str, Any]:
-    """Rotary positions, as published with models (rope_theta, rope_scaling) or as transformers 5 writes them.
+    """Read the rotary positions, as published with models (rope_theta, rope_scaling) or as transformers 5 writes them.
 
-    ``theta``: the base where none is written; None means that it must be.
+    ``theta``: the base if the file has none; None means that the file must have one.
     """
     key = "rope_parameters" if options.get("rope_parameters") else "rope_scaling"
     scaling = Options(options.get(key) or {}, f"{options.location} ({key})", "the rope scaling")
@@ -78,8 +83,8 @@ def rope_config(options: Options, theta: float | None = None) -> dict[str, Any]:
         raise ValueError(f"{options.location}: rope_theta={theta!r} is not a number above 1")
     other = options.get("rope_scaling")
     if key == "rope_parameters" and other and _same_spelling(other) != _same_spelling(scaling.values):
-        told = f"rope_scaling={other!r} contradicts rope_parameters={scaling.values!r}"
-        raise ValueError(f"{options.location}: {told}; keep the one that the model was trained with")
+        conflict = f"rope_scaling={other!r} contradicts rope_parameters={scaling.values!r}"
+        raise ValueError(f"{options.location}: {conflict}; keep the one that the model was trained with")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling.get("type")
     scaling.only("partial_rotary_factor", 1.0)
@@ -88,60 +93,72 @@ def rope_config(options: Options, theta: float | None = None) -> dict[str, Any]:
         return {"rope": "plain", "rope_theta": float(theta)}
     if kind not in ROPES:
         raise ValueError(f"{options.location}: rope scaling {kind!r} is not supported; known are {('default', *ROPES)}")
-    theirs = {"rope_factor": "factor"}
-    if kind == "llama3":
-        theirs |= {"rope_original": "original_max_position_embeddings"}
-        theirs |= {"rope_low": "low_freq_factor", "rope_high": "high_freq_factor"}
-    missing = [key for key in theirs.values() if scaling.get(key) is None]
-    if missing:
-        raise ValueError(f"{options.location}: rope scaling {kind!r} has no {missing[0]!r}")
-    numbers = {name: scaling.number(key) for name, key in theirs.items()}
-    if kind == "llama3" and numbers["rope_high"] <= numbers["rope_low"]:
-        told = f"high_freq_factor={numbers['rope_high']} is not above low_freq_factor={numbers['rope_low']}"
-        raise ValueError(f"{scaling.location}: {told}")
+    numbers = _scaling_numbers(scaling, kind, options.location)
     scaling.finish({})
     return {"rope": kind, "rope_theta": float(theta)} | numbers
 
 
+def _scaling_numbers(scaling: Options, kind: str, location: str) -> dict[str, float]:
+    """Read the numbers that one kind of rope scaling has. Raises ValueError for a missing or impossible one."""
+    keys = {"rope_factor": "factor"}
+    if kind == "llama3":
+        keys |= {"rope_original": "original_max_position_embeddings"}
+        keys |= {"rope_low": "low_freq_factor", "rope_high": "high_freq_factor"}
+    missing = [key for key in keys.values() if scaling.get(key) is None]
+    if missing:
+        raise ValueError(f"{location}: rope scaling {kind!r} has no {missing[0]!r}")
+    numbers = {name: scaling.number(key) for name, key in keys.items()}
+    if kind == "llama3" and numbers["rope_high"] <= numbers["rope_low"]:
+        low, high = numbers["rope_low"], numbers["rope_high"]
+        raise ValueError(f"{scaling.location}: high_freq_factor={high} is not above low_freq_factor={low}")
+    return numbers
+
+
 def _same_spelling(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the base, and with the kind under one name."""
+    """Spell a rope scaling in one way, for comparison: without the base, and with the kind as rope_type."""
     kind = scaling.get("rope_type", scaling.get("type"))
     return {k: v for k, v in scaling.items() if k not in ("rope_theta", "type")} | {"rope_type": kind}
 
 
-def model_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """config.json (or an InternVL model's llm_config) -> keyword arguments of fvjax.models.decoder.Decoder.
+def model_config(config: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """Convert config.json (or an InternVL model's llm_config) to the attributes of fvjax.models.decoder.Decoder.
 
-    ValueError: a key is missing, has a value that is not supported, or is not known here.
+    Raises ValueError for a key that is missing or unknown, or has a value that is not supported.
     """
-    options = Options(config, where, "the language configuration")
+    options = Options(config, location, "the language configuration")
     qwen2 = "Qwen2ForCausalLM" in config["architectures"]
-    out = common_config(options)
-    out |= heads_config(options, out, None if options.get("head_dim") is None else options.count("head_dim"))
-    out |= rope_config(options, None if qwen2 else 10000.0)  # LLaMA 1 and 2 leave it out
-    if qwen2:  # its biases are not in its configuration
+    attributes = common_config(options)
+    head_dim = None if options.get("head_dim") is None else options.count("head_dim")
+    attributes |= heads_config(options, attributes, head_dim)
+    attributes |= rope_config(options, None if qwen2 else 10000.0)  # LLaMA 1 and 2 leave it out
+    if qwen2:  # its configuration does not mention its biases
         options.finish_model({**IRRELEVANT, **QWEN2_IRRELEVANT})
-        return out | {"qkv_bias": True, "out_bias": False, "mlp_bias": False}
-    attention, mlp = options.flag("attention_bias", False), options.flag("mlp_bias", False)  # absent in early LLaMA
+        return attributes | {"qkv_bias": True, "out_bias": False, "mlp_bias": False}
+    attention_bias, mlp_bias = options.flag("attention_bias", False), options.flag("mlp_bias", False)
     options.finish_model(IRRELEVANT)
-    return out | {"qkv_bias": attention, "out_bias": attention, "mlp_bias": mlp}
+    return attributes | {"qkv_bias": attention_bias, "out_bias": attention_bias, "mlp_bias": mlp_bias}
+
+
+def input_shape(model: Any) -> tuple[int, ...]:
+    """Return the shape of an input of the network: one embedded token."""
+    return (1, 1, model.width)
 
 
 def prefix(config: Mapping[str, Any], keys) -> str:
-    """A decoder alone has none; inside InternVL it is "language_model."."""
+    """Return the prefix of a decoder's keys, which is empty; inside InternVL it is "language_model."."""
     del config, keys
     return ""
 
 
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
-    """A tied head may be stored a second time; early LLaMA files hold the rotary frequencies."""
+    """Return regexes of unneeded keys: a tied head stored a second time, and early LLaMA's rotary frequencies."""
     del config
     tied = [rf"{prefix}lm_head\.weight"] if model.tied else []
     return [rf"{prefix}model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *tied]
 
 
 def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
-    """The table."""
+    """Return the rules."""
     del model, config
     layer = prefix + "model.layers.{layer}."
     return [

@@ -1,4 +1,4 @@
-"""Write checkpoint directories, shard by shard: converted, back in the original's layout, or there with changes."""
+"""Write checkpoint directories shard by shard: converted, or in the original's layout with or without changes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from weights_convert.read import FORMAT, INDEX, Change, Checkpoint, open_checkpo
 SHARD_BYTES = 2 << 30
 SINGLE = "model.safetensors"
 Read = Callable[[], np.ndarray]
-Shards = dict[str, dict[str, Read]]  # file -> key -> function that reads it
-# files that belong to a checkpoint besides its weights; code never does
+Shards = dict[str, dict[str, Read]]  # file -> key -> function that reads the tensor
+# Files that belong to a checkpoint besides its weights; code never does.
 COMPANIONS = re.compile(
     r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config|preprocessor_config)\.(json|model|txt)|merges\.txt"
 )
@@ -30,7 +30,7 @@ COMPANIONS = re.compile(
 
 @contextmanager
 def new_directory(dst: Path) -> Iterator[Path]:
-    """A directory to fill, which gets its name ``dst`` in the end if nothing fails. ValueError: ``dst`` exists."""
+    """Yield a temporary directory that becomes ``dst`` if nothing fails. Raises ValueError if ``dst`` exists."""
     if dst.exists():
         raise ValueError(f"{dst} exists; choose a new directory")
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -39,76 +39,78 @@ def new_directory(dst: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         temporary.rename(dst)
-    except SafetensorError as error:  # its own type even for a full disk
+    except SafetensorError as error:  # safetensors raises it even for a full disk
         raise OSError(f"{dst}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file that others may read."""
+    """Save a safetensors file that other users may read."""
     save_file(dict(tensors), path, {"format": "pt", **(metadata or {})})
-    path.chmod(0o644)  # safetensors keeps others from reading it
+    path.chmod(0o644)  # safetensors makes it readable by its owner only
 
 
 def convert(
     src: str | Path, dst: str | Path, kind: str | None = None, origin: Mapping[str, str] | None = None
 ) -> Checkpoint:
-    """Write directory ``dst``: fvjax names in (sharded) safetensors, config.json plus {"fvjax": …}, the tokenizer.
+    """Convert ``src`` to the new directory ``dst`` with fvjax names.
 
-    Dtypes are kept. ``kind``: see :func:`weights_convert.open_checkpoint`. ``origin``: where ``src`` was downloaded
-    from, for config.json. ``dst`` appears complete or not at all. ValueError: ``dst`` exists, or ``src`` does not fit.
+    ``dst`` gets (sharded) safetensors in the dtypes of ``src``, config.json with an entry "fvjax", and the tokenizer.
+    It appears complete or not at all. ``kind``: see :func:`weights_convert.open_checkpoint`. ``origin``: where ``src``
+    was downloaded from, for config.json. Raises ValueError if ``dst`` exists or ``src`` cannot be opened.
     """
     ckpt = open_checkpoint(src, kind)
-    ours = {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind, **(origin or {})}
+    entry = {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind, **(origin or {})}
     sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in ckpt.params.items()}
     tensors = {name: (lambda leaf=leaf: leaf[:]) for name, leaf in ckpt.params.items()}
-    _write(Path(dst), by_size(tensors, sizes), ckpt, json.dumps({**ckpt.config, "fvjax": ours}, indent=1))
+    _write(Path(dst), by_size(tensors, sizes), ckpt, json.dumps({**ckpt.config, "fvjax": entry}, indent=1))
     return ckpt
 
 
 def invert(src: str | Path, dst: str | Path, kind: str | None = None) -> Checkpoint:
-    """Write directory ``dst`` in the original's layout and keys: :func:`rewrite` without changes. Errors as convert."""
+    """Convert ``src`` back to the original's layout in the new directory ``dst``. Errors as in :func:`convert`."""
     ckpt = open_checkpoint(src, kind)
     rewrite(ckpt, dst, {})
     return ckpt
 
 
 def rewrite(ckpt: Checkpoint, dst: str | Path, changes: Mapping[str, Change]) -> None:
-    """Write directory ``dst`` in the original's layout, keys and dtypes, with some arrays changed (by our name).
+    """Write the new directory ``dst`` in the original's layout, keys and dtypes, with some arrays changed (by name).
 
-    An original is otherwise copied: its shards, keys that the model does not need, config.json to the byte. From a
-    converted directory, keys that were ignored in conversion are not there and torch's batch counters are 0.
-    ValueError: ``dst`` exists, a name that is not there.
+    Everything else of an original is copied: its shards, keys that the model does not need, config.json byte by byte.
+    From a converted directory, keys that the conversion ignored are missing and torch's batch counters are 0.
+    Raises ValueError if ``dst`` exists or a name is unknown.
     """
     if unknown := sorted(set(changes) - set(ckpt.sources)):
         raise ValueError(f"{ckpt.path} has no {unknown[0]}")
-    read = originals(ckpt, changes)
+    readers = originals(ckpt, changes)
     if not ckpt.converted:
         shards: Shards = {}
         for key, tensor in ckpt.tensors.items():
-            shards.setdefault(tensor.path.name, {})[key] = read.get(key, lambda tensor=tensor: tensor[:])
+            shards.setdefault(tensor.path.name, {})[key] = readers.get(key, lambda tensor=tensor: tensor[:])
         return _write(Path(dst), shards, ckpt, (ckpt.path / "config.json").read_text())
     sizes = {
         key: math.prod(source.shape) * ckpt.params[name].dtype.itemsize
         for name, source in ckpt.sources.items()
         for key in source.keys
     }
-    for key in [key for key in read if key.endswith(".running_var")]:
+    for key in [key for key in readers if key.endswith(".running_var")]:
         counter = key.replace("running_var", "num_batches_tracked")
-        read[counter], sizes[counter] = lambda: np.zeros((), np.int64), 8
+        readers[counter] = lambda: np.zeros((), np.int64)
+        sizes[counter] = 8
     config = {key: value for key, value in ckpt.config.items() if key != "fvjax"}
-    return _write(Path(dst), by_size(read, sizes), ckpt, json.dumps(config, indent=1))
+    return _write(Path(dst), by_size(readers, sizes), ckpt, json.dumps(config, indent=1))
 
 
 def write_original(
     dst: str | Path, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], kind: str | None = None
 ) -> None:
-    """Write directory ``dst`` in the original's layout from arrays in memory, by our names ("params/…").
+    """Write the new directory ``dst`` in the original's layout from arrays in memory, by fvjax name ("params/…").
 
-    ``config``: config.json, in the original's words too. ``kind``: see :func:`weights_convert.open_checkpoint`.
+    ``config``: config.json with the original's keys. ``kind``: see :func:`weights_convert.open_checkpoint`.
     """
-    with tempfile.TemporaryDirectory() as converted:  # by the converter's own inverse
+    with tempfile.TemporaryDirectory() as converted:  # write a converted directory, then invert the conversion
         marked = {**config, "fvjax": {"format": FORMAT, "prefix": ""} | ({"kind": kind} if kind else {})}
         (Path(converted) / "config.json").write_text(json.dumps(marked))
         save(Path(converted) / SINGLE, {name: np.ascontiguousarray(value) for name, value in arrays.items()})
@@ -116,7 +118,7 @@ def write_original(
 
 
 def by_size(tensors: Mapping[str, Read], sizes: Mapping[str, int]) -> Shards:
-    """Split into files of at most SHARD_BYTES, or of one larger tensor."""
+    """Split tensors into files of at most SHARD_BYTES, or of a single larger tensor."""
     shards: list[dict[str, Read]] = [{}]
     filled = 0
     for key, read in tensors.items():
@@ -131,12 +133,12 @@ def by_size(tensors: Mapping[str, Read], sizes: Mapping[str, int]) -> Shards:
 
 
 def _write(dst: Path, shards: Shards, ckpt: Checkpoint, config: str) -> None:
-    """One shard is in memory at a time."""
+    """Write shards, their index, config.json and the companion files; one shard is in memory at a time."""
     with new_directory(dst) as temporary:
         total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())
         if list(shards) != [SINGLE]:
-            where = {key: file for file, shard in shards.items() for key in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": where}
+            weight_map = {key: file for file, shard in shards.items() for key in shard}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (temporary / INDEX).write_text(json.dumps(index, indent=1))
         (temporary / "config.json").write_text(config)
         for file in sorted(ckpt.path.iterdir()):
@@ -145,8 +147,8 @@ def _write(dst: Path, shards: Shards, ckpt: Checkpoint, config: str) -> None:
 
 
 def _write_shard(path: Path, shard: Mapping[str, Read]) -> int:
-    """Bytes of tensors. A function, so that a shard is gone before the next is read."""
-    # safetensors writes a transposed view's memory as it lies: make it contiguous (ascontiguousarray alters 0-d ones)
+    """Write one shard and return its bytes. A function of its own, so that a shard is freed before the next is read."""
+    # safetensors ignores the strides of transposed views: make them contiguous (ascontiguousarray changes 0-d arrays).
     tensors = {key: np.asarray(read(), order="C") for key, read in shard.items()}
     save(path, tensors)
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,5 +1,8 @@
-"""ROC and DET curves as PNG. All pairs of a benchmark are pooled; false accept rates on a log axis, because that end
-is where verification is used. No curve goes left of one impostor pair: nothing was measured there."""
+"""Plot ROC and DET curves as PNG files, with all pairs of a benchmark pooled.
+
+The false accept rate has a logarithmic axis, because verification operates at low rates. Curves start at one accepted
+impostor pair: nothing was measured below that rate.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Curves = Mapping[str, tuple[NDArray, NDArray]]  # name -> (scores float [M], lab
 
 
 def roc(path: str | os.PathLike, curves: Curves) -> None:
-    """True over false accept rate of each named benchmark, to a PNG file."""
+    """Plot the true accept rate over the false accept rate of each named benchmark to a PNG file."""
     figure, axes = _axes("ROC", curves)
     lowest = 1.0
     for name, (scores, labels) in curves.items():
@@ -33,7 +36,7 @@ def roc(path: str | os.PathLike, curves: Curves) -> None:
 
 
 def det(path: str | os.PathLike, curves: Curves) -> None:
-    """False reject over false accept rate, both logarithmic, with the equal error rate marked, to a PNG file."""
+    """Plot the false reject rate over the false accept rate to a PNG file, both logarithmic, and mark the EER."""
     figure, axes = _axes("DET", curves)
     floor = min(1 / labels.sum() for _, labels in curves.values())
     for name, (scores, labels) in curves.items():
@@ -49,6 +52,7 @@ def det(path: str | os.PathLike, curves: Curves) -> None:
 
 
 def _axes(kind: str, curves: Curves):
+    """Create a figure and axes with a logarithmic false accept rate, from the lowest one that was measured."""
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(f"{kind}, all pairs of a benchmark pooled (no folds)", fontsize=10)
@@ -64,6 +68,6 @@ def _label(name: str, far: NDArray, tar: NDArray, pairs: int) -> str:
 
 
 def _measured(far: NDArray, y: NDArray, n_impostor: int) -> tuple[NDArray, NDArray]:
-    """The last point of every FAR from one accepted impostor pair on: left of it log(FAR) means nothing."""
+    """Keep the last point of every FAR from one accepted impostor pair on; log(FAR) is undefined to the left of it."""
     keep = (far >= 1 / n_impostor - 1e-9) & np.r_[far[1:] != far[:-1], True]
     return far[keep], y[keep]

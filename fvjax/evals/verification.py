@@ -1,7 +1,8 @@
-"""From embeddings and a benchmark's pairs to results.json entries and the terminal table.
+"""Evaluate embeddings or answers on a benchmark's pairs: entries of results.json and the terminal table.
 
-Nothing here knows a model or reads a file: the caller brings faces, an embedding function and pairs (any object with
-arrays a, b: record numbers, same: bool, fold, identity_a, identity_b, all [M], such as ``store.read_pairs`` returns).
+This module knows no model and reads no file. The caller provides images, an embedding function and pairs: any object
+with the arrays a and b (record numbers), same (bool), fold, identity_a and identity_b, all [M], as ``read_pairs``
+returns it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from fvjax.evals import folds
 def embed(
     embed_faces: Callable[[NDArray], NDArray], batches: Iterable[tuple[NDArray, int]], *, flip_sum: bool = False
 ) -> NDArray:
-    """Embed every face of ``batches`` once, in order.
+    """Embed every image of ``batches`` once, in order.
 
     Args:
-        embed_faces: uint8 [b, 112, 112, 3] -> float [b, D].
-        batches: (uint8 [b, 112, 112, 3], how many of them count), as ``pipeline.eval_batches`` yields them.
-        flip_sum: add the embedding of the mirrored face.
+        embed_faces: uint8 [b, H, W, 3] -> float [b, D].
+        batches: (uint8 [b, H, W, 3], number of rows before the padding), as ``pipeline.eval_batches`` yields them.
+        flip_sum: add the embedding of the mirrored image.
     Returns:
         float32 [N, D], not normalised.
     """
@@ -40,9 +41,9 @@ def embed(
 
 
 def scores(embeddings: NDArray, pairs: Any) -> NDArray:
-    """Cosine similarity of every pair; float32 [M].
+    """Compute the cosine similarity of every pair, float32 [M].
 
-    Raises ValueError for a record whose embedding cannot be compared (not finite, or all zero), or that is missing.
+    Raises ValueError for a record that is missing, or whose embedding is not finite or all zero.
     """
     used = np.union1d(pairs.a, pairs.b)
     if len(used) and (used[0] < 0 or used[-1] >= len(embeddings)):
@@ -51,9 +52,9 @@ def scores(embeddings: NDArray, pairs: Any) -> NDArray:
     norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
     broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
     if len(broken):
-        raise ValueError(f"the embedding of record {broken[0]} (of {len(broken)} such) is zero or not finite")
+        raise ValueError(f"the embedding of record {broken[0]} (one of {len(broken)} such) is zero or not finite")
     out = np.empty(len(pairs.a), np.float32)
-    # a few pairs at a time, since raw pixels make embeddings of 150 kB
+    # A few pairs at a time, because the raw-pixel baseline has embeddings of 150 kB.
     for rows in np.array_split(np.arange(len(out)), 1 + len(out) * embeddings.shape[1] // 2**22):
         a, b = pairs.a[rows], pairs.b[rows]
         products = np.einsum("md,md->m", embeddings[a], embeddings[b], dtype=np.float64)
@@ -71,14 +72,15 @@ def answers(
     multiple: int,
     track: Callable[[range], Iterable[int]] = iter,
 ) -> NDArray:
-    """A model's answer to every pair (a first, b second); pairs with one first image share what is computed of it.
+    """Compute a model's answer to every pair (image a, then b). Pairs with the same first image share its prefix.
 
     Args:
-        prefix: visual tokens [u, V, D] of first images -> what the model keeps of them.
-        after: (what it keeps, whose row of it int [b], visual tokens [b, V, D] of second images) -> float [b].
+        prefix: visual tokens [u, V, D] of first images -> the model's cache after them.
+        after: (cache, its row for each pair int [b], visual tokens [b, V, D] of second images) -> float [b].
         visual: [N, V, D], visual tokens by record number.
-        batch_size: b. multiple: u is rounded up to one of these, so that compiled functions see few shapes.
-        track: wraps the loop, to show its progress.
+        batch_size: the number of pairs b per call.
+        multiple: u is rounded up to a multiple of this, so that few shapes are compiled.
+        track: wraps the loop over batches, to show its progress.
     Returns:
         float32 [M].
     """
@@ -86,10 +88,10 @@ def answers(
     out = np.empty(len(order), np.float32)
     for start in track(range(0, len(order), batch_size)):
         rows = order[start : start + batch_size]
-        filled = np.append(rows, np.repeat(rows[-1:], batch_size - len(rows)))
-        firsts, whose = np.unique(pairs.a[filled], return_inverse=True)
-        kept = prefix(visual[np.append(firsts, np.repeat(firsts[-1:], -len(firsts) % multiple))])
-        out[rows] = np.asarray(after(kept, whose, visual[pairs.b[filled]]))[: len(rows)]
+        padded = np.append(rows, np.repeat(rows[-1:], batch_size - len(rows)))
+        firsts, cache_rows = np.unique(pairs.a[padded], return_inverse=True)
+        cache = prefix(visual[np.append(firsts, np.repeat(firsts[-1:], -len(firsts) % multiple))])
+        out[rows] = np.asarray(after(cache, cache_rows, visual[pairs.b[padded]]))[: len(rows)]
     if not np.isfinite(out).all():
         raise ValueError(f"the answer to pair {np.flatnonzero(~np.isfinite(out))[0]} is not finite")
     return out
@@ -105,15 +107,16 @@ def entry(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One benchmark's entry of results.json: :func:`fvjax.evals.folds.verification` and where the pairs come from.
+    """Make one benchmark's entry of results.json: :func:`fvjax.evals.folds.verification` and the origin of the pairs.
 
     Args:
         pair_scores: float [M], for instance from :func:`scores`.
         benchmark: the store manifest's record of this benchmark ("policy", "failure_to_acquire").
-        data_hash: the store's.
-        seen: identities (numbers as in ``pairs.identity_a``) that training has seen. ``identity_disjoint`` then holds
-            the same figures over the pairs of unseen identities; a fold that keeps no genuine or no impostor pairs is
-            left out (see ``n_folds``). It is None if fewer than two folds are left, or if ``seen`` is None.
+        data_hash: hash of the store.
+        seen: identities (numbers as in ``pairs.identity_a``) in the training data. If it is not None,
+            ``identity_disjoint`` has the same figures over the pairs without these identities. A fold that has no
+            genuine or no impostor pairs left is omitted (see ``n_folds``), and with fewer than two folds left
+            ``identity_disjoint`` is None.
     """
     missing = {"policy", "failure_to_acquire"} - set(benchmark)
     if missing:
@@ -132,33 +135,32 @@ def entry(
         )
 
     if np.shape(pair_scores) != np.shape(pairs.same):
-        raise ValueError(f"{np.shape(pair_scores)} scores for {len(pairs.same)} pairs; one score a pair is expected")
+        raise ValueError(f"{np.shape(pair_scores)} scores for {len(pairs.same)} pairs; expected one score per pair")
     disjoint = None
     if seen is not None:
         unseen = ~(np.isin(pairs.identity_a, list(seen)) | np.isin(pairs.identity_b, list(seen)))
-        kinds = [pairs.fold[unseen & pairs.same], pairs.fold[unseen & ~pairs.same]]
-        whole = np.intersect1d(*kinds)
-        if len(whole) > 1:
-            disjoint = figures(np.flatnonzero(unseen & np.isin(pairs.fold, whole)))
+        complete_folds = np.intersect1d(pairs.fold[unseen & pairs.same], pairs.fold[unseen & ~pairs.same])
+        if len(complete_folds) > 1:
+            disjoint = figures(np.flatnonzero(unseen & np.isin(pairs.fold, complete_folds)))
     return {
         **figures(np.arange(len(pairs.same))),
         "failure_to_acquire": benchmark["failure_to_acquire"],
         "policy": benchmark["policy"],
-        "identities": benchmark.get("identities", "named"),  # stores say so only since some are derived
+        "identities": benchmark.get("identities", "named"),  # older stores lack the key; theirs are named
         "identity_disjoint": disjoint,
         "data_hash": data_hash,
     }
 
 
 def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
-    """The terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
+    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
     out = Table(
-        title="Face verification (%), second lines: 95% bootstrap intervals",
-        caption=f"{folds_used}-fold: mean ± std of the folds' accuracies, the threshold chosen on the other folds; "
-        "best: where they are most often right, @FAR 1e-3: their k-th highest impostor score, k = floor(n / 1000) "
-        "(LLM-FaceVerification's protocol). TAR, AUC, EER: all pairs pooled; in parentheses the impostor pairs a TAR "
-        "rests on. FTA: images not acquired.",
+        title="Face verification (%); second lines are 95% bootstrap intervals",
+        caption=f"Accuracy: {folds_used}-fold mean ± std. 'best' uses the threshold that is most accurate on the other "
+        "folds; '@FAR 1e-3' uses the threshold with that false accept rate on them, the k-th highest of their n "
+        "impostor scores, k = floor(n / 1000) (LLM-FaceVerification's protocol). TAR, AUC and EER: all pairs pooled; "
+        "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -170,18 +172,23 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     for head in [*heads, "AUC\n", "EER\n"]:
         out.add_column(head, justify="right", no_wrap=True)
     for name, benchmark, figures in rows:
-        failed = figures.get("failure_to_acquire", 0)
-        cells = [f"{figures['n_pairs']}" + (f"\n{failed} FTA" if failed else "")]
-        for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
-            figure = figures[key]
-            cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}{_interval(figure)}")
-        for key in (f"tar@far={far}" for far in folds.FARS):
-            figure = figures[key]
-            cells.append(f"{100 * figure['value']:.2f} ({figure['impostors_above']}){_interval(figure)}")
-        cells += [f"{100 * figures[key]['value']:.2f}{_interval(figures[key])}" for key in ("auc", "eer")]
-        out.add_row(f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}", *cells)
+        out.add_row(f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}", *_cells(figures))
     return out
 
 
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    """Format the cells of one row."""
+    failed = figures.get("failure_to_acquire", 0)
+    cells = [f"{figures['n_pairs']}" + (f"\n{failed} FTA" if failed else "")]
+    for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
+        figure = figures[key]
+        cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}{_interval(figure)}")
+    for key in (f"tar@far={far}" for far in folds.FARS):
+        figure = figures[key]
+        cells.append(f"{100 * figure['value']:.2f} ({figure['impostors_above']}){_interval(figure)}")
+    return cells + [f"{100 * figures[key]['value']:.2f}{_interval(figures[key])}" for key in ("auc", "eer")]
+
+
 def _interval(figure: Mapping[str, Any]) -> str:
+    """Format a figure's interval as the second line of its cell."""
     return "" if figure["ci95"] is None else "\n[dim]{:.1f}–{:.1f}[/dim]".format(*(100 * x for x in figure["ci95"]))

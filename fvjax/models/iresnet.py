@@ -8,17 +8,18 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from fvjax.models import preprocess
 from fvjax.models.layers import BatchNorm, Conv, Dense, DType, PReLU, dropout
-from fvjax.typing import Embeddings, Keys, Pixels
+from fvjax.typing import Embeddings, Faces, Keys, Pixels
 
 CONV_INIT = {
-    "normal": nn.initializers.normal(0.1),  # the reference's
-    "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),  # torch's kaiming_normal_ as it comes
+    "normal": nn.initializers.normal(0.1),  # as in the reference
+    "kaiming": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),  # torch's kaiming_normal_ with its defaults
 }
 
 
 class Block(nn.Module):
-    """bn - conv - bn - prelu - conv(stride) - bn, added to the (down-sampled) input."""
+    """Residual block: bn - conv - bn - prelu - conv(stride) - bn, added to the (down-sampled) input."""
 
     width: int
     stride: int
@@ -46,22 +47,33 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """Faces [N,112,112,3] in [-1, 1] -> float32 embeddings [N, num_features], not normalised.
 
-    Names follow insightface's keys (``layer1_0/conv1/kernel``). ``features/scale`` is a parameter, but the reference
-    fixes it at 1: freeze it with a rule. The last two layers are float32 whatever ``dtype``, as in the reference.
-    ``on_cpu`` arranges the convolutions for XLA's CPU backend; the sums are the same.
+    Other image sizes work if the network is initialised with them. Names follow insightface's keys
+    (``layer1_0/conv1/kernel``). ``features/scale`` is a parameter that the reference fixes at 1: freeze it with a rule
+    of ``config.trainable``. As in the reference, the last two layers are float32 whatever ``dtype`` is.
+    ``on_cpu`` selects convolutions arranged for XLA's CPU backend, which compute the same sums.
     """
 
-    layers: Sequence[int] = (3, 4, 14, 3)
-    widths: Sequence[int] = (64, 128, 256, 512)
-    num_features: int = 512
+    layers: Sequence[int]  # residual blocks per stage
+    num_features: int  # size of the embedding
+    widths: Sequence[int] = (64, 128, 256, 512)  # channels per stage, the same in every published IResNet
     dropout: float = 0.0
     conv_init: Literal["normal", "kaiming"] = "normal"
     dtype: DType = jnp.float32
     on_cpu: bool = False
 
+    @nn.nowrap
+    def preprocess(self, images: Faces) -> Pixels:
+        """Convert uint8 images [N,H,W,3] to the network's input."""
+        return preprocess.for_resnet(images)
+
+    def embed(self, x: Pixels, text, pooling: str, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
+        """Embed pixels, float32 [N, num_features]; an IResNet reads no text and needs no pooling."""
+        del text, pooling
+        return self(x, train=train, keys=keys).astype(jnp.float32)
+
     @nn.compact
     def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
-        """``keys`` [N]: one PRNG key per image, for dropout. Raises ValueError if they are needed and not given."""
+        """Embed pixels. ``keys`` [N]: one PRNG key per image for dropout; ValueError if they are needed and missing."""
         if len(self.layers) != len(self.widths):
             raise ValueError(f"IResNet: {len(self.layers)} stage depths but {len(self.widths)} widths")
         x = Conv(self.widths[0], 3, 1, CONV_INIT[self.conv_init], self.dtype, self.on_cpu, name="conv1")(x)
@@ -72,7 +84,7 @@ class IResNet(nn.Module):
                 stride, name = 2 if i == 0 else 1, f"layer{stage}_{i}"
                 x = Block(width, stride, self.conv_init, self.dtype, self.on_cpu, name=name)(x, train=train)
         x = BatchNorm(dtype=self.dtype, name="bn2")(x, train=train)
-        x = x.reshape(x.shape[0], -1)  # (H, W, C); the fc's rows are permuted from torch's (C, H, W) in conversion
+        x = x.reshape(x.shape[0], -1)  # (H, W, C); conversion permutes the fc's rows from torch's (C, H, W)
         if train and self.dropout > 0:
             if keys is None:
                 raise ValueError("IResNet: training with dropout needs keys, one PRNG key per image")

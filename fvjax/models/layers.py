@@ -1,4 +1,4 @@
-"""Layers the models share. Parameters may be stored in any float dtype; ``dtype`` is what is computed in."""
+"""Layers that the models share. Parameters may be stored in any float dtype; ``dtype`` is the compute dtype."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from jax.ad_checkpoint import checkpoint_name
 from fvjax.models.cpu_conv import conv3x3
 
 DType = Any
-FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # what one per-image key is used for; see fold_in
-Attend = Literal["auto", "xla", "by_head", "cudnn"]  # how self_attend computes
-# Name of what a layer's backward pass finds saved with remat "dots": the results of its matrix products, each with its
-# adapter's added, and of attention.
-KEPT = "kept"
+FLIP, DROPOUT, DROP_PATH = 1, 2, 3  # the uses of a per-image key; see fold_in
+Attend = Literal["auto", "xla", "by_head", "cudnn"]  # implementations of self_attend
+# Checkpoint name of the residuals that remat "dots" saves for the backward pass: the results of matrix products, each
+# with its adapter's added, and of attention.
+SAVED = "kept"
 REMAT = {
-    "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "dots": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-QUERIES = 128  # at a time: their logits stay in a CPU's cache, and of a causal sequence later keys are left out
+# Queries per block of by_head: their logits fit a CPU's cache, and later keys of a causal sequence are skipped.
+QUERIES = 128  # see benchmarks/ablations.py
 
 
 def fold_in(keys, use: int):
-    """Keys [N] for one use, so that one PRNG key per image serves flip, dropout and drop-path independently."""
+    """Derive keys [N] for one use, so that flip, dropout and drop-path are independent with one PRNG key per image."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
 
 
 def _torch_linear(key, shape, dtype=jnp.float32):
-    """torch's default for Linear: uniform with bound 1/sqrt(in); ``shape`` is [in, …]."""
+    """Initialise like torch's Linear: uniform with bound 1/sqrt(in); ``shape`` is [in, …]."""
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Dense(nn.Module):
-    """y = x @ kernel + bias, plus (x @ a.T) @ b where the collection ``lora`` holds ``a`` [r, in] and ``b`` [r, out].
+    """y = x @ kernel + bias, plus (x @ a.T) @ b if the collection ``lora`` has ``a`` [r, in] and ``b`` [r, out].
 
-    They are as ``fvjax.models.lora.scaled`` gives them, the scale in ``b``. kernel [in, out]; result in ``dtype``.
+    ``fvjax.models.lora.scaled`` makes that collection, with the scale in ``b``. kernel [in, out]; result in ``dtype``.
     """
 
     features: int
@@ -57,27 +58,28 @@ class Dense(nn.Module):
             y = y + low_rank(x, *(self.get_variable("lora", key).astype(self.dtype) for key in "ab"))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return checkpoint_name(y, KEPT)
+        return checkpoint_name(y, SAVED)
 
 
 @jax.custom_vjp
 def low_rank(x, a, b):
-    """(x @ a.T) @ b of one dtype: x [..., in], a [r, in], b [r, out].
+    """Compute (x @ a.T) @ b in one dtype: x [..., in], a [r, in], b [r, out].
 
-    The gradients by a and b are products whose result has r rows, so that nothing large is transposed for them: left to
-    itself, XLA turns x and y's gradient (on a CPU 6 to 8 times the time of the product).
+    The gradients by a and b are written as products with r rows, because XLA would otherwise transpose the large x and
+    the gradient of y (on a CPU that takes 6 to 8 times as long as the product).
     """
     return _low_rank_forward(x, a, b)[0]
 
 
 def _low_rank_forward(x, a, b):
-    inner = checkpoint_name(x @ a.T, KEPT)
+    inner = checkpoint_name(x @ a.T, SAVED)
     return inner @ b, (x, a, b, inner)
 
 
-def _low_rank_backward(kept, dy):
-    x, a, b, inner = kept
-    dinner, rows = dy @ b.T, tuple(range(x.ndim - 1))
+def _low_rank_backward(residuals, dy):
+    x, a, b, inner = residuals
+    dinner = dy @ b.T
+    rows = tuple(range(x.ndim - 1))
     over_rows = partial(lax.dot_general, dimension_numbers=((rows, rows), ((), ())))
     return dinner @ a, over_rows(dinner, x), over_rows(inner, dy)
 
@@ -116,10 +118,11 @@ class RMSNorm(nn.Module):
 
 
 def attend(q, k, v, mask=None):
-    """Softmax attention, as `jax.nn.dot_product_attention`, whose order of axes makes the CPU transpose the logits.
+    """Compute softmax attention, like `jax.nn.dot_product_attention` but without transposing the logits on a CPU.
 
-    q [N,T,heads,dim]; k, v [N,S,kv_heads,dim]: query head h goes with key head h // (heads / kv_heads). mask: bool
-    [N or 1,T,S], what may be looked at. Logits and softmax in float32; result [N,T,heads,dim] in v's dtype.
+    q [N,T,heads,dim]; k, v [N,S,kv_heads,dim]: query head h uses key head h // (heads / kv_heads). mask: bool
+    [N or 1,T,S], true for the keys that a query attends to. Logits and softmax are float32; the result [N,T,heads,dim]
+    has v's dtype.
     """
     n, tokens, heads, dim = q.shape
     q = q.reshape(n, tokens, k.shape[2], -1, dim).transpose(0, 2, 3, 1, 4)
@@ -132,10 +135,11 @@ def attend(q, k, v, mask=None):
 
 
 def self_attend(q, k, v, *, causal: bool, implementation: Attend):
-    """:func:`attend` of a sequence's last T tokens to all S of it, with ``causal`` to nothing later than themselves.
+    """Let a sequence's last T tokens :func:`attend` to all of its S tokens; if ``causal``, not to later ones.
 
-    implementation: "xla" as written there; "by_head" one key head after the other; "auto" that on a CPU, else "xla";
-    "cudnn" NVIDIA's fused kernel, for half precision ("xla" where T < S, which its causal mask is not made for).
+    implementation: "xla" is :func:`attend`; "by_head" computes one key head after the other; "auto" is "by_head" on a
+    CPU and "xla" elsewhere; "cudnn" is NVIDIA's fused kernel for half precision ("xla" if T < S, which the kernel's
+    causal mask does not support).
     """
     n, tokens, heads, dim = q.shape
     if implementation == "cudnn" and tokens == k.shape[1]:
@@ -150,39 +154,42 @@ def self_attend(q, k, v, *, causal: bool, implementation: Attend):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def by_head(q, k, v, causal: bool):
-    """Softmax attention by key head: q [kv_heads,N,heads/kv_heads,T,dim], k and v [kv_heads,N,S,dim] -> as q.
+    """Compute softmax attention by key head: q [kv_heads,N,heads/kv_heads,T,dim], k, v [kv_heads,N,S,dim] -> like q.
 
-    With ``causal`` the queries are those of the last T of S tokens.
+    With ``causal`` the queries belong to the last T of S tokens.
 
-    A head's logits stay in a CPU's cache, and none are kept: the gradient makes them again from q, k and the logarithms
-    of their sums, as FlashAttention does (Dao et al. 2022, algorithm 4).
+    A head's logits fit a CPU's cache and are never saved: the gradient recomputes them from q, k and the logarithms of
+    their sums, as FlashAttention does (Dao et al. 2022, algorithm 4).
     """
     return _by_head_forward(q, k, v, causal)[0]
 
 
 def _by_head_forward(q, k, v, causal):
-    def one(given):
-        (q, k, v), outs, sums = given, [], []
+    def attend_head(head):
+        q, k, v = head
+        outs, log_sums = [], []
         for rows, keys in _blocks(q.shape[2], k.shape[1], causal):
             logits = _logits(q[:, :, rows], k[:, keys], causal)
             top = logits.max(-1, keepdims=True)
             p = jnp.exp(logits - top)
             total = p.sum(-1, keepdims=True)
             outs.append(_einsum("ngts,nsd->ngtd", p.astype(v.dtype), v[:, keys]) / total)
-            sums.append(top + jnp.log(total))
-        return jnp.concatenate(outs, 2).astype(v.dtype), jnp.concatenate(sums, 2)
+            log_sums.append(top + jnp.log(total))
+        return jnp.concatenate(outs, 2).astype(v.dtype), jnp.concatenate(log_sums, 2)
 
-    y, sums = checkpoint_name(lax.map(one, (q, k, v)), KEPT)
-    return y, (q, k, v, y, sums)
+    y, log_sums = checkpoint_name(lax.map(attend_head, (q, k, v)), SAVED)
+    return y, (q, k, v, y, log_sums)
 
 
-def _by_head_backward(causal, kept, dy):
-    def one(given):
-        q, k, v, y, sums, dy = given
-        dq, dk, dv = [], *(jnp.zeros(x.swapaxes(1, 2).shape, jnp.float32) for x in (k, v))  # p is not turned
+def _by_head_backward(causal, residuals, dy):
+    def differentiate_head(head):
+        q, k, v, y, log_sums, dy = head
+        dq = []
+        # [N,dim,S] instead of [N,S,dim], so that the probabilities p need not be transposed
+        dk, dv = (jnp.zeros(x.swapaxes(1, 2).shape, jnp.float32) for x in (k, v))
         inner = (dy.astype(jnp.float32) * y).sum(-1, keepdims=True)
         for rows, keys in _blocks(q.shape[2], k.shape[1], causal):
-            p = jnp.exp(_logits(q[:, :, rows], k[:, keys], causal) - sums[:, :, rows])
+            p = jnp.exp(_logits(q[:, :, rows], k[:, keys], causal) - log_sums[:, :, rows])
             dp = _einsum("ngtd,nsd->ngts", dy[:, :, rows], v[:, keys])
             dlogits = (p * (dp - inner[:, :, rows]) * q.shape[-1] ** -0.5).astype(q.dtype)
             dq.append(_einsum("ngts,nsd->ngtd", dlogits, k[:, keys]))
@@ -190,7 +197,7 @@ def _by_head_backward(causal, kept, dy):
             dv = dv.at[:, :, keys].add(_einsum("ngtd,ngts->nds", dy[:, :, rows], p.astype(dy.dtype)))
         return jnp.concatenate(dq, 2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
-    dq, dk, dv = lax.map(one, (*kept, dy))
+    dq, dk, dv = lax.map(differentiate_head, (*residuals, dy))
     return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 
@@ -199,7 +206,7 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _blocks(tokens: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
-    """(queries, keys that they may look at) of a sequence's last tokens."""
+    """Yield (queries, the keys that they attend to) for blocks of a sequence's last tokens."""
     count = -(-tokens // QUERIES)
     ends = [tokens * (i + 1) // count for i in range(count)]
     for start, end in zip([0, *ends], ends):
@@ -207,7 +214,10 @@ def _blocks(tokens: int, keys: int, causal: bool) -> Iterator[tuple[slice, slice
 
 
 def _logits(q, k, causal: bool):
-    """float32 [N,g,t,s] of queries [N,g,t,dim] and keys [N,s,dim]; with ``causal`` the last query sees all keys."""
+    """Compute logits float32 [N,g,t,s] of queries [N,g,t,dim] and keys [N,s,dim].
+
+    With ``causal`` the last query attends to all keys.
+    """
     logits = _einsum("ngtd,nsd->ngts", q, k) * q.shape[-1] ** -0.5
     if not causal:
         return logits
@@ -216,7 +226,7 @@ def _logits(q, k, causal: bool):
 
 
 def conv2d(x, kernel, stride: int = 1):
-    """Convolution with torch's symmetric padding (k-1)//2: x [N,H,W,in], kernel [k,k,in,out]."""
+    """Convolve with torch's symmetric padding (k-1)//2: x [N,H,W,in], kernel [k,k,in,out]."""
     size = kernel.shape[0]
     pad = (size - 1) // 2
     return lax.conv_general_dilated(
@@ -225,7 +235,7 @@ def conv2d(x, kernel, stride: int = 1):
 
 
 class Conv(nn.Module):
-    """Convolution without bias, kernel [k, k, in, out]. ``on_cpu`` picks the order of sums, see ``cpu_conv``."""
+    """Convolution without bias, kernel [k, k, in, out]. ``on_cpu`` selects the implementation in ``cpu_conv``."""
 
     features: int
     size: int
@@ -242,14 +252,14 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """torch's BatchNorm over all axes but the last, which flax's is not: torch's running variance is unbiased.
+    """torch's BatchNorm over all axes but the last. Unlike flax's, its running variance is the unbiased one.
 
-    Under jit the statistics are those of the global batch. Computed in float32 (or x's float64); result in ``dtype``.
+    Under jit the statistics cover the global batch. Computed in float32 (or x's float64); result in ``dtype``.
     Collection ``batch_stats``: ``mean`` and ``var`` [C], updated when ``train`` and the collection is mutable.
     """
 
     eps: float = 1e-5
-    momentum: float = 0.1  # torch's sense: the weight of the new value
+    momentum: float = 0.1  # as in torch: the weight of the new value
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -264,10 +274,10 @@ class BatchNorm(nn.Module):
             count = x.size // channels
             if count < 2:
                 raise ValueError("BatchNorm in training needs more than one value per channel; use a larger batch")
-            # Of an array of their own (not x.mean(axes)), so that the gradients by the moments are added to each other
-            # before they join x's: a constant added to x's large one is rounded to one side all over the image, and a
-            # bias two layers before, whose gradient is a small sum of large terms, was 3.4e-5 off. The variance in a
-            # second pass: mean(x^2) - mean^2 loses digits where a channel hardly varies.
+            # The moments are taken of a reshaped copy, not by x.mean(axes), so that their gradients are added to each
+            # other before they are added to x's. A constant added to x's large gradient is rounded to the same side
+            # everywhere, and then a bias two layers before, whose gradient is a small sum of large terms, was 3.4e-5
+            # off. The variance takes a second pass because mean(x^2) - mean^2 loses digits if a channel hardly varies.
             flat = x.reshape(-1, channels)
             mean = flat.mean(0)
             var = lax.square(flat - mean).mean(0)
@@ -291,6 +301,6 @@ class PReLU(nn.Module):
 
 
 def dropout(x, rate: float, keys):
-    """Inverted dropout of x [N, …]; image i's mask depends on keys[i] alone, wherever the image stands in the batch."""
+    """Apply inverted dropout to x [N, …]; image i's mask depends only on keys[i], not on its row in the batch."""
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(fold_in(keys, DROPOUT))
     return jnp.where(keep, x / (1 - rate), 0)

@@ -1,9 +1,10 @@
-"""Low-rank adapters as a separate float32 tree beside a frozen base.
+"""LoRA: low-rank adapters as a separate float32 tree beside a frozen base.
 
     adapters = lora.init(params, ("blocks/mlp/fc1", "blocks/mlp/fc2"), rank=8, count=48, key=key)
     model.apply({"params": base, "lora": trees.unflatten(lora.scaled(adapters, alpha / rank))}, x)
 
-Flat names are the module's, plus ``/a`` [in, rank] and ``/b`` [rank, out]; a scanned stack has its layers in front.
+Flat names are the module's plus ``/a`` [in, rank] and ``/b`` [rank, out]; those of a scanned stack have a leading
+layer axis.
 Source: Hu et al., LoRA (arXiv:2106.09685); initialisation as in LLM-FaceVerification.
 """
 
@@ -22,28 +23,28 @@ import numpy as np
 def init(
     params: Mapping[str, Any], targets: Sequence[str], rank: int, count: int, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """New adapters: a kaiming-uniform (bound sqrt(6 / in)), b zeros, float32.
+    """Create float32 adapters: a is kaiming-uniform with bound sqrt(6 / in), b is zero.
 
     Args:
-        params: flat tree of the base without the collection's name; leaves need ``.shape`` only.
-        targets: regexes, each matching all of a module's name ("blocks/mlp/fc[12]").
+        params: flat tree of the base, names without the collection; leaves need only ``.shape``.
+        targets: regexes, each matching the whole name of a module ("blocks/mlp/fc[12]").
         rank: inner dimension.
-        count: how many adapters there should be; a stack of L layers counts L.
-        key: typed PRNG key; each module's draw depends on it and the module's name alone.
+        count: expected number of adapters; a stack of L layers counts L times.
+        key: typed PRNG key; each module's values depend only on it and on the module's name.
     Raises:
-        ValueError: a target that matches no module with a kernel, or another number of adapters than ``count``.
+        ValueError: a target matches no module with a kernel, or the number of adapters is not ``count``.
     """
     modules = {name.removesuffix("/kernel"): leaf.shape for name, leaf in params.items() if name.endswith("/kernel")}
     modules = {name: shape for name, shape in modules.items() if len(shape) <= 3}  # not convolutions
     for target in targets:
         if not any(re.fullmatch(target, name) for name in modules):
-            raise ValueError(f"LoRA target {target!r} matches no module; there are {sorted(modules)}")
-    chosen = {n: s for n, s in modules.items() if any(re.fullmatch(target, n) for target in targets)}
-    found = sum(shape[0] if len(shape) == 3 else 1 for shape in chosen.values())
-    if found != count:
-        raise ValueError(f"LoRA targets {list(targets)} give {found} adapters, expected {count}: {sorted(chosen)}")
+            raise ValueError(f"LoRA target {target!r} matches no module; the modules are {sorted(modules)}")
+    targeted = {n: s for n, s in modules.items() if any(re.fullmatch(target, n) for target in targets)}
+    total = sum(shape[0] if len(shape) == 3 else 1 for shape in targeted.values())
+    if total != count:
+        raise ValueError(f"LoRA targets {list(targets)} give {total} adapters, expected {count}: {sorted(targeted)}")
     adapters = {}
-    for name, (*stack, inputs, outputs) in chosen.items():
+    for name, (*stack, inputs, outputs) in targeted.items():
         bound = (6 / inputs) ** 0.5
         module_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         adapters[f"{name}/a"] = jax.random.uniform(module_key, (*stack, inputs, rank), jnp.float32, -bound, bound)
@@ -52,41 +53,45 @@ def init(
 
 
 def scaled(adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """What Dense expects: every b times ``scale`` (alpha / rank), every a as [rank, in]. Differentiable.
+    """Convert adapters to what Dense reads: every b times ``scale`` (alpha / rank), every a as [rank, in].
 
-    Turned here, outside of the loop over layers, as XLA would join it with a product inside (see layers.low_rank).
+    Differentiable. The transposition happens here, outside the loop over layers, because inside XLA would fuse it with
+    a product (see layers.low_rank).
     """
     return {name: leaf * scale if name.endswith("/b") else leaf.swapaxes(-1, -2) for name, leaf in adapters.items()}
 
 
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The base with the adapters added, in the base's dtypes. For export: training a merged half-precision base
-    would round small updates away. Raises ValueError for an adapter without its kernel or its other half."""
+    """Add the adapters to the base, in the base's dtypes.
+
+    For export only: training a merged half-precision base would round small updates away.
+    Raises ValueError for an adapter without its kernel or its other half.
+    """
     merged = dict(params)
     for module in sorted({name.rsplit("/", 1)[0] for name in adapters}):
         a, b, kernel = adapters.get(f"{module}/a"), adapters.get(f"{module}/b"), params.get(f"{module}/kernel")
         if a is None or b is None or kernel is None:
             raise ValueError(f"adapter {module}: needs {module}/a, {module}/b and the base's {module}/kernel")
         delta = jnp.matmul(a, b, precision="highest") * scale
-        changed = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
-        merged[f"{module}/kernel"] = jnp.where(delta == 0, kernel, changed)  # -0.0 + 0 would be 0.0
+        total = (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
+        merged[f"{module}/kernel"] = jnp.where(delta == 0, kernel, total)  # keeps -0.0, which -0.0 + 0 would not
     return merged
 
 
 def is_zero(grads: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Whether an adapter's gradient is zero, exactly and everywhere: bool [layers] of a stack, else []. For jit."""
+    """Test whether each adapter's gradient is exactly zero: bool [layers] for a stack, else []. Can run inside jit."""
     return {name: (g == 0).all(axis=(-2, -1)) for name, g in grads.items()}
 
 
 def check_alive(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """The dead-adapter gate, for the host after two steps from new adapters.
+    """Check on the host that no new adapter is dead, after two training steps.
 
     a is multiplied by b, and b starts at zero: at step 1 only b can have a gradient, at step 2 also a.
 
     Args:
-        first, second: what :func:`is_zero` gave for the gradients of steps 1 and 2, flat names.
+        first, second: the results of :func:`is_zero` for the gradients of steps 1 and 2, flat names.
     Raises:
-        ValueError: names every b that was zero at step 1 and every a at step 2, layer by layer.
+        ValueError: the gradient of a b was zero at step 1, or that of an a at step 2; names all of them by layer.
     """
     dead = []
     for step, half, zero in ((1, "/b", first), (2, "/a", second)):

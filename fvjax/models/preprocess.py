@@ -1,4 +1,4 @@
-"""uint8 faces -> network input, on the device."""
+"""Turn uint8 images into network input, on the device."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def flip(faces: Faces, keys: Keys) -> Faces:
-    """Mirror each face [N,H,W,3] left-right with probability 1/2, decided by its own key ([N] typed PRNG keys)."""
+    """Mirror each image [N,H,W,3] left-right with probability 1/2, decided by its own key ([N] typed PRNG keys)."""
     mirrored = jax.vmap(jax.random.bernoulli)(fold_in(keys, FLIP))
     return jnp.where(mirrored[:, None, None, None], faces[:, :, ::-1], faces)
 
 
 def for_resnet(faces: Faces) -> Pixels:
-    """uint8 [N,112,112,3] -> float32 in [-1, 1]."""
+    """Scale uint8 [N,H,W,3] to float32 in [-1, 1]."""
     return (faces.astype(jnp.float32) - 127.5) / 127.5
 
 
 def for_vit(faces: Faces, size: int = 448) -> Pixels:
-    """uint8 [N,112,112,3] -> float32 [N,size,size,3]: bilinear without antialiasing, then ImageNet mean and std.
+    """Resize uint8 [N,H,W,3] to float32 [N,size,size,3], bilinearly and without antialiasing, and normalise.
 
-    Source: the reference's loader gives [-1, 1]; its model maps to [0, 1], resizes (align_corners=False), normalises.
+    Mean and standard deviation are ImageNet's. As in the reference, whose loader scales to [-1, 1] and whose model
+    scales that to [0, 1], resizes (align_corners=False) and normalises.
     """
     x = (for_resnet(faces) + 1) / 2
     x = jax.image.resize(x, (x.shape[0], size, size, 3), "bilinear", antialias=False)

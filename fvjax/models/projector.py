@@ -1,4 +1,4 @@
-"""From patch tokens to visual tokens: pixel shuffle and a two-layer MLP (InternVL's `mlp1`)."""
+"""The projector from patch tokens to visual tokens: pixel shuffle and a two-layer MLP (InternVL's `mlp1`)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Projector(nn.Module):
     Source: OpenGVLab/InternVL (internvl_chat/…/modeling_internvl_chat.py, `extract_feature`).
     """
 
-    width: int = 2048  # the decoder's
-    shuffle: int = 2  # shuffle x shuffle patches become one token; 1 / downsample_ratio
+    width: int  # of the decoder
+    shuffle: int = 2  # shuffle x shuffle patches become one token; InternVL's 1 / downsample_ratio
     ps_version: Literal["v1", "v2"] = "v2"
     dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """ValueError: the patches are no square of whole shuffle blocks."""
+        """Project. Raises ValueError if the patches do not form a square of whole shuffle blocks."""
         x = pixel_shuffle(x, self.shuffle, self.ps_version)
         x = LayerNorm(1e-5, self.dtype, name="norm")(x)
         x = jax.nn.gelu(Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
@@ -33,14 +33,14 @@ class Projector(nn.Module):
 
 
 def pixel_shuffle(x: jax.Array, size: int, version: Literal["v1", "v2"]) -> jax.Array:
-    """Every size x size block of the square grid becomes one token: [N,P,W] -> [N, P / size^2, size^2 W].
+    """Merge every size x size block of the square grid into one token: [N,P,W] -> [N, P / size^2, size^2 W].
 
     Channels are ordered (row in the block, column in the block, W). "v1" leaves the grid of blocks transposed.
     """
     n, patches, width = x.shape
     side = math.isqrt(patches)
     if side * side != patches or side % size:
-        raise ValueError(f"{patches} patches are no square grid of whole {size}x{size} blocks")
+        raise ValueError(f"{patches} patches do not form a square grid of whole {size}x{size} blocks")
     x = x.reshape(n, side // size, size, side // size, size, width)
     axes = {"v1": (0, 3, 1, 2, 4, 5), "v2": (0, 1, 3, 2, 4, 5)}[version]
     return x.transpose(axes).reshape(n, patches // size**2, size**2 * width)

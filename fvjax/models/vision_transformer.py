@@ -1,4 +1,4 @@
-"""One vision transformer for InternViT, CLIP-like and InternViT-6B-like towers; what differs is an attribute."""
+"""One vision transformer for InternViT, CLIP-like and InternViT-6B-like towers, which differ only in attributes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fvjax.models import preprocess
 from fvjax.models.layers import DROP_PATH, REMAT, Attend, Dense, DType, LayerNorm, RMSNorm, fold_in, self_attend
-from fvjax.typing import Embeddings, Keys, Pixels
+from fvjax.typing import Embeddings, Faces, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
 ACT = {
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         n, tokens, width = x.shape
         qkv = Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
-        if self.qk_norm:  # over all heads together, as in InternViT-6B
+        if self.qk_norm:  # normalised over all heads together, as in InternViT-6B
             q = RMSNorm(self.norm_eps, self.dtype, name="q_norm")(q)
             k = RMSNorm(self.norm_eps, self.dtype, name="k_norm")(k)
         q, k, v = (y.reshape(n, tokens, self.heads, width // self.heads) for y in (q, k, v))
@@ -44,6 +45,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two-layer MLP with the activation ``act``."""
+
     dim: int
     act: str
     dtype: DType
@@ -55,7 +58,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each scaled (LayerScale) and, in training, dropped for some images (drop-path)."""
+    """Pre-norm attention and MLP, each with LayerScale and, in training, dropped for some images (drop-path)."""
 
     heads: int
     mlp_dim: int
@@ -91,16 +94,16 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Pixels [N,H,W,3] (see preprocess.for_vit) -> tokens [N, 1 + patches, width] in ``dtype``, CLS first.
 
-    The defaults are InternViT-300M-448px (OpenGVLab/InternVL, internvl_chat/…/modeling_intern_vit.py).
-    Layers are scanned: ``blocks/mlp/fc1/kernel`` is [depth, width, mlp_dim].
+    Layers are scanned: ``blocks/mlp/fc1/kernel`` is [depth, width, mlp_dim]. Sizes: see ``fvjax.models.presets``; the
+    other defaults are InternViT-300M's (OpenGVLab/InternVL, internvl_chat/…/modeling_intern_vit.py).
     """
 
-    image_size: int = 448  # sets the number of position embeddings; other input sizes interpolate them
-    patch_size: int = 14
-    width: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_dim: int = 4096
+    image_size: int  # sets the number of position embeddings, which are interpolated for other input sizes
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
     qkv_bias: bool = True
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
@@ -110,28 +113,55 @@ class VisionTransformer(nn.Module):
     final_norm: bool = False
     patch_bias: bool = True
     act: Literal["gelu", "quick_gelu"] = "gelu"
-    drop_path: float = 0.0  # rate of the last layer; grows linearly from 0
-    select_layer: int = -1  # index into [embedding, layer 1, …]; layers after it are not built
+    drop_path: float = 0.0  # rate of the last layer; rates grow linearly from 0 in the first
+    select_layer: int = -1  # index of the output in [embedding, layer 1, …]; later layers are not built
     dtype: DType = jnp.float32
     remat: Literal["none", "dots", "full"] = "none"
     attention: Attend = "auto"
 
     @property
     def layers(self) -> int:
-        """Number of layers built."""
+        """Number of layers that are built."""
         return self.select_layer if self.select_layer >= 0 else self.depth + 1 + self.select_layer
+
+    @nn.nowrap
+    def preprocess(self, images: Faces) -> Pixels:
+        """Convert uint8 images [N,H,W,3] to the tower's input, resized to its image size."""
+        return preprocess.for_vit(images, self.image_size)
+
+    def embed(self, x: Pixels, text, pooling: str, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
+        """Embed pixels, float32 [N, width], by one of the poolings of :func:`pool`; a tower reads no text."""
+        del text
+        return pool(self(x, train=train, keys=keys), pooling)
 
     @nn.compact
     def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None) -> jax.Array:
-        """``keys`` [N]: one PRNG key per image, for drop-path. ValueError: needed keys or whole patches missing."""
-        n, height, width, _ = x.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image {height}x{width} is not a whole number of {self.patch_size}-pixel patches")
+        """Compute the tokens. ``keys`` [N]: one PRNG key per image, for drop-path.
+
+        Raises ValueError if the image is not a whole number of patches, or if keys are needed and missing.
+        """
         if not 0 < self.layers <= self.depth:
             raise ValueError(f"select_layer={self.select_layer} is outside a tower of {self.depth} layers")
         drop = train and self.drop_path > 0
         if drop and keys is None:
             raise ValueError("VisionTransformer: training with drop_path needs keys, one PRNG key per image")
+        x = self._embed_patches(x)
+        if self.pre_norm:
+            x = NORM[self.norm](self.norm_eps, self.dtype, name="pre_norm")(x)
+        keys = fold_in(keys, DROP_PATH) if drop else None
+        # as torch's linspace over the whole tower, even if its last layers are not built
+        rates = jnp.linspace(0, self.drop_path, self.depth)[: self.layers]
+        x, _ = self._blocks(drop)(x, keys, jnp.arange(self.layers), rates)
+        if self.final_norm:
+            x = NORM[self.norm](self.norm_eps, self.dtype, name="final_norm")(x)
+        return x
+
+    @nn.nowrap
+    def _embed_patches(self, x: Pixels) -> jax.Array:
+        """Embed patches, put CLS first and add position embeddings: [N,H,W,3] -> [N, 1 + patches, width]."""
+        n, height, width, _ = x.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image {height}x{width} is not a whole number of {self.patch_size}-pixel patches")
         rows, cols = height // self.patch_size, width // self.patch_size
         x = x.reshape(n, rows, self.patch_size, cols, self.patch_size, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, rows * cols, -1)
@@ -140,12 +170,13 @@ class VisionTransformer(nn.Module):
         cls = self.param("cls", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
         pos = self.param("pos", nn.initializers.normal(0.02), (1 + grid * grid, self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (n, 1, self.width)), x], axis=1)
-        x = x + resize_positions(pos, (grid, grid), (rows, cols)).astype(self.dtype)
-        if self.pre_norm:
-            x = NORM[self.norm](self.norm_eps, self.dtype, name="pre_norm")(x)
+        return x + resize_positions(pos, (grid, grid), (rows, cols)).astype(self.dtype)
 
+    @nn.nowrap
+    def _blocks(self, drop: bool):
+        """Build the scanned stack of layers."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
-        blocks = nn.scan(
+        return nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
@@ -165,17 +196,10 @@ class VisionTransformer(nn.Module):
             drop=drop,
             name="blocks",
         )
-        keys = fold_in(keys, DROP_PATH) if drop else None
-        # torch's linspace over the whole tower, also if its end is not built
-        rates = jnp.linspace(0, self.drop_path, self.depth)[: self.layers]
-        x, _ = blocks(x, keys, jnp.arange(self.layers), rates)
-        if self.final_norm:
-            x = NORM[self.norm](self.norm_eps, self.dtype, name="final_norm")(x)
-        return x
 
 
 def pool(tokens: jax.Array, how: str) -> Embeddings:
-    """Tokens [N, 1+P, width] -> float32 [N, width]: the mean over patch tokens (without CLS), or the CLS token."""
+    """Pool tokens [N, 1+P, width] to float32 [N, width]: "mean" of the patch tokens (without CLS), or "cls"."""
     if how == "mean":
         return tokens[:, 1:].astype(jnp.float32).mean(axis=1)
     if how == "cls":
@@ -184,7 +208,10 @@ def pool(tokens: jax.Array, how: str) -> Embeddings:
 
 
 def resize_positions(pos: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """Position embeddings [1 + old patches, width] on another grid: torch's bicubic (a = -0.75), CLS as it is."""
+    """Interpolate position embeddings [1 + old patches, width] to another grid, bicubic as in torch (a = -0.75).
+
+    The embedding of CLS stays as it is.
+    """
     if old == new:
         return pos
     grid = pos[1:].astype(jnp.float32).reshape(*old, -1)
@@ -193,15 +220,15 @@ def resize_positions(pos: jax.Array, old: tuple[int, int], new: tuple[int, int])
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """Weights [new, old] of torch's bicubic interpolation, align_corners=False; jax.image uses a = -0.5 instead."""
+    """Return weights [new, old] of torch's bicubic interpolation, align_corners=False; jax.image uses a = -0.5."""
     a = -0.75
-    at = (np.arange(new) + 0.5) * old / new - 0.5
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old), np.float32)
     for tap in range(-1, 3):
-        source = np.floor(at) + tap
-        d = np.abs(at - source)
+        source = np.floor(centers) + tap
+        d = np.abs(centers - source)
         near = ((a + 2) * d - (a + 3)) * d * d + 1
         far = a * (((d - 5) * d + 8) * d - 4)
-        clamped = np.clip(source, 0, old - 1).astype(int)  # torch repeats the border
+        clamped = np.clip(source, 0, old - 1).astype(int)  # torch repeats the border pixels
         np.add.at(weights, (np.arange(new), clamped), np.where(d <= 1, near, far))
     return weights

@@ -1,8 +1,10 @@
-"""Vision tower, projector and decoder in one module: embeddings of faces and Yes/No answers about two.
+"""A vision-language model: vision tower, projector and decoder in one module.
+
+It embeds an image, or answers a question about two images with the next token. The decoder reads
 
     [BOS] + visual tokens of one or more images + text ids
 
-without chat template or image tags, as LLM-FaceVerification builds its prompts.
+without chat template or image tags, as in LLM-FaceVerification.
 """
 
 from __future__ import annotations
@@ -15,18 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fvjax.models.decoder import Cache, Decoder
+from fvjax.models.cache import Cache
+from fvjax.models.decoder import Decoder
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
-from fvjax.typing import Embeddings, Keys, Pixels
+from fvjax.typing import Embeddings, Faces, Keys, Pixels
 
 POOLS = ("visual_mean", "all_mean", "last_token")
 
 
 class VLM(nn.Module):
-    """Parameters are ``vision/…``, ``projector/…`` and ``decoder/…``. ``bos``: id of the first token.
+    """A vision-language model with parameters ``vision/…``, ``projector/…`` and ``decoder/…``.
 
-    ``bridge``: a module between tower and projector, patch tokens [N,P,W] -> [N,P',W'] (cross-attention, a graph …).
+    Attributes:
+        bos: id of the first token.
+        bridge: optional module between tower and projector, patch tokens [N,P,W] -> [N,P',W'] (cross-attention, a
+            graph …).
     """
 
     vision: VisionTransformer
@@ -37,40 +43,45 @@ class VLM(nn.Module):
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of one image of the tower's own size."""
+        """Number of visual tokens of one image of the tower's own size."""
         return (self.vision.image_size // self.vision.patch_size // self.projector.shuffle) ** 2
 
+    @nn.nowrap
+    def preprocess(self, images: Faces) -> Pixels:
+        """Convert uint8 images [N,H,W,3] to the tower's input."""
+        return self.vision.preprocess(images)
+
     def visual(self, pixels: Pixels, *, train: bool = False, keys: Keys | None = None) -> jax.Array:
-        """Pixels [N,H,W,3] -> visual tokens [N,V,D]. ``keys`` [N]: one PRNG key per image, for drop-path."""
+        """Compute visual tokens [N,V,D] of pixels [N,H,W,3]. ``keys`` [N]: one PRNG key per image, for drop-path."""
         x = self.vision(pixels, train=train, keys=keys)[:, 1:]
         return self.projector(x if self.bridge is None else self.bridge(x))
 
     def sequence(self, visual: jax.Array, text: Sequence[int]) -> jax.Array:
-        """Visual tokens [N,V,D] of one or more images between BOS and the text -> embeddings [N,1+V+T,D]."""
+        """Put visual tokens [N,V,D] of one or more images between BOS and the text -> embeddings [N,1+V+T,D]."""
         count = visual.shape[1]
-        at = np.broadcast_to(1 + np.arange(count), (visual.shape[0], count))
-        return splice(self._embed_text([self.bos] * (1 + count) + list(text), visual.shape[0]), visual, at)
+        index = np.broadcast_to(1 + np.arange(count), (visual.shape[0], count))
+        return splice(self._embed_text([self.bos] * (1 + count) + list(text), visual.shape[0]), visual, index)
 
     def embed(
         self, pixels: Pixels, text: Sequence[int], pool: str, *, train: bool = False, keys: Keys | None = None
     ) -> Embeddings:
-        """One image and a text -> float32 [N,D]; see :meth:`pooled`. ``keys`` [N] as in :meth:`visual`."""
+        """Embed one image and a text, float32 [N,D]; see :meth:`pooled`. ``keys`` [N] as in :meth:`visual`."""
         return self.pooled(self.visual(pixels, train=train, keys=keys), text, pool)
 
     def pools(self, pixels: Pixels, text: Sequence[int], pools: tuple[str, ...]) -> jax.Array:
-        """One image and a text -> its embedding by each pool, float32 [N,len(pools),D], from one pass."""
+        """Embed one image and a text by each pooling, float32 [N,len(pools),D], in one forward pass."""
         visual = self.visual(pixels)
         states = self.decoder(self.sequence(visual, text))
         return jnp.stack([pool_states(states, pool, visual.shape[1]) for pool in pools], axis=1)
 
     def pooled(self, visual: jax.Array, text: Sequence[int], pool: str) -> Embeddings:
-        """Visual tokens [N,V,D] and a text -> float32 [N,D], from the decoder's states after its final norm.
+        """Embed visual tokens [N,V,D] and a text: pool the decoder's states after its final norm to float32 [N,D].
 
-        pool: "visual_mean" over the visual tokens (text after them cannot change these, so it is left out), "all_mean"
-            over all tokens, or "last_token". ValueError: another one.
+        pool: "visual_mean" averages over the visual tokens, which later text cannot change, so the text is left out;
+            "all_mean" averages over all tokens; "last_token" takes the last one. Raises ValueError for another one.
         """
         if pool not in POOLS:
-            raise ValueError(f"pool={pool!r} is unknown; there are {POOLS}")
+            raise ValueError(f"pool={pool!r} is unknown; known are {POOLS}")
         x = self.sequence(visual, () if pool == "visual_mean" else text)
         return pool_states(self.decoder(x, last=pool == "last_token"), pool, visual.shape[1])
 
@@ -84,22 +95,22 @@ class VLM(nn.Module):
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Two images and a question -> logits of the answer's first token, float32 [N, vocab] (or of ``rows`` only).
+        """Read two images and a question -> logits of the answer's first token, float32 [N, vocab].
 
-        ``keys`` [N,2]: one for each image of a pair.
+        ``rows``: compute the logits of these ids only, [N, len(rows)]. ``keys`` [N,2]: one for each image of a pair.
         """
-        pixels = jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])  # a pair's images stay on one device
+        pixels = jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])  # keeps both images of a pair on one device
         visual = self.visual(pixels, train=train, keys=None if keys is None else keys.reshape(-1))
         return self.answer(visual.reshape(a.shape[0], -1, visual.shape[-1]), text, rows)
 
     def answer(self, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None) -> jax.Array:
-        """Visual tokens [N,V,D] of all images and a text -> logits of the next token, as in :meth:`pair`."""
+        """Read visual tokens [N,V,D] of all images and a text -> logits of the next token, as in :meth:`pair`."""
         return self.decoder.logits(self.decoder(self.sequence(visual, text), last=True)[:, 0], rows)
 
     def prefix(self, visual: jax.Array, tokens: int) -> Cache:
-        """The decoder's cache after BOS and visual tokens [N,V,D], which ``tokens`` more are to follow.
+        """Compute the decoder's cache after BOS and visual tokens [N,V,D]; ``tokens`` more tokens will follow.
 
-        Pairs that share their first image share this: repeat or pick rows, axis 1 of k and v.
+        Pairs with the same first image share it: repeat or select rows, axis 1 of k and v.
         """
         x = self.sequence(visual, ())
         cache = self.decoder.new_cache(x.shape[0])
@@ -108,12 +119,15 @@ class VLM(nn.Module):
     def pair_after(
         self, prefix: Cache, visual: jax.Array, text: Sequence[int], rows: Sequence[int] | None = None
     ) -> jax.Array:
-        """Second images' visual tokens [N,V,D] and the question after the first ones' prefix -> logits as in pair."""
+        """Read the second images' visual tokens [N,V,D] and the question after the first ones' :meth:`prefix`.
+
+        Returns the logits of the answer's first token, as :meth:`pair` does.
+        """
         x = jnp.concatenate([visual, self._embed_text(text, visual.shape[0])], axis=1)
         return self.decoder.logits(self.decoder.extend(x, prefix, last=True)[0][:, 0], rows)
 
     def __call__(self, pixels: Pixels, text: Sequence[int] = ()) -> jax.Array:
-        """One image and a text -> logits of the next token, float32 [N, vocab]."""
+        """Read one image and a text -> logits of the next token, float32 [N, vocab]."""
         return self.answer(self.visual(pixels), text)
 
     def _embed_text(self, ids: Sequence[int], n: int) -> jax.Array:
@@ -121,16 +135,14 @@ class VLM(nn.Module):
         return jnp.broadcast_to(embedded, (n, *embedded.shape))
 
 
-def splice(embedded: jax.Array, tokens: jax.Array, at: jax.Array | np.ndarray) -> jax.Array:
-    """Tokens of any producer at their places in a sequence: embedded [N,T,D], tokens [N,V,D], at int [N,V] below T.
-
-    What stands there (placeholders) is replaced.
-    """  # row by row, or a sharded batch would be gathered, and all that follows computed on every device
-    return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), at)
+def splice(embedded: jax.Array, tokens: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
+    """Replace the placeholders of a sequence: embedded [N,T,D] at index int [N,V], below T, becomes tokens [N,V,D]."""
+    # By vmap over rows: otherwise a sharded batch is gathered, and every device computes all that follows.
+    return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), index)
 
 
 def pool_states(states: jax.Array, pool: str, visual: int) -> Embeddings:
-    """The decoder's states [N,T,D], of BOS and ``visual`` visual tokens first -> float32 [N,D]."""
+    """Pool the decoder's states [N,T,D], which start with BOS and ``visual`` visual tokens, to float32 [N,D]."""
     states = states.astype(jnp.float32)
     if pool == "last_token":
         return states[:, -1]
@@ -138,7 +150,10 @@ def pool_states(states: jax.Array, pool: str, visual: int) -> Embeddings:
 
 
 def build(attributes: Mapping[str, Any], **changes: Any) -> VLM:
-    """A VLM from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …}; each part takes the changes it knows."""
+    """Build a VLM from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …}.
+
+    ``changes`` override attributes of every part that has them (dtype=…, remat=…). Raises TypeError if no part does.
+    """
     parts = {"vision": VisionTransformer, "projector": Projector, "decoder": Decoder}
     fields = {name: set(cls.__dataclass_fields__) for name, cls in parts.items()}
     unknown = set(changes) - set().union(*fields.values())

@@ -25,7 +25,7 @@ from fvjax.data.store import Pairs, Store
 from fvjax.evals import verification as protocol
 from fvjax.losses import pair_answer
 from fvjax.losses.accumulation import Additive, Inputs, Objective, Variables
-from fvjax.models.decoder import Cache
+from fvjax.models.cache import Cache
 from fvjax.models.encoder import Encoder
 from fvjax.parallel import sharding
 from fvjax.tasks import face_verification as shared

@@ -21,7 +21,7 @@ def in_torch_layout(ckpt, flat):
         source = ckpt.sources[f"params/{name}"]
         layers = np.asarray(leaf) if source.stacked else np.asarray(leaf)[None]
         for key, layer in zip(source.keys, layers):
-            out.setdefault(key, []).append(source.transform.to_theirs(layer))
+            out.setdefault(key, []).append(source.transform.to_original(layer))
     return {key: join(parts) for key, parts in out.items()}
 
 

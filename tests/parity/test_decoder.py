@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fvjax import trees
-from fvjax.models.decoder import Decoder, generate
+from fvjax.models.decoder import Decoder
+from fvjax.models.generation import generate
 from tests.parity import close, gradients_close, in_torch_layout, load
 from weights_convert import open_checkpoint
 
@@ -143,7 +144,7 @@ def test_a_cache_that_grows(variables, x):
     _, first = model.apply(variables, x[:, :5], model.new_cache(3), last=True, tokens=12, method="extend")
     last, _ = model.apply(variables, x[:, 5:], first, last=True, method="extend")
     close(last[:, 0], naive[:, -1], 1e-5, "the last token, after only keys and values of the first ones")
-    with pytest.raises(ValueError, match="room"):
+    with pytest.raises(ValueError, match="capacity"):
         model.apply(variables, x, model.new_cache(3), lengths=jnp.array([4, 12, 9]), method="extend")
     with pytest.raises(ValueError, match="17 tokens"):
         model.apply(variables, x, model.new_cache(3), tokens=17, method="extend")

@@ -11,7 +11,7 @@ import pytest
 from fvjax import trees
 from fvjax.config import base
 from fvjax.losses import contrastive
-from fvjax.models import preprocess
+from fvjax.models import preprocess, presets
 from fvjax.models.iresnet import IResNet
 from fvjax.training import optimizer
 from tests.parity import close, gradients_close
@@ -49,11 +49,11 @@ def loss_fn(trained, rest, model, faces):
 def in_torch_layout(checkpoint, key, flat):
     """The array of ``flat`` that torch calls ``key``."""
     name = next(name for name, source in checkpoint.sources.items() if source.keys == (key,))
-    return checkpoint.sources[name].transform.to_theirs(np.asarray(flat[name]))
+    return checkpoint.sources[name].transform.to_original(np.asarray(flat[name]))
 
 
 def test_parameter_count(golden):
-    shapes = jax.eval_shape(lambda: IResNet().init(jax.random.key(0), jnp.zeros((1, 112, 112, 3))))
+    shapes = jax.eval_shape(lambda: IResNet(**presets.iresnet50()).init(jax.random.key(0), jnp.zeros((1, 112, 112, 3))))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 43_590_848 == golden["n_params"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from fvjax import trees
 from fvjax.config import base
 from fvjax.losses import contrastive
-from fvjax.models import lora, preprocess
+from fvjax.models import lora, preprocess, presets
 from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.training import optimizer
 from tests.parity import close, gradients_close, in_torch_layout, load
@@ -238,15 +238,18 @@ def test_golden_internvl2_2b_full_size(tmp_path):
 
 
 def test_parameter_counts():
-    shapes = jax.eval_shape(lambda: VisionTransformer().init(jax.random.key(0), jnp.zeros((1, 448, 448, 3))))
+    shapes = jax.eval_shape(
+        lambda: VisionTransformer(**presets.internvit_300m()).init(jax.random.key(0), jnp.zeros((1, 448, 448, 3)))
+    )
     params = trees.flatten(shapes["params"])
     assert sum(leaf.size for leaf in params.values()) == 304_012_288
     adapters = jax.eval_shape(lambda key: lora.init(params, ("blocks/mlp/fc[12]",), 8, 48, key), jax.random.key(0))
     assert sum(leaf.size for leaf in adapters.values()) == 1_966_080
 
 
-def test_the_defaults_are_internvl2_2bs_tower():
-    """Without a checkpoint a tower is built from them; the golden set has the published config.json's vision part."""
+def test_the_preset_is_internvl2_2bs_tower():
+    """Without a checkpoint a tower is built from it; the golden set has the published config.json's vision part."""
     file = GOLDEN / "internvl2_2b/config.json"
     attributes = internvit.model_config(json.loads(file.read_text()), str(file))
-    assert {key: getattr(VisionTransformer(), key) for key in attributes} == attributes
+    tower = VisionTransformer(**presets.internvit_300m())
+    assert {key: getattr(tower, key) for key in attributes} == attributes

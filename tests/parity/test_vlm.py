@@ -15,7 +15,7 @@ import pytest
 from fvjax import trees
 from fvjax.config import base
 from fvjax.losses import contrastive, pair_answer
-from fvjax.models import encoder, lora, preprocess, vlm
+from fvjax.models import encoder, lora, preprocess, presets, vlm
 from fvjax.models.projector import pixel_shuffle
 from fvjax.training import optimizer
 from tests.parity import close, load
@@ -277,10 +277,16 @@ def test_splice():
     assert got[..., 0].tolist() == [[-1, 1, 2, -2, 4, 5], [6, -4, 8, 9, 10, -3]]
 
 
-def test_parameter_counts():
-    """The published InternVL2-2B, and 120 adapters of rank 8 on fc1, fc2, w1, w2, w3, without computing anything."""
+def test_the_preset_is_the_published_internvl2_2b():
     file = GOLDEN / "internvl2_2b/config.json"
-    model = vlm.build(internvl.model_config(json.loads(file.read_text()), str(file)))
+    assert vlm.build(presets.internvl2_2b()) == vlm.build(
+        internvl.model_config(json.loads(file.read_text()), str(file))
+    )
+
+
+def test_parameter_counts():
+    """InternVL2-2B, and 120 adapters of rank 8 on fc1, fc2, w1, w2, w3, without computing anything."""
+    model = vlm.build(presets.internvl2_2b())
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 448, 448, 3))))
     params = trees.flatten(shapes["params"])
     assert sum(leaf.size for leaf in params.values()) == 2_205_754_368
