@@ -620,7 +620,7 @@ def test_pairs_whose_arithmetic_is_counted(monkeypatch, tmp_path, capsys):
         assert told in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["flops"])
     module.main()
-    assert "give --pairs=FILE or --store=DIR" in capsys.readouterr().out
+    assert "add --pairs=FILE or --store=DIR" in capsys.readouterr().out
 
 
 def test_what_a_benchmark_measures(monkeypatch, tmp_path):
