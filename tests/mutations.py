@@ -2014,9 +2014,9 @@ def table(caught: dict[str, str], missed: list[str], before: str) -> str:
 
 HEAD = """# Seeded faults and the tests that catch them
 
-Written by `python tests/mutations.py --write`, which puts {count} faults into a copy of the project, one at a time. Each
-row names the first test that failed and the commit at which it failed (+: with uncommitted changes). `--only=NAME
---write` updates one row.
+Written by `python tests/mutations.py --write`, which puts {count} faults into a copy of the project, one at a time.
+Each row names the first test that failed and the commit at which it failed (+: with uncommitted changes).
+`--only=NAME --write` updates one row.
 
 | fault | what it breaks | in | caught by | at |
 |---|---|---|---|---|
