@@ -1,4 +1,4 @@
-"""Limits, counts and units of the data: exactly at a limit something fits, one more does not; KiB are no MB."""
+"""Test limits, counts and units of the data: a value at the limit is accepted, one more is not; KiB are not MB."""
 
 import io
 import json

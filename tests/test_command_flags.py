@@ -1,8 +1,8 @@
-"""Every flag of every command has a test that fails if the flag does nothing.
+"""Test that every flag of every command has a test that fails if the flag does nothing.
 
-The flags are asked of the commands themselves: of absl by module, of argparse by parsers that are caught before they
-parse. TESTED says of each which test shows its effect; a flag that is not in it fails, and so does a test that is gone.
-Tests of flags that no other file tests are here.
+The commands themselves are asked for their flags: absl by module, argparse through parsers that are caught before they
+parse. TESTED names the test that shows the effect of each flag. A flag that is missing there fails, and so does a test
+that no longer exists. The tests of flags that no other file tests are here.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""launch/local.py starts processes, shows their output, forwards signals and handles failures.
+"""Test launch/local.py: how it starts processes, shows their output, forwards signals and handles failures.
 
 All tests but the last run small programs in place of fvjax.main.
 """
