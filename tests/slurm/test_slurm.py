@@ -1,6 +1,6 @@
 """Test launch/slurm.sh on a real Slurm with two nodes on this machine (cluster.sh): a whole run, a requeue, an error.
 
-    python -m pytest -n0 -m slow tests/slurm
+python -m pytest -n0 -m slow tests/slurm
 """
 
 import json
