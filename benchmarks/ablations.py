@@ -1,12 +1,13 @@
-"""What each optimisation brings: a training step without it against the step as it is, in turn, in one session.
+"""Measure each optimisation: a training step without it against the unchanged step, in turn, in one session.
 
     python benchmarks/ablations.py --case=CASE [--only=NAME …] [--rounds=2] [--batch=N] [--weights=DIR]
-    python benchmarks/ablations.py --ledger        the ledger's table again from benchmarks/results/ablations/*.json
+    python benchmarks/ablations.py --ledger        writes the ledger's table from benchmarks/results/ablations/*.json
 
-Each optimisation is taken out of a copy of the working tree by an edit, a config value or the environment, and
-step_time.py's child measures the copy on the CPU in float32, turn by turn with a process that runs it as it is. A time
-is the median of a turn's steps after the warm-up; a ratio is the median over rounds of without / as it is. The first
-loss must stay, so what is timed is the same computation. What was predicted was written down before it was measured.
+Each optimisation is removed from a copy of the working tree, by an edit, a config value or the environment.
+step_time.py's child process measures the copy on the CPU in float32, in turns with a process that runs the unchanged
+step. A time is the median of a turn's steps after the warm-up. A ratio is the median over rounds of (time without) /
+(time unchanged). The first loss must not change, so that both compute the same. Predictions were written down before
+the measurements.
 """
 
 import argparse
@@ -36,46 +37,46 @@ ATTENTION = "tests/test_attention.py"
 
 class Ablation(NamedTuple):
     name: str
-    what: str  # is done, that is left out
+    what: str  # the optimisation that is removed
     cases: tuple[str, ...]
-    predicted: str  # times as long without it, and why
-    parity: str  # what pytest is given
-    edits: tuple[tuple[str, str, str], ...] = ()  # file, text that occurs in it exactly once, text without
-    settings: tuple[str, ...] = ()  # of the config
-    tunables: bool = True  # glibc's, as main sets them
+    predicted: str  # expected ratio of times without it, and the reason
+    parity: str  # arguments of pytest for the test that the results are equal
+    edits: tuple[tuple[str, str, str], ...] = ()  # file, text that occurs in it exactly once, replacement
+    settings: tuple[str, ...] = ()  # config values, KEY=VALUE
+    tunables: bool = True  # whether glibc's tunables are set as in fvjax.main
 
 
 ABLATIONS = (
     Ablation(
         "adapter_gradients",
-        "gradients of adapters are products whose result has r rows: no activations are transposed",
+        "the adapters' gradients are products with r rows, so that no activations are transposed",
         ("mllm_100m", "internvit"),
-        "1.2: transposes were 19% of a trace's device-seconds",
+        "1.2: transposes were 19% of the device-seconds of a trace",
         "tests/test_lora.py -k low_rank",
         ((LAYERS, 'low_rank(x, *(self.get_variable("lora", key).astype(self.dtype) for key in "ab"))',
           f"(x @ {A}.T) @ {B}"),),
     ),
     Ablation(
         "by_head",
-        "attention one key head after the other, whose logits are made again for the gradient",
+        "attention runs one key head after the other and recomputes the logits for the gradient",
         ("mllm_100m", "internvit"),
-        "1.2: all heads' logits are written and read about 8 times in memory instead of cache",
+        "1.2: the logits of all heads are written and read about 8 times in memory instead of in the cache",
         ATTENTION,
         settings=("attention=xla",),
     ),
     Ablation(
         "blocks_of_queries",
-        "of a head 128 queries at a time",
+        "attention processes 128 queries of a head at a time",
         ("mllm_100m", "internvit"),
-        "1.1: a head's logits (17 MB of 4 images) fit no core's own cache, but do the shared one here",
+        "1.1: a head's logits (17 MB for 4 images) do not fit into a core's own cache, but into the shared one here",
         ATTENTION,
         ((LAYERS, "QUERIES = 128 ", "QUERIES = 1 << 20 "),),
     ),
     Ablation(
         "probabilities_not_turned",
-        "gradients of keys and values by head have the head's size in front: no probabilities are transposed",
+        "gradients of keys and values have the head size as their first axis, so that no probabilities are transposed",
         ("mllm_100m",),
-        "1.05: one more pass over logits for each of two products",
+        "1.05: one more pass over the logits for each of two products",
         ATTENTION,
         ((LAYERS, '_einsum("ngtd,ngts->nds", q[:, :, rows], dlogits)',
           '_einsum("ngts,ngtd->nsd", dlogits, q[:, :, rows]).swapaxes(1, 2)'),
@@ -84,17 +85,17 @@ ABLATIONS = (
     ),
     Ablation(
         "attended_kept",
-        'remat "dots" keeps the result of attention by head, too',
+        'remat "dots" also keeps the result of attention by head',
         ("internvit",),
-        "1.05: else attention's forward pass is computed twice",
+        "1.05: without it, attention's forward pass is computed twice",
         ATTENTION + " -k remat",
         ((LAYERS, "checkpoint_name(lax.map(attend_head, (q, k, v)), SAVED)", "lax.map(attend_head, (q, k, v))"),),
     ),
     Ablation(
         "sums_kept",
-        'remat "dots" keeps what a product and its adapter add up to, not each',
+        'remat "dots" keeps the sum of a product and its adapter, not both terms',
         ("internvit",),
-        "1.03: a third of what is kept is written, zeroed and read for nothing",
+        "1.03: a third of the kept values is written, zeroed and read needlessly",
         ATTENTION + " -k dots",
         ((LAYERS, "return checkpoint_name(y, SAVED)", "return y"),
          (LAYERS, '"dots": jax.checkpoint_policies.save_only_these_names(SAVED)',
@@ -103,56 +104,56 @@ ABLATIONS = (
     ),
     Ablation(
         "remat_auto",
-        "nothing is computed again where memory allows (remat auto)",
+        "nothing is recomputed if memory allows it (remat auto)",
         ("mllm_100m",),
-        "1.33: a forward pass more, of three",
+        "1.33: one more forward pass, where a step has the cost of three",
         "tests/test_plan.py -k remat",
         settings=("remat=full",),
     ),
     Ablation(
         "device_per_core",
-        "every core is a device of its own",
+        "every core is its own device",
         ("mllm_100m", "resnet50"),
-        "1.1: XLA runs what is not a product or a convolution on one core",
+        "1.1: XLA runs everything but products and convolutions on one core",
         "tests/test_train.py -k eight",
         ((CASES, "return 1 if batch // 2 % cores else cores", "return 1"),),
     ),
     Ablation(
         "huge_pages",
-        "glibc takes memory in huge pages",
+        "glibc allocates memory in huge pages",
         ("internvit", "resnet50"),
-        "1.1: page faults of gigabytes of scratch memory",
-        "none: no value depends on it",
+        "1.1: page faults for gigabytes of scratch memory",
+        "none: no result depends on it",
         tunables=False,
     ),
     Ablation(
         "donation",
         "the state's buffers are donated to the step",
         ("mllm_100m", "resnet50"),
-        "1.00; a ResNet-50's 0.5 GiB of parameters and momentum more, with adapters nothing",
+        "1.00; 0.5 GiB more for the parameters and momentum of a ResNet-50, no change with adapters",
         "tests/test_train.py",
         ((CASES, "donate_argnums=0, out_shardings=(where, None)", "out_shardings=(where, None)"),),
     ),
     Ablation(
         "one_part_without_loop",
-        "a batch in one part goes through no loop",
+        "a batch that is not accumulated runs without a loop",
         ("pair_100m",),
-        "1.1: what surrounds a loop of one turn is not fused with it",
+        "1.1: XLA does not fuse a loop of one iteration with the operations around it",
         "tests/test_gradients.py -k parts",
         (("fvjax/losses/accumulation.py", "if chunks == 1:", "if chunks == 0:"),),
     ),
     Ablation(
         "last_token_only",
-        "an answer's last layer computes queries, attention and MLP of the last token only",
+        "for an answer, the last layer computes queries, attention and MLP of the last token only",
         ("pair_100m",),
-        "1.03: that share of the FLOPs",
+        "1.03: the share of these FLOPs",
         "tests/test_flops.py -k compute_the_same",
         ((VLM, "self.decoder(self.sequence(visual, text), last=True)[:, 0]",
           "self.decoder(self.sequence(visual, text))[:, -1]"),),
     ),
     Ablation(
         "two_rows_of_the_head",
-        "an answer's logits are those of Yes and No only",
+        "for an answer, only the logits of Yes and No are computed",
         ("pair_100m",),
         "1.01: one token's logits are hardly any of the FLOPs",
         "tests/test_flops.py -k compute_the_same",
@@ -161,25 +162,25 @@ ABLATIONS = (
     ),
     Ablation(
         "winograd",
-        "wide 3x3 convolutions take 16 products for 36",
+        "wide 3x3 convolutions need 16 products instead of 36 (Winograd)",
         ("resnet50", "small_real"),
-        "1.45 for resnet50: alone, all these took 7.1 s with their gradients, 12.5 as before, of 17.5",
+        "1.45 for resnet50: alone, these convolutions and their gradients took 7.1 s instead of 12.5 s, of 17.5 s",
         "tests/test_cpu_conv.py",
         ((CONV, "return stride == 1 and", "return False and"),),
     ),
     Ablation(
         "gradient_kernels",
-        "their input gradients take the forward pass's kernels, in another order, and make none of a transposed one",
+        "their input gradients reuse the forward pass's transformed kernels, in another order",
         ("resnet50",),
-        "1.08: making them was 0.65 of a trace's 8.77 device-seconds",
+        "1.08: transforming them took 0.65 of the 8.77 device-seconds of a trace",
         "tests/test_cpu_conv.py",
         ((CONV, "_winograd(g, kernel, transposed=True)", "_winograd(g, kernel[::-1, ::-1].swapaxes(2, 3))"),),
     ),
     Ablation(
         "turns_second",
-        "their images take turns along an array's second axis, after the devices: XLA copies nothing for the loop",
+        "the loop over their images runs along the second axis, after that of the devices, so that XLA copies nothing",
         ("resnet50",),
-        "1.02: copies were 0.16 of a trace's 8.77 device-seconds",
+        "1.02: copies took 0.16 of the 8.77 device-seconds of a trace",
         "tests/test_cpu_conv.py",
         ((CONV, "own // n, n, *x.shape[1:])", "own // n, n, *x.shape[1:]).swapaxes(0, 1)"),
          (CONV, "lax.dynamic_index_in_dim(x, i, 1,", "lax.dynamic_index_in_dim(x, i, 0,"),
@@ -191,26 +192,26 @@ ABLATIONS = (
     ),
     Ablation(
         "strided_input_gradient",
-        "input gradients of strided convolutions are four of stride 1",
+        "the input gradient of a strided convolution is computed as four convolutions of stride 1",
         ("resnet50",),
-        "1.05: XLA's were 0.60 of a trace's 8.77 device-seconds, its forward convolutions of the same FLOPs 0.25",
+        "1.05: XLA's took 0.60 of a trace's 8.77 device-seconds, its forward convolutions with the same FLOPs 0.25",
         "tests/test_cpu_conv.py",
         ((CONV, "if stride == 2 and", "if stride == 0 and"),),
     ),
     Ablation(
         "weight_gradient",
-        "weight gradients of the other 3x3 convolutions go image by image, as products of which nothing is transposed",
+        "the weight gradients of the other 3x3 convolutions are products, image by image, without transposes",
         ("resnet50",),
-        "1.1: alone on one core those of 16 images took 1.31 s, XLA's 1.64, of about 4 for all convolutions",
+        "1.1: alone on one core, those of 16 images took 1.31 s, XLA's 1.64 s, of about 4 s for all convolutions",
         "tests/test_cpu_conv.py",
         ((CONV, "by_input, _weight_gradient(x, kernel, stride, g)",
           "by_input, jax.vjp(lambda kernel: _conv(x, kernel, stride), kernel)[1](g)[0]"),),
     ),
     Ablation(
         "pixel_pairs",
-        "the first convolution sees two pixels of three channels as one of six",
+        "the first convolution reads two pixels of three channels as one pixel of six",
         ("resnet50", "small_real"),
-        "1.02: three channels fill no vector register, in one layer of 1% of the FLOPs",
+        "1.02: three channels do not fill a vector register, in a layer with 1% of the FLOPs",
         "tests/test_cpu_conv.py",
         ((CONV, "if channels > 4 or stride != 1 or w % 2:", "if channels:"),),
     ),
@@ -218,18 +219,25 @@ ABLATIONS = (
 
 
 def without(ablation: Ablation, folder: Path) -> dict[Path, str]:
-    """The texts of the files in `folder` that change. ValueError: the list no longer fits the code."""
+    """Return the new text of each file in `folder` that the ablation changes.
+
+    Raises ValueError if the list no longer matches the code.
+    """
     texts: dict[Path, str] = {}
     for file, old, new in ablation.edits:
         text = texts.get(folder / file) or (folder / file).read_text()
-        if (found := text.count(old)) != 1:
-            raise ValueError(f"{ablation.name}: {file} holds {old!r} {found} times instead of once; correct {__file__}")
+        if (count := text.count(old)) != 1:
+            raise ValueError(f"{ablation.name}: {file} has {old!r} {count} times instead of once; correct {__file__}")
         texts[folder / file] = text.replace(old, new)
     return texts
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """JSON of one case: runs of "" (as it is) and of each ablation; "beside": seconds as it is, of the turn before."""
+    """Measure one case and return its results as JSON values.
+
+    "runs" has the turns of the unchanged step under "", and those of each ablation under its name. "beside" is the time
+    of the unchanged step in the turn before.
+    """
     chosen = [a for a in ABLATIONS if options.case in a.cases and (not options.only or a.name in options.only)]
     runs: dict[str, list[dict]] = {"": []}
     with tempfile.TemporaryDirectory(prefix="fvjax-ablations-") as folder:
@@ -240,7 +248,7 @@ def measure(options: argparse.Namespace) -> dict:
         if not (options.weights / "config.json").exists():
             step_time.call(options, "write")
         with step_time.started(options, "ours", script=script) as as_it_is:
-            runs[""].append(as_it_is())  # has read the code before it changes
+            runs[""].append(as_it_is())  # this process has read the code before it changes
             for ablation in chosen:
                 tunables, changed = step_time.TUNABLES if ablation.tunables else "", without(ablation, copy)
                 sound = {path: path.read_text() for path in changed}
@@ -254,8 +262,8 @@ def measure(options: argparse.Namespace) -> dict:
                     for i in range(options.rounds):
                         runs[""].append(as_it_is())
                         runs[ablation.name].append(changed_step() | {"beside": runs[""][-1]["seconds"]})
-                        told = f"{options.case}, {ablation.name}, round {i + 1} of {options.rounds}"
-                        print(f"{told}: {runs[ablation.name][-1]}", flush=True)
+                        label = f"{options.case}, {ablation.name}, round {i + 1} of {options.rounds}"
+                        print(f"{label}: {runs[ablation.name][-1]}", flush=True)
     return {
         "case": options.case,
         "batch": options.batch,
@@ -267,7 +275,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def problems(found: dict) -> str:
-    """First losses that are not those of the step as it is, "" if all are."""
+    """Return a message if a first loss differs from that of the unchanged step, or ""."""
     losses = {name: runs[0]["loss"] for name, runs in found["runs"].items()}
     ours = losses[""]
     wrong = {name: loss for name, loss in losses.items() if not abs(loss - ours) <= 1e-5 * (1 + abs(ours))}
@@ -275,7 +283,8 @@ def problems(found: dict) -> str:
 
 
 def table(results: list[dict]) -> str:
-    lines = ["| what is done | without it, predicted: times as long | measured | peak GiB, without | parity |"]
+    """Return the ledger's table of all results and the commands that made them."""
+    lines = ["| optimisation | predicted time without / with it | measured | peak GiB with, without it | parity test |"]
     lines += ["|---|---|---|---|---|"]
     for ablation in ABLATIONS:
         measured, memory = [], []
@@ -283,7 +292,8 @@ def table(results: list[dict]) -> str:
             if ablation.name not in found["runs"]:
                 continue
             runs, ours = found["runs"][ablation.name], found["runs"][""]
-            beside = [run.get("beside", other["seconds"]) for run, other in zip(runs, ours)]  # older results: by round
+            # Older results have no "beside"; they are compared with the turn of the same round.
+            beside = [run.get("beside", other["seconds"]) for run, other in zip(runs, ours)]
             ratios = [statistics.median(run["seconds"]) / statistics.median(b) for run, b in zip(runs, beside)]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             measured.append(f"{found['case']} {statistics.median(ratios):.2f} ({spread})")
@@ -296,7 +306,7 @@ def table(results: list[dict]) -> str:
         machine = found["machine"]
         versions = ", ".join(f"{k} {v}" for k, v in machine.items() if k not in ("device", "torch"))
         step = statistics.median(statistics.median(run["seconds"]) for run in found["runs"][""])
-        text += f"{found['case']}: `{found['command']}` (batch {found['batch']}, {step:.3g} s a step as it is; "
+        text += f"{found['case']}: `{found['command']}` (batch {found['batch']}, {step:.3g} s per unchanged step; "
         text += f"{machine['device']}; {versions}; {found['date']})\n"
     return text
 
@@ -307,10 +317,10 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[a.name for a in ABLATIONS], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--steps", type=int, default=0, help="measured after the warm-up; default: of the case")
-    parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
-    parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results/ablations")
-    parser.add_argument("--ledger", action="store_true", help="only write the table in benchmarks/README.md")
+    parser.add_argument("--steps", type=int, default=0, help="measured steps after the warm-up (default: the case's)")
+    parser.add_argument("--weights", type=Path, help="folder of the weights; they are written there if missing")
+    parser.add_argument("--json", type=Path, help="file for the results (default: in benchmarks/results/ablations)")
+    parser.add_argument("--ledger", action="store_true", help="only write the table into benchmarks/README.md")
     options = parser.parse_args()
     if options.ledger:
         return step_time.ledger(RESULTS, MARKS, table)

@@ -1,9 +1,15 @@
-"""The training steps that step_time.py measures: sizes, weights, a batch, and our step. The twins are in twins.py.
+"""Define the training steps that step_time.py measures: sizes, weights, a batch and fvjax's step.
 
-small_real: that config's network. resnet50: IResNet-50. internvit: InternViT-300M, mean of its patch tokens, with
-rank-8 adapters on both MLP layers and a frozen base. mllm_… and pair_…: an InternVL2 at 448 pixels with rank-8 adapters
-on the MLPs of tower and decoder, as a siamese embedding by visual_mean or with the answer Yes or No over the whole
-vocabulary; tiny is the golden set's, 100m has about 100 million parameters, 2b is InternVL2-2B.
+The PyTorch twins of these steps are in twins.py. The cases:
+
+    small_real          the network of configs/small_real.py
+    resnet50            IResNet-50
+    internvit           InternViT-300M, frozen, with mean-pooled patch tokens and rank-8 adapters on both MLP layers
+    mllm_SIZE           an InternVL2 at 448 pixels with rank-8 adapters on the MLPs of tower and decoder, as a siamese
+                        embedding by visual_mean
+    pair_SIZE           the same model, answering Yes or No, with a loss over the whole vocabulary
+
+SIZE is tiny (the golden set's model), 100m (about 100 million parameters) or 2b (InternVL2-2B).
 """
 
 from __future__ import annotations
@@ -18,15 +24,15 @@ import numpy as np
 
 from tests.reference import recipe
 
-BATCH = {  # images on a CPU, on a GPU; of pair_…: half as many pairs
+BATCH = {  # case -> images per step on a CPU, on a GPU; pair_… has half as many pairs
     "small_real": (128, 1024), "resnet50": (32, 512), "internvit": (2, 32), "mllm_tiny": (8, 64), "pair_tiny": (8, 64),
     "mllm_100m": (4, 64), "pair_100m": (4, 64), "mllm_2b": (2, 32), "pair_2b": (2, 32),
 }  # fmt: skip
-STEPS = {  # warm-up, measured, on a CPU
+STEPS = {  # case -> warm-up steps, measured steps, on a CPU
     "small_real": (5, 6), "resnet50": (2, 3), "internvit": (1, 2), "mllm_tiny": (3, 7), "pair_tiny": (3, 7),
     "mllm_100m": (5, 4), "pair_100m": (5, 4), "mllm_2b": (1, 2), "pair_2b": (1, 2),
 }  # fmt: skip
-ON_GPU = (3, 10)
+ON_GPU = (3, 10)  # warm-up steps, measured steps
 IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
 TINY = json.loads((recipe.GOLDEN / "internvl_tiny/config.json").read_text())
 INTERNVIT = {
@@ -49,12 +55,12 @@ INTERNVL = {
         | {"num_key_value_heads": 8, "vocab_size": 92553},
     },
 }  # fmt: skip
-QUESTION, YES_NO = tuple(range(20, 34)), (40, 50)  # as many ids as the real question has
-RATE, CLIP, MOMENTUM, DECAY = 0.01, 5.0, 0.9, 5e-4  # SGD, as ours and the twins' are set
+QUESTION, YES_NO = tuple(range(20, 34)), (40, 50)  # the real question has the same number of ids
+RATE, CLIP, MOMENTUM, DECAY = 0.01, 5.0, 0.9, 5e-4  # settings of SGD, equal for fvjax and the twins
 
 
 def config_json(case: str) -> dict:
-    """What the checkpoint's config.json says."""
+    """Return the contents of the checkpoint's config.json."""
     if case in IRESNET:
         layers, widths, features = IRESNET[case]
         return {"architectures": ["IResNet"], "layers": layers, "widths": widths, "num_features": features}
@@ -62,22 +68,27 @@ def config_json(case: str) -> dict:
 
 
 def faces(batch: int) -> np.ndarray:
+    """Return a batch of random pixels, uint8 [batch,112,112,3]."""
     return np.random.default_rng(0).integers(0, 256, (batch, 112, 112, 3), np.uint8)
 
 
 def answers(batch: int) -> np.ndarray:
-    """Labels of the pairs of a pair_… case: 1, genuine, or 0."""
+    """Return the labels of the pairs of a pair_… case, int32 [batch / 2]: 1 for genuine, 0 for impostor."""
     return np.arange(batch // 2, dtype=np.int32) % 2
 
 
 def our_config(case: str, batch: int, weights: Path | None) -> Any:
-    """weights None: random ones of the same shapes."""
+    """Return the config of a case.
+
+    Args:
+        weights: the checkpoint's folder. None selects random weights of the same shapes.
+    """
     from fvjax.config import base as defaults
     from weights_convert import internvl
 
     c = defaults()
     c.init_from, c.batch_size, c.data.flip = str(weights or ""), batch, False
-    c.epochs = 100  # so many that the rate stays what the twin has
+    c.epochs = 100  # so many that the learning rate stays that of the twin
     c.optimizer.update({"lr": RATE, "clip": CLIP, "momentum": MOMENTUM, "weight_decay": DECAY})
     if case in IRESNET:
         layers, widths, features = IRESNET[case]
@@ -105,9 +116,10 @@ def our_config(case: str, batch: int, weights: Path | None) -> Any:
 
 
 def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
-    """What training does with a config, on one batch again and again; yields the values of each step.
+    """Run training steps on one batch, over and over, and yield the loss and gradient norm of each step.
 
-    plain: convolutions as they are written, not as a CPU runs them fastest.
+    Args:
+        plain: use the convolutions as they are written, not the variants that a CPU runs fastest.
     """
     import jax
 
@@ -130,7 +142,7 @@ def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
 
 
 def our_flops(c: Any) -> tuple[int, int]:
-    """FLOPs of a step: of the model (nothing twice), and all that the step as it is compiled here computes."""
+    """Return the FLOPs of a step: of the model, without recomputation, and of the step as it is compiled here."""
     import jax
 
     from fvjax.parallel import sharding
@@ -142,7 +154,7 @@ def our_flops(c: Any) -> tuple[int, int]:
 
 
 def our_embeddings(c: Any) -> np.ndarray:
-    """Before training, of the batch: unit embeddings [N,D], or log probabilities of Yes and No [P,2]."""
+    """Return the outputs for the batch before training: unit embeddings [N,D], or log P of Yes and No [P,2]."""
     import jax
     import jax.numpy as jnp
 
@@ -166,6 +178,6 @@ def our_embeddings(c: Any) -> np.ndarray:
 
 
 def cpu_devices(batch: int) -> int:
-    """As main does: a device per core, where the batch's pairs divide among them."""
+    """Return the number of CPU devices, as fvjax.main chooses it: one per core if the pairs can be divided."""
     cores = len(os.sched_getaffinity(0))
     return 1 if batch // 2 % cores else cores

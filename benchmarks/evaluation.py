@@ -1,16 +1,19 @@
-"""Pairwise evaluation as fvjax does it, each image and each first image's prefix once, against every pair by itself.
+"""Compare fvjax's pairwise evaluation, which reuses images and prefixes, with evaluating every pair separately.
 
     python benchmarks/evaluation.py --pairs=FILE [--case=pair_100m] [--take=96] [--batch=16] [--rounds=2]
-    python benchmarks/evaluation.py --case=internvit [--device=gpu]           images embedded a second
+    python benchmarks/evaluation.py --case=internvit [--device=gpu]           embedded images per second
 
---pairs: LFW's pairs.txt. Of its pairs --take that have as many images a pair as all of them are computed (0: all), with
-random weights in an InternVL2 of cases.py, synthetic faces and float32. Three ways, A B C A B C:
-"reused", the evaluation's own (`predict.Predictor`); "by pair", the same model's answer to each pair, with all that a
-training step leaves out left out; "reference", with every layer and all words' logits at every position, as
-benchmarks/flops.py has it. All must give the same P(Yes). FLOPs are counted for the pairs taken and for the whole list.
+With --pairs (LFW's pairs.txt), --take pairs are evaluated that share images as often as all pairs do (0: all pairs), by
+an InternVL2 of cases.py with random weights, on synthetic faces, in float32. Three methods take turns, A B C A B C:
 
-Without --pairs: a batch of images through a case that embeds (not pair_…) as an evaluation does it, decoding left out;
-float32 on a CPU, bfloat16 on a GPU. The first batch, which compiles, does not count.
+    reused      the evaluation's own method (`predict.Predictor`): each image and each first image's prefix once
+    by pair     the same model's answer to each pair, with all shortcuts of a training step
+    reference   every layer, and the logits of the whole vocabulary at every position, as in benchmarks/flops.py
+
+All must give the same P(Yes). FLOPs are counted for the selected pairs and for the whole list.
+
+Without --pairs, a case that embeds (not pair_…) embeds batches of images as an evaluation does, without decoding JPEGs:
+in float32 on a CPU, in bfloat16 on a GPU. The first batch, which compiles, is not counted.
 """
 
 import argparse
@@ -37,18 +40,20 @@ from fvjax.parallel import sharding
 from fvjax.planning import flops
 from fvjax.training import train_state
 
-BATCH_OF_ALL = 128  # pairs at a time, for the FLOPs of the whole list: eval.batch_size of the paper's config
+BATCH_OF_ALL = 128  # pairs per batch, for the FLOPs of the whole list: eval.batch_size of the paper's config
 
 
 def renumbered(pairs: Any) -> SimpleNamespace:
+    """Return the pairs with their images numbered from 0."""
     numbers = np.unique(np.stack([pairs.a, pairs.b], 1), return_inverse=True)[1].reshape(-1, 2)
     return SimpleNamespace(a=numbers[:, 0], b=numbers[:, 1])
 
 
 def sample(pairs: Any, count: int) -> list[int]:
-    """Numbers of so many pairs that share their images about as all do: few of a list taken at random share any.
+    """Return the numbers of `count` pairs that share images about as often as all pairs do.
 
-    Each is the one, of all in random order, that leaves images and first images a pair nearest to the whole list's.
+    A random sample would not do, because few of its pairs share an image. Pairs are therefore added one at a time, each
+    the one (in random order) that keeps the images and first images per pair nearest to the ratios of the whole list.
     """
     both = np.stack([pairs.a, pairs.b], 1)
     goal = np.array([len(np.unique(both)), len(np.unique(pairs.a))]) / len(both)
@@ -65,7 +70,7 @@ def sample(pairs: Any, count: int) -> list[int]:
 
 
 def embedding(options: argparse.Namespace) -> None:
-    """Print images per second."""
+    """Print how many images are embedded per second."""
     given = argparse.Namespace(case=options.case, device=options.device, batch=2 * options.batch, set=[])
     config = step_time.configured(given, None, {"cpu": "float32", "gpu": "bfloat16"}[options.device])
     mesh = sharding.make_mesh(config.mesh)
@@ -88,11 +93,11 @@ def main() -> None:
     parser.add_argument("--case", choices=list(cases.BATCH), default="pair_100m")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--take", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=16, help="pairs, or without --pairs images, at a time")
+    parser.add_argument("--batch", type=int, default=16, help="pairs per batch, or images without --pairs")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if options.case.startswith("pair") != bool(options.pairs):
-        parser.error("--pairs=FILE goes with the cases pair_…")
+        parser.error("--pairs=FILE is needed for the cases pair_…, and for no others")
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
     if options.device == "cpu":
         jax.config.update("jax_num_cpu_devices", cases.cpu_devices(2 * options.batch))
@@ -115,7 +120,7 @@ def main() -> None:
         predictor = predict.Predictor(config, encoder, mesh, frozen, Path(folder))
 
         def each(answer):
-            """Both images of every pair through the whole model."""
+            """Return a function that runs both images of every pair through the whole model."""
 
             @jax.jit
             def run(state, frozen, faces):
@@ -148,20 +153,20 @@ def main() -> None:
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)
-    for name, found in answers.items():
-        np.testing.assert_allclose(found, answers["reused"], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name, probabilities in answers.items():
+        np.testing.assert_allclose(probabilities, answers["reused"], rtol=1e-4, atol=1e-6, err_msg=name)
 
     variables = {"params": {}} | state["trainable"] | {"params": frozen["params"]}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
     pair = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.uint8)
     scaled = lambda variables: train_state.variables_of(config, variables)  # noqa: E731
     alone = flops.count(lambda v, x: encoder.answer(scaled(v), x, x, encoder.yes_no), shapes, pair)
-    for what, which, size in (("pairs taken", pairs, options.batch), ("all pairs", every, BATCH_OF_ALL)):
+    for what, which, size in (("selected pairs", pairs, options.batch), ("all pairs", every, BATCH_OF_ALL)):
         config.eval.batch_size = size
         naive, ours = counts.evaluation(config, encoder, shapes, which)
         images, firsts = len(np.union1d(which.a, which.b)), len(np.unique(which.a))
         print(
-            f"{what}: {len(which.a):,} pairs of {images:,} images, {firsts:,} of them first ones; FLOPs: reference "
+            f"{what}: {len(which.a):,} pairs of {images:,} images, {firsts:,} of them first images; FLOPs: reference "
             f"{naive / ours:.3f} times ours, by pair {alone * len(which.a) / ours:.3f} times"
         )
     base = statistics.median(seconds["reused"])
@@ -171,7 +176,7 @@ def main() -> None:
         print(
             f"{name}: {each_s:.3f} s a pair ({min(times):.1f} to {max(times):.1f} s), {ratio:.3f} times reused's time"
         )
-    print(f"{2 * options.take / base:.2f} images/s; P(Yes) the same to 1e-4")
+    print(f"{2 * options.take / base:.2f} images/s; P(Yes) is equal to 1e-4")
 
 
 if __name__ == "__main__":

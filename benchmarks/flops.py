@@ -1,26 +1,28 @@
-"""Model FLOPs of InternVL2-2B with adapters: all that the reference computes, and what fvjax computes of it.
+"""Count the model FLOPs of InternVL2-2B with adapters: all that the reference computes, and what fvjax computes.
 
     python benchmarks/flops.py [--pairs=FILE | --store=DIR]
 
-Both sides are traced at full size and counted by the same `fvjax.planning.flops.count`; nothing is computed. Loops are
-multiplied out, remat is off, accumulation is 1.
+Both are traced at full size and counted by the same `fvjax.planning.flops.count`; nothing is computed. Loops are
+counted once per iteration, remat is off, and accumulation is 1.
 
-Naive: tower and projector for each image, the decoder over [BOS] + visual tokens + text with every layer at every
-position, and the head's logits of all 92,553 words at every position, every pair from scratch. Its training step
-differentiates by every parameter, as autograd does where nothing is frozen (twice its forward pass again, but for the
-head of scenario 2, whose logits nothing uses); a second line has it differentiate by the adapters only, as peft does.
-Actual: the functions that training and evaluation call (`train.gradients`, `Encoder`, `predict`), with what they leave
-out: the text after the image for visual_mean, logits of embeddings, logits before the last position, the last layer's
-queries and MLP before it, frozen weights' gradients. The evaluation's schedule is `verification.answers`' own, what
-pads its batches included: each image through the tower once, the decoder once for each first image of a batch of
-pairs.
+Naive, as in the reference: The tower and the projector run for each image. The decoder runs over [BOS] + visual
+tokens + text, with every layer at every position. The head computes the logits of all 92,553 words at every position.
+Nothing is shared between pairs. The training step differentiates with respect to every parameter, as autograd does if
+nothing is frozen; this costs the forward pass twice again, except for the head of scenario 2, whose logits are not
+used. A second line differentiates with respect to the adapters only, as peft does.
 
-Not left out of the count: the masked half of the decoder's attention (most of which attention=by_head does leave out),
-and the state of BOS, which is the same for all images (one token of 257, or of 527). Together they are 1% of a forward
-pass, and both need attention by blocks with a mask of their own. A pair's forward pass has nothing else that its answer
-does not depend on.
+Actual, as in fvjax: These are the functions that training and evaluation call (`train.gradients`, `Encoder`,
+`predict`). They leave out the text after the image for visual_mean, the logits of embeddings, the logits before the
+last position, the last layer's queries and MLP before the last position, and the gradients of frozen weights. The
+schedule of the evaluation is that of `verification.answers`, including the padding of its batches: each image passes
+through the tower once, and the decoder runs once for each first image of a batch of pairs.
 
---pairs: LFW's pairs.txt, for the figures of the evaluation; or --store: a prepared store with benchmark "lfw".
+Both counts include the masked half of the decoder's attention (most of which attention=by_head does leave out) and
+the state of BOS, which is the same for all images (one token of 257, or of 527). Together these are 1% of a forward
+pass, and leaving them out would need block-wise attention with its own mask. Everything else in a pair's forward pass
+affects its answer.
+
+--pairs (LFW's pairs.txt) or --store (a prepared store with the benchmark "lfw") adds the counts of the evaluation.
 """
 
 import argparse
@@ -49,20 +51,20 @@ from fvjax.models.encoder import Encoder
 from fvjax.planning import flops
 from fvjax.training import loop, optimizer, train_state
 
-IDS = Path(__file__).parent.parent / "tests/golden/internlm2_tokenizer.json"  # of both prompts
+IDS = Path(__file__).parent.parent / "tests/golden/internlm2_tokenizer.json"  # token ids of both prompts
 
 
 def naive(encoder: Encoder, variables: dict, faces: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As the reference does it, on pairs of faces uint8 [P,2,112,112,3].
+    """Run the model as the reference does, on pairs of faces uint8 [P,2,112,112,3].
 
     Returns:
-        embeddings [2P, D], or the answers' logits [P, vocab]; and the logits of all positions, of which they are or
-        are not made.
+        The embeddings [2P, D] or the answers' logits [P, vocab], and the logits of all positions. The answers are
+        taken from these logits; the embeddings do not use them.
     """
 
     def run(net: vlm.VLM, pixels):
         visual = net.visual(pixels)
-        if not encoder.pooling:  # both images of a pair after each other
+        if not encoder.pooling:  # concatenate the two images of a pair
             visual = visual.reshape(-1, 2 * visual.shape[1], visual.shape[2])
         states = net.decoder(net.sequence(visual, encoder.prompt))
         logits = net.decoder.logits(states)
@@ -74,7 +76,7 @@ def naive(encoder: Encoder, variables: dict, faces: jax.Array) -> tuple[jax.Arra
 
 
 def naive_gradients(config: Config, encoder: Encoder, trainable: dict, frozen: dict, batch: dict) -> Any:
-    """((loss, logits of all positions), the gradient by `trainable`); `batch` as in train.gradients."""
+    """Return ((loss, logits of all positions), gradient of `trainable`) for a batch as in train.gradients."""
 
     def loss(trainable):
         found, logits = naive(encoder, train_state.variables_of(config, trainable, frozen), batch["images"])
@@ -86,14 +88,14 @@ def naive_gradients(config: Config, encoder: Encoder, trainable: dict, frozen: d
 
 
 def actual(encoder: Encoder, variables: dict, faces: jax.Array) -> jax.Array:
-    """The same embeddings as ours, or the answers' logits [P, 2] of Yes and No."""
+    """Return the same embeddings as fvjax computes them, or the answers' logits [P, 2] of Yes and No."""
     if encoder.pooling:
         return encoder(variables, faces.reshape(-1, *faces.shape[2:]))[0]
     return encoder.answer(variables, faces[:, 0], faces[:, 1], encoder.yes_no)
 
 
 def full_size(name: str) -> tuple[Config, Encoder, dict]:
-    """configs/NAME.py without its files: with its encoder and its variables as shapes."""
+    """Return configs/NAME.py, its encoder and the shapes of its variables, without reading the config's files."""
     config = importlib.import_module(f"configs.{name}").get_config()
     ids = json.loads(IDS.read_text())["encode"][config.prompt.text]
     config.prompt.update({"ids": tuple(ids), "text": "", "yes_no_ids": (9583, 2917)})
@@ -104,7 +106,7 @@ def full_size(name: str) -> tuple[Config, Encoder, dict]:
 
 
 def of_a_pair(config: Config, encoder: Encoder, variables: dict) -> dict[str, tuple[int, int]]:
-    """{what: (naive, actual)} FLOPs of two images, by themselves (scenario 2) or as one pair (scenario 3)."""
+    """Return {what: (naive, actual)} FLOPs of two images, separately (scenario 2) or as one pair (scenario 3)."""
     trainable, frozen, _ = optimizer.split(variables, config.trainable)
     state, frozen, batch = loop.abstract_step(config, {"trainable": trainable, "stats": {}}, frozen)
     apply = lambda fn, variables, faces: fn(encoder, train_state.variables_of(config, variables), faces)  # noqa: E731
@@ -119,7 +121,7 @@ def of_a_pair(config: Config, encoder: Encoder, variables: dict) -> dict[str, tu
 
 
 def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) -> tuple[int, int]:
-    """(naive, actual) FLOPs of P(Yes) for every pair (numbers of images a, b), on one device as fvjax.predict does."""
+    """Return (naive, actual) FLOPs of P(Yes) of all pairs (image numbers a, b), on one device, as in fvjax.predict."""
     net, size, dtype = encoder.net, config.eval.batch_size, jnp.dtype(config.dtype)
     variables = jax.eval_shape(partial(train_state.variables_of, config), variables)
     faces = jax.ShapeDtypeStruct((1, 2, 112, 112, 3), jnp.uint8)
@@ -138,14 +140,14 @@ def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) ->
         return np.zeros(len(seconds))
 
     images = np.union1d(pairs.a, pairs.b)
-    nothing = np.empty((images.max() + 1, 0))  # the schedule asks only how many rows there are
+    nothing = np.empty((images.max() + 1, 0))  # the schedule only needs the number of rows
     verification.answers(prefix, after, nothing, pairs, batch_size=size, multiple=-(-size // 8))
     ours = -(-len(images) // size) * size * of_image + rows["first"] * of_first + rows["pair"] * of_pair
     return len(pairs.a) * flops.count(partial(naive, encoder), variables, faces), ours
 
 
 def named(file: Path) -> SimpleNamespace:
-    """The image numbers a, b of each pair of LFW's pairs.txt."""
+    """Return the image numbers a, b of each pair of LFW's pairs.txt."""
     files = [(pair.a, pair.b) for pair in prepare.read_lfw(file)]
     numbers = np.unique(files, return_inverse=True)[1].reshape(-1, 2)
     return SimpleNamespace(a=numbers[:, 0], b=numbers[:, 1])
@@ -155,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--pairs", type=Path, help="LFW's pairs.txt")
-    given.add_argument("--store", type=Path, help='a face store with benchmark "lfw"')
+    given.add_argument("--store", type=Path, help='a face store with the benchmark "lfw"')
     options = parser.parse_args()
     table = Table("", "naive, GFLOP", "actual, GFLOP", "times fewer")
 
@@ -170,7 +172,7 @@ def main() -> None:
         row(f"pair_lora, LFW's {len(pairs.a):,} pairs: evaluation", evaluation(*full_size("pair_lora"), pairs))
     Console().print(table)
     if not (options.pairs or options.store):
-        print("The evaluation depends on which images its pairs share: give --pairs=FILE or --store=DIR.")
+        print("The FLOPs of an evaluation depend on the images that its pairs share: add --pairs=FILE or --store=DIR.")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""How a step's time, memory, FLOPs and communication grow: what is expected beside the measured exponent.
+"""Measure how a step's time, memory, FLOPs and communication grow, and print the expected beside the measured exponent.
 
     python benchmarks/growth.py [--law=contrastive|batch|tokens|rank|devices …]
 
-contrastive: InfoNCE and its gradient alone, on embeddings [N,512]. Its similarities are computed in parts of
-2^26 elements, so beyond 8,192 images its memory no longer grows with their square.
-batch: the whole step of a tiny InternVL2, in parts of 8 images (GradCache).
-tokens: two layers of InternViT-300M's width with adapters, batch 2, at image sizes from 112 to 672.
-rank: the same at 448 pixels, by the adapters' rank.
-devices: bytes that each of 1 to 8 fake CPU devices sends in a step of the tiny InternVL2, from the compiled program.
+    contrastive   InfoNCE and its gradient alone, on embeddings [N,512]. The similarities are computed in parts of 2^26
+                  elements, so beyond 8,192 images the memory no longer grows with the square of N.
+    batch         the whole step of a tiny InternVL2, in parts of 8 images (GradCache)
+    tokens        two layers of InternViT-300M's width with adapters, batch 2, at image sizes from 112 to 672
+    rank          the same at 448 pixels, as a function of the adapters' rank
+    devices       the bytes that each of 1 to 8 fake CPU devices sends in a step of the tiny InternVL2, read from the
+                  compiled program
 
-Time: median of three steps after one, on this machine's CPU, float32. Memory: what XLA assigns the compiled step
-besides its arguments. An exponent is the slope of the logarithms over the upper half of the sizes.
+Time is the median of three steps after one warm-up step, on this machine's CPU, in float32. Memory is what XLA assigns
+the compiled step besides its arguments. An exponent is the slope of the logarithms over the upper half of the sizes.
 """
 
 import argparse
@@ -33,24 +34,27 @@ from fvjax.losses import contrastive
 from fvjax.parallel import sharding
 from fvjax.planning import flops, hlo, programs
 
-Point = tuple[int, dict[str, float]]  # a size, and what was measured there
+Point = tuple[int, dict[str, float]]  # a size and the measurements at that size
 
 
 def seconds(run: Callable[[], object], times: int = 3) -> float:
+    """Return the median time of `times` calls after one warm-up call."""
     run()
-    found = []
+    measured = []
     for _ in range(times):
         start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        measured.append(time.perf_counter() - start)
+    return statistics.median(measured)
 
 
-def done(step: Callable, *args: jax.Array) -> None:
+def wait_for(step: Callable, *args: jax.Array) -> None:
+    """Run the step and wait for its results."""
     jax.block_until_ready(step(*args))
 
 
 def of_step(config) -> dict[str, float]:
+    """Return the seconds, MiB and GFLOP of a training step."""
     program = programs.program(config, sharding.make_mesh(config.mesh))
     steps = cases.our_steps(config)
     return {
@@ -67,7 +71,7 @@ def by_contrastive() -> Iterator[Point]:
         step = jax.jit(loss).lower(z, labels).compile()
         analysis: Any = step.memory_analysis()
         memory = analysis.temp_size_in_bytes / 2**20
-        yield n, {"seconds": seconds(partial(done, step, z, labels), 1), "MiB": memory}
+        yield n, {"seconds": seconds(partial(wait_for, step, z, labels), 1), "MiB": memory}
 
 
 def by_batch() -> Iterator[Point]:
@@ -78,6 +82,7 @@ def by_batch() -> Iterator[Point]:
 
 
 def two_layers(size: int = 448, rank: int = 8):
+    """Return the config of two layers of InternViT-300M's width."""
     config = cases.our_config("internvit", 2, None)
     config.model.vision_transformer.update({"depth": 2, "image_size": size})
     config.lora.update({"count": 4, "rank": rank, "alpha": float(rank)})
@@ -105,17 +110,18 @@ def by_devices() -> Iterator[Point]:
         yield n, {f"MB by {k}": v for k, v in sent.items()} | {"MB expected": 2 * result * (n - 1) / n / 1e6}
 
 
-LAWS = {  # function, what is expected of each measure
-    "contrastive": (by_contrastive, {"seconds": "2", "MiB": "2 to 8,192 images, then 1 at most"}),
-    "batch": (by_batch, {"seconds": "1", "MiB": "below 1: one part's activations, and all images", "GFLOP": "1"}),
+LAWS = {  # name -> function, expected exponent of each measurement
+    "contrastive": (by_contrastive, {"seconds": "2", "MiB": "2 up to 8,192 images, then at most 1"}),
+    "batch": (by_batch, {"seconds": "1", "MiB": "below 1: one part's activations and all images", "GFLOP": "1"}),
     "tokens": (by_tokens, {"seconds": "1 to 2", "MiB": "1 (attention by head keeps no logits)", "GFLOP": "1 to 2"}),
     "rank": (by_rank, {"seconds": "about 0", "MiB": "about 0", "GFLOP": "about 0"}),
-    "devices": (by_devices, {"MB by all-reduce": "2 (n-1)/n x bytes, as expected", "MB by all-gather": "(n-1)/n"}),
+    "devices": (by_devices, {"MB by all-reduce": "2 (n-1)/n x bytes", "MB by all-gather": "(n-1)/n"}),
 }
 
 
 def exponent(points: list[Point], measure: str) -> float:
-    upper = [(size, found[measure]) for size, found in points[len(points) // 2 :] if found[measure]]
+    """Return the slope of log(measure) over log(size) in the upper half of the points."""
+    upper = [(size, values[measure]) for size, values in points[len(points) // 2 :] if values[measure]]
     sizes, values = np.log(np.array(upper).T)
     return float(np.polyfit(sizes, values, 1)[0])
 
@@ -127,7 +133,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8 if options.law == ["devices"] else 1)
     for law in options.law:
         if law == "devices" and len(jax.devices()) < 8:
-            print("devices: needs eight fake ones, so a run of its own: --law=devices\n")
+            print("devices: needs eight fake devices, so run it alone: --law=devices\n")
             continue
         run, expected = LAWS[law]
         points = list(run())

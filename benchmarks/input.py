@@ -1,11 +1,11 @@
-"""Images per second from a store to batches on the device, for 0, 1 and 2 decoding processes and for each cache.
+"""Measure images per second from a store to batches on the device, for 0, 1 and 2 decoding processes and each cache.
 
     python benchmarks/input.py [--store=DIR] [--batch=256] [--batches=100] [--rounds=3]
 
---store: a store with split "train"; without one, synthetic faces (whose JPEGs are two to three times as large as those
-of photographs). Variants run in turn, each in its own process and on one core, but those with workers on all cores of
-this process; a figure is the median over rounds of --batches batches, after as many as fill the prefetch buffers. What
-decoding the whole store into a cache takes is given apart.
+--store: a store with the split "train". Without one, synthetic faces are used; their JPEGs are two to three times as
+large as those of photographs. The variants take turns. Each runs in its own process on one core, and those with workers
+on all cores of this process. A rate is the median over rounds of --batches batches, measured after enough batches to
+fill the prefetch buffers. The time that decoding the whole store into a cache takes is printed separately.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-VARIANTS = {  # workers, cache, on how many cores (0: all)
+VARIANTS = {  # name -> workers, cache, number of cores (0: all)
     "decoded when needed": (0, "none", 1),
     "one worker process": (1, "none", 0),
     "two worker processes": (2, "none", 0),
@@ -30,6 +30,7 @@ VARIANTS = {  # workers, cache, on how many cores (0: all)
 
 
 def one(path: str, batch: int, count: int, workers: int, cache: str, cores: int) -> dict[str, float]:
+    """Measure one variant in this process: images per second, and seconds until the first batch."""
     if cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     import jax
@@ -74,20 +75,20 @@ def main() -> None:
             options.store = f"{folder}/faces"
             synthetic.write(options.store, range(options.batch), 4, 0, split="train")
         sizes = [f"--batch={options.batch}", f"--batches={options.batches}", f"--store={options.store}"]
-        found: dict[str, list[dict]] = {name: [] for name in VARIANTS}
+        runs: dict[str, list[dict]] = {name: [] for name in VARIANTS}
         for _ in range(options.rounds):
             for name in VARIANTS:
                 command = [sys.executable, __file__, *sizes, f"--one={name}"]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(done.stderr)
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    for name, runs in found.items():
-        rates = [r["rate"] for r in runs]
+                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    for name, measured in runs.items():
+        rates = [r["rate"] for r in measured]
         cores = VARIANTS[name][2] or len(os.sched_getaffinity(0))
         print(
             f"{name:22} {statistics.median(rates):8,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f}) on {cores} "
-            f"core(s), first batch after {statistics.median(r['first'] for r in runs):.1f} s"
+            f"core(s), first batch after {statistics.median(r['first'] for r in measured):.1f} s"
         )
 
 

@@ -1,13 +1,15 @@
-"""SIGKILL at random moments, and whether the same command then ends with the same bits.
+"""Kill runs with SIGKILL at random moments, and check that the same command then ends with the same bits.
 
     python benchmarks/kills.py --kills=30 --dir=DIR
 
-Small runs of one and of two processes (CPU), each with a data worker. Each is killed once, up to a second after a step
-drawn from all its steps, so also while it evaluates after the last one: the process itself, the coordinator, the other
-process, or a data worker. What is left of the run is then ended, as a launcher does, and started again with the same
-command. Compared with a run nobody disturbed: the hash of what trains, its optimizer and statistics after the last
-step, and of every step's batch. "Redone" are the steps that were written to metrics.jsonl and done again. Exit code 1
-if a run differs or redoes more than a save interval.
+The runs are small, use one or two processes on the CPU, and have one data worker per process. Each run is killed
+once, up to a second after a step drawn from all its steps, so the kill can also hit the evaluation after the last
+step. The victim is the process itself, the coordinator, the other process or a data worker. The rest of the run is
+then ended, as a launcher does, and the same command is started again.
+
+The result is compared with that of an undisturbed run: the hash of the trained variables, their optimizer and
+statistics after the last step, and the hash of every step's batch. "Redone" counts the steps that were written to
+metrics.jsonl and computed again. The exit code is 1 if a run differs or redoes more than a save interval.
 """
 
 import argparse
@@ -34,7 +36,7 @@ SETTINGS = {
     "data.synthetic.test_pairs": 1000,
     "data.workers": 1,
     "data.threads": 1,
-    "data.prefetch": 1,  # else a data worker has read all there is, and ended, before it can be killed
+    "data.prefetch": 1,  # with more, a data worker has read everything and ended before it can be killed
     "batch_size": 16,
     "epochs": 6,
     "eval.batch_size": 16,
@@ -49,6 +51,7 @@ SETTINGS = {
 
 
 def start(workdir: Path, count: int, faces: Path) -> list[subprocess.Popen]:
+    """Start the `count` processes of a run."""
     port = free_port()
     command = [sys.executable, "-m", "fvjax.main", "--config=configs/quickstart.py:vit_lora", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in (SETTINGS | {"data.synthetic.dir": faces}).items()]
@@ -60,14 +63,14 @@ def start(workdir: Path, count: int, faces: Path) -> list[subprocess.Popen]:
             stdout=out,
             stderr=out,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
-            start_new_session=True,  # so that its data workers can be ended with it
+            start_new_session=True,  # so that its data workers can be killed with it
         )
         for i in range(count)
     ]
 
 
 def end(processes: list[subprocess.Popen], seconds: float) -> list[int]:
-    """Exit codes; what has not ended after `seconds` is killed."""
+    """Wait for the processes, kill those still running after `seconds`, and return the exit codes."""
     stop = time.monotonic() + seconds
     while any(p.poll() is None for p in processes) and time.monotonic() < stop:
         time.sleep(0.05)
@@ -78,23 +81,24 @@ def end(processes: list[subprocess.Popen], seconds: float) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Grain's workers: children, of whichever thread, that run python themselves."""
+    """Return the process ids of Grain's data workers: the children of any thread that run Python."""
     found = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     return [int(c) for c in found if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def lines(workdir: Path) -> list[dict]:
+    """Return the complete lines of metrics.jsonl."""
     file, found = workdir / "metrics.jsonl", []
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             found.append(json.loads(line))
-        except ValueError:  # being written
+        except ValueError:  # a line that is being written
             break
     return found
 
 
 def doing(workdir: Path) -> str:
-    """What a run was at when it was killed."""
+    """Return what a run was doing when it was killed: a save, an evaluation or a step."""
     if any("tmp" in p.name for p in (workdir / "checkpoints").glob("*")):
         return "save"
     evaluated = (
@@ -151,7 +155,7 @@ def main() -> None:
         ]
         right = same and again == [0] * count and redone <= EVERY
         wrong += not right
-        rows.append((count, what, moment if alive else "nothing was there", before, codes, redone, right))
+        rows.append((count, what, moment if alive else "nothing left to kill", before, codes, redone, right))
         print(f"| {' | '.join(map(str, (number, *rows[-1])))} |", flush=True)
         if right:
             shutil.rmtree(workdir)

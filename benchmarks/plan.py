@@ -1,19 +1,22 @@
-"""What `fvjax.plan` predicts against one training step measured on this machine's CPU: memory, and FLOPs by the time.
+"""Compare what `fvjax.plan` predicts with one training step on this machine's CPU: memory, and FLOPs per second.
 
     python benchmarks/plan.py [--cases=resnet_tiny,mllm_tiny,mllm_100m,pair_100m] [--remat=none]
     python benchmarks/plan.py --cases=resnet50_infonce,vit_lora,mllm_lora,pair_lora [--remat=full]
 
-resnet_tiny: the quickstart's ResNet, batch 64. mllm_*, pair_*: an InternVL2 at 448 pixels with rank-8 adapters on the
-MLPs, as an embedding or with an answer; tiny has 0.6 million parameters (batch 8), 100m about 100 million (batch 4).
-float32, random weights, one device, attention by head, as a run on a CPU has it. Each case in a process of its own:
+resnet_tiny is the quickstart's ResNet, batch 64. mllm_* and pair_* are an InternVL2 at 448 pixels with rank-8
+adapters on the MLPs, with an embedding or an answer; tiny has 0.6 million parameters (batch 8), 100m about 100
+million (batch 4). The steps run in float32 with random weights, on one device, with attention by head, as in a run on
+a CPU. Each case has its own process:
 
-    predicted   parameters, optimizer, batch and `fvjax.planning.memory.estimate` of the step, as least and with its
-                working set counted twice (see fvjax/plan.py)
+    predicted   parameters, optimizer, batch and `fvjax.planning.memory.estimate` of the step; the range counts the
+                working set once and twice (see fvjax/plan.py)
     XLA         the same with XLA's own figure for the compiled step
-    measured    peak resident memory after three steps, less what is resident when all is compiled
-    GFLOP/s     `fvjax.planning.flops.count` of the step / median time: of two models alike if the counts are right
+    measured    peak resident memory after three steps, minus the resident memory after compilation
+    GFLOP/s     `fvjax.planning.flops.count` of the step / median time. If the counts are right, it is similar for
+                two models.
 
-A config's name instead: full size in float32, 16 images a part, compiled for one device and not run.
+The name of a config selects a model at full size in float32, with 16 images per part. It is compiled for one device and
+not run.
 """
 
 import argparse
@@ -42,6 +45,7 @@ DECODER = {
 
 
 def make(case: str, remat: str):
+    """Return the config of a case."""
     from configs import quickstart
     from fvjax import plan
     from fvjax.config import base
@@ -75,7 +79,7 @@ def make(case: str, remat: str):
 
 
 def one(case: str, remat: str) -> dict:
-    """In a child process."""
+    """Predict and measure one case in this (child) process; all sizes in bytes."""
     import jax
     import numpy as np
 
@@ -123,12 +127,12 @@ def main() -> None:
     if options.one:
         return print(json.dumps(one(options.cases, options.remat)))
     if unknown := set(options.cases.split(",")) - {*CASES, *FULL}:
-        parser.error(f"no case {sorted(unknown)}; there are {(*CASES, *FULL)}")
+        parser.error(f"unknown case {sorted(unknown)}; the cases are {(*CASES, *FULL)}")
     for case in options.cases.split(","):
         command = [sys.executable, __file__, f"--cases={case}", f"--remat={options.remat}", "--one"]
         done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(done.stderr or f"{case}: ended with {done.returncode}; -9 is usually a lack of memory")
+            sys.exit(done.stderr or f"{case}: exit code {done.returncode}; -9 usually means no memory left")
         found = json.loads(done.stdout.splitlines()[-1])
         least, most, xla = (found[key] / 2**30 for key in ("least", "most", "xla"))
         text = f"{case}, remat {options.remat}: predicted {least:.2f} to {most:.2f} GiB, XLA {xla:.2f}"

@@ -1,11 +1,12 @@
-"""`prepare recordio` on a million synthetic records: records a second and core, and memory on the way.
+"""Measure `prepare recordio` on a million synthetic records: records per second and core, and the memory over time.
 
     python benchmarks/recordio.py [--records=1000000] [--workers=1] [--dir=FOLDER]
 
-Writes a .rec of 400 synthetic faces (4:2:0, about 3 KB, as MS1M's are), each many times under ever new labels with 68
-images an identity, into a temporary folder (5 GB with the store; --dir=/dev/shm leaves the disk out), and converts it
-by the command itself. Memory is sampled every 50 ms over the command and its workers (resident set, summed); the
-seconds are the command's own, start and import included, and stand once more without them and as processor time.
+The program writes a .rec from 400 synthetic faces (4:2:0, about 3 KB, like MS1M's). Each face occurs many times, always
+with new labels and 68 images per identity. The files are in a temporary folder (5 GB with the store; --dir=/dev/shm
+avoids the disk). The command itself converts the .rec. The resident memory of the command and its workers is sampled
+every 50 ms and summed. The time is that of the whole command, including start and imports; it is also printed without
+them, and as processor time.
 """
 
 import argparse
@@ -30,7 +31,7 @@ PER_IDENTITY = 68  # MS1M: 5.8 million images of 85 thousand identities
 
 
 def write(rec: Path, records: int) -> float:
-    """Returns the mean bytes of an image."""
+    """Write a .rec of `records` records and return the mean number of bytes of an image."""
     rng = np.random.default_rng(0)
     faces = []
     for i in range(400):
@@ -46,14 +47,14 @@ def write(rec: Path, records: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process and its children."""
+    """Return the resident bytes of a process and its children."""
     total = 0
     try:
         total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             total += resident(int(child))
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it has just ended
+        pass  # the process has just ended
     return total
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--dir", type=Path, help="where there is room; the system's temporary folder if not given")
+    parser.add_argument("--dir", type=Path, help="a folder with enough space (default: the system's temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         rec, dst = Path(folder) / "train.rec", Path(folder) / "store"
@@ -84,10 +85,10 @@ def main() -> None:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     for what, time_ in (("whole command", seconds), ("without start and import", seconds - begun)):
         rate = options.records / time_
-        print(f"{what}: {time_:.1f} s, {rate:,.0f} records/s, {rate / options.workers:,.0f} a worker and second")
+        print(f"{what}: {time_:.1f} s, {rate:,.0f} records/s, {rate / options.workers:,.0f} per worker and second")
     busy = usage.ru_utime + usage.ru_stime
-    print(f"all processors together: {busy:.1f} s, {options.records / busy:,.0f} records a second of one")
-    print(f"{options.records:,} records of {size:,.0f} bytes an image, {options.workers} workers; peak of memory until")
+    print(f"processor time: {busy:.1f} s, {options.records / busy:,.0f} records per processor second")
+    print(f"{options.records:,} records, {size:,.0f} bytes per image, {options.workers} workers; peak memory up to")
     print(", ".join(f"{part:.0%}: {at[part] / 2**20:,.0f} MiB" for part in sorted(at)))
 
 

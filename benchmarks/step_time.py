@@ -1,24 +1,28 @@
-"""A training step against two PyTorch twins: the same weights, batch and precision, in turn, in one session.
+"""Compare a training step with two PyTorch twins: same weights, batch and precision, in turn, in one session.
 
     python benchmarks/step_time.py --case=CASE [--device=cpu|gpu] [--against seed best] [--rounds=3] [--batch=N]
                                    [--steps=N] [--also KEY=VALUE …] … [--json=FILE]
     python benchmarks/step_time.py --everything --device=gpu    the four full-size cases, and the ledger's table of them
-    python benchmarks/step_time.py --ledger                     that table again from benchmarks/results/*.json
+    python benchmarks/step_time.py --ledger                     writes that table again from benchmarks/results/*.json
 
-Cases are those of cases.py; twins.py says what the seed-like and the best-effort twin do. --also measures ours once
-more with other values of its config, e.g. `--also remat=full --also remat=none attention=xla`. On a CPU everything is
-float32; on a GPU bfloat16 with a bfloat16 base, and our float32 step of a small batch is compared with it in the same
-run (embeddings or log probabilities, and the loss).
+The cases are those of cases.py; twins.py describes the twins `seed` and `best`. --also measures fvjax once more with
+other config values, e.g. `--also remat=full --also remat=none attention=xla`. On a CPU everything is float32. On a
+GPU it is bfloat16 with a bfloat16 base, and the same run compares fvjax's bfloat16 step of a small batch with its
+float32 step (embeddings or log probabilities, and the loss).
 
-Every variant runs in its own process (allocators and precision are set at start), A B C … A B C …. On a CPU, whose
-speed others change, processes stay between their turns where all fit into memory: turns are seconds apart, and no
-compilation lies between. A time is the median of a turn's steps, then the median over rounds, and (from … to …) of the
-rounds; a ratio is the median over rounds of twin / ours. Losses of the first step must agree. Peak memory: on a GPU
-what the frameworks' allocators counted, on a CPU of the process. First step: with tracing and compiling. Model FLOPs
-are those of our step without anything computed twice, for all variants; hardware FLOPs are each variant's own,
-recomputation included.
+Every variant runs in its own process, because allocators and precision are set at the start; the order is A B C … A B
+C …. Other programs change the speed of a CPU. There, the processes keep running between their turns if all fit into
+memory, so that turns are only seconds apart and no compilation lies between them.
 
-On a CPU all processes have glibc's allocator take huge pages, as fvjax's main does: PyTorch has the use of them too.
+    time           median of the steps of a turn, then median over rounds, with (lowest to highest) of the rounds
+    ratio          median over rounds of twin / fvjax
+    peak memory    on a GPU what the frameworks' allocators counted, on a CPU that of the process
+    first step     includes tracing and compilation
+    model FLOPs    of fvjax's step without any recomputation, for all variants
+    hardware FLOPs of each variant itself, including recomputation
+
+The losses of the first step must agree. On a CPU, glibc's allocator uses huge pages in all processes, as in
+fvjax.main, so that PyTorch benefits from them too.
 """
 
 import argparse
@@ -49,29 +53,31 @@ TUNABLES = "glibc.malloc.hugetlb=1"
 RESULTS, LEDGER = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
 MARKS = "<!-- steps: python benchmarks/step_time.py --ledger -->\n", "<!-- end of steps -->\n"
 FULL = ("resnet50", "internvit", "mllm_2b", "pair_2b")
-CLOSE = {"float32": 1e-3, "bfloat16": 3e-2}  # first losses, relative; all of them but ours in float32 are rounded
-WIDEST = {"avx512f": "AVX-512", "avx2": "AVX2"}  # vector instructions by their flag in /proc/cpuinfo, widest first
-COLUMNS = "step | machine, versions | what runs | a step, s | images/s | its time / ours | peak GiB | first step, s"
+CLOSE = {"float32": 1e-3, "bfloat16": 3e-2}  # relative tolerance of first losses, which are rounded
+WIDEST = {"avx512f": "AVX-512", "avx2": "AVX2"}  # vector instructions by flag in /proc/cpuinfo, widest first
+COLUMNS = "step | machine, versions | program | step, s | images/s | time / fvjax's time | peak GiB | first step, s"
 COLUMNS += " | model, hardware TFLOP/s"
 
-# ---- one variant, in a process of its own --------------------------------------------------------------------------
+# ---- one variant, in its own process -------------------------------------------------------------------------------
 
 
 def configured(options: argparse.Namespace, weights: Path | None, dtype: str):
+    """Return the case's config with the values of --set."""
     c = cases.our_config(options.case, options.batch, weights)
     c.dtype, c.base_dtype = dtype, dtype if options.case not in cases.IRESNET else "float32"
     if options.case == "internvit" and options.device == "cpu":
-        c.remat = "dots"  # else 24 GB
+        c.remat = "dots"  # without remat, it would need 24 GB
     for key, _, value in (pair.partition("=") for pair in options.set):
         section, _, leaf = key.rpartition(".")
-        where = c
+        owner = c
         for name in section.split(".") if section else ():
-            where = where[name]
-        where[leaf] = type(where[leaf])(value)
+            owner = owner[name]
+        owner[leaf] = type(owner[leaf])(value)
     return c
 
 
 def ready_jax(options: argparse.Namespace) -> None:
+    """Select JAX's platform and number of devices."""
     import jax
 
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[options.device])
@@ -80,7 +86,7 @@ def ready_jax(options: argparse.Namespace) -> None:
 
 
 def turns(steps: Iterator[dict], warm: int, measured: int) -> Iterator[dict]:
-    """Seconds of `measured` steps at a time, those of the first step, and what it gave."""
+    """Yield turns: the seconds of `measured` steps each, the first step's seconds and its values."""
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -94,12 +100,12 @@ def turns(steps: Iterator[dict], warm: int, measured: int) -> Iterator[dict]:
         next(steps)
     while True:
         yield {"seconds": [seconds() for _ in range(measured)], **first}
-        for _ in range(2):  # slow after a pause: a virtual machine gives free memory back to its host
+        for _ in range(2):  # slow after a pause, because a virtual machine returns free memory to its host
             next(steps)
 
 
 def variant(options: argparse.Namespace) -> Iterator[dict]:
-    """What the child process measures, turn by turn."""
+    """Yield the measurements of the child process, turn by turn."""
     warm, measured = cases.STEPS[options.case] if options.device == "cpu" else cases.ON_GPU
     measured = options.steps or measured
     half = options.precision == "bfloat16"
@@ -122,7 +128,7 @@ def variant(options: argparse.Namespace) -> Iterator[dict]:
 
 
 def counted(options: argparse.Namespace) -> dict:
-    """FLOPs of a step; nothing is computed."""
+    """Return the FLOPs of a step; nothing is computed."""
     if options.child == "count ours":
         ready_jax(options)
         return dict(zip(("model", "hardware"), cases.our_flops(configured(options, None, options.precision))))
@@ -132,7 +138,7 @@ def counted(options: argparse.Namespace) -> dict:
 
 
 def checked(options: argparse.Namespace) -> dict:
-    """How far our bfloat16 is from our float32."""
+    """Return the differences between fvjax's bfloat16 and float32 outputs and losses."""
     ready_jax(options)
     outputs, losses = [], []
     for dtype in ("float32", "bfloat16"):
@@ -145,7 +151,7 @@ def checked(options: argparse.Namespace) -> dict:
 
 
 def child(options: argparse.Namespace) -> None:
-    """A line of JSON for each one that is read."""
+    """Print a line of JSON for each line read from standard input."""
     if options.child == "write":
         from benchmarks import twins
 
@@ -159,7 +165,7 @@ def child(options: argparse.Namespace) -> None:
         print(json.dumps(next(found)), file=answers, flush=True)
 
 
-# ---- all of them ---------------------------------------------------------------------------------------------------
+# ---- all variants --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -171,7 +177,11 @@ def started(
     tunables: str = TUNABLES,
     **other,
 ) -> Iterator[Callable[[], dict]]:
-    """A child; the function gives its next turn, {"error"} where it fails on a GPU: others are still worth having."""
+    """Start a child process and yield a function that returns its next turn.
+
+    If the child fails on a CPU, the program ends. On a GPU the function returns {"error": …}, so that the other
+    variants are still measured.
+    """
     given = {"case": options.case, "device": options.device, "batch": options.batch, "precision": options.precision}
     given |= {"steps": options.steps}
     command = [sys.executable, str(script), "--child", what, *(f"--{k}={v}" for k, v in (given | other).items())]
@@ -194,7 +204,7 @@ def started(
             if not process.wait():
                 return {}
             errors.seek(0)
-            why = errors.read().strip()[-2000:] or f"ended with {process.returncode}; -9 is usually a lack of memory"
+            why = errors.read().strip()[-2000:] or f"exit code {process.returncode}; -9 usually means no memory left"
             if options.device == "cpu":
                 sys.exit(f"{options.case}, {what}: {why}")
             print(f"{options.case}, {what} {changes or ''}: {why}", file=sys.stderr, flush=True)
@@ -203,17 +213,18 @@ def started(
         try:
             yield turn
         finally:
-            with contextlib.suppress(BrokenPipeError):  # of one that has failed
+            with contextlib.suppress(BrokenPipeError):  # of a child that has failed
                 stdin.close()
 
 
 def call(options: argparse.Namespace, what: str, changes: Sequence[str] = (), **other) -> dict:
-    """One turn of a child."""
+    """Return one turn of a child process."""
     with started(options, what, changes, **other) as turn:
         return turn()
 
 
 def machine(device: str) -> dict:
+    """Return the names of the device and the versions of the packages."""
     import importlib.metadata as packages
 
     names = ("jax", "torch") if device == "cpu" else ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch")
@@ -223,21 +234,21 @@ def machine(device: str) -> dict:
         name = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        told = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
-        model = told.get("model name", platform.processor()).replace("(R)", "")
-        widest = [what for flag, what in WIDEST.items() if flag in told.get("flags", "").split()]
+        cpu = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
+        model = cpu.get("model name", platform.processor()).replace("(R)", "")
+        widest = [what for flag, what in WIDEST.items() if flag in cpu.get("flags", "").split()]
         name = f"{' with '.join((model, *widest[:1]))}, {len(os.sched_getaffinity(0))} cores"
     return {"device": name, "python": platform.python_version(), **versions}
 
 
 def result_file(folder: Path, found: dict) -> Path:
-    """Where a case's JSON goes, beside those of other machines."""
+    """Return the path of a case's results, which names the machine."""
     machine = found["machine"]["device"].partition(",")[0]
     return folder / f"{found['case']}_{machine.replace(' ', '_').lower()}.json"
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """JSON of one case."""
+    """Measure one case and return its results as JSON values."""
     names = ["ours", *(" ".join(("ours", *changes)) for changes in options.also), *options.against]
     runs: dict[str, list[dict]] = {name: [] for name in names}
     if not (options.weights / "config.json").exists():
@@ -245,17 +256,17 @@ def measure(options: argparse.Namespace) -> dict:
     check = {}
     if options.precision == "bfloat16":
         check = call(options, "check", batch=min(options.batch, 4))
-    together = options.device == "cpu" and not options.case.endswith("_2b")  # else they don't fit
+    together = options.device == "cpu" and not options.case.endswith("_2b")  # two of these do not fit into memory
     with contextlib.ExitStack() as stack:
-        kept: dict[str, Callable[[], dict]] = {}
+        running: dict[str, Callable[[], dict]] = {}
         for i in range(options.rounds):
             for name in names:
                 kind, *changes = name.split()
                 if not together:
                     runs[name].append(call(options, kind, changes))
                 else:
-                    kept[name] = kept.get(name) or stack.enter_context(started(options, kind, changes))
-                    runs[name].append(kept[name]())
+                    running[name] = running.get(name) or stack.enter_context(started(options, kind, changes))
+                    runs[name].append(running[name]())
                 print(f"{options.case}, round {i + 1} of {options.rounds}, {name}: {runs[name][-1]}", flush=True)
     flops = {}
     for name in names:
@@ -275,7 +286,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def problems(found: dict) -> str:
-    """First losses that do not agree, "" if they do."""
+    """Return a message if the first losses do not agree, or ""."""
     losses = {name: runs[0]["loss"] for name, runs in found["runs"].items() if "loss" in runs[0]}
     ours = losses.get("ours", next(iter(losses.values()), 0.0))
     wrong = [n for n, x in losses.items() if not abs(x - ours) <= CLOSE[found["precision"]] * abs(ours) + 1e-5]
@@ -283,14 +294,14 @@ def problems(found: dict) -> str:
 
 
 def rows(found: dict) -> list[str]:
-    """Lines of the ledger's table."""
+    """Return one case's lines of the ledger's table."""
     versions = ", ".join(f"{k} {v}" for k, v in found["machine"].items() if k != "device")
-    where = f"{found['machine']['device']}; {versions}; {found['date']}"
+    system = f"{found['machine']['device']}; {versions}; {found['date']}"
     unit = f"{found['batch'] // 2} pairs" if found["case"].startswith("pair") else f"{found['batch']} images"
     lines = []
     for name, runs in found["runs"].items():
         what = name.replace("ours", "fvjax", 1) if name.startswith("ours") else f"torch, {name}"
-        first = f"{found['case']}, {unit}, {found['precision']} | {where}" if not lines else " | "
+        first = f"{found['case']}, {unit}, {found['precision']} | {system}" if not lines else " | "
         if failed := [run["error"] for run in runs if "error" in run]:
             lines.append(f"| {first} | {what} | {failed[0].replace('|', '/')} | | | | | |")
             continue
@@ -311,6 +322,7 @@ def rows(found: dict) -> list[str]:
 
 
 def table(results: list[dict]) -> str:
+    """Return the ledger's table of all results and the commands that made them."""
     text = f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}\n"
     text += "".join(f"{line}\n" for found in results for line in rows(found))
     text += "\n" + "".join(f"{line}\n" for line in sorted({f"{r['case']}: `{r['command']}`" for r in results}))
@@ -325,9 +337,9 @@ def table(results: list[dict]) -> str:
 def ledger(folder: Path, marks: tuple[str, str], table: Callable[[list[dict]], str]) -> None:
     """Write the table of all results in the folder between the marks in benchmarks/README.md."""
     before, _, rest = LEDGER.read_text().partition(marks[0])
-    _, found, after = rest.partition(marks[1])
-    if not found:
-        sys.exit(f"{LEDGER}: the lines {marks} are not there")
+    _, end_mark, after = rest.partition(marks[1])
+    if not end_mark:
+        sys.exit(f"{LEDGER}: the lines {marks} are missing")
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     LEDGER.write_text(before + marks[0] + "\n" + table(results) + "\n" + marks[1] + after)
 
@@ -335,17 +347,17 @@ def ledger(folder: Path, marks: tuple[str, str], table: Callable[[list[dict]], s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(cases.BATCH), default="small_real")
-    parser.add_argument("--everything", action="store_true", help=f"the cases {', '.join(FULL)} one after the other")
+    parser.add_argument("--everything", action="store_true", help=f"measure the cases {', '.join(FULL)}")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--against", nargs="*", choices=["seed", "best"], default=["seed", "best"])
     parser.add_argument("--also", nargs="+", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch", type=int, help="images per step; of pairs: twice as many as pairs")
-    parser.add_argument("--steps", type=int, default=0, help="measured after the warm-up; default: of the case")
+    parser.add_argument("--batch", type=int, help="images per step (two per pair)")
+    parser.add_argument("--steps", type=int, default=0, help="measured steps after the warm-up (default: the case's)")
     parser.add_argument("--precision", choices=list(CLOSE), help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--weights", type=Path, help="where the weights are, or will be written and kept")
-    parser.add_argument("--json", type=Path, help="where the results go; else into benchmarks/results")
-    parser.add_argument("--ledger", action="store_true", help="only write the table in benchmarks/README.md")
+    parser.add_argument("--weights", type=Path, help="folder of the weights; they are written there if missing")
+    parser.add_argument("--json", type=Path, help="file for the results (default: in benchmarks/results)")
+    parser.add_argument("--ledger", action="store_true", help="only write the table into benchmarks/README.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--set", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -362,9 +374,10 @@ def main() -> None:
         for case in FULL if options.everything else (options.case,):
             options.case = case
             if options.everything and options.device == "gpu" and case not in cases.IRESNET:
-                options.also = also or [["attention=cudnn"]]  # until this has run somewhere, not what "auto" is
+                options.also = also or [["attention=cudnn"]]  # not the choice of "auto" until it has run on a GPU
             batch = options.batch or cases.BATCH[case][options.device == "gpu"]
-            weights = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)  # mllm_… and pair_… share
+            # mllm_… and pair_… of one size share their weights.
+            weights = given or Path(directory) / ("_".join(case.split("_")[1:]) or case)
             one = argparse.Namespace(**vars(options) | {"batch": batch, "weights": weights})
             found = measure(one)
             path = options.json or result_file(RESULTS, found)

@@ -1,12 +1,14 @@
-"""The same training steps in PyTorch, written twice; tests/reference has the networks.
+"""Run the same training steps in PyTorch, in two versions. The networks are in tests/reference.
 
-seed: as LLM-FaceVerification's code runs: eager, gradient checkpointing in every layer, attention as matrix products,
-adapters on `x.float()`, the head's logits at every position, base in float16 under bfloat16 autocast.
-best: what PyTorch's users do for speed: scaled_dot_product_attention, channels_last, torch.compile (of each layer,
-whose code the others share; of an IResNet as a whole), no checkpointing, no logits that nothing uses, base in bfloat16
-under autocast.
+    seed   as LLM-FaceVerification's code runs: eager mode, gradient checkpointing in every layer, attention as matrix
+           products, adapters on `x.float()`, the head's logits at every position, base in float16 under bfloat16
+           autocast
+    best   with the usual optimisations of PyTorch: scaled_dot_product_attention, channels_last, torch.compile (of each
+           layer, which share their code; of an IResNet as a whole), no checkpointing, no unused logits, base in
+           bfloat16 under autocast
 
-With precision float32 (a CPU) both have everything in float32, without autocast. ResNet's parameters are always so.
+With precision float32 (on a CPU) both have everything in float32, without autocast. ResNet's parameters are always
+float32.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from tests.reference import internvit_torch, internvl_torch, iresnet_torch
 
 
 class SeedAdapted(internvl_torch.Adapted):
+    """An adapted layer that computes its adapter in float32, as in the reference's code."""
+
     def forward(self, x):
         return self.inner(x) + (x.float() @ self.a.T) @ self.b.T
 
 
 def network(case: str) -> torch.nn.Module:
-    """Without weights."""
+    """Return the network of a case, without the checkpoint's weights."""
     if case in cases.IRESNET:
         return iresnet_torch.IResNet(*cases.IRESNET[case])
     config = cases.config_json(case)
@@ -39,11 +43,17 @@ def network(case: str) -> torch.nn.Module:
 
 
 def layers(net: torch.nn.Module) -> list[Any]:
+    """Return the transformer layers of a network."""
     return [m for m in net.modules() if isinstance(m, internvit_torch.Layer | internvl_torch.Layer)]
 
 
 def loss_of(case: str, net: Any, batch: torch.Tensor, labels: torch.Tensor, seed: bool) -> torch.Tensor:
-    """labels: the right answers' token ids, of pair_…."""
+    """Return the loss of a batch of images.
+
+    Args:
+        labels: the token ids of the right answers, for pair_….
+        seed: compute the logits of all positions.
+    """
     if case in cases.IRESNET:
         return iresnet_torch.nt_xent(net(iresnet_torch.pixels(batch)).float())
     x = internvit_torch.pixels(batch, 448)
@@ -63,7 +73,11 @@ def loss_of(case: str, net: Any, batch: torch.Tensor, labels: torch.Tensor, seed
 def made(
     case: str, batch: int, weights: Path | None, what: str, device: str, half: bool
 ) -> tuple[list[torch.nn.Parameter], Callable[[], torch.Tensor]]:
-    """(What trains, the loss). weights None: on the meta device, to be counted."""
+    """Return the trained parameters and a function that computes the loss.
+
+    Args:
+        weights: the checkpoint's folder. None puts the network on the meta device, where it can be counted.
+    """
     torch.set_float32_matmul_precision("high" if half else "highest")
     seed, resnet = what == "seed", case in cases.IRESNET
     internvit_torch.Attention.fused = not seed
@@ -101,6 +115,7 @@ def made(
 
 
 def steps(trained: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor]) -> Iterator[dict[str, float]]:
+    """Run training steps and yield the loss and gradient norm of each."""
     optimizer = torch.optim.SGD(trained, cases.RATE, cases.MOMENTUM, weight_decay=cases.DECAY)
     while True:
         optimizer.zero_grad()
@@ -112,14 +127,14 @@ def steps(trained: list[torch.nn.Parameter], loss: Callable[[], torch.Tensor]) -
 
 
 def count(case: str, batch: int, what: str) -> int:
-    """FLOPs of a step, matrix products and convolutions, on shapes alone."""
+    """Return the FLOPs of a step (matrix products and convolutions), counted on shapes alone."""
     with FlopCounterMode(display=False) as counter:
         made(case, batch, None, what, "meta", half=False)[1]().backward()
     return counter.get_total_flops()
 
 
 def write_weights(case: str, path: Path) -> None:
-    """The reference recipe's weights in the twin's names, for both sides."""
+    """Write the reference recipe's weights with the twin's names, for fvjax and the twins."""
     from tests.reference import recipe
 
     with torch.device("meta"):

@@ -1,10 +1,12 @@
-"""Scenario 2 with the projector trained in full beside the adapters: an open question of the seed; else as mllm_lora.
+"""Scenario 2 with the whole projector trained beside the adapters (variant of mllm_lora).
 
     python -m fvjax.main --config=configs/mllm_lora_projector.py
 
-There is no published figure to compare with. On one GPU: --config.batch_size=256 --config.accumulation=8
---config.optimizer.lr=2.5e-5 (fewer negatives, a rate scaled with the batch). What differs from the seed's
-accumulation is in README, "Differences from the reference"; compat.* brings it back.
+The reference leaves this question open, so there is no published result to compare with.
+
+On one GPU, add --config.batch_size=256 --config.accumulation=8 --config.optimizer.lr=2.5e-5 (fewer negatives, and a
+learning rate scaled with the batch). README, "Differences from the reference", says how the reference's accumulation
+differs; compat.* restores it.
 """
 
 from configs.paper import DECODER, VISION, adapters, experiment, internvl

@@ -1,10 +1,10 @@
-"""Scenario 2 with adapters in the vision tower only (ablation); else as mllm_lora.
+"""Scenario 2 with adapters in the vision tower only (ablation of mllm_lora).
 
     python -m fvjax.main --config=configs/mllm_lora_vit.py
 
-On one GPU: --config.batch_size=256 --config.accumulation=8 --config.optimizer.lr=2.5e-5 (fewer negatives, a rate
-scaled with the batch). What differs from the seed's accumulation is in README, "Differences from the reference";
-compat.* brings it back.
+On one GPU, add --config.batch_size=256 --config.accumulation=8 --config.optimizer.lr=2.5e-5 (fewer negatives, and a
+learning rate scaled with the batch). README, "Differences from the reference", says how the reference's accumulation
+differs; compat.* restores it.
 """
 
 from configs.paper import VISION, adapters, experiment, internvl

@@ -1,8 +1,8 @@
-"""Scenario 3, frozen: InternVL2-2B as it comes is asked about two faces; the score is P(Yes). Nothing is trained.
+"""Scenario 3, frozen: the pretrained InternVL2-2B is asked about two faces; the score is P(Yes). Nothing is trained.
 
     python -m fvjax.main --config=configs/pair_frozen.py
 
-The seed's result (accuracy at FAR 1e-3): LFW 50.00, CFP-FF 50.40, CFP-FP 50.03.
+The reference's result (accuracy at FAR 1e-3): LFW 50.00, CFP-FF 50.40, CFP-FP 50.03.
 """
 
 from configs.paper import answering, experiment

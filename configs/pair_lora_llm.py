@@ -1,9 +1,9 @@
-"""Scenario 3 with adapters in the decoder only (ablation); else as pair_lora.
+"""Scenario 3 with adapters in the decoder only (ablation of pair_lora).
 
     python -m fvjax.main --config=configs/pair_lora_llm.py
 
-pairs_per_epoch pairs, half of them genuine, are drawn anew every epoch. batch_size counts images: 4096 are the seed's
-2,048 pairs (8 GPUs, 16 pairs each, 16 accumulation steps).
+Every epoch draws pairs_per_epoch new pairs, half of them genuine. batch_size counts images: 4096 images are the
+reference's 2,048 pairs (8 GPUs with 16 pairs each, 16 accumulation steps).
 """
 
 from configs.paper import DECODER, adapters, answering, experiment

@@ -1,4 +1,4 @@
-"""What the experiments of LLM-FaceVerification share: training data, benchmarks, and where they come from."""
+"""Parts shared by the configs of LLM-FaceVerification: training data, benchmarks, models and adapters."""
 
 from fvjax.config import EditableConfig, base, benchmark
 from fvjax.data.prompts import PAIR_PROMPT, PROMPT
@@ -22,6 +22,7 @@ INTERNVL = (
 
 
 def experiment(name: str) -> EditableConfig:
+    """Return a config with the paper's training data and benchmarks, and the commands that prepare them."""
     c = base()
     c.name = name
     c.data.train = "data/ms1m"
@@ -39,10 +40,10 @@ def experiment(name: str) -> EditableConfig:
     return c
 
 
-# Of the large matrices every device keeps its part where the mesh has these axes: --config.mesh.fsdp=4 (or tensor).
-# By default it has not, and everything is on every device.
+# Sharding rules for the large matrices. They split a matrix over the devices if the mesh has the named axes
+# (--config.mesh.fsdp=4, or tensor). By default it does not have them, and every device has the whole matrix.
 BLOCKS = (
-    ("params/.*attn/qkv/kernel", (None, "fsdp")),  # its columns are q, k and v, so heads do not part over devices
+    ("params/.*attn/qkv/kernel", (None, "fsdp")),  # its columns are q, k, v: a split would not fall between heads
     ("params/.*(attn/[qkv]|mlp/(fc1|gate|up))/kernel", (None, "fsdp", "tensor")),
     ("params/.*(attn/(proj|o)|mlp/(fc2|down))/kernel", (None, "tensor", "fsdp")),
 )
@@ -54,7 +55,7 @@ DECODER = "decoder/blocks/mlp/(gate|up|down)"  # 72
 
 
 def internvit(c: EditableConfig) -> None:
-    """InternViT-300M of InternVL2-2B, mean of the patch tokens, frozen."""
+    """Select the frozen InternViT-300M of InternVL2-2B, with mean-pooled patch tokens (scenario 1)."""
     c.model.kind = "vision_transformer"
     c.model.pooling = "mean"
     c.init_from = "data/InternVL2-2B"
@@ -65,7 +66,7 @@ def internvit(c: EditableConfig) -> None:
 
 
 def internvl(c: EditableConfig) -> None:
-    """The whole InternVL2-2B, frozen, embedding each face by its visual tokens' mean state (scenario 2)."""
+    """Select the whole frozen InternVL2-2B, which embeds a face as the mean of its visual tokens (scenario 2)."""
     internvit(c)
     c.model.kind = "vlm"
     c.model.pooling = "visual_mean"
@@ -75,7 +76,7 @@ def internvl(c: EditableConfig) -> None:
 
 
 def answering(c: EditableConfig) -> None:
-    """InternVL2-2B answers Yes or No about two faces (scenario 3)."""
+    """Select the frozen InternVL2-2B, which answers Yes or No about two faces (scenario 3)."""
     internvl(c)
     c.task = "pair_answer"
     c.model.pooling = ""
@@ -83,7 +84,12 @@ def answering(c: EditableConfig) -> None:
 
 
 def adapters(c: EditableConfig, targets: tuple[str, ...], count: int, rank: int = 8) -> None:
-    """LoRA on a frozen base, with the seed's settings for the whole MLLM."""
+    """Add LoRA adapters to the frozen base, with the reference's training settings for the whole MLLM.
+
+    Args:
+        targets: regexes over layer paths.
+        count: the number of adapters that they must create.
+    """
     c.lora.rank = rank
     c.lora.alpha = float(rank)
     c.lora.targets = targets

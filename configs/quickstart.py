@@ -1,16 +1,17 @@
-"""The embedded default, on a laptop's CPU: what a few adapters do to a tower that never learned to verify.
+"""The default experiment, on a laptop's CPU: adapters teach verification to a tower that never learnt it.
 
     python -m fvjax.main --config=configs/quickstart.py
 
-Three experiments on procedural faces (fvjax/data/synthetic.py) with pose, hard light and occlusion; one row each:
+It runs three experiments on procedural faces (fvjax/data/synthetic.py) with pose, hard light and occlusion. Each is one
+row of the table:
 
     resnet      a narrow IResNet trained from scratch
-    vit_frozen  a tiny InternViT as it comes with the project (fvjax/pretrained), pretrained for other tasks
+    vit_frozen  the tiny InternViT of this project (fvjax/pretrained), pretrained for other tasks
     vit_lora    the same tower, frozen, with rank-8 adapters trained
 
-Hardware and time: 2 CPU cores, under 5 minutes, nothing downloaded. Training and test identities differ in the shape of
-the face only; colours, light, pose and expression change with every shot, so raw pixels and colours do not give them
-away (the first two rows of the table). Result: README.
+Hardware and time: 2 CPU cores, under 5 minutes, without downloads. Identities differ only in the shape of the face.
+Colours, light, pose and expression change with every picture, so raw pixels and colours do not identify anyone (the
+first two rows of the table). README has the result.
 """
 
 from fvjax.config import base
@@ -37,7 +38,7 @@ LORA = {
 
 
 def get_config(row: str = ""):
-    """`row`: only that one, by --config=configs/quickstart.py:vit_lora"""
+    """Return the config of all rows, or of one `row` (--config=configs/quickstart.py:vit_lora)."""
     rows = {"resnet": {}, "vit_frozen": TOWER, "vit_lora": {**TOWER, **LORA}}
     if row and row not in rows:
         raise ValueError(f"configs/quickstart.py has no row {row!r}; there are {', '.join(rows)}")

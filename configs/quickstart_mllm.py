@@ -1,15 +1,15 @@
-"""Scenarios 2 and 3 in small, on a laptop's CPU: a tower, a projector and a decoder on the quickstart's faces.
+"""Small versions of scenarios 2 and 3 on a laptop's CPU: tower, projector and decoder on the quickstart's faces.
 
     python -m fvjax.main --config=configs/quickstart_mllm.py
 
-One row each:
+Each experiment is one row of the table:
 
-    mllm_frozen  the tiny InternViT that comes with the project, behind it a projector and a decoder that are random
-    mllm_lora    the same, all of it frozen, with rank-8 adapters in tower and decoder; mean of the visual tokens
-    pair_lora    the same, answering Yes or No about two faces; the score is P(Yes)
+    mllm_frozen  the tiny InternViT of this project, followed by a randomly initialised projector and decoder
+    mllm_lora    the same model, frozen, with rank-8 adapters in tower and decoder; mean of the visual tokens
+    pair_lora    the same model with adapters, answering Yes or No about two faces; the score is P(Yes)
 
-There is no language in this decoder: the prompt is a few arbitrary ids, and so are Yes and No. Hardware and time: 2 CPU
-cores, about 7 minutes. Result: README.
+This decoder knows no language: the ids of the prompt and of Yes and No are arbitrary. Hardware and time: 2 CPU cores,
+about 7 minutes. README has the result.
 """
 
 from configs import quickstart
@@ -36,7 +36,7 @@ PAIR = {
 
 
 def get_config(row: str = ""):
-    """`row`: only that one, by --config=configs/quickstart_mllm.py:mllm_lora"""
+    """Return the config of all rows, or of one `row` (--config=configs/quickstart_mllm.py:mllm_lora)."""
     rows = {"mllm_frozen": {"epochs": 0}, "mllm_lora": LORA, "pair_lora": {**LORA, **PAIR}}
     if row and row not in rows:
         raise ValueError(f"configs/quickstart_mllm.py has no row {row!r}; there are {', '.join(rows)}")

@@ -1,8 +1,8 @@
-"""The seed's baseline row: IResNet-50 from scratch on MS1M-ArcFace with InfoNCE.
+"""The reference's baseline: IResNet-50, trained from scratch on MS1M-ArcFace with InfoNCE.
 
     python -m fvjax.main --config=configs/resnet50_infonce.py
 
-Hardware of the seed: 2 GPUs, 1,450 images each. Its result (accuracy at FAR 1e-3):
+The reference's hardware: 2 GPUs with 1,450 images each. Its result (accuracy at FAR 1e-3):
 LFW 99.55, CFP-FF 99.59, CFP-FP 87.87.
 """
 

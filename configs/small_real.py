@@ -1,15 +1,15 @@
-"""A small IResNet on a few thousand real faces: LFW in half an hour on a laptop's two cores.
+"""A small IResNet on a few thousand real faces: an LFW result in half an hour on a laptop's two cores.
 
-Data: 324 identities of CFP that are not in LFW by name (4,536 crops), LFW's 6,000 pairs and both CFP protocols. From
-aligned 112x112 crops:
+It trains on the 324 identities of CFP whose names do not occur in LFW (4,536 crops), and evaluates LFW's 6,000 pairs
+and both CFP protocols. From aligned 112x112 crops:
 
     python -m fvjax.data.prepare folder --src=CFP_CROPS --exclude=OVERLAP.tsv --dst=data/cfp324
     python -m fvjax.data.prepare lfw --src=LFW_CROPS --pairs=pairs.txt --dst=data/lfw
     python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp
     python -m fvjax.main --config=configs/small_real.py
 
-Hardware and time: 2 CPU cores, about half an hour. Result: README, "A small model on real faces". The identities of CFP
-are trained on, so its rows are marked as seen; LFW's are not.
+Hardware and time: 2 CPU cores, about half an hour. README, "A small model on real faces", has the result. CFP's rows
+are marked as seen, because the model is trained on identities of CFP. LFW's are not.
 """
 
 from fvjax.config import base, benchmark
@@ -33,7 +33,7 @@ def get_config():
     c.eval.benchmarks.cfp_ff = benchmark("data/cfp", "ff", names="cfp")
     c.eval.benchmarks.cfp_fp = benchmark("data/cfp", "fp", names="cfp")
     c.eval.every_epochs = 5
-    c.eval.before_training = False  # it would take a minute of the half hour
+    c.eval.before_training = False  # it would take one minute of the half hour
     c.eval.during = ("lfw",)
     c.checkpoint.every_steps = 140
     make = "Made from aligned crops: python -m fvjax.data.prepare"

@@ -1,13 +1,13 @@
-"""Which layers and what rank: scenario 1 with adapters on the tower's attention, alone and beside the MLPs.
+"""Ablation of layers and rank: scenario 1 with adapters on the tower's attention, with and without its MLPs.
 
     python -m fvjax.main --config=configs/vit_lora_attention.py            all rows, one table
-    python -m fvjax.main --config=configs/vit_lora_attention.py:both_r16   one of them
+    python -m fvjax.main --config=configs/vit_lora_attention.py:both_r16   one row
 
-An open question of the seed, which adapts the MLPs at rank 8 only (vit_lora); there is no published figure to compare
-with. Else as vit_lora.
+The reference adapts the MLPs at rank 8 only (vit_lora) and leaves this question open, so there is no published result
+to compare with. All other settings are those of vit_lora.
 """
 
-import configs.vit_lora as seed
+from configs import vit_lora
 
 ATTENTION = ("blocks/attn/qkv", "blocks/attn/proj")
 BOTH = (*ATTENTION, "blocks/mlp/fc1", "blocks/mlp/fc2")
@@ -19,9 +19,10 @@ ROWS = {
 
 
 def get_config(row: str = ""):
+    """Return the config of all rows, or of one `row`."""
     if row and row not in ROWS:
         raise ValueError(f"configs/vit_lora_attention.py has no row {row!r}; there are {', '.join(ROWS)}")
-    c = seed.get_config()
+    c = vit_lora.get_config()
     c.name = "vit_lora_attention"
     if row:
         c.name = f"vit_lora_attention_{row}"

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU with eight fake devices; set before jax is imported anywhere."""
+"""Run every test on the CPU with eight fake devices. These are set before jax is imported anywhere."""
 
 import atexit
 import gc

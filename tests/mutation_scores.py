@@ -1,18 +1,18 @@
-"""Mutation scores: of many small changes to a module, how many do the tests notice?
+"""Measure mutation scores: how many of many small changes to a module do the tests detect?
 
     python tests/mutation_scores.py [MODULE …] [--sample=N] [--seed=S] [--changed=BASE] [--write]
 
 Cosmic Ray (https://cosmic-ray.readthedocs.io) changes one operator, number or condition at a time in a copy of the
-project; tests/mutation_scores.toml says which modules, which changes and which tests judge them. Each MODULE is a file
-of that list or a part of its path ("evals"); none means all. What was judged is kept in .mutation/, so that an
-interrupted run goes on where it stopped; `cr-report` and `cr-html` read the sessions there.
+project. tests/mutation_scores.toml lists the modules, the kinds of change and the tests that judge them. MODULE is a
+file of that list or a part of its path ("evals"); without one, all modules are judged. Verdicts are stored in
+.mutation/, so that an interrupted run continues where it stopped; `cr-report` and `cr-html` read the sessions there.
 
-A mutant that no test notices is a survivor. The list names survivors that change nothing that anybody could see, each
-with the reason; any other asks for a test. Exit code 0; 1 if there are such survivors; 2 if the tests fail without any
-mutation, or the list no longer fits the code.
+A mutant that no test detects is a survivor. The list names survivors whose change has no visible effect, each with the
+reason. Every other survivor calls for a test. The exit code is 0; 1 if there are such survivors; 2 if the tests fail
+without a mutation, or if the list no longer matches the code.
 
-A mutant is judged in a fork of this process, in which the heavy packages are already imported, but no thread has
-started and nothing was computed. That saves two to five seconds each, most of the time with tests this small.
+A mutant is judged in a fork of this process, which has already imported the heavy packages but has started no thread
+and computed nothing. This saves two to five seconds per mutant, which is most of the time with tests as small as these.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST, PAGE, KEPT = ROOT / "tests/mutation_scores.toml", ROOT / "tests/MUTATION_SCORES.md", ROOT / ".mutation"
 os.environ |= {
     "JAX_PLATFORMS": "cpu",  # read when jax is imported, so before the fork
-    "JAX_COMPILATION_CACHE_DIR": str(KEPT / "xla"),  # most mutants leave most programs as they are
+    "JAX_COMPILATION_CACHE_DIR": str(KEPT / "xla"),  # most mutants do not change most programs
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",  # a cached module could hide a mutation of equal length
@@ -59,7 +59,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Mutant:
     line: int
     old: str  # the line without its indentation
-    new: str  # the mutated line; "" where the change is not within one line
+    new: str  # the mutated line; "" if the change spans several lines
 
     def __str__(self) -> str:
         return f"`{self.old}` → `{self.new}`".replace("|", "\\|")
@@ -67,7 +67,7 @@ class Mutant:
 
 @dataclass
 class Score:
-    """What became of a module's mutants. `possible`: how many there are, of which `judged` were tried."""
+    """Counts of a module's mutants: `possible` mutants, of which `judged` were run and `killed` were detected."""
 
     possible: int
     judged: int
@@ -77,13 +77,13 @@ class Score:
 
     @property
     def percent(self) -> float:
-        """Killed, of the judged ones that change anything; 100 if there are none."""
+        """Percentage of killed mutants among the judged ones that change anything; 100 if there are none."""
         counted = self.judged - len(self.equivalent)
         return 100 * self.killed / counted if counted else 100.0
 
 
 def preload(modules: list[str]) -> None:
-    """Import what most tests import, for the forks to have. Raises RuntimeError if one of them starts a thread."""
+    """Import the packages that most tests need, before the forks. Raises RuntimeError if one starts a thread."""
     for module in modules:
         importlib.import_module(module)
         tasks = Path("/proc/self/task")
@@ -94,7 +94,7 @@ def preload(modules: list[str]) -> None:
 
 
 def run_tests(tests: list[str], copy: Path, timeout: float) -> tuple[int, str]:
-    """Run pytest in a fork of this process. Return its exit code and output; 124 after `timeout` seconds."""
+    """Run pytest in a fork of this process and return its exit code (124 after `timeout` seconds) and its output."""
     with tempfile.TemporaryFile() as output:
         sys.stdout.flush()
         if not (child := os.fork()):
@@ -111,10 +111,10 @@ def run_tests(tests: list[str], copy: Path, timeout: float) -> tuple[int, str]:
 
 
 def _child(tests: list[str], copy: Path, output: int) -> None:
-    """Never returns. The copy's modules are imported, not those of the working tree, also by programs it starts."""
+    """Run pytest on the copy and exit. This process and its programs import the copy's modules only."""
     code = 70
     try:
-        os.setsid()  # a group of its own, so that a timeout ends all it started
+        os.setsid()  # a session of its own, so that a timeout also kills the programs that it started
         for stream in (1, 2):
             os.dup2(output, stream)
         os.chdir(copy)
@@ -122,15 +122,18 @@ def _child(tests: list[str], copy: Path, output: int) -> None:
         sys.path[:] = [str(copy), *(p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "tests"))]
         code = pytest.main(["-o", "addopts=", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])
         if not Path(importlib.import_module("fvjax").__file__ or "").is_relative_to(copy):
-            code = 71  # whatever was tested, it was not the mutant
+            code = 71  # the tests did not run on the mutant
         sys.stdout.flush()
     finally:
         os._exit(int(code))
 
 
 def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """(start, end) as (line, column) of the code that decides nothing: annotations, decorators, text of errors, the
-    -1 of a reshape (any negative number does the same to numpy) and bare stars, which are no operators."""
+    """Return the (start, end) positions, as (line, column), of code whose mutation has no effect.
+
+    These are annotations, decorators, texts of errors, the -1 of a reshape (numpy treats all negative numbers alike)
+    and bare stars, which are no operators.
+    """
     parts: list[ast.AST | None] = []
     stars = [
         ((number, match.start(1)), (number, match.end(1)))
@@ -152,7 +155,7 @@ def meaningless(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def start_session(path: Path, module: str, config: dict, base: str | None, sample: int, seed: int) -> None:
-    """List a module's mutants in a new session; those filtered out or not in the sample are marked as skipped."""
+    """List a module's mutants in a new session. Mutants that are filtered out or not sampled are marked as skipped."""
     operators = re.compile(f"core/({'|'.join(config['operators'])})$")
     settings = {
         "cosmic-ray": {
@@ -171,8 +174,8 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
     if base:
         commands.append(["cr-filter-git", "--config", str(toml), str(new)])
     for command, *arguments in commands:
-        found = Path(sys.executable).with_name(command)
-        subprocess.run([str(found), *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        program = Path(sys.executable).with_name(command)
+        subprocess.run([str(program), *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     database = WorkDB(new, WorkDB.Mode.open)
     ignored = meaningless((ROOT / module).read_text())
     pending = sorted(database.pending_work_items, key=lambda item: _key(item.mutations[0]))
@@ -188,8 +191,8 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
     chosen = random.Random(f"{seed} {module}").sample(rest, min(sample or len(rest), len(rest)))
     kept = {item.job_id for item in chosen}
     left = [item for item in rest if item.job_id not in kept]
-    reasons = (other, "another operator"), (dropped, "no code that decides anything"), (left, "not sampled")
-    for items, why in reasons:  # cr-filter-operators does the first too, a commit for each, which takes minutes
+    reasons = (other, "another operator"), (dropped, "a mutation without effect"), (left, "not sampled")
+    for items, why in reasons:  # cr-filter-operators also does the first, but with one commit each, which takes minutes
         if items:
             skipped = WorkResult(output=why, worker_outcome=WorkerOutcome.SKIPPED)
             database.set_multiple_results([item.job_id for item in items], skipped)
@@ -198,7 +201,7 @@ def start_session(path: Path, module: str, config: dict, base: str | None, sampl
 
 
 def _key(mutation: MutationSpec) -> tuple:
-    return mutation.start_pos, mutation.operator_name, mutation.occurrence  # job ids are random
+    return mutation.start_pos, mutation.operator_name, mutation.occurrence  # not by job id, which is random
 
 
 def _toml(settings: dict, table: str = "") -> str:
@@ -209,7 +212,7 @@ def _toml(settings: dict, table: str = "") -> str:
 
 
 def session_of(module: str, config: dict, base: str | None, sample: int, seed: int) -> Path:
-    """The session's file: another one whenever the module, its tests or the way they are judged have changed."""
+    """Return the session's file. It changes with the module, its tests and the settings."""
     tests = [test for test in config["modules"][module] if test.startswith("tests/")]
     files = [module, "tests/conftest.py", *sorted({re.split("::", test)[0] for test in tests})]
     parts = [(ROOT / file).read_bytes() for file in files]
@@ -219,7 +222,7 @@ def session_of(module: str, config: dict, base: str | None, sample: int, seed: i
 
 
 def judge(path: Path, module: str, tests: list[str], copy: Path) -> Iterator[Mutant | None]:
-    """Judge the mutants of a session that were not yet. Yields each survivor, and None for one that was killed.
+    """Judge the pending mutants of a session. Yield each survivor, and None for each killed mutant.
 
     Raises RuntimeError if the tests fail without a mutation.
     """
@@ -245,7 +248,7 @@ def judge(path: Path, module: str, tests: list[str], copy: Path) -> Iterator[Mut
         )
         if code in (5, 71):
             raise RuntimeError(
-                f"{module}: {mutant}: no test ran, or not of the copy (pytest: {code})\n{output[-2000:]}"
+                f"{module}: {mutant}: no test ran, or not on the copy (pytest: {code})\n{output[-2000:]}"
             )
         database.set_result(item.job_id, result)
         yield None if code else mutant
@@ -253,7 +256,7 @@ def judge(path: Path, module: str, tests: list[str], copy: Path) -> Iterator[Mut
 
 
 def difference(old: str, new: str) -> Mutant:
-    """The first line that differs."""
+    """Return the first line that differs."""
     for number, (a, b) in enumerate(zip(old.splitlines(), new.splitlines()), 1):
         if a != b:
             return Mutant(number, a.strip(), b.strip())
@@ -261,13 +264,13 @@ def difference(old: str, new: str) -> Mutant:
 
 
 def score(path: Path, module: str, config: dict) -> Score:
-    """What a finished session says. Raises ValueError if the list explains a survivor that cannot exist any more."""
+    """Return the score of a finished session. Raises ValueError if the list quotes a line that the module lacks."""
     lines = {line.strip() for line in (ROOT / module).read_text().splitlines()}
     reasons: dict[tuple[str, str], str] = {}
     for one in config.get("equivalent", []):
         if one["module"] == module:
             if one["line"] not in lines:
-                raise ValueError(f"{LIST.name} is out of date: {module} holds no line {one['line']!r}")
+                raise ValueError(f"{LIST.name} is out of date: {module} has no line {one['line']!r}")
             reasons |= {(one["line"], mutated): one["why"] for mutated in one.get("mutated", ["any"])}
     database = WorkDB(path, WorkDB.Mode.open)
     results = [result for _, result in database.completed_work_items]
@@ -290,7 +293,7 @@ def score(path: Path, module: str, config: dict) -> Score:
 
 
 def page(scores: dict[str, Score], command: str) -> str:
-    """tests/MUTATION_SCORES.md."""
+    """Return the text of tests/MUTATION_SCORES.md."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -304,14 +307,15 @@ def page(scores: dict[str, Score], command: str) -> str:
     left = [f"- `{module}`, line {m.line}: {m}" for module, s in scores.items() for m in s.survivors]
     same = [f"- `{module}`: {m}. {why}" for module, s in scores.items() for m, why in s.equivalent.items()]
     out = HEAD.format(command=command, commit=f"{git('show', '-s', '--format=%cs %h', 'HEAD')}{changed}")
-    out += "\n".join(rows) + "\n\n## Survivors that no test notices yet\n" + ("\n".join(left) or "None.")
+    out += "\n".join(rows) + "\n\n## Survivors that no test detects yet\n" + ("\n".join(left) or "None.")
     return out + "\n\n## Survivors that change nothing\n" + ("\n".join(same) or "None.") + "\n"
 
 
 HEAD = """# Mutation scores
 
-Written by `{command}` at {commit} (+: with uncommitted changes). `mutants`: how many the module has;
-`judged`: how many of them were drawn and run; `score`: killed of the judged ones, without those that change nothing.
+Written by `{command}` at {commit} (+: with uncommitted changes). `mutants` is the number of mutants of the module, and
+`judged` is how many of them were sampled and run. `score` is the share of killed mutants among the judged ones, without
+those that change nothing.
 
 | module | mutants | judged | killed | change nothing | survived | score |
 |---|---|---|---|---|---|---|
@@ -322,9 +326,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutation_scores.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="a file of the list or a part of its path")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="at most N mutants of each module")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument(
-        "--changed", nargs="?", const="main", metavar="BASE", help="only lines that differ from a commit (main)"
+        "--changed", nargs="?", const="main", metavar="BASE", help="only lines that differ from BASE (default: main)"
     )
     parser.add_argument("--write", action="store_true", help="write tests/MUTATION_SCORES.md")
     options = parser.parse_args()
@@ -332,11 +336,11 @@ def main() -> int:
     config = tomllib.loads(LIST.read_text())
     wanted = [m for m in config["modules"] if not options.modules or any(part in m for part in options.modules)]
     if not wanted:
-        parser.error(f"no module matches; there are {', '.join(config['modules'])}")
+        parser.error(f"no module matches; the modules are {', '.join(config['modules'])}")
     (KEPT / "xla").mkdir(parents=True, exist_ok=True)
     sessions = {m: session_of(m, config, options.changed, options.sample, options.seed) for m in wanted}
     scores: dict[str, Score] = {}
-    # No thread may run when a mutant is forked off, so nothing refreshes the progress bar but the loop below.
+    # No thread may run when a process is forked, so only the loop below refreshes the progress bar.
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     bar = Progress(
         TextColumn("{task.description}"), *columns, console=console, auto_refresh=False, speed_estimate_period=600
@@ -367,10 +371,10 @@ def main() -> int:
                     if survivor:
                         bar.console.print(f"  {module}:{survivor.line}: {survivor}", markup=False, soft_wrap=True)
                 s = scores[module] = score(path, module, config)
-                told = (
+                line = (
                     f"{module}: {s.percent:.0f}%, {s.killed} of {s.judged} killed, {len(s.equivalent)} change nothing"
                 )
-                bar.console.print(told, markup=False, highlight=False)
+                bar.console.print(line, markup=False, highlight=False)
         except (RuntimeError, ValueError) as error:
             bar.console.print(f"error: {error}", markup=False)
             return 2
@@ -379,7 +383,7 @@ def main() -> int:
         PAGE.write_text(page(scores, " ".join(["python tests/mutation_scores.py", *arguments])))
     left = sum(len(s.survivors) for s in scores.values())
     if left:
-        console.print(f"{left} survivors; add a test that notices, or the reason to {LIST.name} if nobody could notice")
+        console.print(f"{left} survivors; add a test for each, or the reason to {LIST.name} if no test can detect it")
     return 1 if left else 0
 
 

@@ -1,11 +1,11 @@
-"""Seeded faults: would the tests notice if the code were wrong?
+"""Check with seeded faults that the tests detect wrong code.
 
     python tests/mutations.py [--only=NAME] [--write]
 
-Each fault below is put into a copy of the working tree, and the tests that should notice it run there: at least one
-must fail. A skip, a collection error or no test at all is not a catch. --write puts what was caught by which test into
-tests/MUTATIONS.md. Exit code 0; 1 if a fault is not caught; 2 if the list no longer fits the code, or the tests fail
-without any fault.
+Each fault below is put into a copy of the working tree, and the tests that should detect it run there. At least one of
+them must fail. A skip, a collection error or the absence of tests does not count as a detection. --write records in
+tests/MUTATIONS.md which test caught which fault. The exit code is 0; 1 if a fault is not caught; 2 if the list no
+longer matches the code, or if the tests fail without a fault.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 class Fault(NamedTuple):
     name: str
-    breaks: str
+    breaks: str  # the effect of the fault
     file: str
     old: str  # occurs exactly once in the file
     new: str
-    tests: tuple[str, ...]  # the fast ones that should notice
+    tests: tuple[str, ...]  # fast tests that should detect it
 
 
 FAULTS = (
@@ -1952,17 +1952,17 @@ FAULTS = (
 
 
 def broken(fault: Fault, text: str) -> str:
-    """The file's text with the fault. Raises ValueError unless the old text occurs exactly once."""
-    if (found := text.count(fault.old)) != 1:
+    """Return the file's text with the fault. Raises ValueError unless the old text occurs exactly once."""
+    if (count := text.count(fault.old)) != 1:
         raise ValueError(
-            f"{fault.name}: the list is out of date, {fault.file} holds {fault.old!r} {found} times instead of once; "
+            f"{fault.name}: the list is out of date, {fault.file} has {fault.old!r} {count} times instead of once; "
             "correct tests/mutations.py"
         )
     return text.replace(fault.old, fault.new)
 
 
 def copy_project(to: Path) -> None:
-    """The working tree as git sees it: tracked files and new ones that are not ignored."""
+    """Copy the working tree as git sees it: tracked files, and new files that are not ignored."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for file in listed.split("\0"):
@@ -1971,22 +1971,22 @@ def copy_project(to: Path) -> None:
             shutil.copyfile(ROOT / file, to / file)
 
 
-def pytest(tests: list[str], where: Path) -> tuple[int, str]:
-    """Exit code and output of the tests in the copy; 124 after half an hour."""
+def pytest(tests: list[str], folder: Path) -> tuple[int, str]:
+    """Run the tests in the copy and return the exit code (124 after half an hour) and the output."""
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a cached module could hide a fault of equal length
     data = ROOT.parent / "shared" / "data"
     if "FVJAX_DATA" not in env and data.is_dir():
         env["FVJAX_DATA"] = str(data)
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-q", "-rfEs", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=1800)
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1800)
     except subprocess.TimeoutExpired:
         return 124, "more than half an hour"
     return done.returncode, done.stdout + done.stderr
 
 
 def judge(code: int, output: str) -> tuple[bool, str]:
-    """Is the fault caught, and by which test; or why not."""
+    """Return whether the fault was caught, and the test that caught it or the reason why not."""
     failed = re.findall(r"^FAILED (.+?)(?: - .*)?$", output, re.MULTILINE)
     if code == 1 and failed:
         return True, failed[0]
@@ -1998,7 +1998,7 @@ def judge(code: int, output: str) -> tuple[bool, str]:
 
 
 def table(caught: dict[str, str], missed: list[str], before: str) -> str:
-    """tests/MUTATIONS.md: what each fault of `caught` was caught by; faults not run now as they stand in `before`."""
+    """Return the text of tests/MUTATIONS.md. Faults that were not run now keep their row of the text `before`."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -2014,8 +2014,9 @@ def table(caught: dict[str, str], missed: list[str], before: str) -> str:
 
 HEAD = """# Seeded faults and the tests that catch them
 
-Written by `python tests/mutations.py --write`: {count} faults, one at a time in a copy of the project. Named are the
-first test that failed and the commit it failed at (+: with uncommitted changes). `--only=NAME --write` renews one row.
+Written by `python tests/mutations.py --write`, which puts {count} faults into a copy of the project, one at a time.
+Each row names the first test that failed and the commit at which it failed (+: with uncommitted changes).
+`--only=NAME --write` updates one row.
 
 | fault | what it breaks | in | caught by | at |
 |---|---|---|---|---|
@@ -2025,7 +2026,7 @@ first test that failed and the commit it failed at (+: with uncommitted changes)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/mutations.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", action="append", choices=[f.name for f in FAULTS], metavar="NAME", help="one fault")
-    parser.add_argument("--write", action="store_true", help="write what was caught into tests/MUTATIONS.md")
+    parser.add_argument("--write", action="store_true", help="record the results in tests/MUTATIONS.md")
     options = parser.parse_args()
     chosen = [f for f in FAULTS if not options.only or f.name in options.only]
     console = Console()

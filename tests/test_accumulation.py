@@ -1,4 +1,4 @@
-"""GradCache: any number of chunks is one batch, on any number of devices, dropped paths included."""
+"""Test GradCache: any number of chunks equals one batch, on any number of devices, also with dropped paths."""
 
 import functools
 import re

@@ -1,8 +1,8 @@
-"""Behind something broken every record keeps its own picture, identity, name and number; and the order in which a
-file system lists a folder decides nothing.
+"""Test that damage does not affect other records, and that the order of a directory listing does not matter.
 
-Every picture here is another one, so that a record is recognised by its contents. What is broken stands at the
-start, in the middle and at the end, alone and with neighbours, in every source that stores are made from.
+After a damaged record, every other record keeps its own picture, identity, name and number. Every picture here is
+different, so that a record is recognised by its contents. The damage is at the start, in the middle and at the end,
+alone and with neighbours, in every kind of source from which stores are made.
 """
 
 import ast

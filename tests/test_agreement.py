@@ -1,6 +1,6 @@
-"""What several processes say to each other, and what each of them holds, seen from one process after the other.
+"""Test what several processes exchange and what each of them keeps, one process after the other.
 
-jax's key-value store, the clock and the other processes are stand-ins here; tests/test_processes.py has real ones.
+jax's key-value store, the clock and the other processes are simulated here. tests/test_processes.py has real ones.
 """
 
 import json

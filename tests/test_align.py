@@ -1,4 +1,4 @@
-"""From photographs to crops: the geometry, the real detector on procedural faces, every policy, and the real LFW."""
+"""Test how photographs become crops: geometry, the real detector on procedural faces, every policy, the real LFW."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""fvjax.load as other people call it."""
+"""Test fvjax.load as users call it."""
 
 import json
 

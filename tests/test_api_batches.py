@@ -1,4 +1,4 @@
-"""A loaded model's functions for any number of faces, also those that the batch size does not divide."""
+"""Test a loaded model's functions for any number of faces, also if the batch size does not divide it."""
 
 from types import SimpleNamespace
 

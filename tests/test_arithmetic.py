@@ -1,4 +1,4 @@
-"""FLOPs, memory and collectives of small programs that can be counted by hand."""
+"""Test the counted FLOPs, memory and collectives of small programs that can be counted by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One head at a time: the same sums as jax's own attention, and no more arithmetic under remat than without."""
+"""Test attention by head: it equals jax's own attention, and remat does not add arithmetic."""
 
 from functools import partial
 from typing import Any

@@ -1,14 +1,15 @@
-"""What a caller can get wrong, through the entry points themselves: exit code 2, one line that names the file and the
-remedy, and nothing changed that was there before.
+"""Test user errors through the commands themselves.
 
-    case                                            test here (elsewhere: details and more kinds)
+Each error gives exit code 2 and one line that names the file and the remedy, and leaves existing files unchanged.
+
+    case                                            test here (in brackets: tests of details and more kinds)
      1 empty folder                                 test_empty_folders
      2 identities with one image                    test_identities_with_one_image_are_counted_not_refused
      3 more pairs than identities                   test_more_pairs_than_identities (test_main, test_pairs)
-     4 corrupt, CMYK, 16-bit, turned, other sizes   test_odd_images, test_other_sizes (test_images, test_prepare)
+     4 corrupt, CMYK, 16-bit, rotated, other sizes  test_odd_images, test_other_sizes (test_images, test_prepare)
      5 a 100-megapixel header                       test_a_huge_header_is_refused_before_decoding (test_images)
      6 truncated or damaged ArrayRecord             test_damaged_stores (test_store)
-     7 pairs that name what is not there            test_pairs_without_their_images (test_prepare, test_store)
+     7 pairs that name missing images               test_pairs_without_their_images (test_prepare, test_store)
      8 unknown config key                           test_unknown_keys (test_main)
      9 checkpoint of another model or data          test_a_checkpoint_of_another_model (test_checkpoint, test_scenario1)
     10 missing shard, unexpected key, wrong shape   test_weights_that_do_not_fit (test_convert)

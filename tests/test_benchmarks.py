@@ -1,4 +1,4 @@
-"""The ledger says what the results say, and our count of a step's arithmetic is torch's."""
+"""Test that the ledger agrees with the result files, and that fvjax counts a step's FLOPs as torch does."""
 
 import argparse
 import json

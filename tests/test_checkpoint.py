@@ -1,4 +1,4 @@
-"""A checkpoint goes back into the run it is of, and into no other."""
+"""Test that a checkpoint is restored into its own run and into no other."""
 
 import errno
 import shutil

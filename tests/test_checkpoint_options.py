@@ -1,8 +1,9 @@
-"""Every key of a checkpoint's configuration is used, known to change nothing, or refused by name.
+"""Test that every key of a checkpoint's configuration is used, known to have no effect, or refused by name.
 
-The tables below are of configurations as they are published. A generated test changes each of their keys: what is said
-to be used must change an attribute of the model, what is said to be irrelevant must not, and everything else must be
-refused with the file, the key and its value. A key without an entry fails, and so does an entry without an effect.
+The tables below describe published configurations. A generated test changes each of their keys. A key that is listed as
+used must change an attribute of the model, and a key listed as irrelevant must not. Every other key must be refused by
+an error that names the file, the key and its value. A key without an entry fails the test, and so does an entry without
+an effect.
 """
 
 import copy

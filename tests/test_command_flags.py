@@ -1,8 +1,8 @@
-"""Every flag of every command has a test that fails if the flag does nothing.
+"""Test that every flag of every command has a test that fails if the flag does nothing.
 
-The flags are asked of the commands themselves: of absl by module, of argparse by parsers that are caught before they
-parse. TESTED says of each which test shows its effect; a flag that is not in it fails, and so does a test that is gone.
-Tests of flags that no other file tests are here.
+The commands themselves are asked for their flags: absl by module, argparse through parsers that are caught before they
+parse. TESTED names the test that shows the effect of each flag. A flag that is missing there fails, and so does a test
+that no longer exists. The tests of flags that no other file tests are here.
 """
 
 import argparse
@@ -620,7 +620,7 @@ def test_pairs_whose_arithmetic_is_counted(monkeypatch, tmp_path, capsys):
         assert told in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["flops"])
     module.main()
-    assert "give --pairs=FILE or --store=DIR" in capsys.readouterr().out
+    assert "add --pairs=FILE or --store=DIR" in capsys.readouterr().out
 
 
 def test_what_a_benchmark_measures(monkeypatch, tmp_path):

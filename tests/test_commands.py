@@ -1,4 +1,4 @@
-"""`fvjax CMD` is `python -m MODULE`; experiments and pretrained weights are found from whatever folder."""
+"""Test that `fvjax CMD` equals `python -m MODULE`, and that experiments and weights are found from any folder."""
 
 import importlib.util
 import os

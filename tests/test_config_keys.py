@@ -1,9 +1,9 @@
-"""Every key of a config does something: each is changed, and what it is there for must change with it.
+"""Test that every config key has its effect: each is changed, and the thing that it controls must change.
 
 EFFECTS has at least one entry for each key of `base()`: another legal value, a config in which the key matters, and
-where its effect is looked for: in the traced training step, the shapes, shardings or values of the state, the batches,
-the stores that are drawn, or the files and figures of a whole run. A key without an entry fails, and so does one whose
-change is not seen. Runs are real ones of `train.run`, with a linear network that compiles in no time.
+where the effect must appear: in the traced training step, the shapes, shardings or values of the state, the batches,
+the generated stores, or the files and results of a whole run. A key without an entry fails, and so does a key whose
+change has no effect. The runs are real ones of `train.run`, with a linear network that compiles quickly.
 """
 
 import contextlib

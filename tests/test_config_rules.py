@@ -1,4 +1,4 @@
-"""Which settings no run can use, each at the edge of what is allowed, and which may change when a run goes on."""
+"""Test which settings are refused, each at the edge of what is allowed, and which may change when a run resumes."""
 
 import json
 import re

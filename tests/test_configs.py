@@ -1,4 +1,4 @@
-"""Every config builds, one step of it traces, and it has exactly the parameters it should."""
+"""Test that every config can be built, that one of its steps can be traced, and that its parameter count is right."""
 
 import functools
 import importlib

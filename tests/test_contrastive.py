@@ -1,4 +1,4 @@
-"""InfoNCE over a large batch: some rows of the similarity matrix at a time, the same loss and gradient."""
+"""Test InfoNCE over a large batch: computing the similarities by rows gives the same loss and gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: exact both ways, and every bad input is one clear ValueError."""
+"""Test the conversion of checkpoints: it is exact in both directions, and every bad input is one clear ValueError."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The convolutions arranged for the CPU give what XLA's own give, forward and backward."""
+"""Test that the convolutions written for the CPU equal XLA's own, forward and backward."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the documentation points at exists: files, functions, configs."""
+"""Test that the files, functions and configs that the documentation names exist."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark turn: the ends of a curve, the lowest and the highest threshold, the last fold."""
+"""Test metrics at their edges: the ends of a curve, the lowest and the highest threshold, the last fold."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A config's benchmarks on an embedding function: which of their identities training has seen."""
+"""Test the evaluation of a config's benchmarks by an embedding function, and which identities count as seen."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a run trained, written for others: adapters, merged weights, models trained in full."""
+"""Test the export of trained models for other programs: adapters, merged weights, models trained in full."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Caching decoded faces changes where they come from and nothing else."""
+"""Test that the cache of decoded faces does not change the batches."""
 
 import jax
 import numpy as np

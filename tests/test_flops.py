@@ -1,4 +1,4 @@
-"""How much arithmetic the exact shortcuts save at full size, and that both sides of the comparison compute the same."""
+"""Test how many FLOPs the exact shortcuts save at full size, and that both sides compute the same."""
 
 import functools
 from types import SimpleNamespace

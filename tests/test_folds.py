@@ -1,4 +1,4 @@
-"""The protocols against slow, obvious versions of themselves, sklearn, examples worked by hand and simulated truth."""
+"""Test the protocols against slow, simple versions, sklearn, examples worked out by hand and simulated ground truth."""
 
 import json
 from itertools import pairwise

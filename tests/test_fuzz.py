@@ -1,11 +1,13 @@
-"""Damaged and hostile files by the thousand: whatever the bytes, the readers give up with ValueError or OSError, which
-the entry points print as one line, within a second of processor time and 256 MB.
+"""Test the readers with thousands of damaged and hostile files.
 
-    FVJAX_FUZZ=20000 python -m pytest tests/test_fuzz.py      that many cases, with new seeds each time
+For any bytes, a reader may only raise ValueError or OSError, which the commands print as one line, within one second of
+processor time and 256 MB.
 
-Without FVJAX_FUZZ there are 500 cases, the same in every run. The bound on memory is the kernel's (RLIMIT_AS): while a
-test runs the process may map 256 MB more than it has, and a MemoryError, even one that a reader turned into a
-ValueError, is a failure. What crashes the process fails the run.
+    FVJAX_FUZZ=20000 python -m pytest tests/test_fuzz.py      that number of cases, with new seeds each time
+
+Without FVJAX_FUZZ there are 500 cases, the same in every run. The kernel enforces the memory limit (RLIMIT_AS): while a
+test runs, the process may map 256 MB more than before. A MemoryError is a failure, even if a reader turns it into a
+ValueError. A crash of the process fails the run.
 """
 
 import hashlib

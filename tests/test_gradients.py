@@ -1,4 +1,4 @@
-"""One gradient however a batch is cut, and the reference's own ways behind config.compat."""
+"""Test that the gradient does not depend on how a batch is divided, and test the variants of config.compat."""
 
 import dataclasses
 import functools

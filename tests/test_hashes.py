@@ -1,7 +1,8 @@
-"""Whatever decides a result is in a hash or a name: each test changes one ingredient and sees it, and one changes what
-does not matter and sees nothing.
+"""Test that everything that determines a result is part of a hash or a name.
 
-What a hash leaves out is found by nobody: a cache is taken for another's, a run goes on from other weights.
+Each test changes one ingredient, and the hash must change. One test changes things that do not matter, and the hash
+must stay. An ingredient missing from a hash would go unnoticed: a cache would be mistaken for another, or a run would
+resume with other weights.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Downloading through huggingface_hub itself, from a small server in this process that speaks the Hub's protocol."""
+"""Test downloads through huggingface_hub itself, from a small server in this process that speaks the Hub's protocol."""
 
 import hashlib
 import json

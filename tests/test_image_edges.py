@@ -1,4 +1,4 @@
-"""Images at their limits: exactly as many pixels and scans as are allowed, and one more; which bytes are kept."""
+"""Test images at their limits: the allowed number of pixels and scans, and one more; which bytes are kept."""
 
 import io
 

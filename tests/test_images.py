@@ -1,4 +1,4 @@
-"""Decoding and re-encoding: what is kept, what is refused, and what the errors name."""
+"""Test decoding and re-encoding of images: what is kept, what is refused, and what the errors name."""
 
 import io
 import os

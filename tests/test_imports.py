@@ -1,4 +1,4 @@
-"""Who may import whom (CONTRIBUTING.md): read from the source, so that a shortcut does not slip in.
+"""Test which modules import which (CONTRIBUTING.md), read from the source.
 
 `python -m tests.test_imports` writes the import graph into docs/architecture.md.
 """

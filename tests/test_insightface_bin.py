@@ -1,4 +1,4 @@
-"""insightface's .bin: real and made-up files read whole, every hostile one refused by name with nothing executed."""
+"""Test insightface's .bin: real and synthetic files are read, hostile ones are refused without running code."""
 
 import contextlib
 import copyreg

@@ -1,4 +1,4 @@
-"""launch/: stores copied to a node's disk, slurm.sh without Slurm (tests/slurm has it), Kubernetes' manifest."""
+"""Test launch/: copies on a node's disk, slurm.sh without Slurm (tests/slurm has one), the Kubernetes manifest."""
 
 import filecmp
 import os

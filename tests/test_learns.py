@@ -1,4 +1,4 @@
-"""The small MLLM learns: scenario 2 on people it never saw, scenario 3 at least what it is shown."""
+"""Test that the small MLLM learns: scenario 2 on people it never saw, scenario 3 at least on its training pairs."""
 
 import functools
 import importlib

@@ -1,5 +1,7 @@
-"""launch/local.py: what it starts, shows, passes on, and makes of processes that fail. The programs here are small ones
-in place of fvjax.main, but for the last test."""
+"""Test launch/local.py: how it starts processes, shows their output, forwards signals and handles failures.
+
+All tests but the last run small programs in place of fvjax.main.
+"""
 
 import os
 import signal
@@ -14,7 +16,7 @@ import pytest
 from launch import local
 from tests.test_main import TINY, lines
 
-# Each gets --coordinator=HOST:PORT --processes=N --process=I and our flags, and finds them in `flags`.
+# Each program gets --coordinator=HOST:PORT --processes=N --process=I and the test's flags, in `flags`.
 PROGRAM = """
 import os, signal, sys, time
 flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
@@ -107,8 +109,8 @@ time.sleep(60)
     code, _, err = call(tmp_path, body, "--grace=1", "--restarts=3")
     assert code == 3
     assert "process 1 ended with exit code 3" in err
-    assert "killed, as still running 1 s later: process 0" in err
-    assert "started again" not in err, "an error is not mended by a restart"
+    assert "killed process 0, which was still running 1 s later" in err
+    assert "restarting" not in err, "an error is not mended by a restart"
     assert 1 < time.monotonic() - began < 30
     child = int((tmp_path / "child").read_text())
     wait_for(lambda: gone(child))  # nor is anything left that it had started
@@ -138,7 +140,7 @@ else:
 """
     code, out, err = call(tmp_path, body, "--restarts=1", "--grace=1")
     assert (code, out) == (0, "went on\n")
-    assert err.count("all are started again, 0 restarts are left") == 1
+    assert err.count("restarting all processes; 0 restarts left") == 1
 
 
 @pytest.mark.parametrize(("how", "expected"), [("sys.exit(75)", 75), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
@@ -146,14 +148,14 @@ def test_no_more_restarts_than_allowed(tmp_path, how, expected):
     code, out, err = call(tmp_path, f'print("once", flush=True); {how}', "--restarts=2")
     assert code == expected
     assert out == 3 * "once\n"
-    assert err.count("started again") == 2
+    assert err.count("restarting") == 2
 
 
 @pytest.mark.parametrize("code", [1, 2])
 def test_errors_are_not_started_again(tmp_path, code):
     got, out, err = call(tmp_path, f'print("once"); sys.exit({code})', "--restarts=2")
     assert (got, out) == (code, "once\n")
-    assert "started again" not in err
+    assert "restarting" not in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -174,7 +176,7 @@ time.sleep(60)
     assert process.returncode == 75
     assert out == f"saved at {int(number)}\n"
     assert f"[1] {out}" in err
-    assert "started again" not in err, "who was asked to end does not go on"
+    assert "restarting" not in err, "who was asked to end does not go on"
 
 
 def test_a_signal_counts_before_the_exit_codes_that_follow_from_it(tmp_path):
@@ -202,7 +204,7 @@ def test_a_stopped_process_does_not_hold_up_the_rest(tmp_path):
     body = "os.kill(os.getpid(), signal.SIGSTOP) if me else (time.sleep(0.5), sys.exit(9))"
     code, _, err = call(tmp_path, body, "--grace=1")
     assert code == 9
-    assert "killed, as still running 1 s later: process 1" in err
+    assert "killed process 1, which was still running 1 s later" in err
 
 
 @pytest.mark.slow  # tests/test_processes.py has two processes in every run

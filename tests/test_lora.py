@@ -1,4 +1,4 @@
-"""Adapters: initialisation, counting, scaling, precision, drop-path and what must be an error."""
+"""Test adapters: initialisation, count, scaling, precision, drop-path, and the errors."""
 
 import re
 

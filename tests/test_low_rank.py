@@ -1,4 +1,4 @@
-"""Adapters as arrays, without a model: what is drawn, scaled, merged and found dead."""
+"""Test adapters as arrays, without a model: initialisation, scaling, merging, and the check for missing gradients."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The command line: a run to its table, killed and resumed, and what it says about mistakes."""
+"""Test the command line: a whole run, a run that is killed and resumed, and the messages for user errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The configs of scenarios 2 and 3 end to end, on real faces and a tiny InternVL2 of 112 pixels."""
+"""Test the configs of scenarios 2 and 3 end to end, on real faces and a tiny InternVL2 of 112 pixels."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The evaluator with somebody else's network (MobileFaceNet, ONNX) on real crops gives that network's known figures."""
+"""Test that the evaluator gives the known results of another network (MobileFaceNet, ONNX) on real crops."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The list of tests/mutation_scores.py (too slow for every run) still fits the code, and its parts do what they say."""
+"""Test that the list of tests/mutation_scores.py (too slow for every run) matches the code, and test its parts."""
 
 import re
 import tomllib

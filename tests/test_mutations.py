@@ -1,4 +1,4 @@
-"""The list of seeded faults (tests/mutations.py, too slow for every run) still fits the code and the tests."""
+"""Test that the list of seeded faults (tests/mutations.py, too slow for every run) matches the code and the tests."""
 
 import re
 

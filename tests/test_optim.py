@@ -1,4 +1,4 @@
-"""The optimizer against numpy, for every key of config.optimizer, and the rate at the edges of an epoch."""
+"""Test the optimizer against numpy, for every key of config.optimizer, and the rate at the edges of an epoch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The pairwise task: Yes/No cross-entropy and P(Yes), against a loop and against the reference's figures."""
+"""Test the pairwise task: Yes/No cross-entropy and P(Yes), against a loop and the reference's results."""
 
 from math import exp, log
 

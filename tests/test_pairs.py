@@ -1,4 +1,4 @@
-"""The pair plan: what every epoch must satisfy, for any counts of images per identity."""
+"""Test the pair plan: the conditions that every epoch must satisfy, for any numbers of images per identity."""
 
 import pickle
 from collections import Counter

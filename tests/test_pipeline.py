@@ -1,4 +1,4 @@
-"""Batches are a function of plan and step: hosts, workers and restarts change nothing."""
+"""Test that batches are a function of plan and step: hosts, workers and restarts do not change them."""
 
 import multiprocessing
 

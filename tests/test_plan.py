@@ -1,4 +1,4 @@
-"""Predictions against what XLA compiles for fake devices: memory, collectives, arguments; every config has a plan."""
+"""Test predictions against what XLA compiles for fake devices (memory, collectives, arguments), and all plans."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Planned and profiled figures by hand arithmetic: each with its unit, in its cell. Nothing here is compiled."""
+"""Test planned and profiled figures by hand arithmetic, each with its unit and in its cell. Nothing is compiled."""
 
 import functools
 import json

@@ -1,9 +1,9 @@
-"""What is computed in float32 whatever the model's dtype: norms, statistics, softmax, losses, means and last layers.
+"""Test what is computed in float32 whatever the model's dtype: norms, statistics, softmax, losses, means, last layers.
 
-Inputs are rounded to bfloat16 first, and the reference is computed from the same rounded values in float64. So a result
-in bfloat16 may differ from it by one rounding, half a unit in the last place, and a float32 result by next to nothing.
-The inputs are such that the same sums in bfloat16 are far off: large means with small variances, long sums, large
-logits.
+The inputs are first rounded to bfloat16, and the reference is computed from the rounded values in float64. A result in
+bfloat16 may therefore differ from it by one rounding, half a unit in the last place, and a float32 result by next to
+nothing. The inputs are chosen so that the same sums in bfloat16 would be far off: large means with small variances,
+long sums, large logits.
 """
 
 import jax

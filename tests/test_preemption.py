@@ -1,4 +1,4 @@
-"""Being asked to stop: what is saved, when, and that nothing is done twice or left out afterwards."""
+"""Test requests to stop: what is saved and when, and that no step is repeated or left out afterwards."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Preparing folders, LFW and CFP: small made-up sources for every mistake, and the real faces for the counts."""
+"""Test the preparation of folders, LFW and CFP: small synthetic sources for every error, real faces for the counts."""
 
 import json
 import os

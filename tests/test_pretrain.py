@@ -1,4 +1,4 @@
-"""The script that pretrains the tiny tower: what it writes is a checkpoint like any other."""
+"""Test that the script that pretrains the tiny tower writes an ordinary checkpoint."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The tower that comes with the project: small, in Hugging Face layout, and trained for what its card says."""
+"""Test the tower that comes with the project: small, in Hugging Face layout, and trained as its model card says."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Lines that the commands print, word for word from figures made up by hand, and the exit codes scripts rely on."""
+"""Test the lines that commands print, word for word, from made-up results, and the exit codes on which scripts rely."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Several processes as one run, on this machine: the same figures, and what happens when one of them is gone."""
+"""Test several processes as one run on this machine: the same results, and what happens when a process dies."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where a step's time goes, by a trace of it."""
+"""Test the table of where a step's time goes, from a trace."""
 
 import gzip
 import json

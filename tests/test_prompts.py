@@ -1,4 +1,4 @@
-"""The tokenizer against figures of the slow InternLM2 tokenizer, and a checkpoint's files in every state."""
+"""Test the tokenizer against results of the slow InternLM2 tokenizer, and a checkpoint's files in every state."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""Readers of foreign files at their edges: the last byte, the largest number, the first and the last of a range."""
+"""Test readers of foreign files at their edges: the last byte, the largest number, the first and last of a range."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""RecordIO files: written here in insightface's layout, damaged in every way, converted, killed, compared."""
+"""Test RecordIO files: written here in insightface's layout, damaged in every way, converted, killed, compared."""
 
 import contextlib
 import os

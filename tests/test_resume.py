@@ -1,6 +1,6 @@
-"""A run goes on from its checkpoints with the same weights, faces and adapters only; else it says what has changed.
+"""Test that a run resumes only with the same weights, faces and adapters; otherwise it names the difference.
 
-One small run of adapters on a tower of its own, and then the same command after one thing is another.
+A small run with adapters on its own tower is repeated with the same command after one thing has changed.
 """
 
 import json

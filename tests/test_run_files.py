@@ -1,8 +1,8 @@
-"""What a run leaves and prints, read as its users read it: every documented file and field, every figure by value.
+"""Test what a run writes and prints: every documented file and field, and every figure by its value.
 
-The run: 3 epochs of 4 steps of 8 faces (4 pairs), in two parts each; adapters on a frozen tower; validation and the
-benchmark "alpha" after each epoch. Its first start reaches the end. Then everything is put back to how a kill in the
-third epoch leaves it, and a second start goes on from step 8.
+The run has 3 epochs of 4 steps of 8 faces (4 pairs), in two parts each, with adapters on a frozen tower. Validation and
+the benchmark "alpha" follow each epoch. The first start runs to the end. Then the files are set to the state after a
+kill in the third epoch, and a second start resumes from step 8.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Scenario 1 through the command line, on the tiny InternVL2 checkpoint: frozen, then with LoRA."""
+"""Test scenario 1 through the command line, on the tiny InternVL2 checkpoint: frozen, then with LoRA."""
 
 import json
 

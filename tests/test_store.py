@@ -1,4 +1,4 @@
-"""Face stores: round trip, open to TFDS, complete or absent, and every kind of damage noticed."""
+"""Test face stores: round trip, readable by TFDS, either complete or absent, and every kind of damage is detected."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The procedural faces: deterministic, told apart by shape alone, hard for pixels and colours, quick to draw."""
+"""Test the procedural faces: deterministic, told apart by shape alone, hard for pixels and colours, quick to draw."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
-"""What people look at, from figures made up by hand: cells of the table, rows of several runs, plotted lines, the log.
+"""Test the visible results for made-up entries: cells of the table, rows of several runs, plotted lines, the log.
 
-No two figures of a made-up entry are alike, so a cell or a point in another's place is seen.
+All numbers of a made-up entry are different, so that a cell or a point in the wrong place is detected.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""TFDS datasets as a source: by directory and by name, what is meant when it is not clear, and what is refused."""
+"""Test TFDS datasets as a source: by directory and by name, ambiguous features, and what is refused."""
 
 import json
 import sys

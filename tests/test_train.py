@@ -1,4 +1,4 @@
-"""The training step: what trains, on how many devices, with what optimizer."""
+"""Test the training step: what is trained, on how many devices, with which optimizer."""
 
 import functools
 import re

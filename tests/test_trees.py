@@ -1,4 +1,4 @@
-"""Trees and their names: both ways, and errors that say which name, how many of them and what was meant."""
+"""Test trees and the names of their leaves, in both directions, and errors with name, count and suggestion."""
 
 import re
 from types import SimpleNamespace

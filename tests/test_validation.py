@@ -1,4 +1,4 @@
-"""Validation while training: which pairs, which checkpoint is the best, and that it is what is evaluated."""
+"""Test validation during training: its pairs, the choice of the best checkpoint, and that this one is evaluated."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""From faces to scores, entries, table and plots, on examples small enough to work out."""
+"""Test the way from faces to scores, entries, table and plots, on examples small enough to work out by hand."""
 
 import io
 from types import SimpleNamespace

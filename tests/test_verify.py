@@ -1,4 +1,4 @@
-"""Two photographs against a trained workdir: the evaluation's own scores and threshold, and one line for mistakes."""
+"""Test two photographs against a trained workdir: the evaluation's scores and threshold, one line for user errors."""
 
 import functools
 import json

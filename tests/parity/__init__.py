@@ -1,4 +1,4 @@
-"""Comparison with the PyTorch references: stored figures (tests/golden) and small torch models run beside ours."""
+"""Compare fvjax with the PyTorch references: stored results (tests/golden), and small torch models run here."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""IResNet against figures of the PyTorch reference (full size) and a torch twin (tiny), from the same weights."""
+"""Compare IResNet with results of the PyTorch reference (full size) and a torch twin (tiny) with the same weights."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Adapters in real peft, on a torch InternVL2 with the original's module names: the same outputs as here."""
+"""Compare adapters with those of peft, on a torch InternVL2 with the original's module names."""
 
 import json
 

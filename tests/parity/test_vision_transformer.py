@@ -1,4 +1,4 @@
-"""The vision transformer against figures of the PyTorch reference, transformers' InternVL tower and a torch twin."""
+"""Compare the vision transformer with the reference's results, transformers' InternVL tower and a torch twin."""
 
 import json
 import os

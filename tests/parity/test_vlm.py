@@ -1,4 +1,4 @@
-"""The whole InternVL2 against figures of the PyTorch reference, and its exact shortcuts against the naive way."""
+"""Compare InternVL2 with results of the PyTorch reference, and its exact shortcuts with the full computation."""
 
 import functools
 import json

@@ -1,7 +1,7 @@
 """A plain torch InternVL2 with OpenGVLab's parameter names, for comparison only.
 
-Its decoder is InternLM2. It has the shortcuts that are a line each in torch: no text and no head where only visual
-states are asked for, logits of the last position only.
+Its decoder is InternLM2. It has the shortcuts that need only one line in torch: no text and no head if only the visual
+states are needed, and logits of the last position only.
 """
 
 import re

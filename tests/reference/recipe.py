@@ -1,4 +1,4 @@
-"""Weights that are a function of (seed, key, shape), so any size can be rebuilt without a download."""
+"""Make weights that are a function of (seed, key, shape), so that any model can be rebuilt without a download."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""launch/slurm.sh on a real Slurm, two nodes on this machine (cluster.sh): a run to its table, a requeue, an error.
+"""Test launch/slurm.sh on a real Slurm with two nodes on this machine (cluster.sh): a whole run, a requeue, an error.
 
 python -m pytest -n0 -m slow tests/slurm
 """
