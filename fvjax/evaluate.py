@@ -12,7 +12,7 @@ from fvjax import errors
 from fvjax.config import Config, benchmark
 from fvjax.data import pairs as draw
 from fvjax.data import pipeline
-from fvjax.data.store import Pairs, Store, read_pairs
+from fvjax.data.stores import Pairs, Store, read_pairs
 from fvjax.evals import baselines as knows_nothing
 from fvjax.evals import plots, verification
 from fvjax.training import metrics

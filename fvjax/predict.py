@@ -15,7 +15,7 @@ import numpy as np
 from fvjax import evaluate
 from fvjax.config import Config
 from fvjax.data import pipeline
-from fvjax.data.store import Pairs, Store
+from fvjax.data.stores import Pairs, Store
 from fvjax.evals import verification
 from fvjax.losses import pair_answer
 from fvjax.models import encoder as encoders

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fvjax.data.store import Pairs
+from fvjax.data.stores import Pairs
 
 
 class Pair(NamedTuple):

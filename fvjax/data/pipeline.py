@@ -15,7 +15,7 @@ from absl import flags
 from fvjax import errors
 from fvjax.data.images import SIZE
 from fvjax.data.pairs import Plan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 
 
 def train_batches(
@@ -65,7 +65,7 @@ def train_batches(
             "ids": ids,
         }
         if images:
-            faces = store.faces(ids.reshape(-1)) if decoded is None else decoded[ids]
+            faces = store.images(ids.reshape(-1)) if decoded is None else decoded[ids]
             out["images"] = faces.reshape(-1, 2, SIZE, SIZE, 3)
         return out
 
@@ -114,7 +114,7 @@ def eval_batches(
     """
     n = len(indices)
     padded = np.append(indices, np.repeat(indices[-1:], -n % batch_size)).astype(np.int64)
-    batches = grain.MapDataset.source(list(padded.reshape(-1, batch_size))).map(store.faces)
+    batches = grain.MapDataset.source(list(padded.reshape(-1, batch_size))).map(store.images)
     for i, faces in enumerate(_read(batches, 0, threads, threads)):
         yield faces, min(batch_size, n - i * batch_size)
 

@@ -9,7 +9,7 @@ from fvjax import evaluate
 from fvjax.config import Config
 from fvjax.data import pipeline
 from fvjax.data.pairs import Plan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.parallel import sharding
 
 

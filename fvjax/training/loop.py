@@ -17,7 +17,7 @@ import fvjax
 from fvjax import evaluate, predict, trees
 from fvjax.config import Config, config_hash, to_json
 from fvjax.data import pairs, synthetic
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.losses import accumulation, contrastive, pair_answer
 from fvjax.models import encoder as encoders
 from fvjax.models import lora, preprocess

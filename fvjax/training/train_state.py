@@ -15,6 +15,7 @@ import optax
 from fvjax import shipped, trees
 from fvjax.config import Config
 from fvjax.data import prompts
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.models import encoder as encoders
 from fvjax.models import lora
 from fvjax.parallel import sharding
@@ -233,7 +234,7 @@ def prompt_ids(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
     answers = config.task == "pair_answer"
     ids, yes_no = tuple(config.prompt.ids), tuple(config.prompt.yes_no_ids) if answers else ()
     if config.prompt.text or (answers and not yes_no):
-        tokenizer = prompts.Tokenizer(shipped.weights(config.init_from or config.init_parts.get("decoder", "")))
+        tokenizer = Tokenizer(shipped.weights(config.init_from or config.init_parts.get("decoder", "")))
         ids = ids or tuple(tokenizer.encode(config.prompt.text))
         yes_no = yes_no or (prompts.yes_no_ids(tokenizer) if answers else ())
     return ids, yes_no
