@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 
 from fvjax.data import pipeline, synthetic
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 
 
 def main() -> None:

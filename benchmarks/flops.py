@@ -43,7 +43,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fvjax.config import Config
-from fvjax.data import prepare, store
+from fvjax.data import stores
+from fvjax.data.readers import benchmark_lists
 from fvjax.evals import verification
 from fvjax.losses import contrastive, pair_answer
 from fvjax.models import vlm
@@ -148,7 +149,7 @@ def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) ->
 
 def named(file: Path) -> SimpleNamespace:
     """Return the image numbers a, b of each pair of LFW's pairs.txt."""
-    files = [(pair.a, pair.b) for pair in prepare.read_lfw(file)]
+    files = [(pair.a, pair.b) for pair in benchmark_lists.read_lfw(file)]
     numbers = np.unique(files, return_inverse=True)[1].reshape(-1, 2)
     return SimpleNamespace(a=numbers[:, 0], b=numbers[:, 1])
 
@@ -168,7 +169,7 @@ def main() -> None:
         for what, counts in of_a_pair(*full_size(name)).items():
             row(f"{name}, {unit}: {what}", counts, per)
     if options.pairs or options.store:
-        pairs = named(options.pairs) if options.pairs else store.read_pairs(options.store, "lfw")
+        pairs = named(options.pairs) if options.pairs else stores.read_pairs(options.store, "lfw")
         row(f"pair_lora, LFW's {len(pairs.a):,} pairs: evaluation", evaluation(*full_size("pair_lora"), pairs))
     Console().print(table)
     if not (options.pairs or options.store):

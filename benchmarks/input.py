@@ -37,7 +37,7 @@ def one(path: str, batch: int, count: int, workers: int, cache: str, cores: int)
 
     from fvjax.config import base
     from fvjax.data.pairs import PairPlan
-    from fvjax.data.store import Store
+    from fvjax.data.stores import Store
     from fvjax.parallel import sharding
     from fvjax.training import feed
 

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import simplejpeg
-
-from fvjax.data import store, synthetic
 from fvjax.data.recordio import HEAD, IRHEADER, MAGIC
+
+from fvjax.data import stores, synthetic
+from fvjax.data.stores import shards
 
 PER_IDENTITY = 68  # MS1M: 5.8 million images of 85 thousand identities
 
@@ -69,19 +70,19 @@ def main() -> None:
         size = write(rec, options.records)
         command = [sys.executable, "-m", "fvjax.data.prepare", "recordio"]
         command += [f"--src={rec}", f"--dst={dst}", f"--workers={options.workers}"]
-        done, shards = Path(folder) / ".store.partial/done", -(-options.records // store.SHARD_RECORDS)
+        done, shard_count = Path(folder) / ".store.partial/done", -(-options.records // shards.SHARD_RECORDS)
         start, begun, peak, at = time.perf_counter(), 0.0, 0, {}
         process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
         while process.poll() is None:
             begun = begun or (time.perf_counter() - start if done.exists() else 0.0)
             peak = max(peak, resident(process.pid))
-            finished = len(list(done.glob("*.json"))) / shards if done.exists() else 1.0 if begun else 0.0
+            finished = len(list(done.glob("*.json"))) / shard_count if done.exists() else 1.0 if begun else 0.0
             at |= {part: peak for part in (0.25, 0.5, 1.0) if finished >= part and part not in at}
             time.sleep(0.05)
         seconds = time.perf_counter() - start
         at[1.0] = peak
         assert process.returncode == 0
-        assert len(store.Store(dst)) + len(store.Store(dst / "val", "val")) == options.records
+        assert len(stores.Store(dst)) + len(stores.Store(dst / "val", "val")) == options.records
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     for what, time_ in (("whole command", seconds), ("without start and import", seconds - begun)):
         rate = options.records / time_

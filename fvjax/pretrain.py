@@ -24,7 +24,7 @@ import optax
 from rich.progress import track
 
 from fvjax import trees
-from fvjax.data import synthetic
+from fvjax.data import cartoon, synthetic
 from fvjax.models import encoder
 from fvjax.models.vision_transformer import pool
 from weights_convert import internvit
@@ -71,8 +71,8 @@ def draw(person: int, shots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of one person: faces uint8 [shots,112,112,3], parsed uint8 [shots,56,56,3], attributes float32 [shots,K]."""
     shape = synthetic.identity_shape(person, 0)
     attributes = [synthetic.shot_attributes(person, k, 0, DIFFICULTY) for k in range(shots)]
-    faces = np.stack([synthetic.render(shape, shot) for shot in attributes])
-    parsed = np.stack([synthetic.render(shape, {**shot, **PARTS}) for shot in attributes])
+    faces = np.stack([cartoon.render(shape, shot) for shot in attributes])
+    parsed = np.stack([cartoon.render(shape, {**shot, **PARTS}) for shot in attributes])
     parsed = parsed.reshape(shots, SIDE, 2, SIDE, 2, 3).mean((2, 4)).astype(np.uint8)
     columns = [np.concatenate([np.ravel(shot[name]) for name in ATTRIBUTES]) for shot in attributes]
     return faces, parsed, np.stack(columns).astype(np.float32)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fvjax import errors
 from fvjax.config import Config, experiments
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.main import CONFIG, fail, parse
 from fvjax.training import preemption
 

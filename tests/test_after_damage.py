@@ -20,7 +20,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from fvjax import verify
-from fvjax.data import align, images, store
+from fvjax.data import images, stores
+from fvjax.data.alignment import geometry
+from fvjax.data.stores import shards
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import cfp, fails, put, run  # noqa: F401 (cfp is a fixture)
 from tests.test_recordio import convert, files, interrupted, pack, write_rec
@@ -43,7 +45,7 @@ WHICH = {
 }
 
 
-def holds(made: store.Store, expected: list[tuple[bytes, str, str]]) -> None:
+def holds(made: stores.Store, expected: list[tuple[bytes, str, str]]) -> None:
     """The store has exactly these (picture, identity, source), by its index and by its records, and counts them."""
     assert len(made) == len(expected)
     found = [made.record(i) for i in range(len(made))]
@@ -82,7 +84,7 @@ def harmed(folder: Path, which: set[int], kind: str) -> None:
 @pytest.mark.parametrize("kind", ["picture", "frame", "label"])
 @pytest.mark.parametrize("which", WHICH)
 def test_records_of_a_rec_keep_what_is_theirs(tmp_path, capsys, monkeypatch, which, kind):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     harmed(tmp_path / "src", WHICH[which], kind)
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")
     left = [i for i in range(12) if i not in WHICH[which]]
@@ -101,28 +103,28 @@ def test_records_of_a_rec_keep_what_is_theirs(tmp_path, capsys, monkeypatch, whi
 @pytest.mark.parametrize("which", ["the first", "across shards", "in every shard"])
 def test_training_and_validation_keep_theirs(tmp_path, capsys, monkeypatch, which):
     """The two stores together hold what is left, under the same numbers of identities, and list each rejection once."""
-    monkeypatch.setattr(store, "SHARD_RECORDS", 2)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 2)
     harmed(tmp_path / "src", WHICH[which], "picture")
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0.5", "--seed=1")
-    stores = [made]
+    both = [made]
     if (tmp_path / "s/val").is_dir():
-        stores.append(store.Store(tmp_path / "s/val", "val"))
+        both.append(stores.Store(tmp_path / "s/val", "val"))
     left = sorted(set(range(12)) - WHICH[which])
-    numbers = [[int(source.partition("#")[2]) for source in one.sources] for one in stores]
+    numbers = [[int(source.partition("#")[2]) for source in one.sources] for one in both]
     assert sorted(n for some in numbers for n in some) == left
-    for one, some in zip(stores, numbers):
+    for one, some in zip(both, numbers):
         holds(one, [(JPEGS[i], str(OWNERS[i]), f"train.rec#{i}") for i in some])
         assert one.identities == ["1", "3", "5", "7", "9"]
-    rejected = [r["record"] for one in stores for r in one.manifest["rejected"]]
+    rejected = [r["record"] for one in both for r in one.manifest["rejected"]]
     assert sorted(rejected) == sorted(WHICH[which])
 
 
 def test_what_a_killed_conversion_rejected_stays_rejected(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     harmed(tmp_path / "src", {1, 6, 8}, "picture")
     convert(capsys, tmp_path / "src", tmp_path / "undisturbed")
-    for shards in (1, 2):
-        interrupted(tmp_path, capsys, monkeypatch, shards)
+    for finished in (1, 2):
+        interrupted(tmp_path, capsys, monkeypatch, finished)
         made = convert(capsys, tmp_path / "src", tmp_path / "s")
         holds(made, [(JPEGS[i], str(OWNERS[i]), f"train.rec#{i}") for i in (int(x[10:]) for x in made.sources)])
         assert files(tmp_path / "s") == files(tmp_path / "undisturbed")
@@ -156,7 +158,7 @@ def test_files_of_a_folder_keep_what_is_theirs(tmp_path, capsys, which, kind):
     code, out, _ = run(capsys, "folder", f"--src={src}", f"--dst={tmp_path / 's'}")
     assert code == 0
     assert f"{len(WHICH[which])} files rejected" in out
-    made = store.Store(tmp_path / "s")
+    made = stores.Store(tmp_path / "s")
     holds(made, [(JPEGS[i], n[:3], n) for i, n in enumerate(NAMES) if i not in WHICH[which]])
     gone = [NAMES[i].replace(".jpg", ".txt" if kind == "no picture" else ".jpg") for i in sorted(WHICH[which])]
     assert [r["file"] for r in made.manifest["rejected"]] == gone
@@ -169,7 +171,7 @@ def test_files_of_a_folder_keep_what_is_theirs(tmp_path, capsys, which, kind):
 
 
 def five(i: int) -> np.ndarray:
-    return align.TEMPLATE * (0.8 + 0.02 * i) + [10 + i, 20 - i]
+    return geometry.TEMPLATE * (0.8 + 0.02 * i) + [10 + i, 20 - i]
 
 
 @pytest.mark.parametrize("policy", ["drop", "fallback"])
@@ -186,14 +188,14 @@ def test_crops_are_of_their_own_photographs(tmp_path, capsys, which, policy):
         (src / name).write_bytes(data[:300] if i in broken else data)
         if i not in faceless:
             lines.append(name + "".join(f"\t{v}" for v in five(i).ravel()))
-        crop = align.centre(picture) if i in faceless else align.warp(picture, five(i))
+        crop = geometry.centre(picture) if i in faceless else geometry.warp(picture, five(i))
         if i not in broken and (i not in faceless or policy == "fallback"):
             wanted.append((images.encode(crop), name[:3], name))
     (tmp_path / "points.tsv").write_text("\n".join(lines))
     flags = f"--landmarks={tmp_path / 'points.tsv'}", f"--policy={policy}", "--workers=1"
     code, _, err = run(capsys, "folder", f"--src={src}", f"--dst={tmp_path / 's'}", *flags)
     assert (code, err) == (0, "")
-    made = store.Store(tmp_path / "s")
+    made = stores.Store(tmp_path / "s")
     holds(made, wanted)
     alone = faceless - broken
     gone = broken | (alone if policy == "drop" else set())
@@ -211,8 +213,8 @@ GENUINE = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
 IMPOSTOR = [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11), (10, 1)]
 
 
-def shows(made: store.Store, name: str, expected: list[tuple[int, int, bool, int]], pictures=JPEGS) -> None:
-    pairs = store.read_pairs(made.path, name)
+def shows(made: stores.Store, name: str, expected: list[tuple[int, int, bool, int]], pictures=JPEGS) -> None:
+    pairs = stores.read_pairs(made.path, name)
     found = zip(pairs.a, pairs.b, pairs.same.tolist(), pairs.fold.tolist())
     number = {jpeg: i for i, jpeg in enumerate(pictures)}
     assert [(number[made.jpeg(a)], number[made.jpeg(b)], same, fold) for a, b, same, fold in found] == expected
@@ -248,7 +250,7 @@ def test_pairs_of_lfw_show_what_they_name(tmp_path, capsys, which, kind):
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
     command = "lfw", f"--src={tmp_path / 'lfw'}", f"--pairs={tmp_path / 'pairs.txt'}", "--policy=drop"
     assert run(capsys, *command, f"--dst={tmp_path / 's'}")[0] == 0
-    made, gone = store.Store(tmp_path / "s", "test"), WHICH[which]
+    made, gone = stores.Store(tmp_path / "s", "test"), WHICH[which]
     holds(
         made,
         [
@@ -271,12 +273,12 @@ def test_what_one_of_two_benchmarks_lacks_is_counted_there_alone(cfp, tmp_path, 
     (tmp_path / "cfp/001/profile/02.jpg").unlink()  # of one genuine pair and of the impostor pair
     (split / "diff.txt").write_text("4,2\n4,1\n")
     assert run(capsys, *cfp, f"--dst={tmp_path / 's'}", "--policy=drop")[0] == 0
-    made = store.Store(tmp_path / "s", "test")
+    made = stores.Store(tmp_path / "s", "test")
     benchmarks = made.manifest["benchmarks"]
     keys = "failure_to_acquire", "pairs_dropped", "pairs", "genuine", "impostor"
     assert [benchmarks["ff"][key] for key in keys] == [0, 0, 2, 1, 1]
     assert [benchmarks["fp"][key] for key in keys] == [1, 2, 3, 2, 1]
-    pairs = store.read_pairs(made.path, "fp")
+    pairs = stores.read_pairs(made.path, "fp")
     assert [(made.sources[a], made.sources[b]) for a, b in zip(pairs.a, pairs.b)] == [
         ("001/frontal/02.jpg", "001/profile/01.jpg"),
         ("002/frontal/01.jpg", "002/profile/01.jpg"),
@@ -295,7 +297,7 @@ def test_pairs_of_a_bin_show_what_stands_there(tmp_path, capsys, which):
     (tmp_path / "x.bin").write_bytes(pickle.dumps((entries, same), 4))
     command = "bin", f"--src={tmp_path / 'x.bin'}", "--name=x", "--folds=2", "--policy=drop"
     assert run(capsys, *command, f"--dst={tmp_path / 's'}")[0] == 0
-    made = store.Store(tmp_path / "s", "test")
+    made = stores.Store(tmp_path / "s", "test")
     firsts = {i: entries.index(pictures[i]) for i in range(12)}  # a picture's source is where it comes first
     order = sorted((i for i in range(12) if i not in gone), key=firsts.get)
     # an identity is the number, among different pictures, of the first that its genuine pairs connect
@@ -324,7 +326,7 @@ def test_records_of_tfds_keep_what_is_theirs(tmp_path, capsys, which):
     rows = [{"image": tmp_path / f"{i}.jpg", "who": f"id{owner}"} for i, owner in enumerate(OWNERS)]
     src = dataset(tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, rows)
     assert run(capsys, "folder", src, f"--dst={tmp_path / 's'}")[0] == 0
-    made = store.Store(tmp_path / "s")
+    made = stores.Store(tmp_path / "s")
     order = sorted(range(12), key=lambda i: (OWNERS[i], i))
     left = [i for i in order if i not in WHICH[which]]
     holds(made, [(JPEGS[i], f"id{OWNERS[i]}", f"train#{i}") for i in left])
@@ -384,7 +386,7 @@ def test_a_folder_is_the_same_store_however_it_is_listed(tmp_path, capsys, liste
     for i, name in enumerate(names):
         put(tmp_path / "src" / name, i)
     assert run(capsys, "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--limit=2")[0] == 0
-    made = store.Store(tmp_path / "s")
+    made = stores.Store(tmp_path / "s")
     assert made.identities == ["a", "b"]
     folders = ("", "x/", "x-/", "x/z/", "y/")  # by their whole path, in which "-" comes before "/"
     assert made.sources == [f"{who}/{sub}{i}.jpg" for who in "ab" for sub in folders for i in (1, 2)]
@@ -398,8 +400,8 @@ def test_folds_of_cfp_are_numbered_by_their_names(cfp, tmp_path, capsys, listed)
         (folder / "same.txt").write_text(same)
         (folder / "diff.txt").write_text(diff)
     assert run(capsys, *cfp, f"--dst={tmp_path / 's'}")[0] == 0
-    made = store.Store(tmp_path / "s", "test")
-    pairs = store.read_pairs(made.path, "ff")
+    made = stores.Store(tmp_path / "s", "test")
+    pairs = stores.read_pairs(made.path, "ff")
     short = [f"{source[:3]}{source[-6:-4]}" for source in made.sources]
     found = [f"{short[a]} {short[b]}" for a, b in zip(pairs.a, pairs.b)]
     assert found == ["00101 00102", "00101 00201", "00201 00202", "00102 00201", "00101 00102", "00101 00202"]
@@ -426,7 +428,7 @@ def test_versions_and_rows_are_told_in_order(tmp_path, capsys, monkeypatch, list
 
 
 def test_a_conversion_goes_on_however_its_folder_is_listed(tmp_path, capsys, monkeypatch, listed):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 3)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 3)
     harmed(tmp_path / "src", {4}, "picture")
     convert(capsys, tmp_path / "src", tmp_path / "undisturbed")
     interrupted(tmp_path, capsys, monkeypatch, 2)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fvjax import main
 from fvjax.config import base
-from fvjax.data import images, pipeline, store
+from fvjax.data import images, pipeline, stores
 from fvjax.data.pairs import PairPlan
 from fvjax.parallel import distributed, sharding
 from fvjax.training import feed, loop, preemption
@@ -364,10 +364,10 @@ def test_a_process_reads_the_rows_of_its_devices_each_once_and_in_order(monkeypa
 
 
 @pytest.fixture(scope="module")
-def odd_number(tmp_path_factory) -> store.Store:
+def odd_number(tmp_path_factory) -> stores.Store:
     """33 faces of 11 people: no number of devices divides it."""
     records = [(images.encode(smooth_face(i), 60), f"{i % 11}", f"{i}.jpg") for i in range(33)]
-    return store.write(tmp_path_factory.mktemp("agreement") / "s", records, split="train", sources=[])
+    return stores.write(tmp_path_factory.mktemp("agreement") / "s", records, split="train", sources=[])
 
 
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
@@ -380,7 +380,7 @@ def test_cached_faces_need_not_divide_among_the_devices(odd_number, monkeypatch,
     monkeypatch.setattr(sharding, "whole", lambda *args: placed.append(real(*args)) or placed[-1])
     for batch in feed.batches(config, odd_number, plan, mesh, start_step=1, num_steps=2):
         ids = [(plan[int(i)].a, plan[int(i)].b) for i in batch["index"]]
-        assert np.array_equal(batch["images"], [[odd_number.face(a), odd_number.face(b)] for a, b in ids])
+        assert np.array_equal(batch["images"], [[odd_number.image(a), odd_number.image(b)] for a, b in ids])
         assert batch["images"].sharding.spec == sharding.BATCH
     assert len(placed) == (cache == "device")
     for table in placed:
@@ -404,7 +404,7 @@ def test_a_process_decodes_the_rows_of_its_own_devices(odd_number, monkeypatch, 
         assert arrays["index"].tolist() == [4 * step + row for row in rows]
         pairs = [plan[4 * step + row] for row in rows]
         assert arrays["labels"].tolist() == [pair.label for pair in pairs]
-        want = [[odd_number.face(pair.a), odd_number.face(pair.b)] for pair in pairs]
+        want = [[odd_number.image(pair.a), odd_number.image(pair.b)] for pair in pairs]
         assert np.array_equal(batch["images"], want)
         assert ("ids" in arrays) == (cache == "device")
 

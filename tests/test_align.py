@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvjax.data import align, images, prepare, store, synthetic
-from fvjax.data.align import TEMPLATE, Face
+from fvjax.data import images, stores, synthetic
+from fvjax.data.alignment import detectors, geometry, landmarks
+from fvjax.data.alignment.detectors import Face
+from fvjax.data.alignment.geometry import TEMPLATE
+from fvjax.data.readers import files
 from fvjax.evals import verification
 from tests.test_images import file_bytes, png_that_claims
 from tests.test_mobilefacenet import embed  # noqa: F401  (a fixture)
@@ -20,7 +23,7 @@ MIRROR = np.array([-1.0, 1.0])
 
 
 def umeyama(src, dst):
-    """The paper's general form, by singular values: what align.similarity has in complex numbers."""
+    """The paper's general form, by singular values: what geometry.similarity has in complex numbers."""
     a, b = src - src.mean(0), dst - dst.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a / len(a))
     d = np.array([1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
@@ -44,7 +47,7 @@ def photograph(*faces, size=(250, 250)):
     out = np.full((*size[::-1], 3), 110, np.uint8)
     for identity, points in faces:
         drawn = np.dstack([synthetic.face(identity, 0, 0, 0.0), np.full((112, 112), 255, np.uint8)])
-        layer = cv2.warpAffine(drawn, align.similarity(TEMPLATE, points), size)
+        layer = cv2.warpAffine(drawn, geometry.similarity(TEMPLATE, points), size)
         out[layer[..., 3] == 255] = layer[layer[..., 3] == 255][:, :3]
     return out
 
@@ -65,7 +68,7 @@ def test_a_known_similarity_is_found(n):
         matrix = (
             np.array([[np.cos(angle), -np.sin(angle), 7], [np.sin(angle), np.cos(angle), -3]]) * [[0.4, 0.4, 1]] * 1
         )
-        np.testing.assert_allclose(align.similarity(points, apply(matrix, points)), matrix, atol=1e-12)
+        np.testing.assert_allclose(geometry.similarity(points, apply(matrix, points)), matrix, atol=1e-12)
 
 
 def test_it_is_umeyamas_and_never_reflects():
@@ -73,13 +76,13 @@ def test_it_is_umeyamas_and_never_reflects():
     for noise in (0.0, 5.0, 30.0):
         for src in (TEMPLATE, TEMPLATE * MIRROR, TEMPLATE[[1, 2, 4]]):
             src = src + noise * rng.normal(size=src.shape)
-            dst = align.template(TEMPLATE[: len(src)])
-            matrix = align.similarity(src, dst)
+            dst = geometry.template(TEMPLATE[: len(src)])
+            matrix = geometry.similarity(src, dst)
             np.testing.assert_allclose(matrix, umeyama(src, dst), atol=1e-9)
             assert np.linalg.det(matrix[:, :2]) > 0
     for points in (np.ones((5, 2)), TEMPLATE * np.nan):
         with pytest.raises(ValueError, match="coincide or are not finite"):
-            align.similarity(points, TEMPLATE)
+            geometry.similarity(points, TEMPLATE)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [0, 2, 3], [1, 2, 4]])
@@ -89,7 +92,9 @@ def test_warp_brings_the_points_onto_the_template(rows):
     y, x = np.mgrid[:400, :500]
     for one, target in zip(points, TEMPLATE[rows]):
         blob = np.exp(-((x - one[0]) ** 2 + (y - one[1]) ** 2) / 2 / 4**2)
-        crop = align.warp(np.repeat((250 * blob).astype(np.uint8)[..., None], 3, axis=2), points)[..., 0].astype(float)
+        crop = geometry.warp(np.repeat((250 * blob).astype(np.uint8)[..., None], 3, axis=2), points)[..., 0].astype(
+            float
+        )
         assert crop.shape == (112, 112)
         found = np.array([(crop * axis).sum() for axis in np.mgrid[:112, :112][::-1]]) / crop.sum()
         np.testing.assert_allclose(found, target, atol=0.1)
@@ -99,14 +104,14 @@ def test_the_nearest_face_is_chosen_not_the_largest_or_surest():
     picture = np.zeros((100, 300, 3), np.uint8)
     boxes = [(0, 0, 90, 90), (130, 30, 150, 60), (180, 0, 300, 100)]
     faces = [Face(TEMPLATE, np.array(box, float), score) for box, score in zip(boxes, (0.99, 0.8, 1.0))]
-    assert align.nearest(faces, picture) is faces[1]
-    assert align.nearest(faces[::-1], picture) is faces[1]
+    assert detectors.nearest(faces, picture) is faces[1]
+    assert detectors.nearest(faces[::-1], picture) is faces[1]
 
 
 def test_the_fallback_is_the_stated_square():
     x = np.repeat(np.arange(200, dtype=np.uint8)[None], 100, axis=0)
-    crop = align.centre(np.dstack([x, x, x]))
-    left, right = 100 - 50 * align.FALLBACK, 100 + 50 * align.FALLBACK  # of the shorter side, which is 100
+    crop = geometry.centre(np.dstack([x, x, x]))
+    left, right = 100 - 50 * geometry.FALLBACK, 100 + 50 * geometry.FALLBACK  # of the shorter side, which is 100
     assert crop.shape == (112, 112, 3)
     step = (right - left) / 112
     np.testing.assert_allclose(crop[50, [0, 55, 111], 0], [left + step / 2, 100, right - step / 2], atol=1.5)
@@ -128,7 +133,7 @@ def test_large_photographs_are_detected_small_and_mapped_back():
 
     for blind in (0, 1, 2):
         seen.clear()
-        faces = align.find(detect, big)
+        faces = detectors.find(detect, big)
         assert seen == [(320, 640, 3), (640, 960, 3)][: blind + 1]
         assert len(faces) == (blind < 2)
         for face in faces:
@@ -167,16 +172,16 @@ FIVE = "\t".join(f"{v:.2f}" for v in where(125, 125, 40).ravel())
 THREE = "\t".join(f"{v:.2f}" for v in where(125, 125, 40)[[0, 2, 3]].ravel())
 
 
-def landmarks(tmp_path, text):
+def read_points(tmp_path, text):
     file = tmp_path / "points.tsv"
     file.write_text(text)
-    return align.read_landmarks(file, prepare._lines(file))
+    return landmarks.read_landmarks(file, files.read_lines(file))
 
 
 def test_landmark_files(tmp_path):
     text = f"# header\na.jpg\t{FIVE}\nb.jpg\tmtcnn\t1.0\t{FIVE}\nc.jpg\tmtcnn\t0.9\t2\t{FIVE}\n"
     text += f"d.jpg\tfiducial3\t0\t{THREE}\n"
-    points = landmarks(tmp_path, text)
+    points = read_points(tmp_path, text)
     assert list(points) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     for name in "abc":
         np.testing.assert_allclose(points[f"{name}.jpg"], where(125, 125, 40), atol=0.01)
@@ -195,7 +200,7 @@ def test_landmark_files_with_mistakes(tmp_path):
         ("\n", "points.tsv: empty"),
     ):
         with pytest.raises(ValueError, match=message):
-            landmarks(tmp_path, text)
+            read_points(tmp_path, text)
 
 
 # ---- the commands, with the real detector on procedural faces
@@ -232,8 +237,8 @@ def lfw(tmp_path):
 
 def result(path):
     """The benchmark's entry of results.json, for arbitrary scores."""
-    pairs = store.read_pairs(path, "lfw")
-    manifest = store.Store(path, "test").manifest
+    pairs = stores.read_pairs(path, "lfw")
+    manifest = stores.Store(path, "test").manifest
     scores = np.linspace(0, 1, len(pairs.same))
     entry = verification.entry(scores, pairs, manifest["benchmarks"]["lfw"], manifest["data_hash"], bootstrap=0)
     return manifest["alignment"], {key: entry[key] for key in ("n_pairs", "failure_to_acquire", "policy")}
@@ -253,12 +258,14 @@ def test_fallback_and_any_number_of_workers(lfw, tmp_path, capsys):
         assert alignment.items() >= counts.items()
         assert alignment["no_face_files"] == ["Bob_B/Bob_B_0001.jpg"]
         assert alignment["fallback"] == "the middle square of 0.55 of the shorter side"
-        hashes.add(store.Store(dst, "test").data_hash)
+        hashes.add(stores.Store(dst, "test").data_hash)
     assert len(hashes) == 1
-    s = store.Store(dst, "test")
+    s = stores.Store(dst, "test")
     middle, side = (synthetic.face(identity, 0, 0, 0.0) for identity in (4, 5))
-    assert 2 * unlike(s.face(1), middle) < unlike(s.face(1), side), "the face nearest the centre was not the one taken"
-    assert np.abs(s.face(2).astype(int) - 110).max() < 3
+    assert 2 * unlike(s.image(1), middle) < unlike(s.image(1), side), (
+        "the face nearest the centre was not the one taken"
+    )
+    assert np.abs(s.image(2).astype(int) - 110).max() < 3
 
 
 def test_drop_and_fail(lfw, tmp_path, capsys):
@@ -275,7 +282,7 @@ def test_drop_and_fail(lfw, tmp_path, capsys):
     alignment, entry = result(dst)
     assert entry == {"n_pairs": 6, "failure_to_acquire": 1, "policy": "drop"}
     assert (alignment["no_face"], alignment["fallback"]) == (1, None)
-    assert store.Store(dst, "test").manifest["rejected"] == [
+    assert stores.Store(dst, "test").manifest["rejected"] == [
         {"file": "Bob_B/Bob_B_0001.jpg", "reason": "Bob_B/Bob_B_0001.jpg: no face found"}
     ]
     (tmp_path / "lfw/Cid_C/Cid_C_0002.jpg").unlink()
@@ -321,12 +328,12 @@ def test_landmarks_align_without_a_detector(tmp_path, capsys, monkeypatch):
     file.write_text("".join(lines))
     code, _, _ = run(capsys, "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", f"--landmarks={file}")
     assert code == 0
-    s = store.Store(tmp_path / "s")
+    s = stores.Store(tmp_path / "s")
     assert s.sources == ["3/1.png", "4/1.png"]
     assert s.manifest["alignment"]["by"].startswith("points.tsv, SHA-256 ")
     assert s.manifest["alignment"]["no_face_files"] == ["5/1.png"]
     for i, identity in enumerate((3, 4)):
-        assert unlike(s.face(i), synthetic.face(identity, 0, 0, 0.0)) < 6
+        assert unlike(s.image(i), synthetic.face(identity, 0, 0, 0.0)) < 6
 
 
 def test_flags_that_exclude_each_other(lfw, tmp_path, capsys):
@@ -393,13 +400,13 @@ def fold_1(real_data, tmp_path):
 @pytest.mark.parametrize("count", [100, pytest.param(807, marks=pytest.mark.slow)])
 def test_points_of_lfw(raw, count):
     """Beside an independent run of the same networks, whose list says how many faces it saw."""
-    known = align.read_landmarks(raw / "lfw_landmarks.tsv", prepare._lines(raw / "lfw_landmarks.tsv"))
-    detect, _ = align.detector("mtcnn")
+    known = landmarks.read_landmarks(raw / "lfw_landmarks.tsv", files.read_lines(raw / "lfw_landmarks.tsv"))
+    detect, _ = detectors.detector("mtcnn")
     off = []
     for file in list(known)[:count]:
         photograph = images.photograph((raw / "lfw" / file).read_bytes(), file)
-        if faces := align.find(detect, photograph):
-            off.append(np.linalg.norm(align.nearest(faces, photograph).points - known[file], axis=1).mean())
+        if faces := detectors.find(detect, photograph):
+            off.append(np.linalg.norm(detectors.nearest(faces, photograph).points - known[file], axis=1).mean())
     print(
         f"{len(off)} of {count}, median {np.median(off):.2f}, {(np.array(off) > 3).sum()} over 3, worst {max(off):.1f}"
     )
@@ -422,11 +429,11 @@ def test_lfw_fold_1(real_data, raw, embed, tmp_path, capsys):  # noqa: F811
         ("ready", real_data / "faces/lfw112_pairs", []),
     ):
         assert run(capsys, "lfw", f"--src={src}", pairs, *flags, f"--dst={tmp_path / name}")[0] == 0
-        s, protocol = store.Store(tmp_path / name, "test"), store.read_pairs(tmp_path / name, "lfw")
-        embeddings = verification.embed(embed, [(s.faces(range(len(s))), len(s))], flip_sum=True)
+        s, protocol = stores.Store(tmp_path / name, "test"), stores.read_pairs(tmp_path / name, "lfw")
+        embeddings = verification.embed(embed, [(s.images(range(len(s))), len(s))], flip_sum=True)
         scores = verification.scores(embeddings, protocol)
         accuracy[name] = max(((scores >= t) == protocol.same).mean() for t in np.append(scores, np.inf))
-    alignment = store.Store(tmp_path / "ours", "test").manifest["alignment"]
+    alignment = stores.Store(tmp_path / "ours", "test").manifest["alignment"]
     print(accuracy, alignment)
     assert alignment["images"] == 807
     assert alignment["aligned"] / 807 >= 0.998

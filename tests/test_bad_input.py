@@ -43,7 +43,9 @@ from PIL import Image
 import fvjax
 from fvjax import evaluate, main
 from fvjax.config import base, benchmark, to_json
-from fvjax.data import images, prepare, recordio, store
+from fvjax.data import images, prepare, stores
+from fvjax.data.readers.recordio import conversion, records
+from fvjax.data.stores import shards
 from fvjax.training import checkpoint, metrics, preemption
 from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
 from tests.test_images import file_bytes, smooth_face
@@ -113,7 +115,7 @@ def faces(tmp_path_factory) -> Path:
     """A training store: 8 people with 4 images and one with a single one."""
     records = [(images.encode(smooth_face(i)), f"{i // 4}", f"{i // 4}/{i}.jpg") for i in range(33)]
     path = tmp_path_factory.mktemp("faces") / "train"
-    store.write(path, records, split="train", sources=["here"])
+    stores.write(path, records, split="train", sources=["here"])
     return path
 
 
@@ -122,9 +124,9 @@ def benchmark_faces(tmp_path_factory) -> Path:
     """A store with the benchmark "some": two folds of two pairs."""
     path = tmp_path_factory.mktemp("faces") / "test"
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i // 2}/{i}.jpg") for i in range(8)]
-    labels = store.write(path, records, split="test", sources=["here"]).labels
+    labels = stores.write(path, records, split="test", sources=["here"]).labels
     a, b, fold = np.array([0, 0, 4, 4]), np.array([1, 2, 5, 6]), np.array([0, 0, 1, 1])
-    store.write_pairs(path, "some", store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
+    stores.write_pairs(path, "some", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     return path
 
 
@@ -213,10 +215,12 @@ def test_odd_images(run, tmp_path):
     said = run.accepts("prepare", "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 'dst'}")
     assert "4 images of 1 identities" in said
     assert "5 files rejected, listed in manifest.json; first: who/e_broken.jpg: cannot be read as an image" in said
-    made = store.Store(tmp_path / "dst")
+    made = stores.Store(tmp_path / "dst")
     assert made.sources == [f"who/{name}" for name in list(files)[:4]]
     for i in range(4):
-        assert np.abs(made.face(i).astype(int) - face).mean() < 8, f"{made.sources[i]} is not upright or another colour"
+        assert np.abs(made.image(i).astype(int) - face).mean() < 8, (
+            f"{made.sources[i]} is not upright or another colour"
+        )
     assert made.jpeg(0) == files["a_plain.jpg"]
     for i in range(4):  # as everybody else reads the store
         with Image.open(io.BytesIO(made.jpeg(i))) as stored:
@@ -253,7 +257,7 @@ def packed(folder: Path) -> Path:
     """A RecordIO file of eight faces of two people."""
     folder.mkdir(parents=True, exist_ok=True)
     payloads = [struct.pack("<IfQQ", 0, i % 2, i, 0) + images.encode(smooth_face(i)) for i in range(8)]
-    parts = [struct.pack("<II", recordio.MAGIC, len(p)) + p + bytes(-len(p) % 4) for p in payloads]
+    parts = [struct.pack("<II", records.MAGIC, len(p)) + p + bytes(-len(p) % 4) for p in payloads]
     (folder / "train.rec").write_bytes(b"".join(parts))
     return folder / "train.rec"
 
@@ -540,7 +544,7 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
     for i in range(3):
         put(disk.path / "src" / "a" / f"{i}.png", i)
     kept = snapshot(disk.path)
-    full_from(monkeypatch, disk, store.Writer, moment)
+    full_from(monkeypatch, disk, stores.Writer, moment)
     said = run.refuses("prepare", "folder", f"--src={disk.path / 'src'}", f"--dst={disk.path / 'dst'}")
     assert f"{disk.path}/dst" in said
     assert tells_of_a_full_disk(said), said
@@ -551,7 +555,7 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
 
 @pytest.mark.parametrize(
     ("owner", "moment"),
-    [(recordio, "_same_plan"), (store.Shard, "add"), (store.Shard, "close"), (recordio, "_finish")],
+    [(conversion, "_check_plan"), (shards.ShardWriter, "add"), (shards.ShardWriter, "close"), (conversion, "_finish")],
 )
 def test_a_full_disk_while_a_recordio_is_converted(run, disk, monkeypatch, owner, moment):
     """Nothing is left unless a shard is finished; that is said, and the same command goes on from there."""

@@ -1,5 +1,6 @@
 """Test limits, counts and units of the data: a value at the limit is accepted, one more is not; KiB are not MB."""
 
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,11 @@ import pytest
 from PIL import Image
 
 from fvjax.config import base
-from fvjax.data import align, images, insightface_bin, pairs, pipeline, prepare, recordio, store, synthetic
+from fvjax.data import images, pairs, pipeline, prepare, stores, synthetic
+from fvjax.data.alignment import aligner, detectors, geometry, landmarks
+from fvjax.data.readers import files, insightface_bin, plain_pickle
+from fvjax.data.readers.recordio import conversion, records, scanner
+from fvjax.data.stores import shards
 from fvjax.training import loop
 from launch import stage
 from tests.test_after_damage import JPEGS, OWNERS, holds
@@ -25,8 +30,8 @@ from tests.test_recordio import convert, pack, write_rec
 RECORDS = [(jpeg, f"id{owner}", f"{i}.jpg") for i, (jpeg, owner) in enumerate(zip(JPEGS, OWNERS))]
 
 
-def make(path: Path, records=RECORDS, split="train") -> store.Store:
-    return store.write(path, records, split=split, sources=["here"])
+def make(path: Path, records=RECORDS, split="train") -> stores.Store:
+    return stores.write(path, records, split=split, sources=["here"])
 
 
 # ---- memory for decoded faces
@@ -151,21 +156,24 @@ def test_the_longest_record_allowed_is_read(tmp_path, capsys, monkeypatch):
     longest = int(sizes.max())
     gone = set(np.flatnonzero(sizes == longest).tolist())
     assert 0 < len(gone) < 12
-    monkeypatch.setattr(recordio, "MAX_RECORD", longest)
+    monkeypatch.setattr(records, "MAX_RECORD", longest)
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")
     holds(made, [(jpeg, f"{i}", f"train.rec#{i}") for i, jpeg in enumerate(JPEGS)])
-    monkeypatch.setattr(recordio, "MAX_RECORD", longest - 4)
+    monkeypatch.setattr(records, "MAX_RECORD", longest - 4)
     made = convert(capsys, tmp_path / "src", tmp_path / "t", "--val=0")
     holds(made, [(jpeg, f"{i}", f"train.rec#{i}") for i, jpeg in enumerate(JPEGS) if i not in gone])
-    assert f"says it has {longest} bytes, more than any face ({longest - 4})" in made.manifest["rejected"][0]["reason"]
+    assert (
+        f"its length is {longest} bytes, more than any face has ({longest - 4})"
+        in made.manifest["rejected"][0]["reason"]
+    )
 
 
 def test_as_many_records_as_allowed_are_rejected(tmp_path, capsys, monkeypatch):
     records = [(i, pack(0.5 if i < 4 else 1.0, jpeg, i)) for i, jpeg in enumerate(JPEGS)]
     write_rec(tmp_path / "src", records)
-    monkeypatch.setattr(recordio, "MAX_REJECTED", 4)
+    monkeypatch.setattr(scanner, "MAX_REJECTED", 4)
     assert len(convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")) == 8
-    monkeypatch.setattr(recordio, "MAX_REJECTED", 3)
+    monkeypatch.setattr(scanner, "MAX_REJECTED", 3)
     (tmp_path / "out").mkdir()
     message = "more than 3 records are rejected"
     fails(capsys, tmp_path / "out/s", message, "recordio", f"--src={tmp_path / 'src'}", "--workers=1")
@@ -175,7 +183,7 @@ def test_as_many_records_as_allowed_are_rejected(tmp_path, capsys, monkeypatch):
 def test_a_record_that_is_all_header_has_no_image(tmp_path, image):
     """A byte more is an image, if a bad one: whether it is one is seen when it is decoded."""
     write_rec(tmp_path / "src", [(0, pack(1.0, image)), (1, pack([1.0], image, 1))])
-    found, headers, rejected = recordio.scan(tmp_path / "src/train.rec", lambda n: None)
+    found, headers, rejected = scanner.scan(tmp_path / "src/train.rec", lambda n: None)
     assert (len(found.label), len(headers)) == (2 if image else 0, 0)
     assert ["there is no image in it" in r.reason for r in rejected] == ([] if image else [True, True])
 
@@ -183,7 +191,7 @@ def test_a_record_that_is_all_header_has_no_image(tmp_path, image):
 @pytest.mark.parametrize("n", [3, 4, 5, 8, 9])
 @pytest.mark.parametrize("way", ["written", "recordio"])
 def test_full_shards_are_followed_by_another_only_for_more_records(tmp_path, capsys, monkeypatch, n, way):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     if way == "written":
         made = make(tmp_path / "s", RECORDS[:n])
         holds(made, RECORDS[:n])
@@ -208,7 +216,7 @@ def test_full_shards_are_followed_by_another_only_for_more_records(tmp_path, cap
 )
 def test_validation_gets_the_share_that_was_asked_for(n, val, share):
     """0.29 x 100 is a little less than 29 for a computer."""
-    assert recordio.select(np.zeros(n, np.int64), None, val, 0)[2].sum() == share
+    assert conversion.select(np.zeros(n, np.int64), None, val, 0)[2].sum() == share
 
 
 def test_all_identities_may_be_the_top_ones(tmp_path, capsys):
@@ -228,7 +236,7 @@ def test_the_largest_image_and_the_most_instructions_of_a_bin_are_read(monkeypat
     longest = max(len(JPEGS[0]), len(JPEGS[1]))
 
     def read():
-        return insightface_bin.load(io.BytesIO(data), len(data))
+        return plain_pickle.load(io.BytesIO(data), len(data))
 
     monkeypatch.setattr(insightface_bin, "MAX_ITEM", longest)
     read()
@@ -257,14 +265,14 @@ def test_a_bin_has_two_folds_at_least_and_a_pair_in_each(tmp_path, folds, fits):
 # ---- stores
 
 
-def forged(made: store.Store, change) -> Path:
+def forged(made: stores.Store, change) -> Path:
     """The store with another index, which the manifest knows."""
     with np.load(made.path / "index.npz") as arrays:
         parts = dict(arrays)
     change(parts)
     np.savez_compressed(made.path / "index.npz", **parts)
     manifest = json.loads((made.path / "manifest.json").read_text())
-    manifest["index_hash"] = store.hashlib.sha256((made.path / "index.npz").read_bytes()).hexdigest()
+    manifest["index_hash"] = hashlib.sha256((made.path / "index.npz").read_bytes()).hexdigest()
     (made.path / "manifest.json").write_text(json.dumps(manifest))
     return made.path
 
@@ -275,10 +283,10 @@ def test_labels_are_numbers_of_identities(tmp_path, label, fits):
     assert len(made.identities) == 5
     path = forged(made, lambda parts: parts["labels"].__setitem__(3, label))
     if fits:
-        assert store.Store(path).labels[3] == label
+        assert stores.Store(path).labels[3] == label
     else:
         with pytest.raises(ValueError, match=r"index\.npz and manifest\.json disagree"):
-            store.Store(path)
+            stores.Store(path)
 
 
 @pytest.mark.parametrize("n", [11, 13])
@@ -286,7 +294,7 @@ def test_an_index_of_more_or_fewer_records_than_the_shards_is_refused(tmp_path, 
     made = make(tmp_path / "s")
     path = forged(made, lambda parts: parts.update(labels=np.resize(parts["labels"], n)))
     with pytest.raises(ValueError, match=r"index\.npz and manifest\.json disagree"):
-        store.Store(path)
+        stores.Store(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -296,7 +304,7 @@ def test_a_shard_of_another_size_is_refused(tmp_path, change):
     data = file.read_bytes()
     file.write_bytes(data[:change] if change < 0 else data + b"\0")
     with pytest.raises(ValueError, match=f"missing or not {len(data)} bytes as written"):
-        store.Store(made.path)
+        stores.Store(made.path)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +318,7 @@ def test_identities_with_a_single_image_are_counted_and_told(tmp_path, capsys, o
     assert code == 0
     assert f"{len(owners)} images of {identities} identities" in out
     assert f"  {single} identities have a single image" in out
-    manifest = store.Store(tmp_path / "s").manifest
+    manifest = stores.Store(tmp_path / "s").manifest
     assert manifest["single_image_identities"] == single
     assert manifest["counts"] == {"images": len(owners), "identities": identities, "rejected": 0}
 
@@ -320,12 +328,12 @@ def test_identities_whose_images_all_went_elsewhere_are_counted_as_none(tmp_path
     pictures = [JPEGS[0], JPEGS[1], b"x", b"y", JPEGS[4]]
     write_rec(tmp_path / "src", [(i, pack(float(i // 2), picture, i)) for i, picture in enumerate(pictures)])
     assert run(capsys, "recordio", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--workers=1")[0] == 0
-    made = store.Store(tmp_path / "s")
+    made = stores.Store(tmp_path / "s")
     assert made.identities == ["0", "1", "2"]
     assert made.labels.tolist() == [0, 0, 2]
     assert made.manifest["counts"] == {"images": 3, "identities": 2, "rejected": 2}
     assert made.manifest["single_image_identities"] == 1
-    summary = prepare._summary(made)
+    summary = prepare.summary(made)
     assert "3 images of 2 identities" in summary
     assert "1 identities have a single image" in summary
     assert "5 records read = 3 written + 2 rejected; apart from these 0 headers, 0 left out" in summary
@@ -337,7 +345,7 @@ def test_a_limit_is_of_identities(tmp_path, capsys, limit, identities):
         put(tmp_path / "src" / name)
     command = "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", f"--limit={limit}"
     assert run(capsys, *command)[0] == 0
-    assert store.Store(tmp_path / "s").identities == identities
+    assert stores.Store(tmp_path / "s").identities == identities
 
 
 # ---- pairs
@@ -383,14 +391,14 @@ class Detector:
     def __call__(self, photograph):
         self.shown.append(photograph.shape[:2])
         count = int(photograph[0, 0, 0])
-        faces = [align.TEMPLATE * 0.5 + [5 + 40 * i, 9] for i in range(count)]
-        return [align.Face(p, np.concatenate([p.min(0), p.max(0)]), 0.9) for p in faces]
+        faces = [geometry.TEMPLATE * 0.5 + [5 + 40 * i, 9] for i in range(count)]
+        return [detectors.Face(p, np.concatenate([p.min(0), p.max(0)]), 0.9) for p in faces]
 
 
 @pytest.fixture
 def detector(monkeypatch) -> Detector:
     found = Detector()
-    monkeypatch.setattr(align, "detector", lambda name: (found, f"{name} 1.0"))
+    monkeypatch.setattr(detectors, "detector", lambda name: (found, f"{name} 1.0"))
     return found
 
 
@@ -407,10 +415,10 @@ def test_photographs_are_counted_once_by_what_became_of_them(tmp_path, detector)
     """Several faces are from two on; the photograph counts once however many there are."""
     names = photographs(tmp_path / "src", [1, 0, 2, 3, 1, 0, 1])
     (tmp_path / "src" / names[4]).write_bytes(b"x")
-    aligner = align.Aligner("made", None, policy="fallback", workers=1)
-    crops = list(aligner.run(tmp_path / "src", names))
+    made = aligner.Aligner("made", None, policy="fallback", workers=1)
+    crops = list(made.run(tmp_path / "src", names))
     assert [crop.faces for crop in crops] == [1, 0, 2, 3, None, 0, 1]
-    report = aligner.report()
+    report = made.report()
     keys = "images", "aligned", "several_faces", "no_face", "unreadable"
     assert [report[key] for key in keys] == [7, 4, 2, 2, 1]
     assert report["no_face_files"] == ["1.png", "5.png"]
@@ -418,16 +426,16 @@ def test_photographs_are_counted_once_by_what_became_of_them(tmp_path, detector)
     for name, crop in zip(names, crops):
         if crop.faces:
             photograph = images.photograph((tmp_path / "src" / name).read_bytes(), name)
-            points = [align.TEMPLATE * 0.5 + [5 + 40 * i, 9] for i in range(crop.faces)]
+            points = [geometry.TEMPLATE * 0.5 + [5 + 40 * i, 9] for i in range(crop.faces)]
             middle = [np.abs((p.min(0) + p.max(0)) / 2 - 70) for p in points]
             nearest = points[int(np.argmin([np.hypot(*m) for m in middle]))]
-            assert crop.jpeg == images.encode(align.warp(photograph, nearest))
+            assert crop.jpeg == images.encode(geometry.warp(photograph, nearest))
 
 
 @pytest.mark.parametrize(("size", "shown"), [((640, 480), (480, 640)), ((641, 320), (319, 640)), ((50, 30), (30, 50))])
 def test_only_photographs_beyond_the_detectors_size_are_scaled_down(size, shown):
     detect = Detector()
-    align.find(detect, np.ones((*size[::-1], 3), np.uint8))
+    detectors.find(detect, np.ones((*size[::-1], 3), np.uint8))
     assert np.abs(np.subtract(detect.shown[0], shown)).max() <= 1
     assert max(detect.shown[0]) <= 640
     if max(size) <= 640:
@@ -436,13 +444,13 @@ def test_only_photographs_beyond_the_detectors_size_are_scaled_down(size, shown)
 
 def test_half_of_the_points_may_look_mirrored(tmp_path):
     """Faces in profile may; more than half are a mistake in the order of the columns."""
-    good = align.TEMPLATE + 10
+    good = geometry.TEMPLATE + 10
     swapped = good[[1, 0, 2, 4, 3]]
 
     def read(*faces):
         text = "".join(f"{i}.jpg" + "".join(f"\t{v}" for v in p.ravel()) + "\n" for i, p in enumerate(faces))
         (tmp_path / "p.tsv").write_text(text)
-        return align.read_landmarks(tmp_path / "p.tsv", prepare._lines(tmp_path / "p.tsv"))
+        return landmarks.read_landmarks(tmp_path / "p.tsv", files.read_lines(tmp_path / "p.tsv"))
 
     assert len(read(good, swapped)) == 2
     with pytest.raises(ValueError, match="mirrored order"):
@@ -454,10 +462,10 @@ def test_half_of_the_points_may_look_mirrored(tmp_path):
 @pytest.mark.parametrize(("workers", "fits"), [(0, False), (1, True)])
 def test_one_worker_is_needed(detector, workers, fits):
     if fits:
-        align.Aligner("made", None, policy="drop", workers=workers)
+        aligner.Aligner("made", None, policy="drop", workers=workers)
     else:
         with pytest.raises(ValueError, match="--workers=0: at least one is needed"):
-            align.Aligner("made", None, policy="drop", workers=workers)
+            aligner.Aligner("made", None, policy="drop", workers=workers)
 
 
 # ---- copies on a node's own disk
@@ -468,15 +476,15 @@ def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
     made = make(tmp_path / "data/s", split="test")
     copied = stage.copy(made.path, "test", tmp_path / "node")
     assert stage.copy(made.path, "test", tmp_path / "node") == copied
-    assert store.Store(copied, "test").data_hash == made.data_hash
+    assert stores.Store(copied, "test").data_hash == made.data_hash
     a, b, fold = np.array([0, 1]), np.array([1, 2]), np.array([0, 1])
     labels = made.labels
-    store.write_pairs(made.path, "mine", store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
+    stores.write_pairs(made.path, "mine", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     message = f"{copied}: copied from {made.path} before that store changed; remove the copy"
     with pytest.raises(ValueError, match=message):
         stage.copy(made.path, "test", tmp_path / "node")
     shutil.rmtree(copied)
-    assert store.read_pairs(stage.copy(made.path, "test", tmp_path / "node"), "mine").fold_sizes == [1, 1]
+    assert stores.read_pairs(stage.copy(made.path, "test", tmp_path / "node"), "mine").fold_sizes == [1, 1]
     shutil.rmtree(made.path)
     make(tmp_path / "data/s", RECORDS[:-1], split="test")
     with pytest.raises(ValueError, match=message):
@@ -493,7 +501,7 @@ def test_any_split_can_be_trained_on(tmp_path, split):
     assert (opened.split, opened.data_hash, len(plan.labels)) == (split, made.data_hash, 12)
     assert stage.stores(config) == {"data.train": (made.path, split)}
     config.data.split = {"train": "val", "val": "test", "test": "train"}[split]
-    with pytest.raises(ValueError, match=f"holds the split '{split}', '{config.data.split}' was asked for"):
+    with pytest.raises(ValueError, match=f"its split is '{split}', but '{config.data.split}' was requested"):
         loop.open_data(config, tmp_path)
     config.epochs = 0
     assert stage.stores(config) == {}, "nothing is trained, so nothing of it is read"
@@ -505,6 +513,6 @@ def test_a_word_of_a_record_is_four_bytes(tmp_path):
         data = JPEGS[0] + bytes(extra)
         write_rec(tmp_path / f"{extra}", [(0, pack(1.0, data)), (1, pack(2.0, JPEGS[1], 1))])
         raw = (tmp_path / f"{extra}/train.rec").read_bytes()
-        _, _, image, taken = recordio.parse(raw)
+        _, _, image, taken = records.parse(raw)
         assert (image, taken % 4) == (data, 0)
-        assert struct.unpack_from("<I", raw, taken)[0] == recordio.MAGIC
+        assert struct.unpack_from("<I", raw, taken)[0] == records.MAGIC

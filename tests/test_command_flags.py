@@ -25,7 +25,10 @@ import fvjax.main
 import weights_convert.__main__ as convert
 from fvjax import export, plan, pretrain, verify
 from fvjax.config import base
-from fvjax.data import align, prepare, recordio, store, synthetic
+from fvjax.data import prepare, stores, synthetic
+from fvjax.data.alignment import geometry
+from fvjax.data.readers.recordio import shard_jobs
+from fvjax.data.stores import shards
 from fvjax.parallel import distributed
 from fvjax.training import loop, preemption
 from launch import local
@@ -406,7 +409,7 @@ def told(monkeypatch):
 
     for name, function in (("folder", "folder"), ("lfw", "lfw"), ("cfp", "cfp"), ("recordio", "from_recordio")):
         monkeypatch.setattr(prepare, function, one(name))
-    monkeypatch.setattr(prepare, "_summary", lambda _: "")
+    monkeypatch.setattr(prepare, "summary", lambda _: "")
 
     def call(*args: str) -> dict[str, Any]:
         found.clear()
@@ -439,7 +442,7 @@ def test_photographs_are_aligned_by_as_many_processes(told, command, monkeypatch
 
 def with_landmarks(folder: Path, files: list[str], file: Path) -> str:
     """A flag that says where the faces of pictures are: such points that a 224-pixel crop is halved in size."""
-    points = "\t".join(str(2 * x + 0.5) for x in align.TEMPLATE.ravel())
+    points = "\t".join(str(2 * x + 0.5) for x in geometry.TEMPLATE.ravel())
     file.write_text("".join(f"{name}\t{points}\n" for name in files))
     return f"--landmarks={file}"
 
@@ -456,10 +459,10 @@ def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
     assert run(capsys, *given, f"--dst={tmp_path / 'resized'}", "--resize")[0] == 0
     landmarks = with_landmarks(tmp_path / command, files[1:], tmp_path / "points.tsv")
     assert run(capsys, *given, f"--dst={tmp_path / 'aligned'}", landmarks, "--policy=fallback", "--workers=1")[0] == 0
-    resized, aligned = (store.Store(tmp_path / name, "test") for name in ("resized", "aligned"))
+    resized, aligned = (stores.Store(tmp_path / name, "test") for name in ("resized", "aligned"))
     assert "alignment" not in resized.manifest
     assert aligned.manifest["alignment"].items() >= {"no_face": 1, "aligned": len(aligned) - 1}.items()
-    difference = np.abs(resized.faces(range(len(resized))).astype(int) - aligned.faces(range(len(aligned)))).mean(
+    difference = np.abs(resized.images(range(len(resized))).astype(int) - aligned.images(range(len(aligned)))).mean(
         (1, 2, 3)
     )
     assert difference[0] > 2 * difference[1:].max(), "that one's middle was taken"
@@ -478,7 +481,7 @@ def test_a_tfds_dataset_takes_the_flags_about_its_images(tmp_path, capsys):
     fails(capsys, tmp_path / "out/s", "224x224, expected 112x112", "folder", src)
     fails(capsys, tmp_path / "out/s", "train#1: cannot be read", "folder", src, "--resize", "--policy=fail")
     assert run(capsys, "folder", src, f"--dst={tmp_path / 'out/s'}", "--resize")[0] == 0
-    assert store.Store(tmp_path / "out/s").faces([0]).shape == (1, 112, 112, 3)
+    assert stores.Store(tmp_path / "out/s").images([0]).shape == (1, 112, 112, 3)
 
 
 def test_shards_are_written_by_as_many_processes(monkeypatch, tmp_path, capsys):
@@ -491,8 +494,8 @@ def test_shards_are_written_by_as_many_processes(monkeypatch, tmp_path, capsys):
             raise OSError("no pool today")
 
     write_people(tmp_path / "src")
-    monkeypatch.setattr(recordio, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(recordio.store, "SHARD_RECORDS", 4)  # three shards, and one to validate
+    monkeypatch.setattr(shard_jobs, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)  # three shards, and one to validate
     for workers, processes in ((2, 2), (3, 3), (9, 4)):
         args = [f"--src={tmp_path / 'src'}", f"--dst={tmp_path / str(workers)}", f"--workers={workers}"]
         assert prepare.main(["recordio", *args]) == 2
@@ -610,7 +613,7 @@ def test_pairs_whose_arithmetic_is_counted(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(module, "evaluation", lambda pairs: (2 * len(pairs.a) * 10**9, 10**9))
     (tmp_path / "pairs.txt").write_text("1\t2\na 1 2\nb 1 2\na 1 b 1\na 2 b 2\n")
     made = synthetic.write(tmp_path / "s", range(20), 2, 0, split="test")
-    store.write_pairs(made.path, "lfw", synthetic.verification_pairs(made.labels, 20, 0))
+    stores.write_pairs(made.path, "lfw", synthetic.verification_pairs(made.labels, 20, 0))
     for given, told in (
         ("--pairs=" + str(tmp_path / "pairs.txt"), "LFW's 4 pairs"),
         (f"--store={made.path}", "LFW's 20 pairs"),

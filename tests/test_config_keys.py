@@ -34,7 +34,7 @@ import fvjax.main
 from fvjax import api, evaluate, predict, trees
 from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
 from fvjax.data import pipeline, synthetic
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
@@ -260,7 +260,7 @@ def decoding(config, folder) -> dict:
     """How faces come to be decoded: what grain is asked for, how many are decoded, and whether devices hold them."""
     asked: dict[str, Any] = {"workers": 0, "faces": 0}
     with pytest.MonkeyPatch.context() as patch:
-        real, read = grain.ReadOptions, Store.faces
+        real, read = grain.ReadOptions, Store.images
         patch.setattr(grain, "ReadOptions", lambda **options: asked.update(options) or real(**options))
         many = lambda num_workers: asked.update(workers=num_workers) or None  # noqa: E731
         patch.setattr(grain, "MultiprocessingOptions", many)
@@ -669,7 +669,7 @@ EFFECTS: dict[str, list[Effect]] = {
             expect=([], ["config.data.train: nowhere is not there. Supply it or name another."]),
         ),
     ],
-    "data.split": [E(batches, without_data, "val", TRAIN, refused="holds the split 'train', 'val' was asked for")],
+    "data.split": [E(batches, without_data, "val", TRAIN, refused="its split is 'train', but 'val' was requested")],
     "data.flip": [E(step, vit, False), E(step, answers, False)],
     "data.workers": [E(lambda c, f: decoding(c, f)["workers"], toy, 3, expect=(0, 3))],
     "data.threads": [

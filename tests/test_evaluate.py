@@ -4,7 +4,7 @@ import numpy as np
 
 from fvjax import evaluate
 from fvjax.config import base, benchmark
-from fvjax.data import store, synthetic
+from fvjax.data import stores, synthetic
 from fvjax.evals import baselines
 
 
@@ -19,7 +19,7 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
     entries, _ = evaluate.run(config, evaluate.cosine(config, baselines.pixel), workdir=tmp_path, seen=seen, title="")
     marked = entries["named_here"]
     assert marked["identities_seen_in_training"] == 2
-    pairs = store.read_pairs(faces.path, "synthetic")
+    pairs = stores.read_pairs(faces.path, "synthetic")
     known = [faces.identities.index(name) for name in sorted(seen)[1:]]
     unseen = ~(np.isin(pairs.identity_a, known) | np.isin(pairs.identity_b, known))
     assert marked["identity_disjoint"]["n_pairs"] == unseen.sum() < 200

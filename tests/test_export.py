@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import fvjax
 from fvjax import api, export, pretrain, trees
 from fvjax.config import base, to_json
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from fvjax.models import encoder
 from tests.reference.recipe import GOLDEN
 from tests.test_bad_input import Commands, small
@@ -38,7 +38,7 @@ def run(tmp_path_factory, faces):
     """A function that trains a few steps: (name, changes) -> workdir; and the tower that the runs with a base have."""
     folder = tmp_path_factory.mktemp("runs")
     records = [(images.encode(face), f"{i // 4}", f"{i}.jpg") for i, face in enumerate(faces)]
-    store.write(folder / "train", records, split="train", sources=["here"])
+    stores.write(folder / "train", records, split="train", sources=["here"])
     tower = encoder.build("vision_transformer", internvit.model_config(TOWER, "TOWER"), "mean")
     params = {f"params/{n}": np.asarray(x) for n, x in trees.flatten(tower.init(jax.random.key(0))["params"]).items()}
     write_original(folder / "tower", params, TOWER)

@@ -29,7 +29,7 @@ def test_batches_are_the_plans_wherever_the_faces_are(store, cache, devices):
         assert set(batch) == {"images", "labels", "index"}
         assert batch["index"].tolist() == list(range(4 * step, 4 * step + 4))
         assert batch["labels"].tolist() == [pair.label for pair in pairs]
-        want = np.stack([store.faces([pair.a, pair.b]) for pair in pairs])
+        want = np.stack([store.images([pair.a, pair.b]) for pair in pairs])
         assert np.array_equal(batch["images"], want)
         assert batch["images"].sharding.spec == sharding.BATCH
         assert {shard.data.shape[0] for shard in batch["images"].addressable_shards} == {4 // devices}

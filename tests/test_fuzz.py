@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from fvjax.data import images, insightface_bin, prepare, store
+from fvjax.data import images, stores
+from fvjax.data.readers import benchmark_lists, benchmarks, insightface_bin
 from tests.test_images import file_bytes, smooth_face
 from tests.test_insightface_bin import KINDS, hostile
 from tests.test_prepare import LFW, run
@@ -212,24 +213,24 @@ def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
     """A store with a benchmark, read once (what is imported late is imported now), and its files."""
     path = tmp_path_factory.mktemp("fuzz") / "s"
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i // 2}/{i}.jpg") for i in range(6)]
-    labels = store.write(path, records, split="test", sources=["here"]).labels
+    labels = stores.write(path, records, split="test", sources=["here"]).labels
     a, b, fold = np.array([0, 0, 2, 2]), np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1])
-    store.write_pairs(path, "some", store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
+    stores.write_pairs(path, "some", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     read_all(path)
     return path, {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def read_all(path: Path) -> None:
     """All that a store can be asked for; every record is tried."""
-    s = store.Store(path, "test")
+    s = stores.Store(path, "test")
     assert len(s.sources) >= 0
     problems = []
     for i in range(min(len(s), 9)):
         try:
-            s.face(i)
+            s.image(i)
         except ValueError as error:
             problems.append(error)
-    store.read_pairs(path, "some")
+    stores.read_pairs(path, "some")
     if problems:
         raise problems[0]
 
@@ -327,7 +328,7 @@ def test_a_forged_index_is_refused(faces, trap):
         for name, data in changes.items():
             (path / name).write_bytes(data)
         with pytest.raises(ValueError, match="prepare the store again"):
-            store.Store(path, "test")
+            stores.Store(path, "test")
     finally:
         for name in changes:
             (path / name).write_bytes(files[name])
@@ -371,8 +372,8 @@ def test_lfw_pairs(folder, text):
     (folder / "lfw").mkdir(exist_ok=True)
 
     def both():
-        assert prepare.read_lfw(folder / "pairs.txt")
-        prepare.lfw(folder / "lfw", folder / "dst", pairs=folder / "pairs.txt", policy="drop", resize=False)
+        assert benchmark_lists.read_lfw(folder / "pairs.txt")
+        benchmarks.lfw(folder / "lfw", folder / "dst", pairs=folder / "pairs.txt", policy="drop", resize=False)
 
     within_bounds(both)
 
@@ -386,7 +387,7 @@ def test_cfp_protocol(folder, data):
     for file, text in files.items():
         (folder / "cfp" / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / "cfp" / file).write_bytes(data.draw(damaged([text.encode()])) if file == name else text.encode())
-    within_bounds(lambda: prepare.read_cfp(folder / "cfp", "FP"))
+    within_bounds(lambda: benchmark_lists.read_cfp(folder / "cfp", "FP"))
 
 
 # ---- safetensors

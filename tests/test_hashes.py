@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 import fvjax
 from fvjax import evaluate
 from fvjax.config import MAY_CHANGE, base, benchmark, config_hash, flatten
-from fvjax.data import images, store, synthetic
+from fvjax.data import images, stores, synthetic
+from fvjax.data.stores import manifest, shards
 from fvjax.training import checkpoint, loop, train_state
 from tests.test_images import smooth_face
 from tests.test_prepare import fails
@@ -35,8 +36,8 @@ JPEGS = [images.encode(smooth_face(i)) for i in range(6)]
 RECORDS = [(jpeg, f"person {i // 2}", f"{i // 2}/{i}.jpg") for i, jpeg in enumerate(JPEGS)]
 
 
-def make(path: Path, records=RECORDS, split="train", sources=("here",)) -> store.Store:
-    return store.write(path, records, split=split, sources=sources)
+def make(path: Path, records=RECORDS, split="train", sources=("here",)) -> stores.Store:
+    return stores.write(path, records, split=split, sources=sources)
 
 
 # ---- stores
@@ -72,7 +73,7 @@ OTHER_RECORDS = {
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory) -> store.Store:
+def original(tmp_path_factory) -> stores.Store:
     return make(tmp_path_factory.mktemp("hashes") / "original")
 
 
@@ -96,16 +97,16 @@ def test_where_and_how_a_store_lies_is_not_in_its_hash(original, tmp_path, monke
         make(tmp_path / "elsewhere" / "another name", sources=("there", "and there")),
         make(tmp_path / "test", split="test"),
     ]
-    monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     others.append(make(tmp_path / "in shards"))
-    others.append(store.Store(shutil.copytree(original.path, tmp_path / "copy")))
+    others.append(stores.Store(shutil.copytree(original.path, tmp_path / "copy")))
     for file in others[-1].path.iterdir():
         os.utime(file, (1, 1))
-    others.append(store.Store(others[-1].path))
+    others.append(stores.Store(others[-1].path))
     pairs = np.array([0, 0]), np.array([1, 2])
-    table = store.Pairs(*pairs, np.array([True, False]), np.array([0, 1]), np.array([0, 0]), np.array([0, 1]))
-    store.write_pairs(tmp_path / "copy", "mine", table)
-    others.append(store.Store(tmp_path / "copy"))
+    table = stores.Pairs(*pairs, np.array([True, False]), np.array([0, 1]), np.array([0, 0]), np.array([0, 1]))
+    stores.write_pairs(tmp_path / "copy", "mine", table)
+    others.append(stores.Store(tmp_path / "copy"))
     assert {other.data_hash for other in others} == {original.data_hash}
 
 
@@ -117,7 +118,7 @@ def test_a_store_whose_index_is_of_other_labels_or_sources_does_not_open(origina
         parts[name] = change(parts[name])
         np.savez_compressed(path / "index.npz", **parts)
         with pytest.raises(ValueError, match=r"index\.npz: missing or changed since writing"):
-            store.Store(path)
+            stores.Store(path)
 
 
 PAIR_LINES = {
@@ -130,12 +131,12 @@ PAIR_LINES = {
 }
 
 
-def with_pairs(path: Path) -> store.Store:
+def with_pairs(path: Path) -> stores.Store:
     made = make(path, split="test")
     a, b, fold = np.array([0, 2, 2, 0]), np.array([1, 4, 3, 2]), np.array([0, 0, 1, 1])
-    table = store.Pairs(a, b, made.labels[a] == made.labels[b], fold, made.labels[a], made.labels[b])
-    store.write_pairs(path, "mine", table)
-    return store.Store(path, "test")
+    table = stores.Pairs(a, b, made.labels[a] == made.labels[b], fold, made.labels[a], made.labels[b])
+    stores.write_pairs(path, "mine", table)
+    return stores.Store(path, "test")
 
 
 @pytest.mark.parametrize("change", PAIR_LINES)
@@ -145,7 +146,7 @@ def test_other_pairs_than_the_manifest_knows_are_refused(tmp_path, change):
     assert file.read_text().count(old) == 1
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=r"pairs_mine\.csv: missing or changed since writing"):
-        store.read_pairs(tmp_path / "s", "mine")
+        stores.read_pairs(tmp_path / "s", "mine")
 
 
 def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_validation_data(tmp_path):
@@ -164,7 +165,7 @@ def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_valid
     (other.path / "manifest.json").write_text(json.dumps(manifest))
     a, b, fold = np.array([0, 2]), np.array([1, 5]), np.array([0, 1])
     labels = other.labels
-    store.write_pairs(other.path, "mine", store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
+    stores.write_pairs(other.path, "mine", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     config.eval.benchmarks.some.store = str(other.path)
     after = evaluate.check(config, tmp_path)
     assert [key for key in before if before[key] != after[key]] == ["pairs of some"]
@@ -238,12 +239,12 @@ def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypa
     other, _ = loop.open_data(config, tmp_path / "three")
     assert len(drawn) == 4
     assert other.data_hash != first.data_hash
-    test = store.Store(evaluate.synthetic_store(config, tmp_path, "test"), "test")
+    test = stores.Store(evaluate.synthetic_store(config, tmp_path, "test"), "test")
     assert not set(other.identities) & set(test.identities)
     assert (len(other), len(test)) == (2 * config.data.synthetic.identities, 40)
     c = config.data.synthetic
-    assert np.abs(other.face(3).astype(int) - synthetic.face(1, 1, c.seed, c.difficulty)).mean() < 6
-    assert np.abs(test.face(2).astype(int) - synthetic.face(c.identities + 1, 0, c.seed, c.difficulty)).mean() < 6
+    assert np.abs(other.image(3).astype(int) - synthetic.face(1, 1, c.seed, c.difficulty)).mean() < 6
+    assert np.abs(test.image(2).astype(int) - synthetic.face(c.identities + 1, 0, c.seed, c.difficulty)).mean() < 6
 
 
 # ---- a conversion that was killed goes on with the shards that are there: of the same source and options alone
@@ -267,7 +268,7 @@ def rename(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["labels", "name", "longer", "shard_records", "format"])
 def test_finished_shards_of_another_source_or_version_are_not_taken(tmp_path, capsys, monkeypatch, what):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 3)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 3)
     people = [JPEGS[:3], JPEGS[3:6], JPEGS[:2]]
     records = [(key, payload) for key, payload in insightface(people) if key < 9 and key > 0]
     write_rec(tmp_path / "src", records)
@@ -285,10 +286,10 @@ def test_finished_shards_of_another_source_or_version_are_not_taken(tmp_path, ca
         os.utime(src / "train.rec", ns=(stat.st_atime_ns, stat.st_mtime_ns))
         (src / "train.idx").unlink()
     elif what == "shard_records":
-        monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+        monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     else:
-        monkeypatch.setattr(store, "FORMAT", 3)
-    message = f"{work} is of another source, other options or another version; remove it"
+        monkeypatch.setattr(manifest, "FORMAT", 3)
+    message = f"{work}: left by a conversion of another source, other options or another version; remove it"
     fails(capsys, tmp_path / "s", message, "recordio", f"--src={src}", "--workers=1")
 
 

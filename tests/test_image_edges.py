@@ -116,7 +116,7 @@ def test_faces_are_encoded_without_loss_of_colour_resolution():
     red[:, ::2, 0] = 255  # lines of one pixel
     assert np.abs(images.decode(images.encode(red), "x").astype(int) - red).mean() < 4
     for wrong in (red[:111], red[..., :2], red.astype(np.int16), red[:, :, 0]):
-        with pytest.raises(ValueError, match=r"a face is uint8 \[112,112,3\], got"):
+        with pytest.raises(ValueError, match=r"expected an image uint8 \[112,112,3\], got"):
             images.encode(wrong)
 
 

@@ -152,7 +152,7 @@ def test_to_jpeg_names_what_it_cannot_read(data):
 
 @pytest.mark.parametrize("bad", [np.zeros((112, 112, 3), np.float32), np.zeros((112, 112), np.uint8)])
 def test_encode_takes_faces_only(bad):
-    with pytest.raises(ValueError, match="a face is uint8"):
+    with pytest.raises(ValueError, match="expected an image uint8"):
         images.encode(bad)
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvjax.data import images, insightface_bin, prepare, store
+from fvjax.data import images, stores
+from fvjax.data.readers import benchmark_lists, insightface_bin, plain_pickle
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import fails, run
 
@@ -97,12 +98,12 @@ def test_the_store(tmp_path, capsys):
     assert (code, err) == (0, "")
     assert "8 images read = 6 written + 2 repeats of them + 0 rejected; folds balanced; 0 contradictory pairs" in out
     assert "identities are derived from genuine pairs" in out
-    s = store.Store(tmp_path / "s", "test")
+    s = stores.Store(tmp_path / "s", "test")
     assert [s.jpeg(i) for i in range(6)] == [JPEGS[i] for i in (0, 1, 2, 3, 4, 5)]
     assert s.sources == ["x.bin#0", "x.bin#1", "x.bin#2", "x.bin#3", "x.bin#5", "x.bin#6"]
     # 0-1 and 1-4 are genuine, so 0, 1, 4 are one person; nobody knows whether 2, 3, 5 are more
     assert [s.identities[i] for i in s.labels] == [f"derived {i:06d}" for i in (0, 0, 2, 3, 0, 5)]
-    pairs = store.read_pairs(tmp_path / "s", "mine")
+    pairs = stores.read_pairs(tmp_path / "s", "mine")
     assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 2, 1, 5], [1, 3, 4, 0])
     assert (pairs.same.tolist(), pairs.fold.tolist()) == (SAME, [0, 0, 1, 1])
     entry = s.manifest["benchmarks"]["mine"]
@@ -129,9 +130,9 @@ def test_the_usual_benchmarks_are_recognised_by_name_and_number(tmp_path, known)
     n = insightface_bin.PAIRS[known]
     name, fold = insightface_bin.protocol(tmp_path / f"{known}.bin", n, None, None)
     assert (name, np.bincount(fold).tolist()) == (known, [n // 10] * 10)
-    with pytest.raises(ValueError, match=f"holds {n - 1} pairs, and {known} has {n}"):
+    with pytest.raises(ValueError, match=f"has {n - 1} pairs, but {known} has {n}"):
         insightface_bin.protocol(tmp_path / f"{known}.bin", n - 1, None, None)
-    with pytest.raises(ValueError, match="is judged in 10 folds"):
+    with pytest.raises(ValueError, match="is evaluated in 10 folds"):
         insightface_bin.protocol(tmp_path / f"{known}.bin", n, None, 5)
 
 
@@ -151,7 +152,7 @@ def test_rejections_are_counted_and_located(tmp_path, capsys):
     assert code == 0
     assert "8 images read = 5 written + 1 repeats of them + 2 rejected" in out
     assert "2 pairs (1 genuine, 1 impostor) in 2 folds; 1 images not acquired, 2 pairs dropped (policy drop)" in out
-    manifest = store.Store(dst, "test").manifest
+    manifest = stores.Store(dst, "test").manifest
     assert [r["file"] for r in manifest["rejected"]] == ["x.bin#3", "x.bin#4"]
     at = int(manifest["rejected"][0]["reason"].split("byte ")[1].split(")")[0])
     assert (tmp_path / "x.bin").read_bytes()[at + 2 :].startswith(b"no image")
@@ -168,7 +169,7 @@ def test_a_contradiction_is_an_error_or_dropped_and_counted(tmp_path, capsys):
     code, out, _ = run(capsys, "bin", src, f"--dst={tmp_path / 'out/s'}", *NEW, "--policy=drop")
     assert code == 0
     assert "2 contradictory pairs" in out
-    entry = store.Store(tmp_path / "out/s", "test").manifest["benchmarks"]["mine"]
+    entry = stores.Store(tmp_path / "out/s", "test").manifest["benchmarks"]["mine"]
     assert (entry["contradictory_pairs"], entry["pairs_dropped"], entry["pairs"]) == ([2, 3], 2, 3)
 
 
@@ -180,7 +181,7 @@ def test_mistakes(tmp_path, capsys):
     fails(capsys, dst, "4 pairs, none of lfw (6000 pairs), cfp_ff", "bin", src)
     fails(capsys, dst, "with --name and --folds", "bin", src, "--name=mine")
     fails(capsys, dst, "--folds=5: choose 2 … 4", "bin", src, "--name=mine", "--folds=5")
-    fails(capsys, dst, "holds 4 pairs, and lfw has 6000", "bin", src, "--name=lfw")
+    fails(capsys, dst, "has 4 pairs, but lfw has 6000", "bin", src, "--name=lfw")
     fails(capsys, dst, "letters, digits and underscores", "bin", src, "--name=a b", "--folds=2")
     large = images.simplejpeg.encode_jpeg(smooth_face(0, 224))
     src = write(tmp_path / "y.bin", ([large, *content()[0][1:]], SAME))
@@ -357,7 +358,7 @@ def test_no_name_is_ever_looked_up(monkeypatch):
     trap.__getattr__ = lambda name: pytest.fail(f"{name} was looked up")  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "numpy.core.multiarray", trap)
     monkeypatch.setattr("builtins.__import__", lambda name, *_: pytest.fail(f"{name} was imported"))
-    value = insightface_bin.load(io.BytesIO(KINDS["python 2"]), len(KINDS["python 2"]))
+    value = plain_pickle.load(io.BytesIO(KINDS["python 2"]), len(KINDS["python 2"]))
     assert len(value[0]) == 8
 
 
@@ -421,7 +422,7 @@ def test_the_real_sample(real_data, tmp_path, capsys):
     assert code == 0
     assert "20 images read = 17 written + 3 repeats of them + 0 rejected" in out
     found = insightface_bin.read(sample)
-    made, pairs = store.Store(dst, "test"), store.read_pairs(dst, "small")
+    made, pairs = stores.Store(dst, "test"), stores.read_pairs(dst, "small")
     written = [made.jpeg(i) for pair in zip(pairs.a, pairs.b) for i in pair]
     assert written == [blob.data for blob in found.images]
     assert json.loads((dst / "manifest.json").read_text())["benchmarks"]["small"]["genuine"] == 10
@@ -431,14 +432,16 @@ def test_lfw_by_bin_and_by_folder_are_the_same_pairs(real_data, tmp_path, capsys
     """A lfw.bin in insightface's layout, of the real crops: pictures and labels as `prepare lfw` has them."""
     faces = real_data / "faces"
     lfw, protocol = faces / "lfw112_pairs", faces / "protocol/lfw_pairs.txt"
-    lines = prepare.read_lfw(protocol)
+    lines = benchmark_lists.read_lfw(protocol)
     entries = [np.frombuffer((lfw / file).read_bytes(), np.uint8)[:, None] for p in lines for file in (p.a, p.b)]
     src = write(tmp_path / "lfw.bin", (entries, [p.identity_a == p.identity_b for p in lines]), 3)
     code, out, _ = run(capsys, "bin", src, f"--dst={tmp_path / 'bin'}")
     assert code == 0
     assert "benchmark lfw: 6000 pairs (3000 genuine, 3000 impostor) in 10 folds" in out
     assert run(capsys, "lfw", f"--src={lfw}", f"--pairs={protocol}", f"--dst={tmp_path / 'lfw'}")[0] == 0
-    ours, theirs = ((store.Store(tmp_path / x, "test"), store.read_pairs(tmp_path / x, "lfw")) for x in ("bin", "lfw"))
+    ours, theirs = (
+        (stores.Store(tmp_path / x, "test"), stores.read_pairs(tmp_path / x, "lfw")) for x in ("bin", "lfw")
+    )
     assert len(ours[0]) == len(theirs[0])
     assert np.array_equal(ours[1].same, theirs[1].same)
     assert np.array_equal(ours[1].fold, theirs[1].fold)

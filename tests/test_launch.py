@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from tests.test_images import smooth_face
 
 CONFIG = "--config=configs/small_real.py"
@@ -31,7 +31,7 @@ def flags(tmp_path) -> list[str]:
     """Of small_real with stores of its own: training with validation inside it, as of prepare recordio; LFW, no CFP."""
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i}.jpg") for i in range(6)]
     for where, split in (("ms1m", "train"), ("ms1m/val", "val"), ("lfw", "test")):
-        store.write(tmp_path / "data" / where.replace("/", "_"), records, split=split, sources=["here"])
+        stores.write(tmp_path / "data" / where.replace("/", "_"), records, split=split, sources=["here"])
     (tmp_path / "data/ms1m_val").rename(tmp_path / "data/ms1m/val")
     wanted = {"data.train": "ms1m", "data.val": "ms1m/val", "eval.benchmarks.lfw.store": "lfw"}
     wanted |= {f"eval.benchmarks.{cfp}.store": "no_cfp" for cfp in ("cfp_ff", "cfp_fp")}
@@ -48,7 +48,7 @@ def test_stores_of_the_config_are_copied_and_named(tmp_path, flags):
     for name in ("ms1m", "lfw"):
         files = [p.relative_to(tmp_path / "data" / name) for p in (tmp_path / "data" / name).rglob("*") if p.is_file()]
         assert filecmp.cmpfiles(tmp_path / "data" / name, there / name, files, shallow=False)[0] == files
-    assert len(store.Store(there / "ms1m/val", "val")) == 6
+    assert len(stores.Store(there / "ms1m/val", "val")) == 6
     assert sorted(p.name for p in there.iterdir()) == ["lfw", "ms1m"], "nothing else is left"
     made = {p: p.stat().st_mtime_ns for p in there.rglob("*")}
     again = stage(tmp_path, CONFIG, *flags)

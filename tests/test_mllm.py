@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import weights_convert
 from fvjax import api, trees, verify
 from fvjax.config import Config, benchmark, check, to_json
-from fvjax.data import store
+from fvjax.data import stores
 from fvjax.evals import verification
 from fvjax.training import loop
 from tests.reference.recipe import write_checkpoint
@@ -47,11 +47,11 @@ def faces(real_data, tmp_path_factory):
     folder, crops = tmp_path_factory.mktemp("faces"), real_data / "faces"
     people = sorted((crops / "cfp112").iterdir())[:12]
     shots = [(file, who.name) for who in people for file in sorted(who.rglob("*.jpg"))[:4]]
-    store.write(folder / "train", [(f.read_bytes(), who, f.name) for f, who in shots], split="train", sources=["cfp"])
+    stores.write(folder / "train", [(f.read_bytes(), who, f.name) for f, who in shots], split="train", sources=["cfp"])
 
     several = [d for d in sorted((crops / "lfw112_pairs").iterdir()) if len(list(d.glob("*.jpg"))) > 1][:6]
     files = [(file, who.name) for who in several for file in sorted(who.glob("*.jpg"))[:2]]
-    lfw = store.write(
+    lfw = stores.write(
         folder / "lfw", [(f.read_bytes(), who, f.name) for f, who in files], split="test", sources=["lfw"]
     )
     a, b = np.array(list(itertools.combinations(range(12), 2))).T
@@ -59,7 +59,7 @@ def faces(real_data, tmp_path_factory):
     rows = np.concatenate([genuine[:3], impostor[:9], genuine[3:6], impostor[9:18]])
     a, b = a[rows], b[rows]
     ids = lfw.labels[a], lfw.labels[b]
-    store.write_pairs(lfw.path, "lfw", store.Pairs(a, b, ids[0] == ids[1], np.repeat([0, 1], 12), *ids))
+    stores.write_pairs(lfw.path, "lfw", stores.Pairs(a, b, ids[0] == ids[1], np.repeat([0, 1], 12), *ids))
     return folder
 
 
@@ -163,8 +163,8 @@ def scored(workdir):
     """What fvjax.api computes of the workdir for the same pairs: (model, first faces, second faces, pairs)."""
     model = api.load_workdir(workdir)
     where = model.run.config.eval.benchmarks.lfw.store
-    pairs, lfw = store.read_pairs(where, "lfw"), store.Store(where, "test")
-    return model, lfw.faces(pairs.a), lfw.faces(pairs.b), pairs
+    pairs, lfw = stores.read_pairs(where, "lfw"), stores.Store(where, "test")
+    return model, lfw.images(pairs.a), lfw.images(pairs.b), pairs
 
 
 @pytest.mark.parametrize("name", ["pair_frozen", "pair_lora"])

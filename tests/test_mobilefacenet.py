@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from fvjax.data import images, pipeline, prepare
-from fvjax.data.store import read_pairs
+from fvjax.data import images, pipeline
+from fvjax.data.readers import benchmark_lists, benchmarks
+from fvjax.data.stores import read_pairs
 from fvjax.evals import verification
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -38,7 +39,7 @@ def test_scores_agree_with_the_published_ones(real_data, embed):
     """
     faces = real_data / "faces"
     rows = [*range(50), *range(300, 350)]  # genuine and impostor pairs of the first fold
-    named = [prepare.read_lfw(faces / "protocol/lfw_pairs.txt")[row] for row in rows]
+    named = [benchmark_lists.read_lfw(faces / "protocol/lfw_pairs.txt")[row] for row in rows]
     files = sorted({file for pair in named for file in (pair.a, pair.b)})
     decoded = np.stack([images.decode((faces / "lfw112_pairs" / f).read_bytes(), f) for f in files])
     embeddings = verification.embed(embed, [(decoded, len(files))], flip_sum=True)
@@ -57,10 +58,10 @@ def test_lfw_and_cfp_accuracies(real_data, embed, tmp_path):
     faces, protocol = real_data / "faces", real_data / "faces/protocol"
     expected = {"lfw": 0.9915, "ff": 0.9939, "fp": 0.8720}
     stores = [
-        prepare.lfw(
+        benchmarks.lfw(
             faces / "lfw112_pairs", tmp_path / "lfw", pairs=protocol / "lfw_pairs.txt", policy="fail", resize=False
         ),
-        prepare.cfp(faces / "cfp112", tmp_path / "cfp", protocol=protocol / "cfp", policy="fail", resize=False),
+        benchmarks.cfp(faces / "cfp112", tmp_path / "cfp", protocol=protocol / "cfp", policy="fail", resize=False),
     ]
     found = {}
     for store in stores:

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from fvjax import errors
-from fvjax.data import images, pipeline, store
+from fvjax.data import images, pipeline, stores
 from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
 from tests.test_images import smooth_face
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory) -> store.Store:
+def faces(tmp_path_factory) -> stores.Store:
     """12 identities with 2, 3, 4, 2, 3, 4, … images."""
     owners = np.repeat(np.arange(12), [2, 3, 4] * 4)
     records = ((images.encode(smooth_face(i)), f"id{who}", f"{i}.jpg") for i, who in enumerate(owners))
     path = tmp_path_factory.mktemp("faces") / "s"
-    return store.write(path, records, split="train", sources=[])
+    return stores.write(path, records, split="train", sources=[])
 
 
 @pytest.fixture(scope="module", params=["identities", "answers"])
@@ -49,8 +49,8 @@ def test_a_batch_is_the_plan_decoded(faces, plan):
             plan[i] for i in batch["index"].tolist()
         ]
         for pair, ids in zip(batch["images"], batch["ids"]):
-            assert np.array_equal(pair[0], faces.face(ids[0]))
-            assert np.array_equal(pair[1], faces.face(ids[1]))
+            assert np.array_equal(pair[0], faces.image(ids[0]))
+            assert np.array_equal(pair[1], faces.image(ids[1]))
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -100,7 +100,7 @@ def test_a_broken_image_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(images, "decode", lambda *_: None)  # let a bad record into the store
         records = [(images.encode(smooth_face(0))[: 900 if i == 1 else None], "a", f"a/{i}.jpg") for i in range(2)]
-        broken = store.write(tmp_path / "s", records, split="train", sources=[])
+        broken = stores.write(tmp_path / "s", records, split="train", sources=[])
     with pytest.raises(ValueError, match=r"/s record 1 \(a/1\.jpg\): cannot be read"):
         batches(broken, PairPlan(broken.labels, 1, 0), num_steps=1)
     with pytest.raises(ValueError, match=r"/s record 1 \(a/1\.jpg\): cannot be read"):
@@ -114,7 +114,7 @@ def test_eval_batches_are_in_order_and_padded(faces, size, counts):
     assert [valid for _, valid in got] == counts
     assert all(batch.shape == (size, 112, 112, 3) and batch.dtype == np.uint8 for batch, _ in got)
     faces_got = np.concatenate([batch[:valid] for batch, valid in got])
-    assert all(np.array_equal(face, faces.face(i)) for face, i in zip(faces_got, wanted))
+    assert all(np.array_equal(face, faces.image(i)) for face, i in zip(faces_got, wanted))
     last, valid = got[-1]
     assert (last[valid:] == last[valid - 1]).all()
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvjax.data import images, prepare, store
+from fvjax.data import images, prepare, stores
+from fvjax.data.readers import benchmark_lists
 from tests.test_images import file_bytes, smooth_face
 
 
@@ -53,19 +54,19 @@ def test_folder(people, tmp_path, capsys):
     assert code == 0
     assert "5 images of 3 identities, split 'train'" in out
     assert "1 identities have a single image" in out
-    s = store.Store(tmp_path / "s")
+    s = stores.Store(tmp_path / "s")
     assert s.identities == ["amy", "bob", "cat"]
     assert s.sources == ["amy/a.JPG", "amy/b.jpg", "bob/1.jpg", "bob/deep/er/2.png", "cat/1.jpg"]
     assert s.labels.tolist() == [0, 0, 1, 1, 2]
     assert s.jpeg(2) == (people / "bob/1.jpg").read_bytes(), "a fitting JPEG must be kept as it is"
-    assert np.abs(s.face(3).astype(int) - smooth_face(1)).mean() < 1
+    assert np.abs(s.image(3).astype(int) - smooth_face(1)).mean() < 1
 
 
 def test_folder_twice_gives_the_same_data_hash(people, tmp_path, capsys):
     hashes = set()
     for name in ("s", "t"):
         assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / name}")[0] == 0
-        hashes.add(store.Store(tmp_path / name).data_hash)
+        hashes.add(stores.Store(tmp_path / name).data_hash)
     assert len(hashes) == 1
 
 
@@ -76,7 +77,7 @@ def test_folder_lists_what_it_leaves_out(people, tmp_path, capsys):
     code, out, _ = run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")
     assert code == 0
     assert "3 files rejected, listed in manifest.json; first: amy/notes.txt: suffix is none of" in out
-    rejected = store.Store(tmp_path / "s").manifest["rejected"]
+    rejected = stores.Store(tmp_path / "s").manifest["rejected"]
     assert [r["file"] for r in rejected] == ["amy/notes.txt", "cat/broken.jpg", "cat/no.png"]
     assert "truncated" in rejected[1]["reason"].lower()
 
@@ -84,7 +85,7 @@ def test_folder_lists_what_it_leaves_out(people, tmp_path, capsys):
 def test_folder_with_a_name_that_is_not_utf8(people, tmp_path, capsys):
     shutil.copy(people / "bob/1.jpg", os.fsencode(people / "bob") + b"/\xff.jpg")
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")[0] == 0
-    (rejected,) = store.Store(tmp_path / "s").manifest["rejected"]
+    (rejected,) = stores.Store(tmp_path / "s").manifest["rejected"]
     assert rejected["file"] == "bob/\\udcff.jpg"
 
 
@@ -92,15 +93,15 @@ def test_folder_exclude_and_limit(people, tmp_path, capsys):
     (tmp_path / "leave.tsv").write_text("# id\tname\namy\tAmy A.\n\n")
     common = "folder", f"--src={people}"
     assert run(capsys, *common, f"--dst={tmp_path / 's'}", f"--exclude={tmp_path / 'leave.tsv'}")[0] == 0
-    assert store.Store(tmp_path / "s").identities == ["bob", "cat"]
+    assert stores.Store(tmp_path / "s").identities == ["bob", "cat"]
     assert run(capsys, *common, f"--dst={tmp_path / 't'}", "--limit=2")[0] == 0
-    assert store.Store(tmp_path / "t").identities == ["amy", "bob"]
+    assert stores.Store(tmp_path / "t").identities == ["amy", "bob"]
 
 
 def test_folder_resize(people, tmp_path, capsys):
     put(people / "cat/2.jpg", 9, 224)
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}", "--resize")[0] == 0
-    assert store.Store(tmp_path / "s").face(5).shape == (112, 112, 3)
+    assert stores.Store(tmp_path / "s").image(5).shape == (112, 112, 3)
 
 
 def test_folder_mistakes(people, tmp_path, capsys):
@@ -159,9 +160,9 @@ def test_lfw(lfw, tmp_path, capsys):
     code, out, _ = run(capsys, *lfw, f"--dst={tmp_path / 's'}")
     assert code == 0
     assert "benchmark lfw: 4 pairs (2 genuine, 2 impostor) in 2 folds; 0 images not acquired, 0 pairs dropped" in out
-    s = store.Store(tmp_path / "s", "test")
+    s = stores.Store(tmp_path / "s", "test")
     assert len(s) == 5
-    pairs = store.read_pairs(tmp_path / "s", "lfw")
+    pairs = stores.read_pairs(tmp_path / "s", "lfw")
     assert [(s.sources[a][6:-4], s.sources[b][6:-4]) for a, b in zip(pairs.a, pairs.b)] == [
         ("Ann_A_0001", "Ann_A_0002"),
         ("Ann_A_0001", "Bob_B_0001"),
@@ -183,7 +184,7 @@ def test_lfw_missing_and_broken_images(lfw, tmp_path, capsys):
     code, out, _ = run(capsys, *lfw, f"--dst={dst}", "--policy=drop")
     assert code == 0
     assert "3 pairs (1 genuine, 2 impostor) in 2 folds; 1 images not acquired, 1 pairs dropped (policy drop)" in out
-    benchmark = store.Store(dst, "test").manifest["benchmarks"]["lfw"]
+    benchmark = stores.Store(dst, "test").manifest["benchmarks"]["lfw"]
     assert benchmark["fold_sizes"] == [1, 2]
     assert (benchmark["policy"], benchmark["failure_to_acquire"], benchmark["pairs_dropped"]) == ("drop", 1, 1)
 
@@ -191,7 +192,7 @@ def test_lfw_missing_and_broken_images(lfw, tmp_path, capsys):
     missing.write_bytes(missing.read_bytes()[:500])
     fails(capsys, dst.with_name("t"), "Ann_A/Ann_A_0002.jpg: cannot be read as an image", *lfw)
     assert run(capsys, *lfw, f"--dst={dst.with_name('t')}", "--policy=drop")[0] == 0
-    manifest = store.Store(dst.with_name("t"), "test").manifest
+    manifest = stores.Store(dst.with_name("t"), "test").manifest
     assert (manifest["counts"]["rejected"], manifest["benchmarks"]["lfw"]["failure_to_acquire"]) == (1, 1)
 
     (tmp_path / "lfw/Bob_B/Bob_B_0001.jpg").unlink()
@@ -222,7 +223,7 @@ def test_lfw_bad_protocols(lfw, tmp_path, capsys, text, message):
 
 def test_lfw_development_pairs_are_one_fold(tmp_path):
     (tmp_path / "pairsDevTest.txt").write_text("1\nAnn_A\t1\t2\nAnn_A\t1\tBob_B\t1\n")
-    assert [p.fold for p in prepare.read_lfw(tmp_path / "pairsDevTest.txt")] == [0, 0]
+    assert [p.fold for p in benchmark_lists.read_lfw(tmp_path / "pairsDevTest.txt")] == [0, 0]
 
 
 # ---- cfp
@@ -249,11 +250,11 @@ def cfp(tmp_path):
 
 def test_cfp(cfp, tmp_path, capsys):
     assert run(capsys, *cfp, f"--dst={tmp_path / 's'}")[0] == 0
-    s = store.Store(tmp_path / "s", "test")
+    s = stores.Store(tmp_path / "s", "test")
     assert len(s) == 6, "two of the eight images are in no pair"
     got = {}
     for name in ("ff", "fp"):
-        pairs = store.read_pairs(s.path, name)
+        pairs = stores.read_pairs(s.path, name)
         got[name] = [(s.sources[a], s.sources[b], same) for a, b, same in zip(pairs.a, pairs.b, pairs.same.tolist())]
     assert got == {
         "ff": [
@@ -301,13 +302,13 @@ def test_real_lfw(real_data, tmp_path, capsys):
     protocol = real_data / "faces/protocol"
     arguments = f"--src={real_data / 'faces/lfw112_pairs'}", f"--pairs={protocol / 'lfw_pairs.txt'}"
     assert run(capsys, "lfw", *arguments, f"--dst={tmp_path / 's'}")[0] == 0
-    s = store.Store(tmp_path / "s", "test")
+    s = stores.Store(tmp_path / "s", "test")
     assert s.manifest["counts"] == {"images": 7701, "identities": 4281, "rejected": 0}
     benchmark = s.manifest["benchmarks"]["lfw"]
     assert (benchmark["genuine"], benchmark["impostor"], benchmark["fold_sizes"]) == (3000, 3000, [600] * 10)
     # An independent list of the same pairs: fold and label of each, in pairs.txt order.
     reference = np.loadtxt(protocol / "lfw_reference_scores.tsv")
-    pairs = store.read_pairs(s.path, "lfw")
+    pairs = stores.read_pairs(s.path, "lfw")
     assert np.array_equal(pairs.fold + 1, reference[:, 0])
     assert np.array_equal(pairs.same, reference[:, 1] == 1)
 
@@ -315,7 +316,7 @@ def test_real_lfw(real_data, tmp_path, capsys):
 def test_real_cfp_protocols_and_training_identities(real_data, tmp_path, capsys):
     faces = real_data / "faces"
     for kind in ("FF", "FP"):
-        pairs = prepare.read_cfp(faces / "protocol/cfp", kind)
+        pairs = benchmark_lists.read_cfp(faces / "protocol/cfp", kind)
         same = np.array([p.identity_a == p.identity_b for p in pairs])
         assert np.array_equal(np.bincount([p.fold for p in pairs]), [700] * 10)
         assert same.reshape(10, 2, 350).sum(axis=2).tolist() == [[350, 0]] * 10
@@ -327,4 +328,4 @@ def test_real_cfp_protocols_and_training_identities(real_data, tmp_path, capsys)
     assert run(capsys, "folder", *arguments)[0] == 0
     manifest = json.loads((tmp_path / "s/manifest.json").read_text())
     assert manifest["counts"] == {"images": 4536, "identities": 324, "rejected": 0}
-    assert images.decode(store.Store(tmp_path / "s").jpeg(0), "x").shape == (112, 112, 3)
+    assert images.decode(stores.Store(tmp_path / "s").jpeg(0), "x").shape == (112, 112, 3)

@@ -12,7 +12,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvjax.data.prompts import Tokenizer, pair_prompt_ids, prompt_ids, yes_no_ids
+from fvjax.data.prompts import pair_prompt_ids, prompt_ids, yes_no_ids
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.training import train_state
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())

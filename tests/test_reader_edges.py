@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvjax.data import insightface_bin, prepare, recordio, store
+from fvjax.data import stores
+from fvjax.data.readers import benchmark_lists, benchmarks, folders, insightface_bin, plain_pickle
+from fvjax.data.readers.recordio import companions, conversion, records, scanner
+from fvjax.data.stores import manifest, protocol, shards
 from tests.test_recordio import FACES, pack, write_rec
 
 # ---- RecordIO
 
 
 def part(data: bytes, kind: int = 0) -> bytes:
-    return struct.pack("<II", recordio.MAGIC, kind << 29 | len(data)) + data + b"\0" * (-len(data) % 4)
+    return struct.pack("<II", records.MAGIC, kind << 29 | len(data)) + data + b"\0" * (-len(data) % 4)
 
 
 def payload(image: bytes, flag: int = 0, label: float = 5.0, labels=(), id_: int = 9) -> bytes:
@@ -27,18 +30,18 @@ def payload(image: bytes, flag: int = 0, label: float = 5.0, labels=(), id_: int
 def test_a_record_is_taken_apart():
     for image in (b"", b"x", b"xyz", b"wxyz"):
         for after in (b"", b"more"):
-            labels, id_, got, taken = recordio.parse(part(payload(image)) + after)
+            labels, id_, got, taken = records.parse(part(payload(image)) + after)
             assert (labels.tolist(), id_, got) == ([5.0], 9, image)
             assert taken == 8 + (24 + len(image) + 3) // 4 * 4
-    labels, _, got, _ = recordio.parse(part(payload(b"xyz", 3, 0.0, [7, 8, 9])))
+    labels, _, got, _ = records.parse(part(payload(b"xyz", 3, 0.0, [7, 8, 9])))
     assert (labels.tolist(), got) == ([7, 8, 9], b"xyz")
 
 
 def test_parts_are_joined_by_the_number_that_was_left_out():
     whole = payload(b"image")
     data = part(whole[:8], 1) + part(whole[8:12], 2) + part(whole[12:], 3)
-    joined = recordio.MARK.join([whole[:8], whole[8:12], whole[12:]])
-    _, _, image, taken = recordio.parse(data + b"behind")
+    joined = records.MARK.join([whole[:8], whole[8:12], whole[12:]])
+    _, _, image, taken = records.parse(data + b"behind")
     assert image == joined[24:]
     assert taken == len(data)
 
@@ -48,8 +51,8 @@ def test_parts_are_joined_by_the_number_that_was_left_out():
     [
         (b"", "only 0 bytes up to the next record"),
         (part(payload(b"x"))[:7], "only 7 bytes up to the next record"),
-        (part(payload(b"x"))[:8], "says it has 36 bytes, only 8 are there"),
-        (part(payload(b"x"))[:-1], "says it has 36 bytes, only 35 are there"),
+        (part(payload(b"x"))[:8], "its length is 36 bytes, but only 8 follow"),
+        (part(payload(b"x"))[:-1], "its length is 36 bytes, but only 35 follow"),
         (b"abcd" + part(payload(b"x"))[4:], "no magic number at its byte 0"),
         (part(payload(b"x"), 1) + b"abcdefgh", "no magic number at its byte 36"),
         (part(payload(b"x"), 1), "only 36 bytes up to the next"),
@@ -65,25 +68,25 @@ def test_parts_are_joined_by_the_number_that_was_left_out():
 )
 def test_what_is_no_record_is_said(data, message):
     with pytest.raises(ValueError, match=message):
-        recordio.parse(data)
+        records.parse(data)
 
 
 def test_as_many_bytes_as_a_record_may_have_and_four_more(monkeypatch):
     data = part(payload(b"abcd" * 3))
-    monkeypatch.setattr(recordio, "MAX_RECORD", len(data))
-    assert recordio.parse(data)[3] == len(data)
-    monkeypatch.setattr(recordio, "MAX_RECORD", len(data) - 4)
-    with pytest.raises(ValueError, match=f"says it has {len(data)} bytes, more than any face"):
-        recordio.parse(data)
+    monkeypatch.setattr(records, "MAX_RECORD", len(data))
+    assert records.parse(data)[3] == len(data)
+    monkeypatch.setattr(records, "MAX_RECORD", len(data) - 4)
+    with pytest.raises(ValueError, match=f"its length is {len(data)} bytes, more than any face"):
+        records.parse(data)
 
 
 def test_identities_are_integers_below_those_that_float32_leaves_out():
-    assert recordio.MAX_LABEL == 2**24 == int(np.float32(2**24 + 1))
+    assert records.MAX_LABEL == 2**24 == int(np.float32(2**24 + 1))
     for good in (0, 1, 2**24 - 1):
-        assert recordio._identity(np.array([good, 7.5], np.float32)) == good
+        assert records.identity(np.array([good, 7.5], np.float32)) == good
     for bad in (-1, 0.5, 2**24, np.nan, np.inf):
         with pytest.raises(ValueError, match=r"is no identity, which is an integer from 0 to 16777215"):
-            recordio._identity(np.array([bad], np.float32))
+            records.identity(np.array([bad], np.float32))
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 22])
@@ -95,16 +98,16 @@ def test_the_size_of_a_block_changes_nothing(block, tmp_path, monkeypatch):
     write_rec(tmp_path, records)
     rec = tmp_path / "train.rec"
     rec.write_bytes(b"junk" + rec.read_bytes() + b"behind it all")
-    monkeypatch.setattr(recordio, "BLOCK", 1 << 22)
+    monkeypatch.setattr(scanner, "BLOCK", 1 << 22)
     bytes_read = []
-    want, headers, rejected = recordio.scan(rec, bytes_read.append)
+    want, headers, rejected = scanner.scan(rec, bytes_read.append)
     assert bytes_read == [rec.stat().st_size]
     if block < 7:  # so many blocks take their time
         rec.write_bytes(rec.read_bytes()[: int(want.offset[1] + 40)])
-        want, headers, rejected = recordio.scan(rec, lambda n: None)
-    monkeypatch.setattr(recordio, "BLOCK", block)
+        want, headers, rejected = scanner.scan(rec, lambda n: None)
+    monkeypatch.setattr(scanner, "BLOCK", block)
     bytes_read.clear()
-    got, headers_too, rejected_too = recordio.scan(rec, bytes_read.append)
+    got, headers_too, rejected_too = scanner.scan(rec, bytes_read.append)
     assert sum(bytes_read) == rec.stat().st_size
     for column, same in zip(got, want):
         np.testing.assert_array_equal(column, same)
@@ -117,23 +120,23 @@ def test_the_size_of_a_block_changes_nothing(block, tmp_path, monkeypatch):
 def test_validation_takes_the_floor_of_a_part():
     """0.29 of 100 is 29 although 100 * 0.29 is a float below; and of one image nothing is taken."""
     for n, val, expected in ((100, 0.29, 29), (10, 0.3, 3), (9, 0.3, 2), (1, 0.99, 0), (2, 0.5, 1), (5, 0.0, 0)):
-        names, index, is_val = recordio.select(np.full(n, 4), None, val, 0)
+        names, index, is_val = conversion.select(np.full(n, 4), None, val, 0)
         assert (names.tolist(), set(index.tolist()), int(is_val.sum())) == ([4], {0}, expected)
 
 
 def test_how_many_identities_a_property_may_promise(tmp_path):
     file = tmp_path / "property"
     file.write_text("5,112,112")
-    recordio._check_property(file, 5, False, False)
-    recordio._check_property(file, 4, True, False)
+    companions.check_property(file, 5, False, False)
+    companions.check_property(file, 4, True, False)
     for identities, damaged in ((4, False), (6, False), (6, True)):
         with pytest.raises(ValueError, match=f"says 5 identities, the records have {identities}"):
-            recordio._check_property(file, identities, damaged, False)
+            companions.check_property(file, identities, damaged, False)
     for text in ("5,112,224", "5,224,112"):
         file.write_text(text)
-        recordio._check_property(file, 5, False, True)
+        companions.check_property(file, 5, False, True)
         with pytest.raises(ValueError, match=r"says \d+x\d+, faces are 112x112; prepare with --resize"):
-            recordio._check_property(file, 5, False, False)
+            companions.check_property(file, 5, False, False)
 
 
 # ---- insightface's .bin
@@ -149,9 +152,9 @@ def test_known_benchmarks_and_their_folds():
             told, fold = insightface_bin.protocol(Path(f"{name}.bin"), pairs, None, folds)
             assert (told, np.bincount(fold).tolist()) == (name, [pairs // 10] * 10)
         assert insightface_bin.protocol(Path("x.bin"), pairs, name, None)[0] == name
-        with pytest.raises(ValueError, match=f"holds {pairs - 1} pairs, and {name} has {pairs}"):
+        with pytest.raises(ValueError, match=f"has {pairs - 1} pairs, but {name} has {pairs}"):
             insightface_bin.protocol(Path(f"{name}.bin"), pairs - 1, None, None)
-        with pytest.raises(ValueError, match=f"--folds=5: {name} is judged in 10 folds"):
+        with pytest.raises(ValueError, match=f"--folds=5: {name} is evaluated in 10 folds"):
             insightface_bin.protocol(Path(f"{name}.bin"), pairs, None, 5)
 
 
@@ -169,24 +172,24 @@ def test_folds_from_two_to_as_many_as_pairs():
 
 def test_people_are_what_genuine_pairs_connect():
     chain = np.array([[4, 5], [1, 2], [5, 2], [7, 7], [3, 6]])
-    assert insightface_bin.people(8, chain).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
-    assert insightface_bin.people(8, chain[::-1, ::-1]).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
-    assert insightface_bin.people(3, np.zeros((0, 2), int)).tolist() == [0, 1, 2]
+    assert insightface_bin.derive_identities(8, chain).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
+    assert insightface_bin.derive_identities(8, chain[::-1, ::-1]).tolist() == [0, 1, 1, 3, 1, 1, 3, 7]
+    assert insightface_bin.derive_identities(3, np.zeros((0, 2), int)).tolist() == [0, 1, 2]
     long = np.stack([np.arange(99, 0, -1), np.arange(98, -1, -1)], 1)
-    assert not insightface_bin.people(100, long).any()
+    assert not insightface_bin.derive_identities(100, long).any()
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2), (1, 1, 1, 4), ()])
 def test_arrays_of_up_to_four_dimensions_that_fit_their_bytes(shape):
-    blob, kind = insightface_bin.Blob(bytes(4), 7), insightface_bin._Dtype(np.dtype("i4" if shape == () else "u1"))
+    blob, kind = plain_pickle.Blob(bytes(4), 7), plain_pickle.Dtype(np.dtype("i4" if shape == () else "u1"))
     for order in "CF":
-        made = insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, order)
+        made = plain_pickle.Array().fill(blob, kind, shape, order)
         assert (made.blob, made.dtype, made.shape, made.order) == (blob, kind.value, shape, order)
     for wrong in ((*shape, 2), (*shape, 0), (-1, -4), (True, 4), (1.0, 4), (1, 1, 1, 1, 4), [4], 4):
         with pytest.raises(ValueError, match="an array whose shape does not fit its 4 bytes is refused"):
-            insightface_bin._filled(insightface_bin._Array(), blob, kind, wrong, "C")
+            plain_pickle.Array().fill(blob, kind, wrong, "C")
     with pytest.raises(ValueError, match="does not fit its 4 bytes"):
-        insightface_bin._filled(insightface_bin._Array(), blob, kind, shape, "A")
+        plain_pickle.Array().fill(blob, kind, shape, "A")
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
@@ -206,14 +209,14 @@ def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
     protocol = "".join(f"a{fold} 1 2\nb{fold} 1 c{fold} 1\n" for fold in range(3))
     (tmp_path / "pairs.txt").write_text(f"3 1\n{protocol}")
     with pytest.raises(ValueError, match=f"no pair of fold {lost + 1} of lfw is left; supply images"):
-        prepare.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
+        benchmarks.lfw(tmp_path, tmp_path / "t", pairs=tmp_path / "pairs.txt", policy="drop", resize=False)
 
 
 def test_a_small_file_has_few_instructions():
     """10,000, and one for 16 bytes: more of them would be work without data."""
     marks = b"(" * 20_000 + b"."
     with pytest.raises(ValueError, match="more than 11250 instructions in a file of 20001 bytes"):
-        insightface_bin.load(io.BytesIO(marks), len(marks))
+        plain_pickle.load(io.BytesIO(marks), len(marks))
 
 
 # ---- protocols in text
@@ -222,14 +225,14 @@ def test_a_small_file_has_few_instructions():
 def test_lfws_folds_and_numbers(tmp_path):
     file = tmp_path / "pairs.txt"
     file.write_text("2\t1\n# a comment\nann 1 2\n\nann 3 bob 10\nbob 1 12345\nbob 2 zoe 4\n")
-    assert prepare.read_lfw(file) == [
+    assert benchmark_lists.read_lfw(file) == [
         ("ann/ann_0001.jpg", "ann/ann_0002.jpg", "ann", "ann", 0),
         ("ann/ann_0003.jpg", "bob/bob_0010.jpg", "ann", "bob", 0),
         ("bob/bob_0001.jpg", "bob/bob_12345.jpg", "bob", "bob", 1),
         ("bob/bob_0002.jpg", "zoe/zoe_0004.jpg", "bob", "zoe", 1),
     ]
     file.write_text("1\nann 1 2\nann 3 bob 10\n")  # the development sets have one fold, and do not say so
-    assert [pair.fold for pair in prepare.read_lfw(file)] == [0, 0]
+    assert [pair.fold for pair in benchmark_lists.read_lfw(file)] == [0, 0]
     for text, message in (
         ("0\t1\n", ":1: expected 'folds pairs'"),
         ("1\t0\n", ":1: expected 'folds pairs'"),
@@ -243,13 +246,13 @@ def test_lfws_folds_and_numbers(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            prepare.read_lfw(file)
+            benchmark_lists.read_lfw(file)
 
 
 def test_several_pairs_of_a_fold(tmp_path):
     file = tmp_path / "pairs.txt"
     file.write_text("2 2\n" + "ann 1 2\nbob 1 2\nann 1 bob 1\nann 2 bob 2\n" * 2)
-    assert [(pair.identity_a, pair.identity_b, pair.fold) for pair in prepare.read_lfw(file)] == [
+    assert [(pair.identity_a, pair.identity_b, pair.fold) for pair in benchmark_lists.read_lfw(file)] == [
         (a, b, fold) for fold in (0, 1) for a, b in (("ann", "ann"), ("bob", "bob"), ("ann", "bob"), ("ann", "bob"))
     ]
 
@@ -260,11 +263,11 @@ def test_a_folder_follows_links_and_has_no_features(tmp_path):
     (tmp_path / "elsewhere/deeper/1.jpg").write_bytes(FACES[0])
     (tmp_path / "src/ann").mkdir(parents=True)
     (tmp_path / "src/ann/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    made = prepare.folder(tmp_path / "src", tmp_path / "s", **options)
+    made = folders.folder(tmp_path / "src", tmp_path / "s", **options)
     assert (made.sources, made.identities) == (["ann/link/deeper/1.jpg"], ["ann"])
     for name in ("split", "image_feature", "identity_feature"):
         with pytest.raises(ValueError, match="--split, --image-feature and --identity-feature are of tfds:NAME"):
-            prepare.folder(tmp_path / "src", tmp_path / "t", **options, **{name: "x"})
+            folders.folder(tmp_path / "src", tmp_path / "t", **options, **{name: "x"})
 
 
 # ---- stores
@@ -280,8 +283,8 @@ PAIRS = {
 }
 
 
-def pairs_with(**changes) -> store.Pairs:
-    return store.Pairs(**{name: np.array(column) for name, column in (PAIRS | changes).items()})
+def pairs_with(**changes) -> stores.Pairs:
+    return stores.Pairs(**{name: np.array(column) for name, column in (PAIRS | changes).items()})
 
 
 @pytest.mark.parametrize(
@@ -296,26 +299,26 @@ def pairs_with(**changes) -> store.Pairs:
         ({"fold": [0, 1, 0, 1]}, "folds must be 0, 0, …, 1, 1, … in order"),
         ({"identity_a": [0, 0, 1, 1]}, "must be the store's labels of a and b"),
         ({"identity_b": [0, 1, 1, 1]}, "must be the store's labels of a and b"),
-        ({"same": [True, False, True, False]}, "pair 3 says same=False, its records 0 and 1 say otherwise"),
-        ({"same": [True, True, True, False]}, "pair 1 says same=True, its records 1 and 2 say otherwise"),
+        ({"same": [True, False, True, False]}, "pair 3 has same=False, but its records 0 and 1 have"),
+        ({"same": [True, True, True, False]}, "pair 1 has same=True, but its records 1 and 2 have"),
         ({"fold": [0, 0, 1]}, "one common length above zero"),
         ({name: np.zeros(0, int) for name in PAIRS}, "one common length above zero"),
     ],
 )
 def test_pairs_must_be_of_the_store(changes, message):
     labels = np.array([0, 0, 1, 1])
-    store._check_pairs(pairs_with(), labels, "x")
+    protocol.check_pairs(pairs_with(), labels, "x")
     with pytest.raises(ValueError, match=f"^x: .*{message}"):
-        store._check_pairs(pairs_with(**changes), labels, "x")
+        protocol.check_pairs(pairs_with(**changes), labels, "x")
 
 
 def test_what_a_manifest_may_say_of_a_shard():
     good = {"file": "faces", "records": 0, "bytes": 1}
-    assert store._is_shard(good)
+    assert manifest._is_shard(good)
     for change in ({"records": -1}, {"bytes": 0}, {"file": "a/b"}, {"file": 3}, {"records": None}, {"bytes": 1.5}):
-        assert not store._is_shard(good | change), change
-    assert not store._is_shard([good])
-    assert store.shard_names("val", 2) == [
+        assert not manifest._is_shard(good | change), change
+    assert not manifest._is_shard([good])
+    assert shards.shard_names("val", 2) == [
         "faces-val.array_record-00000-of-00002",
         "faces-val.array_record-00001-of-00002",
     ]
@@ -336,24 +339,24 @@ BAD_ROWS = {
 def two_faces(tmp_path_factory):
     """In folders that were not there."""
     dst = tmp_path_factory.mktemp("stores") / "some" / "where"
-    return store.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
+    return stores.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_rows_of_a_benchmark_that_are_none(case, two_faces):
     data = f"a,b,same,fold\n{BAD_ROWS[case]}".encode()
-    manifest = store._read_manifest(two_faces.path)
-    manifest["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # as whoever wrote it would have it
-    store._write_manifest(two_faces.path, manifest)
+    entries = manifest.read_manifest(two_faces.path)
+    entries["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # as whoever wrote it would have it
+    manifest.write_manifest(two_faces.path, entries)
     (two_faces.path / "pairs_x.csv").write_bytes(data)
     with pytest.raises(ValueError, match=r"pairs_x\.csv: not rows of a,b,same,fold \(.*\); prepare the store again"):
-        store.read_pairs(two_faces.path, "x")
+        stores.read_pairs(two_faces.path, "x")
 
 
 def test_a_shard_holds_a_hundred_thousand_records(two_faces):
     """Sizes and names of files that people copy; also what a conversion that goes on is compared with."""
-    assert store.SHARD_RECORDS == 100_000
-    assert [shard["file"] for shard in two_faces.manifest["shards"]] == store.shard_names("test", 1)
+    assert shards.SHARD_RECORDS == 100_000
+    assert [shard["file"] for shard in two_faces.manifest["shards"]] == shards.shard_names("test", 1)
 
 
 def tiny(folder: Path, records: list[tuple[int, bytes]]) -> tuple[Path, list[int]]:
@@ -364,8 +367,8 @@ def tiny(folder: Path, records: list[tuple[int, bytes]]) -> tuple[Path, list[int
 @pytest.mark.parametrize("block", [16, 32, 40, 1 << 22])
 def test_blocks_that_hold_several_records(block, tmp_path, monkeypatch):
     rec, starts = tiny(tmp_path, [(i, pack(float(i), b"x" * (i % 5 + 1), i)) for i in range(20)])
-    monkeypatch.setattr(recordio, "BLOCK", block)
-    found, headers, rejected = recordio.scan(rec, lambda n: None)
+    monkeypatch.setattr(scanner, "BLOCK", block)
+    found, headers, rejected = scanner.scan(rec, lambda n: None)
     assert found.offset.tolist() == starts
     assert found.label.tolist() == found.key.tolist() == found.number.tolist() == list(range(20))
     assert np.append(found.offset, rec.stat().st_size)[1:].tolist() == (found.offset + found.size).tolist()
@@ -377,8 +380,8 @@ def test_bytes_of_no_record_have_a_number_of_their_own_in_whatever_block(block, 
     rec, starts = tiny(tmp_path, [(i, pack(float(i), b"xyz", i)) for i in range(10)])
     data = rec.read_bytes()
     rec.write_bytes(data[: starts[3]] + b"?" * 8 + data[starts[3] : starts[7]] + b"!" * 4 + data[starts[7] :])
-    monkeypatch.setattr(recordio, "BLOCK", block)
-    found, _, rejected = recordio.scan(rec, lambda n: None)
+    monkeypatch.setattr(scanner, "BLOCK", block)
+    found, _, rejected = scanner.scan(rec, lambda n: None)
     assert found.number.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
     assert [(r.record, r.offset, r.end) for r in rejected] == [
         (3, starts[3], starts[3] + 8),
@@ -393,13 +396,13 @@ def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
     for start in starts[1:3]:  # the damage starts with the second record, and hides where the third one does
         data[start : start + 4] = b"????"
     rec.write_bytes(data)
-    found, _, rejected = recordio.read(rec, False, lambda n: None)
+    found, _, rejected = companions.read(rec, False, lambda n: None)
     assert found.key.tolist() == [10, 13, 14]
     lost = [one for one in rejected if one.file.endswith(".idx")]
     assert [(one.record, one.offset, one.end) for one in lost] == [(3, starts[2], starts[2])]
     assert lost[0].reason == f"train.idx:3: key 12 should be at byte {starts[2]} of train.rec, behind damage"
     rec.write_bytes(rec.read_bytes()[: starts[4]])
-    reasons = [one.reason for one in recordio.read(rec, False, lambda n: None)[2] if one.file.endswith(".idx")]
+    reasons = [one.reason for one in companions.read(rec, False, lambda n: None)[2] if one.file.endswith(".idx")]
     assert (
         reasons[1]
         == f"train.idx:5: key 14 should be at byte {starts[4]} of train.rec, behind its end at byte {starts[4]}"
@@ -418,9 +421,9 @@ def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
 )
 def test_what_a_header_may_not_say(labels, told, tmp_path):
     rec, starts = tiny(tmp_path, [(1, pack(0.0, b"abc", 1)), (9, pack(labels, b"", 9))])
-    message = f"train.rec record 1 at byte {starts[1]}: its header says {told}; these are no keys"
+    message = f"train.rec record 1 at byte {starts[1]}: its header has {told}; these are no keys"
     with pytest.raises(ValueError, match=re.escape(message)):
-        recordio.read(rec, False, lambda n: None)
+        companions.read(rec, False, lambda n: None)
 
 
 def test_headers_that_agree_and_one_key_more_or_less(tmp_path):
@@ -429,14 +432,14 @@ def test_headers_that_agree_and_one_key_more_or_less(tmp_path):
     def read(first=(1.0, 3.0), second=(3.0, 4.0), people=(4.0, 6.0)):
         images = [(key, pack(label, b"abc", key)) for key, label in ((1, 7.0), (2, 7.0), (3, 8.0))]
         told = [(4, pack(list(first), b"", 4)), (5, pack(list(second), b"", 5)), (0, pack(list(people)))]
-        return recordio.read(tiny(tmp_path, images + told)[0], False, lambda n: None)
+        return companions.read(tiny(tmp_path, images + told)[0], False, lambda n: None)
 
     found, headers, rejected = read()
     assert (found.label.tolist(), [h.key for h in headers], rejected) == ([7, 7, 8], [4, 5, 0], [])
     for wrong, message in (
-        ({"people": (4.0, 7.0)}, "says keys 4 to 7 - 1 are identities, there are 2"),
-        ({"people": (4.0, 5.0)}, "says keys 4 to 5 - 1 are identities, there are 2"),
-        ({"people": (5.0, 7.0)}, "says keys 5 to 7 - 1 are identities, there are 2"),
+        ({"people": (4.0, 7.0)}, "says keys 4 to 7 - 1 are identities, but there are 2"),
+        ({"people": (4.0, 5.0)}, "says keys 4 to 5 - 1 are identities, but there are 2"),
+        ({"people": (5.0, 7.0)}, "says keys 5 to 7 - 1 are identities, but there are 2"),
         ({"first": (1.0, 4.0)}, "are one identity, but key 1 has label 7|but 1 has label 7 and 3 label 8"),
         ({"first": (1.0, 2.0)}, "key 2 is in the headers of 0 identities, not of one"),
         ({"second": (2.0, 4.0)}, "are one identity, but 2 has label 7 and 3 label 8"),

@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from fvjax.data import images, recordio, store, synthetic
-from fvjax.data.recordio import MARK
+from fvjax.data import images, stores, synthetic
+from fvjax.data.readers.recordio import conversion, records, scanner, shard_jobs
+from fvjax.data.readers.recordio.records import MARK
+from fvjax.data.stores import shards
 from tests.test_bad_input import Commands, small
 from tests.test_images import file_bytes, smooth_face
 from tests.test_main import saved
@@ -53,7 +55,7 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
     """train.rec and train.idx of (key, payload); returns where each record starts."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
-    for _, payload in records:
+    for _, payload in entries:
         starts.append(len(out))
         out += frame(payload)
     (folder / "train.rec").write_bytes(out)
@@ -82,12 +84,12 @@ def write_people(folder: Path, people=PEOPLE) -> list[int]:
     return starts
 
 
-def convert(capsys, src, dst, *options) -> store.Store:
+def convert(capsys, src, dst, *options) -> stores.Store:
     code, out, err = run(capsys, "recordio", f"--src={src}", f"--dst={dst}", "--workers=1", *options)
     assert (code, err) == (0, ""), err
-    made = store.Store(dst)
+    made = stores.Store(dst)
     counts = made.manifest["recordio"]
-    val = [store.Store(dst / "val", "val")] if (dst / "val").is_dir() else []
+    val = [stores.Store(dst / "val", "val")] if (dst / "val").is_dir() else []
     assert sum(map(len, [made, *val])) == counts["written"]
     assert sum(len(s.manifest["rejected"]) for s in [made, *val]) == counts["rejected"]
     assert counts["written"] + counts["rejected"] == counts["read"]
@@ -106,7 +108,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def content(s: store.Store) -> list[tuple[bytes, str]]:
+def content(s: stores.Store) -> list[tuple[bytes, str]]:
     return [(s.jpeg(i), s.identities[s.labels[i]]) for i in range(len(s))]
 
 
@@ -184,7 +186,7 @@ def test_images_of_every_kind(tmp_path, capsys):
     starts = write_rec(tmp_path / "src", [(i, pack(0.0, data, i)) for i, data in enumerate([FACES[2], *bad, png])])
     s = convert(capsys, tmp_path / "src", tmp_path / "s")
     assert s.sources == ["train.rec#0", "train.rec#6"]
-    assert np.abs(s.face(1).astype(int) - smooth_face(3)).mean() < 1
+    assert np.abs(s.image(1).astype(int) - smooth_face(3)).mean() < 1
     assert [(r["record"], r["offset"]) for r in s.manifest["rejected"]] == [(i, starts[i]) for i in (1, 2, 3, 4, 5)]
     assert all(f"train.rec record {r['record']} at byte {r['offset']}: " in r["reason"] for r in s.manifest["rejected"])
     assert "there is no image in it" in s.manifest["rejected"][2]["reason"]
@@ -195,7 +197,7 @@ def test_other_sizes(tmp_path, capsys):
     starts = write_rec(tmp_path / "src", [(0, pack(0.0, FACES[0])), (1, pack(0.0, big))])
     message = f"train.rec record 1 at byte {starts[1]}: 224x224, expected 112x112; align it, or prepare with --resize"
     refuses(capsys, tmp_path, message)
-    assert convert(capsys, tmp_path / "src", tmp_path / "s", "--resize").face(1).shape == (112, 112, 3)
+    assert convert(capsys, tmp_path / "src", tmp_path / "s", "--resize").image(1).shape == (112, 112, 3)
 
 
 # ---- damage
@@ -203,14 +205,14 @@ def test_other_sizes(tmp_path, capsys):
 
 DAMAGE = {
     # what happens to the record at [a, b) of a .rec: the change, records lost, why
-    "truncated": (lambda d, a, b: d[: b - 50], 1, "only .* are there: truncated or damaged"),
+    "truncated": (lambda d, a, b: d[: b - 50], 1, "but only .* follow: truncated or damaged"),
     "cut in its head": (lambda d, a, b: d[: a + 5], 1, "only 5 bytes up to the next record or the end: truncated"),
     "magic number": (
         lambda d, a, b: d[:a] + b"\0" + d[a + 1 :],
         1,
         "belong to no record|no magic number at its byte 0",
     ),
-    "too long": (lambda d, a, b: d[: a + 4] + struct.pack("<I", b - a) + d[a + 8 :], 1, "says it has"),
+    "too long": (lambda d, a, b: d[: a + 4] + struct.pack("<I", b - a) + d[a + 8 :], 1, "its length is"),
     "huge": (lambda d, a, b: d[: a + 4] + struct.pack("<I", (1 << 29) - 1) + d[a + 8 :], 1, "more than any face"),
     "kind": (lambda d, a, b: d[: a + 7] + bytes([0xE0]) + d[a + 8 :], 1, "a part of kind 7 at the start"),
     "last part": (
@@ -220,7 +222,7 @@ DAMAGE = {
     ),
     "labels": (lambda d, a, b: d[: a + 8] + b"\xff\xff\xff\xff" + d[a + 12 :], 1, "promises 4294967295 labels, has"),
     "zeros": (lambda d, a, b: d[:a] + bytes(b - a) + d[b:], 1, "belong to no record|no magic number at its byte 0"),
-    "missing": (lambda d, a, b: d[: a + 40] + d[b:], 1, "only 40 are there"),
+    "missing": (lambda d, a, b: d[: a + 40] + d[b:], 1, "but only 40 follow"),
 }
 
 
@@ -280,7 +282,7 @@ def test_a_file_of_something_else(tmp_path, capsys, monkeypatch):
     write_rec(tmp_path / "src", [(i, pack(0.0, b"no image")) for i in range(5)])
     refuses(capsys, tmp_path, "not one usable image; the first rejected: train.rec record 0 at byte 0: cannot be read")
     write_rec(tmp_path / "src", [(i, pack(0.5, b"x")) for i in range(5)])
-    monkeypatch.setattr(recordio, "MAX_REJECTED", 4)
+    monkeypatch.setattr(scanner, "MAX_REJECTED", 4)
     refuses(
         capsys, tmp_path, "train.rec: no RecordIO file of faces: more than 4 records are rejected, the first: train"
     )
@@ -374,11 +376,11 @@ HEADERS = {
     ),
     "overlap": ({14: [5.0, 6.0]}, "but others of label 0 are in another header's"),
     "beyond": ({15: [7.0, 20.0]}, "says keys 7 to 20 - 1 are one identity, but 6 of them are images"),
-    "negative": ({15: [-7.0, 13.0]}, "record 14 at byte {14}: its header says keys -7 to 13; these are no keys"),
-    "not a number": ({15: [float("nan"), 13.0]}, "its header says keys nan to 13; these are no keys"),
-    "backwards": ({15: [13.0, 7.0]}, "its header says keys 13 to 7; these are no keys"),
-    "first": ({0: [13.0, 15.0]}, "record 15 at byte {15}: says keys 13 to 15 - 1 are identities, there are 3"),
-    "more": ({0: [13.0, 17.0]}, "record 15 at byte {15}: says keys 13 to 17 - 1 are identities, there are 3"),
+    "negative": ({15: [-7.0, 13.0]}, "record 14 at byte {14}: its header has keys -7 to 13; these are no keys"),
+    "not a number": ({15: [float("nan"), 13.0]}, "its header has keys nan to 13; these are no keys"),
+    "backwards": ({15: [13.0, 7.0]}, "its header has keys 13 to 7; these are no keys"),
+    "first": ({0: [13.0, 15.0]}, "record 15 at byte {15}: says keys 13 to 15 - 1 are identities, but there are 3"),
+    "more": ({0: [13.0, 17.0]}, "record 15 at byte {15}: says keys 13 to 17 - 1 are identities, but there are 3"),
 }
 
 
@@ -425,26 +427,26 @@ def test_damaged_files_may_lack_what_headers_name(tmp_path, capsys):
 
 def test_select():
     labels = np.repeat([4, 9, 2, 7, 5], [10, 3, 10, 25, 1])
-    names, index, is_val = recordio.select(labels, None, 0.2, 0)
+    names, index, is_val = conversion.select(labels, None, 0.2, 0)
     assert names.tolist() == [2, 4, 5, 7, 9]
     assert np.array_equal(names[index], labels)
     assert [int(is_val[labels == name].sum()) for name in names] == [2, 2, 0, 5, 0]
-    assert recordio.select(labels, 2, 0.2, 0)[0].tolist() == [2, 7], "4 and 2 have ten images each: the lower label"
-    few, index_few, is_val_few = recordio.select(labels, 3, 0.2, 0)
+    assert conversion.select(labels, 2, 0.2, 0)[0].tolist() == [2, 7], "4 and 2 have ten images each: the lower label"
+    few, index_few, is_val_few = conversion.select(labels, 3, 0.2, 0)
     assert few.tolist() == [2, 4, 7]
     assert np.array_equal(index_few < 0, np.isin(labels, [5, 9]))
     assert np.array_equal(is_val_few, is_val), "what validates must not depend on who else is there"
-    draws = [recordio.select(labels, None, 0.2, seed)[2] for seed in range(200)]
+    draws = [conversion.select(labels, None, 0.2, seed)[2] for seed in range(200)]
     assert np.array_equal(draws[0], is_val)
     share = np.mean(draws, 0)[labels == 4]
     assert np.abs(share - 0.2).max() < 0.12, "every image is drawn alike"  # 200 draws: standard deviation 0.03
-    assert not recordio.select(labels, None, 0.0, 0)[2].any()
+    assert not conversion.select(labels, None, 0.0, 0)[2].any()
 
 
 def test_training_and_validation_stores(tmp_path, capsys):
     write_people(tmp_path / "src")
     s = convert(capsys, tmp_path / "src", tmp_path / "s", "--top=2", "--val=0.4", "--seed=3")
-    val = store.Store(tmp_path / "s/val", "val")
+    val = stores.Store(tmp_path / "s/val", "val")
     assert s.identities == val.identities == ["0", "2"]
     assert (np.bincount(s.labels).tolist(), np.bincount(val.labels).tolist()) == ([3, 4], [2, 2])
     both = content(s) + content(val)
@@ -455,7 +457,7 @@ def test_training_and_validation_stores(tmp_path, capsys):
     assert other.sources != s.sources
     for path, split in ((s.path, "train"), (val.path, "val")):
         source = tfds.builder_from_directory(path).as_data_source(split)
-        assert [source[i]["source"].decode() for i in range(len(source))] == store.Store(path, split).sources
+        assert [source[i]["source"].decode() for i in range(len(source))] == stores.Store(path, split).sources
 
 
 @pytest.mark.parametrize("option", ["--top=4", "--top=0", "--val=1", "--val=-0.1", "--seed=-1", "--workers=0"])
@@ -471,20 +473,20 @@ def test_shards_and_workers_do_not_change_the_records(tmp_path, capsys, monkeypa
     """Three shards by one or two processes: the same bytes; as one shard: the same records and data_hash."""
     write_people(tmp_path / "src")
     whole = convert(capsys, tmp_path / "src", tmp_path / "whole")
-    monkeypatch.setattr(store, "SHARD_RECORDS", 4)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
     s = convert(capsys, tmp_path / "src", tmp_path / "s")
     convert(capsys, tmp_path / "src", tmp_path / "t", "--workers=2")
     assert files(tmp_path / "s") == files(tmp_path / "t")
     assert [x["records"] for x in s.manifest["shards"]] == [4, 4, 2]
     assert (content(s), s.data_hash) == (content(whole), whole.data_hash)
-    with store.Writer(tmp_path / "w", split="train", sources=[]) as writer:
+    with stores.Writer(tmp_path / "w", split="train", sources=[]) as writer:
         for (jpeg, name), source in zip(content(s), s.sources):
             writer.add(jpeg, name, source)
-    assert store.Store(tmp_path / "w").data_hash == s.data_hash, "the other way to write a store"
+    assert stores.Store(tmp_path / "w").data_hash == s.data_hash, "the other way to write a store"
 
 
 def test_a_shard_of_which_nothing_is_left(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 2)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 2)
     faces = [FACES[0], FACES[1], b"x", b"y", FACES[2]]
     write_rec(tmp_path / "src", [(i, pack(0.0, face)) for i, face in enumerate(faces)])
     s = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")
@@ -493,61 +495,63 @@ def test_a_shard_of_which_nothing_is_left(tmp_path, capsys, monkeypatch):
     assert len(tfds.builder_from_directory(s.path).as_data_source("train")) == 3
 
 
-def interrupted(tmp_path, capsys, monkeypatch, shards: int) -> Path:
+def interrupted(tmp_path, capsys, monkeypatch, finished: int) -> Path:
     """The working folder of a conversion that ended when so many shards were finished."""
-    write = recordio.write_shard
+    write = shard_jobs.write_shard
 
     def then(job):
-        if len(list(job.done.parent.glob("*.json"))) == shards:
+        if len(list(job.done.parent.glob("*.json"))) == finished:
             raise KeyboardInterrupt
         return write(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recordio, "write_shard", then)
+        patch.setattr(shard_jobs, "write_shard", then)
         with pytest.raises(KeyboardInterrupt):
             run(capsys, "recordio", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--workers=1")
     return tmp_path / ".s.partial"
 
 
 def test_finished_shards_are_kept_and_spoiled_ones_written_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 3)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 3)
     write_people(tmp_path / "src")
     convert(capsys, tmp_path / "src", tmp_path / "undisturbed")
     work = interrupted(tmp_path, capsys, monkeypatch, 3)
     (work / "done/train-00002.123.tmp").write_bytes(b"half a shard")
-    shards = sorted((work / "store").rglob("faces-*"))
-    assert len(shards) == 3
-    shards[1].write_bytes(shards[1].read_bytes()[:-1])
-    inodes = [shard.stat().st_ino for shard in shards]
+    written = sorted((work / "store").rglob("faces-*"))
+    assert len(written) == 3
+    written[1].write_bytes(written[1].read_bytes()[:-1])
+    inodes = [shard.stat().st_ino for shard in written]
     convert(capsys, tmp_path / "src", tmp_path / "s")
     assert files(tmp_path / "s") == files(tmp_path / "undisturbed")
-    after = [(tmp_path / "s" / shard.relative_to(work / "store")).stat().st_ino for shard in shards]
+    after = [(tmp_path / "s" / shard.relative_to(work / "store")).stat().st_ino for shard in written]
     assert [a == b for a, b in zip(inodes, after)] == [True, False, True]
     assert not work.exists()
 
 
 def test_what_is_kept_is_of_the_same_source_and_options(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_RECORDS", 3)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 3)
     write_people(tmp_path / "src")
     work = interrupted(tmp_path, capsys, monkeypatch, 1)
     command = "recordio", f"--src={tmp_path / 'src'}", "--workers=1"
     for option in ("--seed=1", "--val=0.3", "--top=2", "--resize"):
-        fails(capsys, tmp_path / "s", f"{work} is of another source, other options", *command, option)
+        fails(
+            capsys, tmp_path / "s", f"{work}: left by a conversion of another source, other options", *command, option
+        )
     os.utime(tmp_path / "src/train.rec", (1, 1))
-    fails(capsys, tmp_path / "s", f"{work} is of another source, other options", *command)
+    fails(capsys, tmp_path / "s", f"{work}: left by a conversion of another source, other options", *command)
     assert list((work / "done").glob("*.json"))
 
 
 def test_two_at_once(tmp_path, capsys, monkeypatch):
     write_people(tmp_path / "src")
-    write, seen = recordio.write_shard, []
+    write, seen = shard_jobs.write_shard, []
 
     def meanwhile(job):
         if not seen:
             seen.append(run(capsys, "recordio", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--workers=1"))
         return write(job)
 
-    monkeypatch.setattr(recordio, "write_shard", meanwhile)
+    monkeypatch.setattr(shard_jobs, "write_shard", meanwhile)
     convert(capsys, tmp_path / "src", tmp_path / "s")
     assert seen[0][0] == 2
     assert f"{tmp_path}/.s.partial: another process is at work there" in seen[0][2]
@@ -555,21 +559,22 @@ def test_two_at_once(tmp_path, capsys, monkeypatch):
 
 def test_a_file_that_changes_meanwhile(tmp_path, capsys, monkeypatch):
     write_people(tmp_path / "src")
-    real = recordio._run
+    real = conversion.run_jobs
 
     def then(jobs, workers):
         os.truncate(tmp_path / "src/train.rec", 4000)
         return real(jobs, workers)
 
-    monkeypatch.setattr(recordio, "_run", then)
+    monkeypatch.setattr(conversion, "run_jobs", then)
     refuses(capsys, tmp_path, "train.rec: changed while it was read: train.rec record")
 
 
 KILLED = """
     import os, signal, sys, threading, time
-    from fvjax.data import prepare, store
+    from fvjax.data import prepare
+    from fvjax.data.stores import shards
     if __name__ == "__main__":
-        store.SHARD_RECORDS = 40
+        shards.SHARD_RECORDS = 40
         src, dst, workers, moment = sys.argv[1:]
         if moment != "never":
             threading.Timer(float(moment), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
@@ -597,7 +602,7 @@ def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tup
     assert undisturbed.returncode == 0, undisturbed.stderr
     seconds, want = float(undisturbed.stdout.splitlines()[-1]), files(tmp_path / "undisturbed")
     assert sum("array_record" in name for name in want) == 23
-    monkeypatch.setattr(store, "SHARD_RECORDS", 40)
+    monkeypatch.setattr(shards, "SHARD_RECORDS", 40)
     moments, hit, kept = random.Random(workers), 0, 0
     for i in range(5 * times):  # a run that ends before its moment comes does not count
         if hit == times:
@@ -652,7 +657,7 @@ def test_trains_to_the_same_bits_as_a_folder(tmp_path, capsys, monkeypatch, requ
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(images.encode(synthetic.face(i % 12, i // 12, 0)))
     assert run(capsys, "folder", f"--src={src}", f"--dst={tmp_path / 'folder'}")[0] == 0
-    folder = store.Store(tmp_path / "folder")
+    folder = stores.Store(tmp_path / "folder")
     assert len(folder) == (7000 if faces == "real" else 60)
     people = [[] for _ in folder.identities]
     for label, source in zip(folder.labels, folder.sources):
@@ -680,18 +685,18 @@ WORDS = [0, 1, 2, 24, 28, 1 << 16, (1 << 29) - 1, 1 << 29, 2 << 29, 3 << 29, 7 <
 
 
 @st.composite
-def files_of_all_kinds(draw) -> tuple[bytes, str | None]:
+def written_all_kinds(draw) -> tuple[bytes, str | None]:
     """A .rec and an .idx or none: sound, then with some of its words, bytes and pieces changed."""
     odd = st.sampled_from([0.0, 1.0, 2.5, [1.0, 0.0], [0.0], [], [1.0] * 9])
     faces = st.sampled_from([FACES[0], FACES[1][:700], with_marks(FACES[2], 2), b"", b"x", MARK, MARK * 3 + b"yz"])
     people = draw(st.lists(st.lists(st.sampled_from(FACES), min_size=1, max_size=3), max_size=3))
-    records = [(key + 50, pack(draw(odd), draw(faces), key)) for key in range(draw(st.integers(0, 4)))]
-    records = draw(st.sampled_from([records, insightface(people), insightface(people) + records]))
+    entries = [(key + 50, pack(draw(odd), draw(faces), key)) for key in range(draw(st.integers(0, 4)))]
+    entries = draw(st.sampled_from([entries, insightface(people), insightface(people) + entries]))
     starts, data = [], b""
-    for _, payload in records:
+    for _, payload in entries:
         starts.append(len(data))
         data += frame(payload)
-    idx = [f"{key}\t{at}\n" for (key, _), at in zip(records, starts)]
+    idx = [f"{key}\t{at}\n" for (key, _), at in zip(entries, starts)]
     data = bytearray(data)
     for _ in range(draw(st.integers(0, 3))):
         anywhere = st.integers(0, len(data))
@@ -699,7 +704,7 @@ def files_of_all_kinds(draw) -> tuple[bytes, str | None]:
         kind = draw(st.sampled_from(["word", "byte", "cut", "out", "in", "again"]))
         if kind == "word":
             place += 4 * draw(st.integers(0, 8))
-            word = draw(st.sampled_from([*WORDS, recordio.MAGIC, len(data)]) | st.integers(0, 2**32 - 1))
+            word = draw(st.sampled_from([*WORDS, records.MAGIC, len(data)]) | st.integers(0, 2**32 - 1))
             data[place : place + 4] = struct.pack("<I", word)
         elif kind == "byte":
             place = draw(anywhere)
@@ -724,7 +729,7 @@ def everything_is_in_one_of_them(rec: Path, found, headers, rejected) -> None:
     """Images, headers and rejected stretches cover the file, side by side, and are numbered in order."""
     data = rec.read_bytes()
     places = [(int(n), int(a), int(a + size)) for n, a, size in zip(found.number, found.offset, found.size)]
-    places += [(h.number, h.offset, h.offset + recordio.parse(data[h.offset :])[3]) for h in headers]
+    places += [(h.number, h.offset, h.offset + records.parse(data[h.offset :])[3]) for h in headers]
     places = sorted(places + [(r.record, r.offset, r.end) for r in rejected if r.file == str(rec)])
     assert [n for n, *_ in places] == list(range(len(places)))
     assert [0, *(end for *_, end in places)] == [*(start for _, start, _ in places), len(data)]
@@ -736,7 +741,7 @@ def test_anything_is_read_or_refused(tmp_path_factory):
     rec, seen = folder / "train.rec", {"cases": 0, "converted": 0, "rejected": 0}
 
     @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(files_of_all_kinds(), st.sampled_from([40, 256, recordio.BLOCK]))
+    @given(written_all_kinds(), st.sampled_from([40, 256, scanner.BLOCK]))
     def check(pair, block):
         data, idx = pair
         rec.write_bytes(data)
@@ -746,11 +751,11 @@ def test_anything_is_read_or_refused(tmp_path_factory):
         shutil.rmtree(folder / "s", ignore_errors=True)
         tracemalloc.reset_peak()
         start, before = time.process_time(), tracemalloc.get_traced_memory()[0]
-        scanned = recordio.scan(rec, lambda n: None)
+        scanned = scanner.scan(rec, lambda n: None)
         everything_is_in_one_of_them(rec, *scanned)
         made = None
         with contextlib.suppress(ValueError), Progress(disable=True) as bar:
-            made = recordio.convert(folder, folder / "s", top=None, val=0, seed=0, workers=1, resize=False, bar=bar)
+            made = conversion.convert(folder, folder / "s", top=None, val=0, seed=0, workers=1, resize=False, bar=bar)
         assert time.process_time() - start < 1
         assert tracemalloc.get_traced_memory()[1] - before < 256 << 20
         seen["cases"] += 1
@@ -761,15 +766,15 @@ def test_anything_is_read_or_refused(tmp_path_factory):
             assert len(made) + len(rejected) == counts["read"]
             assert len(scanned[0].number) + len(scanned[2]) <= counts["read"]  # more if the .idx knows of lost ones
             assert all(r["record"] >= 0 and r["offset"] >= 0 and r["reason"] for r in rejected)
-            made.faces(range(len(made)))
+            made.images(range(len(made)))
             seen["converted"] += 1
             seen["rejected"] += len(rejected)
         # where the blocks end that are looked at together makes no difference
-        whole, recordio.BLOCK = recordio.BLOCK, block
+        whole, scanner.BLOCK = scanner.BLOCK, block
         try:
-            again = recordio.scan(rec, lambda n: None)
+            again = scanner.scan(rec, lambda n: None)
         finally:
-            recordio.BLOCK = whole
+            scanner.BLOCK = whole
         assert all(np.array_equal(a, b) for a, b in zip(scanned[0], again[0]))
         assert repr(scanned[1:]) == repr(again[1:])
 

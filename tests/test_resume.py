@@ -16,7 +16,8 @@ import pytest
 
 from fvjax import main, trees
 from fvjax.config import base, to_json
-from fvjax.data import images, store
+from fvjax.data import images, stores
+from fvjax.data.stores import shards
 from fvjax.models import encoder
 from fvjax.training.checkpoint import Checkpoints, Unreadable, best
 from tests.test_bad_input import Commands, small, snapshot
@@ -45,7 +46,7 @@ TOWER = {
 def faces(path: Path, split: str, first: int) -> None:
     """Eight people with four images, made of other blocks for another `first`."""
     records = [(images.encode(smooth_face(first + i), 60), f"{i // 4}", f"{i}.jpg") for i in range(32)]
-    store.write(path, records, split=split, sources=["here"])
+    stores.write(path, records, split=split, sources=["here"])
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +107,10 @@ def other_val(root: Path) -> None:
 
 def other_order(root: Path) -> None:
     """The same pictures of the same people."""
-    old = store.Store(root / "train")
+    old = stores.Store(root / "train")
     records = [(old.jpeg(i), old.identities[old.labels[i]], old.sources[i]) for i in (1, 0, *range(2, 32))]
     shutil.rmtree(root / "train")
-    store.write(root / "train", records, split="train", sources=["here"])
+    stores.write(root / "train", records, split="train", sources=["here"])
 
 
 CHANGES = {
@@ -136,11 +137,11 @@ def test_the_same_in_another_place_goes_on(again, monkeypatch, capsys):
     root, config = again
     moved = root / "moved"
     moved.mkdir()
-    old = store.Store(root / "train")
+    old = stores.Store(root / "train")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "SHARD_RECORDS", 10)
+        patch.setattr(shards, "SHARD_RECORDS", 10)
         records = [(old.jpeg(i), old.identities[old.labels[i]], old.sources[i]) for i in range(32)]
-        store.write(moved / "train", records, split="train", sources=["elsewhere"])
+        stores.write(moved / "train", records, split="train", sources=["elsewhere"])
     shutil.copytree(root / "val", moved / "val")
     for file in (*moved.rglob("*"), *(root / "tower").iterdir()):
         os.utime(file, (1, 1))
@@ -156,8 +157,8 @@ def test_a_checkpoint_knows_what_it_is_of(trained):
     meta = checkpoints.meta(2)
     checkpoints.close()
     assert set(meta) == {"base_hash", "train_data_hash", "val_data_hash", "pairs", "seconds", "hashes"}
-    assert meta["train_data_hash"] == store.Store(root / "train").data_hash
-    assert meta["val_data_hash"] == store.Store(root / "val", "val").data_hash
+    assert meta["train_data_hash"] == stores.Store(root / "train").data_hash
+    assert meta["val_data_hash"] == stores.Store(root / "val", "val").data_hash
     assert meta["pairs"] == [0, 8], "the seed and the pairs of a step, 16 images"
     assert set(meta["hashes"]) == {"trainable", "stats", "opt", "step"}
     results = json.loads((root / "run/results.json").read_text())

@@ -30,7 +30,7 @@ from tensorboardX.record_writer import masked_crc32c
 import fvjax
 from fvjax import api, pretrain, trees
 from fvjax.config import base, benchmark, config_hash, to_json
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from fvjax.evals import folds
 from fvjax.models import encoder
 from fvjax.training import metrics
@@ -53,13 +53,13 @@ TOWER = {**pretrain.CONFIG, **SIZES, "intermediate_size": MLP}
 FASTER = 1e9  # so much faster than it is the second start seems to its own clock: rates are then large whole numbers
 
 
-def write_faces(path: Path, split: str, people: list[str], each: int, seed: int) -> store.Store:
+def write_faces(path: Path, split: str, people: list[str], each: int, seed: int) -> stores.Store:
     names = [name for name in people for _ in range(1 if name == "single" else each)]
     records = [(images.encode(smooth_face(seed + i)), name, f"{name}/{i}.jpg") for i, name in enumerate(names)]
-    return store.write(path, records, split=split, sources=["here"])
+    return stores.write(path, records, split=split, sources=["here"])
 
 
-def add_pairs(faces: store.Store, name: str, people: int, each: int, folds: int, **info) -> None:
+def add_pairs(faces: stores.Store, name: str, people: int, each: int, folds: int, **info) -> None:
     """Each person's first image with its second one, and with the next person's third one of the same fold."""
     rows = []
     for fold in range(folds):
@@ -68,8 +68,8 @@ def add_pairs(faces: store.Store, name: str, people: int, each: int, folds: int,
             rows += [(each * p, each * p + 1, fold), (each * p, each * mine[(i + 1) % len(mine)] + 2, fold)]
     a, b, fold = np.array(rows).T
     labels = faces.labels
-    pairs = store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b])
-    store.write_pairs(faces.path, name, pairs, **info)
+    pairs = stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b])
+    stores.write_pairs(faces.path, name, pairs, **info)
 
 
 def experiment(folder: Path):
@@ -444,9 +444,9 @@ def test_results_say_which_pairs_and_people_and_data(run):
 
 def measured(run, letter: str, embed, keep=None) -> dict:
     """Figures of a benchmark by an embedding function, cosines by the textbook."""
-    faces = store.Store(run.folder / letter, "test")
-    pairs = store.read_pairs(faces.path, "all")
-    x = np.asarray(embed(np.stack([faces.face(i) for i in range(len(faces))])), np.float64)
+    faces = stores.Store(run.folder / letter, "test")
+    pairs = stores.read_pairs(faces.path, "all")
+    x = np.asarray(embed(np.stack([faces.image(i) for i in range(len(faces))])), np.float64)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     rows = np.arange(len(pairs.a)) if keep is None else np.flatnonzero(keep(faces, pairs))
     scores = (x[pairs.a] * x[pairs.b]).sum(1)[rows]

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from fvjax.data import store, synthetic
+from fvjax.data import cartoon, stores, synthetic
 from fvjax.evals import baselines
 from fvjax.evals.folds import verification
 
@@ -42,7 +42,7 @@ def test_identity_is_shape_and_only_shape():
     """Two people under one shot differ where the face is; the backdrop and its colours are the shot's."""
     attributes = synthetic.shot_attributes(0, 0, 0, difficulty=0)
     assert not set(attributes) & set(synthetic.SHAPE)
-    first, second = (synthetic.render(synthetic.identity_shape(i, 0), attributes).astype(int) for i in (1, 2))
+    first, second = (cartoon.render(synthetic.identity_shape(i, 0), attributes).astype(int) for i in (1, 2))
     differs = np.abs(first - second).max(-1) > 10
     assert 0.1 < differs.mean() < 0.8
     assert not differs[:6, :6].any()  # the backdrop belongs to the shot
@@ -90,7 +90,7 @@ def test_write_makes_a_store_with_a_protocol(tmp_path):
     written = synthetic.write(tmp_path / "test", range(100, 120), 4, 0, split="test", pairs=60)
     assert len(written) == 80
     assert written.identities[:2] == ["synthetic000100", "synthetic000101"]
-    pairs = store.read_pairs(tmp_path / "test", "synthetic")
+    pairs = stores.read_pairs(tmp_path / "test", "synthetic")
     assert pairs.fold_sizes == [6] * 10
     assert pairs.same.sum() == 30
     assert len({tuple(sorted(p)) for p in zip(pairs.a.tolist(), pairs.b.tolist())}) == 60
@@ -100,7 +100,7 @@ def test_write_makes_a_store_with_a_protocol(tmp_path):
             assert folds_of.setdefault(identity, fold) == fold  # no identity in two folds
     again = synthetic.write(tmp_path / "again", range(100, 120), 4, 0, split="test", pairs=60)
     assert again.data_hash == written.data_hash
-    difference = written.face(5).astype(int) - synthetic.face(101, 1, 0)
+    difference = written.image(5).astype(int) - synthetic.face(101, 1, 0)
     assert np.abs(difference).mean() < 6  # JPEG
 
 

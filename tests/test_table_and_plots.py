@@ -19,7 +19,7 @@ from tensorboardX.proto import event_pb2
 
 from fvjax import evaluate
 from fvjax.config import base, benchmark
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from fvjax.evals import plots, verification
 from fvjax.training import metrics
 from tests.test_images import smooth_face
@@ -311,12 +311,12 @@ def test_a_config_says_what_is_evaluated_and_the_synthetic_faces_come_with_it(tm
 def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypatch):
     """Of nine records two are in no pair, and those that a benchmark has asked for are not embedded again."""
     records = [(images.encode(smooth_face(i)), f"{i // 3}", f"{i}.jpg") for i in range(9)]
-    faces = store.write(tmp_path / "faces", records, split="test", sources=["here"])
+    faces = stores.write(tmp_path / "faces", records, split="test", sources=["here"])
     for name, a, b in (("few", [0, 0, 3, 3], [1, 3, 4, 6]), ("more", [0, 0, 3, 3], [2, 3, 4, 7])):
         a, b = np.array(a), np.array(b)
         same = faces.labels[a] == faces.labels[b]
-        pairs = store.Pairs(a, b, same, np.array([0, 0, 1, 1]), faces.labels[a], faces.labels[b])
-        store.write_pairs(faces.path, name, pairs)
+        pairs = stores.Pairs(a, b, same, np.array([0, 0, 1, 1]), faces.labels[a], faces.labels[b])
+        stores.write_pairs(faces.path, name, pairs)
     config, bars = base(), []
     config.eval.batch_size, config.eval.bootstrap = 2, 0
     for name in ("few", "more"):

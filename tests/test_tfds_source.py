@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from tests.test_images import smooth_face
 from tests.test_prepare import fails, people, run  # noqa: F401 (a fixture)
 from tests.test_store import damage
@@ -56,7 +56,7 @@ def test_the_kinds_of_identity(tmp_path, capsys, kind):
     code, out, err = run(capsys, "folder", src, f"--dst={tmp_path / 's'}")
     assert (code, err) == (0, "")
     assert "4 images of 3 identities" in out
-    s = store.Store(tmp_path / "s")
+    s = stores.Store(tmp_path / "s")
     assert s.identities == names
     order = sorted(range(4), key=lambda i: (str(names.index(str(values[i])) if kind != "class" else values[i]), i))
     assert s.sources == [f"train#{i}" for i in order]
@@ -68,13 +68,13 @@ def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")[0] == 0
     again = "folder", f"--src=tfds:{tmp_path / 's'}", "--identity-feature=identity"
     assert run(capsys, *again, f"--dst={tmp_path / 't'}")[0] == 0
-    first, second = store.Store(tmp_path / "s"), store.Store(tmp_path / "t")
+    first, second = stores.Store(tmp_path / "s"), stores.Store(tmp_path / "t")
     assert second.identities == first.identities
     assert np.array_equal(second.labels, first.labels)
     assert [second.jpeg(i) for i in range(5)] == [first.jpeg(i) for i in range(5)]
     (tmp_path / "leave.tsv").write_text("amy\n")
     assert run(capsys, *again, f"--dst={tmp_path / 'u'}", f"--exclude={tmp_path / 'leave.tsv'}", "--limit=1")[0] == 0
-    assert store.Store(tmp_path / "u").identities == ["bob"]
+    assert stores.Store(tmp_path / "u").identities == ["bob"]
 
 
 def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
@@ -87,7 +87,7 @@ def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
         for told in (name, f"{name}:0.1.1"):
             dst = tmp_path / f"{told}-out"
             assert run(capsys, "folder", f"--src=tfds:{told}", f"--dst={dst}")[0] == 0
-            assert store.Store(dst).identities == ["Ann"]
+            assert stores.Store(dst).identities == ["Ann"]
     (tmp_path / "out").mkdir()
     for told in ("celeb_a", "lfw:9.9.9", "huggingface:x/y"):
         fails(capsys, tmp_path / "out/s", f"tfds:{told}: neither a directory", "folder", f"--src=tfds:{told}")
@@ -105,14 +105,14 @@ def test_what_is_meant_must_be_said(tmp_path, capsys):
     features = {"a": IMAGE, "b": IMAGE, "who": tfds.features.Text(), "age": tfds.features.Scalar(np.int64)}
     rows = [{"a": tmp_path / f"{i}.jpg", "b": tmp_path / "0.jpg", "who": f"{i}", "age": 9} for i in range(4)]
     src = dataset(tmp_path / "d", features, rows, split="test")
-    fails(capsys, dst, "--image-feature must say which; its images: a, b", "folder", src)
+    fails(capsys, dst, "--image-feature is needed; its images: a, b", "folder", src)
     common = "folder", src, "--image-feature=a", "--identity-feature=who"
-    fails(capsys, dst, "--identity-feature must say which; its identities: age, who", *common[:3])
-    fails(capsys, dst, "--split=train is not there; its splits: test", *common, "--split=train")
-    fails(capsys, dst, "--image-feature=who is not there; its images: a, b", *common, "--image-feature=who")
+    fails(capsys, dst, "--identity-feature is needed; its identities: age, who", *common[:3])
+    fails(capsys, dst, "--split=train does not exist; its splits: test", *common, "--split=train")
+    fails(capsys, dst, "--image-feature=who does not exist; its images: a, b", *common, "--image-feature=who")
     fails(capsys, dst, "are of tfds:NAME, and --src is", "folder", f"--src={tmp_path}", "--split=train")
     assert run(capsys, *common, f"--dst={dst}")[0] == 0
-    assert [store.Store(dst).jpeg(i) for i in range(4)] == JPEGS
+    assert [stores.Store(dst).jpeg(i) for i in range(4)] == JPEGS
 
 
 def test_what_cannot_be_read(tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 import fvjax
 from fvjax import predict, trees
 from fvjax.config import base
-from fvjax.data.store import Store, read_pairs
+from fvjax.data.stores import Store, read_pairs
 from fvjax.evals import folds, verification
 from fvjax.losses import contrastive
 from fvjax.models import lora, preprocess
@@ -273,7 +273,7 @@ def test_what_trains_starts_from_init_from(tmp_path):
     figures = loop.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
     faces = Store(next((tmp_path / "run").glob("synthetic_test*")), "test")
     pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
-    scores = verification.scores(model.embed(np.stack([faces.face(i) for i in range(len(faces))])), pairs)
+    scores = verification.scores(model.embed(np.stack([faces.image(i) for i in range(len(faces))])), pairs)
     area = folds.auc(*folds.roc(scores, pairs.same))
     assert figures["auc"]["value"] == pytest.approx(area, abs=3e-3)  # one of 20 x 20 comparisons may round over
     assert area != pytest.approx(0.5, abs=3e-3)

@@ -8,7 +8,7 @@ import pytest
 
 from fvjax.config import base, check
 from fvjax.data import pairs, synthetic
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.training import checkpoint
 from tests.test_main import call
 
@@ -112,5 +112,5 @@ def test_settings_that_validate_nothing_are_refused(tmp_path):
     config.eval.every_epochs, config.data.val_pairs = 1, 30
     with pytest.raises(ValueError, match=r"config.data.val_pairs=30: ten folds, so a multiple of 20"):
         check(config)
-    with pytest.raises(ValueError, match="split 'test', 'val' was asked for"):
+    with pytest.raises(ValueError, match="split is 'test', but 'val' was requested"):
         Store(synthetic.write(tmp_path / "faces", range(40), 2, 0, split="test", pairs=20).path, "val")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import fvjax
 from fvjax import api, verify
 from fvjax.data import images
-from fvjax.data.store import Store, read_pairs
+from fvjax.data.stores import Store, read_pairs
 from fvjax.evals import folds
 from fvjax.training import optimizer, train_state
 from tests.reference.recipe import GOLDEN, write_checkpoint

@@ -15,7 +15,7 @@ from abc import abstractmethod
 import numpy as np
 
 from fvjax.data.plans import EpochPlan, shuffle_within
-from fvjax.data.store import Pairs
+from fvjax.data.stores import Pairs
 
 
 class PairsPlan(EpochPlan):

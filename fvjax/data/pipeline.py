@@ -13,7 +13,7 @@ from absl import flags
 
 from fvjax import errors
 from fvjax.data.plans import Plan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 
 
 def train_batches(

@@ -1,141 +1,36 @@
-"""Text to token ids as InternVL2 with InternLM2 has them, from a checkpoint's own files and without its code.
+"""The prompts of LLM-FaceVerification as token ids.
 
-    tokenizer = Tokenizer("data/InternVL2-2B")
+    tokenizer = Tokenizer("data/InternVL2-2B")                              from fvjax.data.tokenizers.internlm2
     [tokenizer.bos_id, *visual tokens, *prompt_ids(tokenizer)]              scenario 2
     [tokenizer.bos_id, *two images' tokens, *pair_prompt_ids(tokenizer)]    scenario 3; yes_no_ids are the answers
 
-No chat template and no <img> tags: so LLM-FaceVerification builds its prompts.
+LLM-FaceVerification builds its prompts without a chat template and without <img> tags.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Sequence
-from itertools import groupby
-from pathlib import Path
-from typing import Any
-
-from sentencepiece import SentencePieceProcessor
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 
 PROMPT = "Describe this person's facial features for identification."
 PAIR_PROMPT = "Do these two images show the same person? Answer Yes or No."
-# Settings of tokenizer_config.json that change ids, each with the values that leave them as they are.
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "tokenizer_class": (None, "InternLM2Tokenizer", "InternLM2TokenizerFast"),
-    "split_special_tokens": (None, False),
-    "do_lower_case": (None, False),
-    "add_prefix_space": (None, False),
-    "sp_model_kwargs": (None, {}),
-}
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
-
-
-class Tokenizer:
-    """SentencePiece pieces (tokenizer.model) and added tokens, with the ids of the slow InternLM2Tokenizer. Picklable.
-
-    Added tokens are those of added_tokens.json, of ``added_tokens_decoder`` in tokenizer_config.json and of
-    special_tokens_map.json, whichever are there. They are found in a text first, the longest where several fit;
-    each stretch between them goes through SentencePiece by itself.
-
-    Args:
-        path: a checkpoint's directory.
-    Attributes:
-        added: id by text. bos_id, eos_id: InternLM2 has 1 and 2. size: ids are below it (InternVL2-2B: 92,553).
-    Raises:
-        ValueError: a file missing, damaged or in contradiction with another; its text names the file and the remedy.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        file = self.path / "tokenizer.model"
-        remedy = "copy it from the checkpoint again (huggingface.co/OpenGVLab/InternVL2-2B has it, 1.5 MB)"
-        if not file.is_file():
-            raise ValueError(f"{file}: missing; {remedy}")
-        self._pieces = SentencePieceProcessor()
-        try:
-            self._pieces.LoadFromSerializedProto(file.read_bytes())
-        except RuntimeError as error:
-            raise ValueError(f"{file}: not a SentencePiece model; {remedy}") from error
-        count = self._pieces.GetPieceSize()
-        self.bos_id, self.eos_id = self._pieces.bos_id(), self._pieces.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
-            raise ValueError(f"{file}: has no begin- and end-of-text pieces; {remedy}")
-        self.added = self._read_added()
-        beyond = {id for id in self.added.values() if id >= count}
-        if beyond != set(range(count, count + len(beyond))):  # the file of another model
-            raise ValueError(f"{file}: has {count} pieces, the added tokens after them are {sorted(beyond)}; {remedy}")
-        self.size = count + len(beyond)
-        self._text_of = {id: text for text, id in self.added.items()}
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without bos and eos."""
-        ids = []
-        for part in self._split.split(text):
-            ids += [self.added[part]] if part in self.added else self._pieces.EncodeAsIds(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; added tokens as written, without the space that the slow tokenizer puts before them.
-
-        Bytes that are not UTF-8 become U+FFFD. ValueError: an id outside 0 … size - 1.
-        """
-        if outside := [id for id in ids if not 0 <= id < self.size]:
-            raise ValueError(f"{self.path}: no token has id {outside[0]}, there are {self.size}")
-        text = ""
-        for are_added, group in groupby(map(int, ids), self._text_of.__contains__):
-            run = list(group)
-            text += "".join(self._text_of[id] for id in run) if are_added else self._pieces.DecodeIds(run)
-        return text
-
-    def _read_added(self) -> dict[str, int]:
-        added: dict[str, int] = {}
-
-        def add(text: str, id: int, file: Path):
-            if not text or added.setdefault(text, id) != id or list(added.values()).count(id) > 1:
-                raise ValueError(
-                    f"{file}: token {text!r} with id {id} contradicts {added}; copy all files from one checkpoint"
-                )
-
-        for text, id in _read_json(self.path / "added_tokens.json").items():
-            add(text, id, self.path / "added_tokens.json")
-        file = self.path / "tokenizer_config.json"
-        config = _read_json(file)
-        for key, known in SETTINGS.items():
-            if (value := config.get(key)) not in known:
-                told = f"{key}={value!r} changes the ids, which this tokenizer cannot do"
-                raise ValueError(f"{file}: {told}; it is for InternLM2's checkpoints as they are published")
-        for id, token in config.get("added_tokens_decoder", {}).items():
-            add(_text(token, file), int(id), file)
-        for key in SPECIAL:
-            for token in _as_list(config.get(key)):
-                _text(token, file)
-        file = self.path / "special_tokens_map.json"
-        for value in _read_json(file).values():
-            for token in _as_list(value):
-                text = _text(token, file)
-                id = added.get(text, self._pieces.PieceToId(text))
-                if id == self._pieces.unk_id() and text != self._pieces.IdToPiece(id):
-                    raise ValueError(f"{file}: token {text!r} has no id; copy added_tokens.json from the checkpoint")
-                add(text, id, file)
-        return added
 
 
 def prompt_ids(tokenizer: Tokenizer) -> list[int]:
-    """What follows the visual tokens in scenario 2: 10 ids."""
+    """Return the 10 ids that follow the visual tokens in scenario 2."""
     return tokenizer.encode(PROMPT)
 
 
 def pair_prompt_ids(tokenizer: Tokenizer) -> list[int]:
-    """What follows both images' visual tokens in scenario 3: 14 ids."""
+    """Return the 14 ids that follow both images' visual tokens in scenario 3."""
     return tokenizer.encode(PAIR_PROMPT)
 
 
 def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The answers (Yes, No) as one token each: 9583 and 2917. ValueError: a tokenizer that splits one of them."""
+    """Return the ids of the answers Yes and No, 9583 and 2917 in InternLM2.
+
+    Raises:
+        ValueError: the tokenizer splits one of them into several tokens.
+    """
     yes, no = tokenizer.encode("Yes"), tokenizer.encode("No")
     if len(yes) != 1 or len(no) != 1 or yes == no:
         raise ValueError(
@@ -143,30 +38,3 @@ def yes_no_ids(tokenizer: Tokenizer) -> tuple[int, int]:
             "of the checkpoint"
         )
     return yes[0], no[0]
-
-
-def _as_list(value: Any) -> list[Any]:
-    """One token or several, or none."""
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _text(token: str | dict[str, Any], file: Path) -> str:
-    """An added token's text. ValueError: it takes spaces or word borders into account."""
-    if isinstance(token, str):
-        return token
-    if strips := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]:
-        raise ValueError(f"{file}: token {token['content']!r} has {strips[0]}, which this tokenizer cannot do")
-    return token["content"]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); copy it from the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: not a JSON object; copy it from the checkpoint again")
-    return value

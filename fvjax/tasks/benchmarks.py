@@ -13,7 +13,7 @@ from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
 from fvjax.console import progress
 from fvjax.data import pairs as draw
 from fvjax.data import pipeline
-from fvjax.data.store import Pairs, Store, read_pairs
+from fvjax.data.stores import Pairs, Store, read_pairs
 from fvjax.evals import baselines, plots, verification
 from fvjax.tasks import faces
 from fvjax.tasks.task import Report

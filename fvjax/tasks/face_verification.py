@@ -12,7 +12,7 @@ import numpy as np
 
 from fvjax.config import Config
 from fvjax.data.pairs import PairsPlan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.losses.accumulation import Inputs
 from fvjax.tasks import benchmarks, faces
 from fvjax.tasks.benchmarks import Benchmarks, Curves, Entries, Score

@@ -12,7 +12,7 @@ from fvjax.console import console
 from fvjax.data import synthetic
 from fvjax.data.images import SIZE
 from fvjax.data.pairs import PairsPlan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.models import preprocess
 from fvjax.parallel import distributed
 from fvjax.tasks.task import Batch, Examples

@@ -21,7 +21,8 @@ from fvjax.config import Config
 from fvjax.console import progress
 from fvjax.data import pipeline, prompts
 from fvjax.data.pairs import GenuineImpostorPlan
-from fvjax.data.store import Pairs, Store
+from fvjax.data.stores import Pairs, Store
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.evals import verification as protocol
 from fvjax.losses import pair_answer
 from fvjax.losses.accumulation import Additive, Inputs, Objective, Variables
@@ -63,7 +64,7 @@ class PairAnswer(shared.FaceVerification):
     def steps_per_epoch(self, examples_per_step: int) -> int:
         return self.data.pairs_per_epoch // examples_per_step
 
-    def text(self, tokenizer: Callable[[], prompts.Tokenizer]) -> Text:
+    def text(self, tokenizer: Callable[[], Tokenizer]) -> Text:
         prompt = tokenizer().encode(self.prompt.text) if self.prompt.text else self.prompt.ids
         return Text(tuple(prompt), tuple(self.prompt.yes_no_ids or prompts.yes_no_ids(tokenizer())))
 

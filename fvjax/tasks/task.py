@@ -17,8 +17,8 @@ import jax
 
 from fvjax.config import Config
 from fvjax.data.plans import Plan
-from fvjax.data.prompts import Tokenizer
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.losses.accumulation import Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
 

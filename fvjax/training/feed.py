@@ -11,7 +11,7 @@ from fvjax.config import DataConfig
 from fvjax.console import progress
 from fvjax.data import pipeline
 from fvjax.data.plans import Plan
-from fvjax.data.store import Store
+from fvjax.data.stores import Store
 from fvjax.parallel import sharding
 
 

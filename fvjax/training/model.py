@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fvjax import plugins, shipped, trees
 from fvjax.config import Config, LoraConfig, ModelConfig
-from fvjax.data import prompts
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.models import encoder as encoders
 from fvjax.models import lora
 from fvjax.parallel import sharding
@@ -151,7 +151,7 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
     its arithmetic can be counted. Raises ValueError: pretrained weights, adapters or rules do not fit.
     """
     pretrained = open_pretrained(config.init_from, config.init_parts, config.model.kind)
-    text = task.text(lambda: prompts.Tokenizer(shipped.weights(config.init_from or config.init_parts["decoder"])))
+    text = task.text(lambda: Tokenizer(shipped.weights(config.init_from or config.init_parts["decoder"])))
     changes = {"dtype": jnp.dtype(config.dtype), **_arrangement(config, reference)}
     if plugins.is_spec(config.model.kind):
         encoder = plugins.load(config.model.kind)(config.plugin, dtype=jnp.dtype(config.dtype))

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fvjax.data import images, store
+from fvjax.data import images, stores
 from tests.test_images import smooth_face
 from tests.test_main import TINY, lines
 
@@ -146,12 +146,12 @@ def test_a_mistake_is_the_jobs_exit_code(slurm, tmp_path):
 
 def test_each_node_reads_its_own_copies(slurm, tmp_path):
     people = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i}.jpg") for i in range(40)]
-    data = store.write(tmp_path / "faces", people, split="test", sources=["here"])
+    data = stores.write(tmp_path / "faces", people, split="test", sources=["here"])
     a, fold = np.arange(0, 40, 2).repeat(2), np.arange(10).repeat(4)
     b = np.where(np.arange(40) % 2, (a + 2) % 40, a + 1)
-    pairs = store.Pairs(a, b, data.labels[a] == data.labels[b], fold, data.labels[a], data.labels[b])
+    pairs = stores.Pairs(a, b, data.labels[a] == data.labels[b], fold, data.labels[a], data.labels[b])
     for name in ("lfw", "ff", "fp"):
-        store.write_pairs(tmp_path / "faces", name, pairs)
+        stores.write_pairs(tmp_path / "faces", name, pairs)
     keys = [f"--config.eval.benchmarks.{name}.store" for name in ("lfw", "cfp_ff", "cfp_fp")]
     here = [f"{key}={tmp_path / 'faces'}" for key in keys]
     disk = tmp_path / "disk"  # one for both nodes here: the same machine

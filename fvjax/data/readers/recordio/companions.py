@@ -1,0 +1,216 @@
+"""The files beside a .rec (.idx, .lst, property) and its header records: checked for agreement with its images."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvjax.data import images
+from fvjax.data.readers.recordio.records import Header, Images, Rejected, location
+from fvjax.data.readers.recordio.scanner import MAX_REJECTED, scan
+
+
+def read(rec: Path, resize: bool, advance: Callable[[int], Any]) -> tuple[Images, list[Header], list[Rejected]]:
+    """Scan a .rec (:func:`scan`) and check .idx, property and .lst beside it. Keys are those of the .idx.
+
+    Raises:
+        ValueError: the files disagree. The message names file and line, or the record.
+    """
+    found, headers, rejected = scan(rec, advance)
+    if (idx := rec.with_suffix(".idx")).is_file():
+        found, headers, lost = _apply_idx(rec, idx, found, headers, rejected)
+        rejected = rejected + lost
+    if not len(found.label):
+        raise ValueError(f"{rec}: not one image" + (f"; the first rejected: {rejected[0].reason}" if rejected else ""))
+    order = np.argsort(found.key, kind="stable")
+    if (lst := rec.with_suffix(".lst")).is_file():
+        _check_lst(lst, rec, found, order)
+    if (file := rec.with_name("property")).is_file():
+        check_property(file, len(np.unique(found.label)), bool(rejected), resize)
+    if headers:
+        _check_headers(rec, found, order, headers, bool(rejected))
+    return found, headers, rejected
+
+
+def _lines(file: Path, form: str, max_length: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, the line's tab-separated cells)."""
+    with open(file, encoding="utf-8", errors="backslashreplace") as text:
+        for number, line in enumerate(iter(lambda: text.readline(max_length), ""), 1):
+            cells = line.rstrip("\n").split("\t")
+            if len(cells) < 2 or len(line) == max_length:
+                raise _bad_line(file, number, form, line)
+            yield number, cells
+
+
+def _bad_line(file: Path, number: int, form: str, line: Any) -> ValueError:
+    return ValueError(f"{file}:{number}: expected {form}, got {str(line)[:60]!r}; remove the file, the .rec is enough")
+
+
+# ---- .idx
+
+
+def _apply_idx(
+    rec: Path, idx: Path, found: Images, headers: list[Header], rejected: list[Rejected]
+) -> tuple[Images, list[Header], list[Rejected]]:
+    """Return images and headers with the keys of the .idx, and rejections for its lines that point into damage."""
+    key, offset = _read_idx(idx, rec, len(found.label) + len(headers) + len(rejected) + MAX_REJECTED)
+    order = np.argsort(offset)
+    starts = np.concatenate([found.offset, np.array([h.offset for h in headers], np.int64)])
+    place = np.minimum(np.searchsorted(offset, starts, sorter=order), max(len(offset) - 1, 0))
+    listed = offset[order[place]] == starts if len(offset) else np.zeros(len(starts), bool)
+    if not listed.all():
+        raise ValueError(f"{idx}: no line for the record at byte {starts[~listed][0]} of {rec.name}; remove it")
+    lost = _lost_lines(rec, idx, key, offset, starts, rejected)
+    key_of_start = key[order[place]]
+    n = len(found.label)
+    headers = [header._replace(key=int(k)) for header, k in zip(headers, key_of_start[n:])]
+    return found._replace(key=key_of_start[:n]), headers, lost
+
+
+def _read_idx(idx: Path, rec: Path, max_lines: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return key uint64 and offset int64 of every line. Raises ValueError if a line is malformed or repeated."""
+    keys, offsets = array("Q"), array("q")
+    form = "'key<TAB>offset'"
+    for line, cells in _lines(idx, form, 64):
+        try:
+            key, offset = (int(cell) for cell in cells)
+            keys.append(key)
+            offsets.append(offset)
+        except (ValueError, OverflowError):
+            raise _bad_line(idx, line, form, "\t".join(cells)) from None
+        if line > max_lines:
+            raise ValueError(f"{idx}: more lines than {rec.name} has records; of another file? remove it")
+    for values, column in ((np.asarray(keys), "key"), (np.asarray(offsets), "offset")):
+        if len(twice := np.flatnonzero(np.diff(np.sort(values)) == 0)):
+            raise ValueError(f"{idx}: {column} {np.sort(values)[twice[0]]} comes twice; remove it, the .rec is enough")
+    return np.asarray(keys), np.asarray(offsets)
+
+
+def _lost_lines(
+    rec: Path, idx: Path, key: np.ndarray, offset: np.ndarray, starts: np.ndarray, rejected: list[Rejected]
+) -> list[Rejected]:
+    """Return rejections for lines whose record is damaged or cut off.
+
+    Raises:
+        ValueError: a line points into a record that is whole.
+    """
+    size = rec.stat().st_size
+    lost, damaged = [], np.array([r.offset for r in rejected], np.int64)
+    for i in np.flatnonzero(~np.isin(offset, np.concatenate([starts, damaged]))).tolist():
+        k = int(np.searchsorted(damaged, offset[i])) - 1
+        if offset[i] >= size:
+            obstacle = f"its end at byte {size}"
+        elif k >= 0 and offset[i] < rejected[k].end:
+            obstacle = "damage"
+        else:
+            raise ValueError(f"{idx}:{i + 1}: no record of {rec.name} starts at byte {offset[i]}; remove the .idx")
+        reason = f"{idx.name}:{i + 1}: key {key[i]} should be at byte {offset[i]} of {rec.name}, behind {obstacle}"
+        lost.append(Rejected(str(idx), i + 1, int(offset[i]), int(offset[i]), reason))
+    return lost
+
+
+# ---- .lst and property
+
+
+def _check_lst(lst: Path, rec: Path, found: Images, order: np.ndarray) -> None:
+    """Raise ValueError if the .lst has another label for a key than the .rec; ``order`` sorts the images by key."""
+    keys, labels = array("q"), array("d")
+    form = "im2rec's 'key<TAB>label<TAB>path'"
+    for line, cells in _lines(lst, form, 8192):
+        try:
+            keys.append(int(cells[0]))
+            labels.append(float(cells[1]))
+        except (ValueError, OverflowError):
+            raise _bad_line(lst, line, form, "\t".join(cells)) from None
+    key, label = np.asarray(keys).astype(np.uint64), np.asarray(labels)
+    place = np.minimum(np.searchsorted(found.key, key, sorter=order), len(order) - 1)
+    image = order[place]
+    wrong = np.flatnonzero((found.key[image] == key) & (found.label[image] != label))
+    if len(wrong):
+        i = wrong[0]
+        record = location(rec, found.number[image[i]], found.offset[image[i]])
+        raise ValueError(f"{lst}:{i + 1}: label {label[i]:g} of key {key[i]}, but {found.label[image[i]]} in {record}")
+
+
+def check_property(file: Path, identities: int, damaged: bool, resize: bool) -> None:
+    """Raise ValueError if the file ``property`` has another image size or number of identities than the records.
+
+    A ``damaged`` .rec may have lost identities.
+    """
+    with open(file, encoding="utf-8", errors="backslashreplace") as opened:
+        text = opened.read(256)
+    try:
+        promised, height, width = (int(cell) for cell in text.split(","))
+    except ValueError:
+        raise ValueError(f"{file}: expected 'identities,112,112', got {text[:60]!r}; correct or remove it") from None
+    if (height, width) != images.FACE_SIZE and not resize:
+        raise ValueError(f"{file}: says {height}x{width}, faces are {images.SIZE}x{images.SIZE}; prepare with --resize")
+    if identities > promised or (identities < promised and not damaged):
+        raise ValueError(f"{file}: says {promised} identities, the records have {identities}; correct or remove it")
+
+
+# ---- header records
+
+
+def _check_headers(rec: Path, found: Images, order: np.ndarray, headers: list[Header], damaged: bool) -> None:
+    """Raise ValueError if insightface's header records disagree with the images' labels.
+
+    Args:
+        order: sorts the images by key.
+        damaged: whether records are missing, so that counts may be lower than the headers say.
+    """
+    key, label = found.key[order], found.label[order]
+    if len(twice := np.flatnonzero(key[1:] == key[:-1])):
+        raise ValueError(f"{rec}: header records name images by key, but several have {key[twice[0]]}; add the .idx")
+    if len(roots := [location(rec, h.number, h.offset) for h in headers if h.key == 0]) > 1:
+        raise ValueError(f"{roots[1]}: a second header of key 0, the first is {roots[0]}; add the .idx")
+    changes = np.zeros(len(key) + 1, np.int64)  # by key order: identities that begin here minus those that ended
+    labels: set[int] = set()
+    for header in headers:
+        record = location(rec, header.number, header.offset)
+        first, last = _key_range(header, record)
+        if header.key == 0:
+            _check_root(record, first, last, {h.key for h in headers if h.key}, damaged)
+            continue
+        low, high = np.searchsorted(key, np.array([first, last], np.uint64))
+        changes[low] += 1
+        changes[high] -= 1
+        _check_identity(record, first, last, key[low:high], label[low:high], labels, damaged)
+    owners = np.cumsum(changes)[:-1]  # by how many identities' headers each image is covered
+    wrong = np.flatnonzero((owners > 1) | (owners < (any(h.key for h in headers) and not damaged)))
+    if len(wrong):
+        i = order[wrong[0]]
+        image = location(rec, found.number[i], found.offset[i])
+        raise ValueError(f"{image}: key {found.key[i]} is in the headers of {owners[wrong[0]]} identities, not of one")
+
+
+def _key_range(header: Header, record: str) -> tuple[float, float]:
+    first, last = header.labels.tolist()
+    if not 0 <= first <= last < 2**53 or first != int(first) or last != int(last):
+        raise ValueError(f"{record}: its header has keys {first:g} to {last:g}; these are no keys, get the file again")
+    return first, last
+
+
+def _check_root(record: str, first: float, last: float, keys: set[int], damaged: bool) -> None:
+    """Check the header of key 0, whose range covers the keys of the identities' headers."""
+    missing = int(last - first) - len(keys)
+    if len({k for k in keys if first <= k < last}) < len(keys) or (missing and not damaged):
+        raise ValueError(f"{record}: says keys {first:g} to {last:g} - 1 are identities, but there are {len(keys)}")
+
+
+def _check_identity(
+    record: str, first: float, last: float, key: np.ndarray, label: np.ndarray, labels: set[int], damaged: bool
+) -> None:
+    """Check an identity's header against the images in its range, and add their label to ``labels``."""
+    claim = f"{record}: says keys {first:g} to {last:g} - 1 are one identity, but"
+    if len(other := np.flatnonzero(label != label[:1])):
+        raise ValueError(f"{claim} {key[0]} has label {label[0]} and {key[other[0]]} label {label[other[0]]}")
+    if len(key) != last - first and not damaged:
+        raise ValueError(f"{claim} {len(key)} of them are images")
+    if len(label) and int(label[0]) in labels:
+        raise ValueError(f"{claim} others of label {label[0]} are in another header's")
+    labels.update(label[:1].tolist())

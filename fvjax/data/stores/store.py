@@ -1,0 +1,196 @@
+"""Reading a face store."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import io
+import itertools
+import os
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
+
+from fvjax.data import images
+from fvjax.data.stores import manifest as manifests
+from fvjax.data.stores.features import Feature
+from fvjax.data.stores.shards import EXAMPLE
+
+
+class Store:
+    """A face store opened for reading. Picklable, and safe to read from several threads.
+
+    Args:
+        path: the store's directory.
+        split: the split that the store must have ("train", "val" or "test").
+    Attributes:
+        labels: int64 [N], index into ``identities``.
+        identities: the identities' names.
+        sources: the file that each record was made from.
+        image_size: (height, width) of every image.
+        features: the type of each further feature, by name.
+        manifest: the parsed manifest.json.
+        data_hash: hash of the records' contents in order (see :mod:`fvjax.data.stores`).
+    Raises:
+        ValueError: no store there, another format or split, or files that do not agree with the manifest.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str = "train"):
+        self.path = Path(path)
+        self.split = split
+        self.manifest = manifests.read_manifest(self.path)
+        if self.manifest["split"] != split:
+            raise ValueError(f"{self.path}: its split is {self.manifest['split']!r}, but {split!r} was requested")
+        self.image_size = manifests.image_size(self.manifest)
+        self.features: dict[str, Feature] = manifests.features(self.manifest)
+        self.identities: list[str] = self.manifest["identities"]
+        self.data_hash: str = self.manifest["data_hash"]
+        self._check_shards()
+        self.labels, self._source_lines = self._read_index()
+        self._check_counts()
+        counts = [shard["records"] for shard in self.manifest["shards"]]
+        self._first_records = list(itertools.accumulate(counts[:-1], initial=0))  # record number, per shard
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self):
+        return Store, (self.path, self.split)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        return self._source_lines.tobytes().decode().split("\n")
+
+    def record(self, i: int) -> dict[str, Any]:
+        """Return record ``i`` as stored: {"image": JPEG bytes, "identity": int, "source": bytes}."""
+        return self._read_record(i)[0]
+
+    def jpeg(self, i: int) -> bytes:
+        """Return the JPEG bytes of record ``i``."""
+        return self.record(i)["image"]
+
+    def image(self, i: int) -> np.ndarray:
+        """Return the decoded image of record ``i``: uint8 [H, W, 3] RGB.
+
+        Raises:
+            ValueError: the record is damaged. The message names store, record and source file.
+        """
+        return self.images([i])[0]
+
+    def images(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the decoded images of N records: uint8 [N, H, W, 3] RGB. Errors as for :meth:`image`."""
+        batch = np.empty((len(ids), *self.image_size, 3), np.uint8)
+        for i, image in zip(ids, batch):
+            record = self.record(i)
+            images.decode(record["image"], self._location(i, record), image, self.image_size)
+        return batch
+
+    def read(self, ids: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return further features of N records.
+
+        Args:
+            ids: record numbers.
+            names: keys of ``features``.
+        Returns:
+            for each name the values stacked along a new first axis, [N, *shape]; text as an object array of str [N].
+        Raises:
+            ValueError: a feature that the store does not have, or a damaged record. The message names store, record,
+                source and feature.
+        """
+        if unknown := [name for name in names if name not in self.features]:
+            available = ", ".join(sorted(self.features)) or "none"
+            raise ValueError(f"{self.path}: no feature {unknown[0]!r}; it has {available}")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for i in ids:
+            record, entries = self._read_record(i)
+            for name, column in columns.items():
+                try:
+                    (data,) = entries[name].bytes_list.value
+                    column.append(self.features[name].decode(data))
+                except ValueError as error:
+                    location = f"{self._location(i, record)}: feature {name!r}"
+                    raise ValueError(f"{location}: damaged ({error}); prepare the store again") from error
+        return {name: self.features[name].stack(column) for name, column in columns.items()}
+
+    def _read_record(self, i: int) -> tuple[dict[str, Any], Any]:
+        """Return record ``i`` as :meth:`record` does, and its parsed TFDS features by name."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path}: no record {i}, the store has {len(self)}")
+        shard = bisect.bisect_right(self._first_records, i) - 1
+        row = int(i) - self._first_records[shard]
+        try:  # A range of one: ArrayRecord serves a list of numbers, which TFDS asks for, from a pool of threads.
+            (data,) = self._readers[shard].read(row, row + 1)
+            entries = EXAMPLE.FromString(data).features.feature  # TFDS's own parser takes five times as long
+            (image,) = entries["image"].bytes_list.value
+            (source,) = entries["source"].bytes_list.value
+            (identity,) = entries["identity"].int64_list.value
+        except (RuntimeError, IndexError, ValueError, DecodeError) as error:  # the first is ArrayRecord's checksums
+            raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
+        return {"image": image, "identity": identity, "source": source}, entries
+
+    def _location(self, i: int, record: dict[str, Any]) -> str:
+        return f"{self.path} record {i} ({record['source'].decode()})"
+
+    @cached_property
+    def _readers(self) -> list[Any]:
+        options = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice for random access
+        return [ArrayRecordReader(str(self.path / s["file"]), options) for s in self.manifest["shards"]]
+
+    def _check_shards(self) -> None:
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise ValueError(f"{file}: missing or not {shard['bytes']} bytes as written; prepare the store again")
+
+    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels int64 [N] and the sources' bytes uint8, one source a line, from index.npz."""
+        file = self.path / "index.npz"
+        index = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
+            raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
+        return _parse_index(index, self._shard_bytes, file)
+
+    def _check_counts(self) -> None:
+        n = len(self.labels)
+        records = sum(shard["records"] for shard in self.manifest["shards"])
+        if n != records or not n or self.labels.min() < 0 or self.labels.max() >= len(self.identities):
+            raise ValueError(f"{self.path}: index.npz and manifest.json disagree; prepare the store again")
+        # Arrays are stored uncompressed, so a shape that needs more bytes than the shards have is wrong.
+        if n * sum(feature.nbytes for feature in self.features.values()) > self._shard_bytes:
+            raise ValueError(
+                f"{self.path}: the features in manifest.json do not fit its files; prepare the store again"
+            )
+
+    @property
+    def _shard_bytes(self) -> int:
+        return sum(shard["bytes"] for shard in self.manifest["shards"])
+
+
+def _parse_index(index: bytes, max_bytes: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (int64 [N]) and sources (uint8, one a line) from the bytes of index.npz.
+
+    Args:
+        max_bytes: the most that each array may have. The shards contain all that the index does and more, so a larger
+            array is a decompression bomb.
+    """
+    arrays = []
+    try:
+        with zipfile.ZipFile(io.BytesIO(index)) as archive:
+            for name, dtype in (("labels.npy", np.int64), ("sources.npy", np.uint8)):
+                with archive.open(name) as part:
+                    data = io.BytesIO(part.read(max_bytes + 1))
+                np.lib.format.read_magic(data)
+                shape, _, written = np.lib.format.read_array_header_1_0(data)
+                values = np.frombuffer(data.getbuffer()[data.tell() :], dtype)  # np.load would believe the shape
+                if written != dtype or shape != values.shape:
+                    raise ValueError(f"{name} is {written} {shape}, with {values.nbytes} bytes")
+                arrays.append(values)
+    except Exception as error:  # zip, zlib and numpy's parser raise many types
+        raise ValueError(f"{file}: cannot be read ({error}); prepare the store again") from error
+    return arrays[0], arrays[1]

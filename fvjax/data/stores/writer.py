@@ -1,0 +1,267 @@
+"""Writing a face store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fvjax import errors
+from fvjax.data import images
+from fvjax.data.stores import manifest, shards
+from fvjax.data.stores.features import Feature, check_names, encode_values
+from fvjax.data.stores.manifest import write_manifest
+from fvjax.data.stores.protocol import Pairs, write_pairs
+from fvjax.data.stores.shards import ShardWriter, shard_names
+from fvjax.data.stores.store import Store
+
+
+class Writer:
+    """Write one store; use it as a context manager. A normal exit completes the store, an exception removes it.
+
+    Args:
+        dst: the store's directory; must not exist.
+        split: "train", "val" or "test".
+        sources: what the records were made from, for the manifest.
+        image_size: (height, width) of every image.
+        features: the type of each further feature, by name. Every record must have all of them.
+    Attributes:
+        info: further entries for the manifest; callers may add to it.
+        labels: the labels of the records added so far.
+        rejected: the entries of :meth:`reject`.
+    Raises:
+        ValueError: ``dst`` exists, an argument is invalid, or no record was added.
+    """
+
+    def __init__(
+        self,
+        dst: str | os.PathLike,
+        *,
+        split: str,
+        sources: Sequence[str],
+        image_size: tuple[int, int] = images.FACE_SIZE,
+        features: Mapping[str, Feature] | None = None,
+    ):
+        self.dst = Path(dst)
+        self.split = split
+        self.image_size = image_size
+        self.features = dict(features or {})
+        if split not in manifest.SPLITS:
+            raise ValueError(f"{dst}: a store's split is 'train', 'val' or 'test', not {split!r}")
+        if not manifest.is_image_size(image_size):
+            raise ValueError(f"{dst}: image_size is {image_size!r}; expected (height, width)")
+        check_names(self.features)
+        check_does_not_exist(self.dst)
+        self.rejected: list[dict[str, str]] = []
+        self.info: dict[str, Any] = {"sources": list(sources)}
+        self.labels = array("q")
+        self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{secrets.token_hex(4)}")
+        self._identities: dict[str, int] = {}
+        self._sources = bytearray()  # millions of strings would take ten times the memory
+        self._pairs: list[tuple[str, Pairs, dict]] = []
+        self._shards: list[ShardWriter] = []
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> Writer:
+        self._tmp.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None:
+                with errors.naming(self.dst):
+                    self._close_shard()
+                    self._finish()
+            elif self._shards:
+                self._shards[-1].abandon()
+        finally:
+            shutil.rmtree(self._tmp, ignore_errors=True)
+
+    def add(self, jpeg: bytes, identity: str, source: str, /, **values: Any) -> int:
+        """Append one record and return its number.
+
+        Args:
+            jpeg: a JPEG file of the store's image size.
+            identity: the identity's name, one line of text.
+            source: the file that the image came from, one line of text.
+            values: the further features that were declared, each a numpy array or a str.
+        Raises:
+            ValueError: the JPEG cannot be decoded or has another size, a text is not one plain line, or a feature is
+                missing, undeclared or not as declared. The message names the source.
+        """
+        images.check(jpeg, source, self.image_size)
+        # TFDS keeps one name a line and strips it; the index keeps one source a line.
+        lines = [*identity.splitlines(), *source.split("\n")]
+        if [_printable(line) for line in lines] != [identity, source] or identity != identity.strip():
+            raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
+        encoded = encode_values(self.features, values, source)
+        label = self._identities.setdefault(identity, len(self._identities))
+        if not self._shards or self._shards[-1].records == shards.SHARD_RECORDS:
+            self._close_shard()
+            self._shards.append(ShardWriter(self._tmp / f"{len(self._shards)}", self.dst))
+        self._hash.update(self._shards[-1].add(jpeg, label, identity, source, encoded))
+        self.labels.append(label)
+        self._sources += source.encode() + b"\n"
+        return len(self.labels) - 1
+
+    def reject(self, file: str, reason: str) -> None:
+        """Note a file that was left out; the manifest lists it."""
+        self.rejected.append({"file": _printable(file), "reason": _printable(reason)})
+
+    def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
+        """Add a benchmark over the records, with the arguments of :func:`write_pairs`. Checked on exit."""
+        self._pairs.append((name, pairs, info))
+
+    def _close_shard(self) -> None:
+        if self._shards:
+            self._shards[-1].close()
+
+    def _finish(self) -> None:
+        if not self.labels:
+            first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
+            raise ValueError(f"{self.dst}: not one usable image{first}")
+        for i, name in enumerate(shard_names(self.split, len(self._shards))):
+            (self._tmp / f"{i}").rename(self._tmp / name)
+        write_metadata(
+            self._tmp,
+            self.split,
+            shards=[(shard.records, shard.bytes) for shard in self._shards],
+            labels=np.asarray(self.labels),
+            sources=self._sources,
+            identities=list(self._identities),
+            data_hash=self._hash.hexdigest(),
+            rejected=self.rejected,
+            info=self.info,
+            image_size=self.image_size,
+            features=self.features,
+        )
+        for name, pairs, info in self._pairs:
+            write_pairs(self._tmp, name, pairs, **info)
+        publish(self._tmp, self.dst)
+
+
+def write(
+    dst: str | os.PathLike, records: Iterable[tuple[bytes, str, str]], *, split: str, sources: Sequence[str]
+) -> Store:
+    """Write (JPEG bytes of a 112x112 face, identity name, source file) records as a store and open it.
+
+    Labels number the identities by first appearance. See :class:`Writer` for the errors.
+    """
+    with Writer(dst, split=split, sources=sources) as writer:
+        for jpeg, identity, source in records:
+            writer.add(jpeg, identity, source)
+    return Store(dst, split)
+
+
+def check_does_not_exist(dst: Path) -> None:
+    if dst.exists():
+        raise ValueError(f"{dst}: exists already; stores are never overwritten, remove it or choose another --dst")
+
+
+def publish(tmp: Path, dst: Path) -> None:
+    """Rename a complete store to its destination. Raises ValueError if that exists by now."""
+    try:
+        tmp.rename(dst)
+    except OSError as error:
+        raise ValueError(f"{dst}: appeared while this store was written; nothing was replaced") from error
+
+
+def write_metadata(
+    path: Path,
+    split: str,
+    *,
+    shards: Sequence[tuple[int, int]],
+    labels: np.ndarray,
+    sources: bytes | bytearray,
+    identities: Sequence[str],
+    data_hash: str,
+    rejected: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+    image_size: tuple[int, int] = images.FACE_SIZE,
+    features: Mapping[str, Feature] | None = None,
+) -> None:
+    """Complete a directory of shards (:func:`shard_names`) to a store: TFDS's files, index.npz and manifest.json.
+
+    Args:
+        shards: (records, bytes of content) of each shard.
+        labels: int64 [N], N > 0, index into ``identities``.
+        sources: one a line, with a newline after each.
+        data_hash: see :mod:`fvjax.data.stores`.
+        rejected: {"file", "reason"} of each file or record left out.
+        info: further entries for the manifest, such as {"sources": [...]}.
+        image_size, features: as for :class:`Writer`.
+    """
+    features = dict(features or {})
+    _write_tfds_files(path, split, shards, list(identities), image_size, features)
+    np.savez_compressed(path / "index.npz", labels=labels, sources=np.frombuffer(sources, np.uint8)[:-1])
+    counts = np.bincount(labels)
+    entries = {
+        "format": manifest.FORMAT,
+        "split": split,
+        "counts": {"images": len(labels), "identities": int((counts > 0).sum()), "rejected": len(rejected)},
+        "single_image_identities": int((counts == 1).sum()),
+        "data_hash": data_hash,
+        "index_hash": hashlib.sha256((path / "index.npz").read_bytes()).hexdigest(),
+        **manifest.layout_entries(image_size, features),
+        **info,
+        "shards": [
+            {"file": name, "records": records, "bytes": (path / name).stat().st_size}
+            for name, (records, _) in zip(shard_names(split, len(shards)), shards)
+        ],
+        "benchmarks": {},
+        "rejected": list(rejected),
+        "identities": list(identities),
+    }
+    write_manifest(path, entries)
+
+
+# Part of every store's dataset_info.json, so the text is never changed: the same records give the same files.
+DESCRIPTION = "Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store."
+
+
+def _write_tfds_files(
+    path: Path,
+    split: str,
+    shards: Sequence[tuple[int, int]],
+    identities: list[str],
+    image_size: tuple[int, int],
+    features: Mapping[str, Feature],
+) -> None:
+    height, width = image_size
+    description = DESCRIPTION
+    if image_size != images.FACE_SIZE:
+        description = f"{width}x{height} RGB images with identity and source file. Written by fvjax.data.stores."
+    tfds.folder_dataset.write_metadata(
+        data_dir=path,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(height, width, 3), encoding_format="jpeg"),
+                "identity": tfds.features.ClassLabel(names=identities),
+                "source": tfds.features.Text(),
+                **{name: features[name].to_tfds() for name in sorted(features)},
+            }
+        ),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[records for records, _ in shards],
+                num_bytes=sum(size for _, size in shards),
+            )
+        ],
+        version="1.0.0",
+        check_data=False,  # that check needs tensorflow; the tests open stores without it
+        description=description,
+    )
+
+
+def _printable(text: str) -> str:
+    """Escape what is not UTF-8: file names need not be, but JSON and terminals must."""
+    return text.encode(errors="backslashreplace").decode()
