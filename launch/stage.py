@@ -14,16 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvjax import errors
-from fvjax.config import Config, experiments
+from fvjax import cli, errors
+from fvjax.config import EditableConfig, experiments
 from fvjax.data.stores import Store
-from fvjax.main import CONFIG, fail, parse
 from fvjax.training import preemption
 
 
-def stores(config: Config) -> dict[str, tuple[Path, str]]:
+def stores(config: EditableConfig) -> dict[str, tuple[Path, str]]:
     """Return {config key: (store, split)} of the stores that the run reads and that exist."""
-    trains = any(one.epochs for one in experiments(config, Path()).values())
+    trains = any(one.trains for one in experiments(config, Path()).values())
     named = {f"eval.benchmarks.{name}.store": (b.store, "test") for name, b in config.eval.benchmarks.items()}
     if trains:
         named |= {"data.train": (config.data.train, config.data.split), "data.val": (config.data.val, "val")}
@@ -61,14 +60,14 @@ def main() -> None:
     """Copy the stores and print one flag per copy."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: sys.exit(preemption.EXIT_CODE))
-    parse(sys.argv)
+    cli.parse(sys.argv, __doc__ or "", [cli.CONFIG])
     try:
         # Short paths first, because the validation store may be inside the training store.
-        ordered = sorted(stores(CONFIG.value).items(), key=lambda item: len(item[1][0].parts))
+        ordered = sorted(stores(cli.CONFIG.value).items(), key=lambda item: len(item[1][0].parts))
         for key, (store, split) in ordered:
             print(f"--config.{key}={copy(store, split, Path(os.environ['SLURM_TMPDIR']))}")
     except (ValueError, OSError) as error:
-        fail(errors.line(error))
+        cli.fail(errors.line(error))
 
 
 if __name__ == "__main__":
