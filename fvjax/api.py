@@ -21,7 +21,7 @@ from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
 POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": ""}  # what pool=None means
-# Config keys (or the start of some) that decide what a trained model computes.
+# Config keys, or how they begin, that decide what a trained model computes.
 NEEDED = (
     "model",
     "task",
@@ -35,14 +35,14 @@ NEEDED = (
     "epochs",
     "seed",
 )
-NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.", "plugin.")  # whose keys an experiment chooses
-# images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention
+NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.", "plugin.")  # an experiment chooses their keys
+# Images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention.
 BATCH = {"resnet": 64, "vit": 16, "mllm": 8, "pair": 4}
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where the model of a workdir comes from. `base_hash` is "" where there is no base."""
+    """Where the model of a work directory comes from; `base_hash` is "" for a run without pretrained weights."""
 
     config: Config
     step: int
@@ -50,7 +50,7 @@ class Run:
 
 
 class Model:
-    """What :func:`load` and :func:`load_workdir` return; `run` says which run and step of it, None for a checkpoint."""
+    """A model for inference; `run` is the run and step that it comes from, None for a checkpoint directory."""
 
     def __init__(
         self,
@@ -65,15 +65,15 @@ class Model:
         self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, encoder.yes_no), (0, 1)))
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """Faces uint8 [N,112,112,3], aligned, RGB -> float32 [N,D], not normalised. ValueError: anything else."""
+        """Embed aligned RGB faces uint8 [N,112,112,3]: float32 [N,D], not normalised. ValueError: anything else."""
         if self.encoder.yes_no:
             raise ValueError('a model loaded with scenario="pair" has no embeddings; use p_same')
         return self._in_batches(self._embed, faces)
 
     def p_same(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Two times uint8 [N,112,112,3] -> float32 [N], the probability of Yes between Yes and No.
+        """Compare two arrays of faces uint8 [N,112,112,3], face by face: float32 [N], P(Yes) between Yes and No.
 
-        Only scenario "pair" has it. ValueError: another scenario, other arrays, not as many a as b.
+        Only scenario "pair" has it. ValueError: another scenario, other arrays, or a and b of different lengths.
         """
         if not self.encoder.yes_no:
             raise ValueError('p_same needs a model loaded with scenario="pair"; compare embeddings by cosine instead')
@@ -89,7 +89,7 @@ class Model:
         out = []
         for start in range(0, max(len(faces[0]), 1), self.batch_size):
             parts = [f[start : start + self.batch_size] for f in faces]
-            size = 1 << max(len(parts[0]) - 1, 0).bit_length()  # powers of two: few shapes, so few compilations
+            size = 1 << max(len(parts[0]) - 1, 0).bit_length()  # a power of two: few shapes, so few compilations
             padded = [np.concatenate([p, np.zeros((size - len(p), 112, 112, 3), np.uint8)]) for p in parts]
             with jax.default_matmul_precision(self._precision):
                 out.append(np.asarray(function(self.variables, *padded))[: len(parts[0])])
@@ -118,7 +118,7 @@ def load(
         prompt_ids: token ids of the text after the image(s), without BOS: for "pair", and for the pools of "mllm"
             other than "visual_mean", which does not depend on them.
         yes_no_ids: for "pair", the ids of the answers (Yes, No).
-        dtype: what is computed in. In float32 matrix products are float32 too, also on devices with TF32.
+        dtype: of the computation. In float32, matrix products are float32 too, also on devices with TF32.
     Raises:
         ValueError: an argument that does not go with the scenario, or a directory or file that does not fit.
     """
@@ -147,7 +147,7 @@ def load(
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
     prompt, yes_no = (() if ids is None else tuple(int(i) for i in ids) for ids in (prompt_ids, yes_no_ids))
     model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, yes_no, dtype=jnp.dtype(dtype))
-    # half-precision weights stay as they are for bfloat16 computation: each use casts them
+    # For bfloat16 computation half-precision weights stay as they are: each use casts them.
     keep = np.float32 if dtype == "float32" else None
     variables = trees.unflatten({name: jnp.asarray(np.asarray(leaf, keep)) for name, leaf in leaves.items()})
     if adapters is not None:
@@ -157,16 +157,16 @@ def load(
 
 
 def is_workdir(path: str | Path) -> bool:
-    """Whether a directory's config.json is that of a training run. ValueError: it is there and no JSON object."""
+    """Whether a directory's config.json is that of a training run. ValueError: it exists and is no JSON object."""
     file = Path(path) / "config.json"
     return file.is_file() and "trainable" in load_json(file)
 
 
 def load_workdir(path: str | Path) -> Model:
-    """Load the newest checkpoint of a workdir of ``python -m fvjax.main``, on one device.
+    """Load the best or newest checkpoint of a work directory of ``python -m fvjax.main``, on one device.
 
-    Computes what that run's evaluation computes, in the same precision. What the run did not train comes from the
-    config's ``init_from``. The workdir is only read.
+    The model computes what that run's evaluation computes, in the same precision. What the run did not train comes from
+    the config's ``init_from``. The work directory is only read.
 
     Raises:
         ValueError: not a workdir, of another version, no checkpoint yet, or the base is missing or has changed.
@@ -182,7 +182,7 @@ def load_workdir(path: str | Path) -> Model:
 
 
 def read_config(workdir: Path) -> Config:
-    """config.json as a config. ValueError: it has keys unknown to this version, or lacks some of NEEDED."""
+    """Read config.json of a run. ValueError: it has keys unknown to this version, or lacks some of NEEDED."""
     if not is_workdir(workdir):
         raise ValueError(f"{workdir} is not a workdir of python -m fvjax.main: it has no config.json of a run")
     file, config = workdir / "config.json", base()

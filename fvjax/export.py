@@ -1,10 +1,10 @@
 """`python -m fvjax.export --workdir=RUN --dst=DIR [--merged]`
 
-What a run of `python -m fvjax.main` trained, for other people's programs: its newest checkpoint becomes the new
-directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With
---merged, and for a run without adapters, it is the whole model in its original layout: the base's own shards, dtypes,
-config.json and tokenizer, with what was trained in its weights. Exit code 2 with one line on standard error for what
-the caller can mend.
+Write what a run of `python -m fvjax.main` trained for other people's programs: its best or newest checkpoint becomes
+the new directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With
+--merged, and for a run without adapters, DIR gets the whole model in its original layout: the base's own shards,
+dtypes, config.json and tokenizer, with what was trained in its weights. User errors are one line on standard error and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from weights_convert.write import rewrite, write_original
 
 
 def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
-    """Write the new directory ``dst`` -> what it is, in a few words. Of a base one shard at a time is in memory.
+    """Write the new directory ``dst`` and return what it is, in a few words. One shard at a time is in memory.
 
     Raises:
-        ValueError: no workdir or nothing trained in it, the base is not the one it was trained on, ``dst`` exists, or
-            the model has no other layout than this run's.
+        ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, or
+            the model has no layout but this run's.
     """
     workdir, config = Path(workdir), api.read_config(Path(workdir))
     if Path(dst).exists():
@@ -46,8 +46,8 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
 
     if adapters and not merged:
         if whole:
-            told = f"{workdir} also trained {len(whole)} arrays in full, the first {next(iter(whole))}"
-            raise ValueError(f"{told}; adapters do not hold those: add --merged")
+            trained = f"{workdir} also trained {len(whole)} arrays in full, the first {next(iter(whole))}"
+            raise ValueError(f"{trained}; adapters do not hold those: add --merged")
         if not config.init_from:
             raise ValueError(f"{workdir}: the adapters belong to no one directory (config.init_from is empty)")
         write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind)
@@ -68,11 +68,11 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
 
 
 def merge(base: Any, dst: str | Path, adapters: Mapping[str, Any], scale: float, whole: Mapping[str, Any]) -> None:
-    """Write ``base`` (an open checkpoint) anew as ``dst`` with what was trained, in the base's dtypes.
+    """Write a copy ``dst`` of ``base`` (an open checkpoint) with what was trained, in the base's dtypes.
 
     Args:
-        adapters: flat tree as :func:`lora.init` makes it; added times ``scale``. Where they are zero, every bit stays.
-        whole: arrays that take the base's place, by name ("params/…", "batch_stats/…").
+        adapters: flat tree as from :func:`lora.init`, added times ``scale``; where they are zero no bit changes.
+        whole: arrays that replace the base's, by name ("params/…", "batch_stats/…").
     Raises ValueError: ``dst`` exists, or a name that the base lacks.
     """
 

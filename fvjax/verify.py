@@ -1,9 +1,9 @@
 """`python -m fvjax.verify A.jpg B.jpg --model=DIR [--benchmark=NAME | --threshold=X] [--json]`
 
 Do two photographs show one person? Prints the verdict, the score behind it (a cosine, or P(Yes) of a model that
-answers), the threshold, its false accept rate (FAR) and where that was measured. DIR is a workdir of
-`python -m fvjax.main`, or a checkpoint as `fvjax.load` takes it, for which no threshold is known. Exit code 0 whatever
-the verdict; 2 with one line on standard error for what the caller can mend.
+answers), the threshold, its false accept rate (FAR) and the benchmark that it was measured on. DIR is a work directory
+of `python -m fvjax.main`, or a checkpoint as `fvjax.load` takes it, for which no threshold is known. Exit code 0
+whatever the verdict; 2 with one line on standard error for user errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fvjax.data import images
 from fvjax.evals import folds, verification
 from weights_convert.read import load_json
 
-FEW = 10  # impostor scores: a rate counted from fewer may well be wrong by a factor of two
+FEW = 10  # impostor scores: a rate that rests on fewer may well be wrong by a factor of two
 
 
 def compare(
@@ -36,15 +36,16 @@ def compare(
 
     Args:
         a, b: image files, read by :func:`read_face`.
-        model: a workdir (its newest checkpoint is used) or a checkpoint directory.
-        threshold: same person if score >= threshold; given, nothing is said about its FAR.
-        benchmark: whose threshold of results.json; None: the first one of whose identities training saw none.
+        model: a work directory, whose best or newest checkpoint is used, or a checkpoint directory.
+        threshold: same person if score >= threshold. Its FAR is then unknown.
+        benchmark: the entry of results.json whose threshold is used; None: the first without identities that training
+            has seen.
     Returns:
         JSON-ready {"score", "measure", "threshold", "same", "far", "measured_on", "model", "images"}. "measure" is
         "cosine", or "P(Yes)" of a model that answers. Without a threshold it and "same" are None; "far" and
         "measured_on" are None unless the threshold was measured.
     Raises:
-        ValueError: what the caller can mend, in one line.
+        ValueError: user errors, in one line.
     """
     if threshold is not None and benchmark is not None:
         raise ValueError("--threshold and --benchmark: give one, a benchmark is where a threshold comes from")
@@ -63,7 +64,7 @@ def compare(
     if network.encoder.yes_no:
         score = float(network.p_same(faces[:1], faces[1:])[0])
     else:
-        # an evaluation may have been asked for another flip_sum than the run's own (--mode=eval)
+        # --mode=eval may have asked for another flip_sum than the run's own.
         flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False
         embeddings = verification.embed(network.embed, [(faces, 2)], flip_sum=flip_sum)
         score = float(verification.scores(embeddings, SimpleNamespace(a=np.array([0]), b=np.array([1])))[0])
@@ -80,23 +81,24 @@ def compare(
 
 
 def read_face(file: Path) -> np.ndarray:
-    """uint8 [112,112,3] RGB, as `fvjax.data.prepare` would store it. ValueError: not there, no image, another size."""
+    """Read a face as `fvjax.data.prepare` would store it: uint8 [112,112,3] RGB. ValueError: missing, no image, or
+    of another size."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow about pictures that are refused anyway
+            warnings.simplefilter("ignore")  # Pillow warns about pictures that are refused anyway
             return images.decode(images.to_jpeg(file.read_bytes(), str(file)), str(file))
     except images.WrongSize as error:
-        found = str(error).rpartition(";")[0]  # without the advice, which is for whoever prepares a store
+        problem = str(error).rpartition(";")[0]  # without the advice, which is for preparing a store
         raise ValueError(
-            f"{found}; this version finds no faces in pictures (the align extra is not there yet): give aligned "
+            f"{problem}; this version finds no faces in pictures (the align extra is not there yet): give aligned "
             f"{images.SIZE}x{images.SIZE} crops, made like those that the model was trained on"
         ) from error
 
 
 def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
-    """The model of a directory, and its results.json or {}."""
+    """Open the model of a directory; return it with its results.json or {}."""
     if api.is_workdir(path):
         file = path / "results.json"
         return api.load_workdir(path), load_json(file) if file.exists() else {}
@@ -112,15 +114,15 @@ def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
 
 
 def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) -> tuple[float, float, dict]:
-    """(threshold, its FAR, where it was measured) of accuracy@far=1e-3 in results.json.
+    """Return (threshold, its FAR, what it was measured on) of accuracy@far=1e-3 in results.json.
 
-    Raises ValueError: the figures are not of this checkpoint, no such benchmark, or only ones that training saw.
+    Raises ValueError: the figures are not of this checkpoint, there is no such benchmark, or training has seen all.
     """
     again = f"evaluate again (--workdir={file.parent} --mode=eval) or give --threshold"
     try:
-        of, now = (results["step"], results["base_hash"][:8]), (run.step, run.base_hash[:8])
-        if of != now:
-            raise ValueError(f"{file} is of (step, base) {of}, the newest checkpoint is {now}; {again}")
+        evaluated, current = (results["step"], results["base_hash"][:8]), (run.step, run.base_hash[:8])
+        if evaluated != current:
+            raise ValueError(f"{file} is of (step, base) {evaluated}, the newest checkpoint is {current}; {again}")
         entries = results["benchmarks"]
         if name is None:
             unseen = [each for each, entry in entries.items() if not entry["identities_seen_in_training"]]
@@ -131,7 +133,7 @@ def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) 
         if name not in entries:
             raise ValueError(f"--benchmark={name}: {file} has {', '.join(entries)}")
         entry = entries[name]
-        # the threshold is the mean over folds of the k-th highest impostor score of the other folds
+        # The threshold is the mean over folds of the k-th highest impostor score of the other folds.
         others = entry["n_impostor"] - entry["n_impostor"] // entry["n_folds"]
         measured_on = {
             "benchmark": name,
@@ -149,8 +151,8 @@ def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) 
 
 
 def text(result: dict[str, Any]) -> str:
-    """A few lines for people."""
-    score, threshold, where = result["score"], result["threshold"], result["measured_on"]
+    """Describe a result in a few lines for people."""
+    score, threshold, measured_on = result["score"], result["threshold"], result["measured_on"]
     if threshold is None:
         return (
             f"score {score:.4f} ({result['measure']})\nno threshold is known for {result['model']}, so no verdict: "
@@ -158,29 +160,32 @@ def text(result: dict[str, Any]) -> str:
         )
     verdict = ("same person", ">=") if result["same"] else ("different persons", "<")
     first = f"{verdict[0]}: score {score:.4f} ({result['measure']}) {verdict[1]} threshold {threshold:.4f}"
-    if where is None:
+    if measured_on is None:
         return f"{first}\nFAR of this threshold: not known"
-    above, others, far = where["impostors_above_per_fold"], where["n_impostor_per_fold"], result["far"]
+    above, others = measured_on["impostors_above_per_fold"], measured_on["n_impostor_per_fold"]
+    far, name = result["far"], measured_on["benchmark"]
     lines = [
         f"{first}, for FAR {far:g}",
-        f"measured on {where['benchmark']}: {where['n_impostor']:,} impostor pairs, data {where['data_hash'][:8]}, "
-        f"model at step {where['step']}",
+        f"measured on {name}: {measured_on['n_impostor']:,} impostor pairs, data {measured_on['data_hash'][:8]}, "
+        f"model at step {measured_on['step']}",
     ]
     if not above:
         lines.append(f"too few for FAR {far:g}: the threshold lies just above all of some {others:,} impostor scores")
     else:
         few = ": few, so take the FAR as a rough one" if above < FEW else ""
         lines.append(f"the threshold rests on the {above} highest of some {others:,} impostor scores{few}")
-    seen = where["identities_seen_in_training"]
+    seen = measured_on["identities_seen_in_training"]
     if seen is None:
-        lines.append(f"whether training saw identities of {where['benchmark']} is not known: it follows another naming")
+        lines.append(f"whether training saw identities of {name} is not known: it follows another naming")
     elif seen:
         lines.append(f"training saw {seen} of its identities: expect more false accepts among strangers")
     return "\n".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line, instead of the usage and exit
+    """Raises ValueError for wrong arguments, so that they are reported in one line as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see python -m fvjax.verify --help")
 
 

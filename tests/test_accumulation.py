@@ -2,6 +2,8 @@
 
 import functools
 import re
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,10 @@ from fvjax.losses import accumulation, contrastive
 from fvjax.models import encoder as encoders
 from fvjax.models import lora
 from fvjax.parallel import sharding
-from fvjax.training import loop, optimizer
+from fvjax.training import optimizer
+from fvjax.training.state import Learner
+from fvjax.training.step import Recipe, gradients, train_step
+from tests.parts import state_with, task_of
 
 N = 32  # faces, so that each of 8 devices has one in each of 4 chunks
 TOWER = {"image_size": 28, "patch_size": 14, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 32, "drop_path": 0.4}
@@ -36,7 +41,16 @@ def one_batch(trainable, faces, keys):
 
 
 def chunked(chunks, trainable, faces, keys):
-    return accumulation.grad_cache(embed, loss, trainable, faces, keys, chunks=chunks, batch_stats={})
+    return cached(embed, loss, trainable, faces, keys, chunks)
+
+
+def cached(embed, loss, trainable, faces, keys, chunks, stats=MappingProxyType({})):
+    """(loss, gradients) of a loss over the whole batch."""
+    objective = accumulation.WholeBatch(
+        lambda trainable, inputs: (embed(trainable, *inputs), {}), lambda embeddings, _: loss(embeddings)
+    )
+    value, _, grads = objective.gradients(lambda trainable: trainable, trainable, (faces, keys), stats, chunks)
+    return value, grads
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +98,7 @@ def test_half_precision_gradients_are_summed_in_float32():
     faces, keys = jnp.ones((8, 1), jnp.bfloat16).at[0].set(256), jax.random.split(jax.random.key(0), 8)
     w = {"w": jnp.ones((1, 1), jnp.bfloat16)}
     embed = lambda w, x, _: (x @ w["w"]).astype(jnp.float32)  # noqa: E731
-    _, grads = accumulation.grad_cache(embed, jnp.sum, w, faces, keys, chunks=8, batch_stats={})
+    _, grads = cached(embed, jnp.sum, w, faces, keys, 8)
     assert grads["w"].dtype == jnp.float32
     assert float(grads["w"][0, 0]) == 263
 
@@ -114,8 +128,8 @@ def test_rows_come_back_in_order():
 def test_what_cannot_be_chunked_is_refused(inputs):
     stats = {"batch_stats": {"bn": {"mean": jnp.zeros(3)}}}
     with pytest.raises(ValueError, match="2 chunks: a model with batch norm must see the whole batch"):
-        accumulation.grad_cache(embed, loss, *inputs, chunks=2, batch_stats=stats)
-    whole = functools.partial(accumulation.grad_cache, embed, loss, chunks=1, batch_stats=stats)
+        cached(embed, loss, *inputs, 2, stats)
+    whole = functools.partial(cached, embed, loss, chunks=1, stats=stats)
     assert jax.eval_shape(whole, *inputs)[0].shape == ()
     for chunks in (3, 0):
         with pytest.raises(ValueError, match=f"a batch of 32 rows does not divide into {chunks} chunks"):
@@ -124,7 +138,7 @@ def test_what_cannot_be_chunked_is_refused(inputs):
 
 @pytest.fixture(scope="module")
 def linear():
-    """A step of a few pixels times a matrix: config, encoder, state and a batch of 8 pairs."""
+    """A step of a few pixels times a matrix: recipe, what trains and a batch of 8 pairs."""
 
     def encoder(variables, faces, **_):
         return faces.reshape(len(faces), -1)[:, ::4001].astype(jnp.float32) @ variables["params"]["w"] / 255, {}
@@ -132,34 +146,35 @@ def linear():
     config = base()
     config.batch_size, config.data.flip = 16, False
     width = len(range(0, 112 * 112 * 3, 4001))
-    state = {"trainable": {"params": {"w": jax.random.normal(jax.random.key(0), (width, 4))}}, "stats": {}}
+    trainable = {"params": {"w": jax.random.normal(jax.random.key(0), (width, 4))}}
+    model = SimpleNamespace(encoder=encoder, variables=lambda trainable, stats, frozen: trainable)
     images = jax.random.randint(jax.random.key(1), (8, 2, 112, 112, 3), 0, 256).astype(jnp.uint8)
-    return config, encoder, state, {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
+    recipe = Recipe(model, task_of(config), None)  # type: ignore[arg-type]
+    return recipe, trainable, {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
 
 
 def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear):
-    config, encoder, state, batch = linear
-    config = config.copy_and_resolve_references()
-    loss, _, gradient = loop.gradients(config, encoder, state, {}, batch)
+    recipe, trainable, batch = linear
+    loss, _, gradient = gradients(recipe, state_with(trainable), {}, batch)
     norm = float(jnp.linalg.norm(gradient["params"]["w"]))
-    config.optimizer.update({"clip": norm / 4, "lr": 0.5, "weight_decay": 0.0})
-    tx = optimizer.make(config.optimizer, {"params/w": "all"}, lambda step: 0.5)
-    state = {**state, "opt": tx.init(state["trainable"]), "step": jnp.int32(6)}
-    new, values = loop.step_fn(config, encoder, tx, lambda step: 0.125 * step, state, {}, batch)
+    config = base().optimizer
+    config.update({"clip": norm / 4, "lr": 0.5, "weight_decay": 0.0})
+    tx = optimizer.make(config, {"params/w": "all"}, lambda step: 0.5)
+    recipe = replace(recipe, learner=Learner(tx, lambda step: 0.125 * step))
+    new, values = train_step(recipe, state_with(trainable, opt=tx.init(trainable), step=6), {}, batch)
     assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert float(values["grad_norm"]) == pytest.approx(norm, rel=1e-5)
-    assert (float(values["lr"]), int(new["step"])) == (0.75, 7), "the rate of the step that was done"
-    moved = state["trainable"]["params"]["w"] - new["trainable"]["params"]["w"]
+    assert (float(values["lr"]), int(new.step)) == (0.75, 7), "the rate of the step that was done"
+    moved = trainable["params"]["w"] - new.trainable["params"]["w"]
     np.testing.assert_allclose(moved, 0.5 * gradient["params"]["w"] / 4, rtol=1e-4, atol=1e-9)
 
 
 def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
     """compat.last_micro_batch, as the reference does; test_gradients.py has the reference's own loop (slow)."""
-    config, encoder, state, batch = linear
-    config = config.copy_and_resolve_references()
+    recipe, trainable, batch = linear
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
-    loss, _, alone = loop.gradients(config, encoder, state, {}, last)
-    config.accumulation, config.compat.last_micro_batch = 4, True
-    got_loss, _, got = loop.gradients(config, encoder, state, {}, batch)
+    loss, _, alone = gradients(recipe, state_with(trainable), {}, last)
+    parts = replace(recipe, parts=4, last_part_only=True)
+    got_loss, _, got = gradients(parts, state_with(trainable), {}, batch)
     assert float(got_loss) == pytest.approx(float(loss), rel=1e-6)
     np.testing.assert_allclose(got["params"]["w"], alone["params"]["w"] / 4, rtol=1e-5)

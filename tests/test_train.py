@@ -10,14 +10,17 @@ import optax
 import pytest
 
 import fvjax
-from fvjax import predict, trees
-from fvjax.config import base
+from fvjax import experiment, trees
+from fvjax.config import base, typed
 from fvjax.data.stores import Store, read_pairs
 from fvjax.evals import folds, verification
 from fvjax.losses import contrastive
 from fvjax.models import lora, preprocess
 from fvjax.parallel import sharding
-from fvjax.training import loop, optimizer, train_state
+from fvjax.tasks.predictor import Predictor
+from fvjax.training import optimizer
+from fvjax.training.step import gradients, train_step
+from tests.parts import recipe_of, start_of, state_with
 from tests.reference.recipe import write_checkpoint
 from tests.test_convert import IRESNET, iresnet_shapes
 
@@ -69,11 +72,11 @@ def setup(config, devices, **mesh):
     """(one jitted gradient function, state, frozen, batch) on a mesh; the same numbers on any mesh."""
     config.mesh.update(mesh)
     mesh = sharding.make_mesh(config.mesh, devices)
-    opened = train_state.open_model(config, mesh)
-    begun = train_state.start(config, opened, mesh, steps_per_epoch=10)
+    recipe = recipe_of(config, mesh, steps_per_epoch=10)
+    begun = start_of(recipe, mesh)
     # B starts at zero, so give the adapters a value: else half of the gradients would be zero
     wave = lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)  # noqa: E731
-    state = {"trainable": jax.tree.map(wave, begun.state["trainable"]), "stats": begun.state["stats"]}
+    state = state_with(jax.tree.map(wave, begun.trainable), begun.stats)
     rng = np.random.default_rng(0)
     p = config.batch_size // 2
     batch = sharding.batch(
@@ -84,7 +87,7 @@ def setup(config, devices, **mesh):
         },
         mesh,
     )
-    return functools.partial(loop.gradients, config, opened.encoder), state, begun.frozen, batch, opened.groups
+    return functools.partial(gradients, recipe), state, recipe.model.read_frozen(), batch, recipe.model.groups
 
 
 def host(tree) -> dict[str, np.ndarray]:
@@ -131,22 +134,22 @@ def test_randomness_follows_the_pair_not_its_row():
 def test_only_what_trains_has_gradients_and_optimizer_state():
     config = tiny_resnet()
     fn, state, frozen, batch, groups = setup(config, jax.devices()[:1], data=1)
-    tx = optimizer.make(config.optimizer, groups, lambda step: 0.1)
-    state |= {"opt": tx.init(state["trainable"]), "step": jnp.zeros((), jnp.int32)}
+    recipe = fn.args[0]
+    state = state_with(state.trainable, state.stats, recipe.learner.tx.init(state.trainable))
     assert "params/features/scale" in trees.flatten(frozen)
     assert "params/features/scale" not in groups
-    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state["opt"])]
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt)]
     assert any("'features']['bias'" in p for p in paths)
     assert not any("'features']['scale'" in p for p in paths)
-    step = jax.jit(functools.partial(loop.step_fn, config, fn.args[1], tx, lambda step: 0.1))
+    step = jax.jit(functools.partial(train_step, recipe))
     new, values = step(state, frozen, batch)
     changed = {
-        k: bool((v != trees.flatten(state["trainable"])[k]).any()) for k, v in trees.flatten(new["trainable"]).items()
+        k: bool((v != trees.flatten(state.trainable)[k]).any()) for k, v in trees.flatten(new.trainable).items()
     }
-    moved = {k: bool((v != trees.flatten(state["stats"])[k]).any()) for k, v in trees.flatten(new["stats"]).items()}
+    moved = {k: bool((v != trees.flatten(state.stats)[k]).any()) for k, v in trees.flatten(new.stats).items()}
     assert all(changed.values()), changed
     assert all(moved.values()), f"running statistics that a step in training mode left alone: {moved}"
-    assert int(new["step"]) == 1
+    assert int(new.step) == 1
     assert float(values["grad_norm"]) > 0
 
 
@@ -187,7 +190,7 @@ def test_groups_have_their_own_rate():
 def test_schedule_is_constant_in_an_epoch():
     c = base().optimizer
     c.lr, c.warmup_epochs = 1.0, 2
-    lr = optimizer.schedule(c, 6, 10)
+    lr = optimizer.schedule(c, epochs=6, steps_per_epoch=10)
     by_epoch = [float(lr(10 * e)) for e in range(6)]
     expected = [0.5, 1.0] + [0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
     np.testing.assert_allclose(by_epoch, expected, rtol=1e-6)
@@ -232,10 +235,10 @@ def test_the_loss_is_of_the_adapted_model_at_the_configs_temperature():
     config = tiny_vit()
     config.data.flip, config.model.vision_transformer.drop_path, config.loss.temperature = False, 0.0, 0.2
     fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
-    state["trainable"] = jax.tree.map(lambda x: 10 * x, state["trainable"])  # so that their scale shows
-    adapters = trees.flatten(state["trainable"]["lora"])
+    state = state_with(jax.tree.map(lambda x: 10 * x, state.trainable))  # so that their scale shows
+    adapters = trees.flatten(state.trainable["lora"])
     merged = lora.merge(trees.flatten(frozen["params"]), adapters, config.lora.alpha / config.lora.rank)
-    encoder = train_state.build_encoder(config)
+    encoder = fn.args[0].model.encoder
     faces = np.asarray(batch["images"]).reshape(-1, 112, 112, 3)  # rows 2i and 2i + 1 are pair i
     embed = jax.jit(lambda params: encoder({"params": trees.unflatten(params)}, faces)[0])
     expected = infonce(np.asarray(embed(merged), np.float64), 0.2)
@@ -250,15 +253,16 @@ def test_half_of_the_faces_are_mirrored_left_to_right():
     assert 16 < mirrored.sum() < 48
 
 
-def test_an_embedding_does_not_depend_on_its_batch(tmp_path):
+def test_an_embedding_does_not_depend_on_its_batch():
     """Evaluation uses the running statistics, not those of the images that happen to be together."""
     config = tiny_resnet()
     config.model.iresnet.dropout = 0.0
-    _, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
+    fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     faces = batch["images"].reshape(-1, 112, 112, 3)[:8]
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    predictor = predict.Predictor(config, train_state.build_encoder(config), mesh, frozen, tmp_path)
-    one, other = (predictor.embed(state, np.asarray(x)) for x in (faces, faces.at[1:].set(0)))
+    model = fn.args[0].model
+    predictor = Predictor(model.variables, frozen, sharding.one_device())
+    embed = fn.args[0].task.evaluator(model.encoder, predictor, set()).embed
+    one, other = (embed(state, np.asarray(x)) for x in (faces, faces.at[1:].set(0)))
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-6)
 
 
@@ -270,7 +274,7 @@ def test_what_trains_starts_from_init_from(tmp_path):
     c.model.iresnet.layers, c.model.iresnet.widths, c.model.iresnet.num_features = (1, 1), (4, 8), 6
     c.data.synthetic.update({"identities": 8, "images": 2, "test_identities": 20, "test_images": 3, "test_pairs": 40})
     c.batch_size, c.eval.batch_size, c.eval.bootstrap = 16, 16, 0
-    figures = loop.run(c, tmp_path / "run", train=True)["benchmarks"]["synthetic"]
+    figures = experiment.run(typed(c), tmp_path / "run", train=True)["benchmarks"]["synthetic"]
     faces = Store(next((tmp_path / "run").glob("synthetic_test*")), "test")
     pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
     scores = verification.scores(model.embed(np.stack([faces.image(i) for i in range(len(faces))])), pairs)

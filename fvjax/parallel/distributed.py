@@ -1,8 +1,8 @@
-"""Several processes as one run: how they find each other, what they must agree on, what happens when one is gone.
+"""Several processes as one run: how they find each other, agree on facts, and notice that one is gone.
 
-`jax.distributed` connects them. Its key-value store, which process 0 serves, carries what is said here: facts that all
-must share, a sign of life of every process, and the last words of one that ends. The store has no public name in jax;
-Orbax uses it by the same one.
+`jax.distributed` connects them. Its key-value store, which process 0 serves, carries the messages of this module: facts
+that all must share, a sign of life from every process, and the reason why a process ends. The store has no public name
+in jax; Orbax uses it under the same private one.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone; the same command goes on from the last checkpoint
-_CONNECT_S = 300  # for all to come
+_CONNECT_S = 300  # for all processes to connect
 _AGREE_S = 1800  # one process may read gigabytes before it agrees
 _rounds = iter(range(sys.maxsize))
 _store: Any = None  # jax's, once connected
@@ -26,10 +26,10 @@ _watch: "Watch"
 
 
 class Place(NamedTuple):
-    """Of this process among those that make up the run."""
+    """Which of the processes that make up a run this one is."""
 
     processes: int = 1
-    coordinator: str | None = None  # HOST:PORT of process 0. None: as the scheduler says, which also knows `process`
+    coordinator: str | None = None  # HOST:PORT of process 0. None: the scheduler knows it, and `process` too
     process: int | None = None
 
 
@@ -37,13 +37,13 @@ ALONE = Place()
 
 
 def start(place: Place, heartbeat: float) -> None:
-    """Connect to the other processes, before anything is computed; nothing for one process.
+    """Connect to the other processes before anything is computed; does nothing for a single process.
 
     Args:
-        heartbeat: seconds after which a process that gives no sign of life is lost, and the others end.
+        heartbeat: seconds after which a process without a sign of life counts as lost, and the others end.
     Raises:
         ValueError: the coordinator is no HOST:PORT, process 0 cannot listen there, or jax does not know this scheduler.
-            Ends this process, exit code PEER_LOST, where not all come within five minutes.
+            If not all processes connect within five minutes, this one ends with exit code PEER_LOST.
     """
     global _store, _me, _watch
     if place.processes == 1:
@@ -51,19 +51,19 @@ def start(place: Place, heartbeat: float) -> None:
     import jax
     from jax._src.distributed import global_state  # it has no public name; Orbax uses it by this one
 
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if place.coordinator:
-        given |= {"coordinator_address": place.coordinator}
-        given |= {"num_processes": place.processes, "process_id": place.process}
+        options |= {"coordinator_address": place.coordinator}
+        options |= {"num_processes": place.processes, "process_id": place.process}
         check_port(place)
-    told = f"not all of {place.processes} processes came to {place.coordinator or 'the coordinator'}"
-    absent = threading.Timer(_CONNECT_S, _exit, (PEER_LOST, f"{told} within {_CONNECT_S} s; start all of them"))
+    problem = f"not all of {place.processes} processes came to {place.coordinator or 'the coordinator'}"
+    absent = threading.Timer(_CONNECT_S, _exit, (PEER_LOST, f"{problem} within {_CONNECT_S} s; start all of them"))
     absent.daemon = True
     absent.start()
-    # jax's own time limits name no process and end with a stack trace: ours come first
-    given |= {"initialization_timeout": _CONNECT_S + 60, "heartbeat_timeout_seconds": int(2 * heartbeat) + 10}
+    # Ours come before jax's own time limits, which name no process and end with a stack trace.
+    options |= {"initialization_timeout": _CONNECT_S + 60, "heartbeat_timeout_seconds": int(2 * heartbeat) + 10}
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(**options)
     finally:
         absent.cancel()
     _store, _me = global_state.client, global_state.process_id
@@ -72,25 +72,26 @@ def start(place: Place, heartbeat: float) -> None:
 
 
 def check_port(place: Place) -> None:
-    """Raise ValueError where the coordinator is no HOST:PORT, or this is process 0 and the port is not free.
+    """Raise ValueError if the coordinator is no HOST:PORT, or if this is process 0 and the port is not free.
 
-    Asked of a port that is taken, jax 0.10.2 often crashes (SIGSEGV, 16 of 40 tries) instead of raising.
+    Given a port that is taken, jax 0.10.2 often crashes (SIGSEGV, 16 of 40 tries) instead of raising.
     """
     host, _, port = (place.coordinator or "").rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(f"--coordinator={place.coordinator}: must be HOST:PORT of process 0")
     if place.process == 0:
         with socket.socket() as ours:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as jax; or a port just left would count
+            # As jax does, so that a port that was just released counts as free.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 ours.bind(("", int(port)))
             except OSError as error:
-                told = f"process 0 cannot listen there ({error.strerror}); choose another port"
-                raise ValueError(f"--coordinator={place.coordinator}: {told}") from error
+                problem = f"process 0 cannot listen there ({error.strerror}); choose another port"
+                raise ValueError(f"--coordinator={place.coordinator}: {problem}") from error
 
 
 def broken(error: Exception) -> bool:
-    """Whether this is how jax tells that a connection to another process broke: a status, as either type."""
+    """Whether an error says that a connection to another process broke; jax raises such a status as several types."""
     status = re.match(
         "(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ", str(error)
     )
@@ -98,7 +99,7 @@ def broken(error: Exception) -> bool:
 
 
 def exchange(text: str) -> list[str]:
-    """What every process says, in their order. All must call it, equally often."""
+    """Send a text to all processes and return the texts of all, in their order. All must call it, equally often."""
     if _store is None:
         return [text]
     name = f"fvjax/round/{next(_rounds)}"
@@ -108,79 +109,83 @@ def exchange(text: str) -> list[str]:
 
 
 def agree(facts: Mapping[str, Any], problem: str = "") -> None:
-    """Go on only if no process has a problem and all have the same facts. All must call it.
+    """Continue only if no process has a problem and all have the same facts. All must call it.
 
     Raises ValueError in every process, naming the processes and the first fact that differs.
     """
-    told = [json.loads(text) for text in exchange(json.dumps({"problem": problem, "facts": dict(facts)}))]
-    if len(told) == 1:
+    messages = [json.loads(text) for text in exchange(json.dumps({"problem": problem, "facts": dict(facts)}))]
+    if len(messages) == 1:
         if problem:
             raise ValueError(problem)
         return
-    if problems := [f"process {i}: {one['problem']}" for i, one in enumerate(told) if one["problem"]]:
+    if problems := [f"process {i}: {one['problem']}" for i, one in enumerate(messages) if one["problem"]]:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    first = told[0]["facts"]
-    for i, one in enumerate(told):
+    first = messages[0]["facts"]
+    for i, one in enumerate(messages):
         for key in sorted(set(first) | set(one["facts"])):
-            here, there = (facts_of.get(key) for facts_of in (one["facts"], first))
-            if here != there:
-                raise ValueError(f"process {i} has {key} = {here!r}, process 0 has {there!r}; all must have the same")
+            value, expected = one["facts"].get(key), first.get(key)
+            if value != expected:
+                raise ValueError(
+                    f"process {i} has {key} = {value!r}, process 0 has {expected!r}; all must have the same"
+                )
 
 
 def leave(code: int, text: str) -> NoReturn:
-    """End this process, and tell the others why: they end with the same code. Waits for nobody."""
+    """End this process and tell the others why; they end with the same code. Waits for nobody."""
     global _leaving
-    _leaving = True  # so the watch need not tell of others who leave for the same reason
+    _leaving = True  # so that the watch does not report others that end for the same reason
     if _store is not None:
         with contextlib.suppress(Exception):  # process 0 may be gone
             _store.key_value_set(f"fvjax/ended/{_me:06}", f"{code} {text}", True)
-            if _me == 0:  # it serves the store: the others must come by first
+            if _me == 0:  # it serves the store, and the others must read the message first
                 time.sleep(3 * Watch.period)
         _exit(code)
     sys.exit(code)
 
 
 def lost(error: Exception) -> NoReturn:
-    """A computation with other processes failed: end with who is gone, or at last with `error` itself."""
+    """End this process after a computation with others failed: naming who is gone, or else with `error` itself."""
     if _store is None:
         raise error
-    time.sleep(_watch.heartbeat + 4 * Watch.period)  # the watch ends this process as soon as it knows
+    time.sleep(_watch.heartbeat + 4 * Watch.period)  # the watch ends this process as soon as it knows who is lost
     leave(PEER_LOST, " ".join(str(error).split()))
 
 
 def finished() -> None:
-    """Say that no sign of life will come any more, as all is done."""
+    """Tell the others that this process is done, so that they expect no further sign of life."""
     if _store is not None:
         _store.key_value_set(f"fvjax/ended/{_me:06}", "0 ", True)
 
 
 class Watch:
-    """Ends this process with a message when another one is lost or has ended before its time.
+    """Ends this process with a message when another one is lost or has ended too early.
 
-    A process is alive as long as a thread of its own says so, however long a step takes it.
+    A process counts as alive while a thread of its own says so, however long its steps take.
 
     Args:
-        heartbeat: seconds. where: host and process id, of each process.
+        heartbeat: seconds. processes: host and process id of each process, for messages.
     """
 
     period = 0.5  # seconds between two signs of life
 
-    def __init__(self, heartbeat: float, where: list[str]):
-        self.heartbeat, self.where = heartbeat, where
-        self.seen = [("", time.monotonic()) for _ in where]  # of each its last sign of life, and when it came
+    def __init__(self, heartbeat: float, processes: list[str]):
+        self.heartbeat, self.processes = heartbeat, processes
+        self.seen = [("", time.monotonic()) for _ in processes]  # each one's last sign of life, and when it came
 
     def start(self) -> None:
-        for target in (self._say, self._look):  # two, as a call of the store may hang when process 0 does
+        # Two threads, because a call of the store may hang when process 0 does.
+        for target in (self._send_and_read, self._check):
             threading.Thread(target=target, daemon=True).start()
 
-    def _say(self) -> None:
+    def _send_and_read(self) -> None:
+        """Send signs of life and read those of the others, for ever."""
         count = 0
         while True:
             count += 1
             try:
                 _store.key_value_set(f"fvjax/beat/{_me:06}", str(count), True)
                 beats, ended = _store.key_value_dir_get("fvjax/beat"), _store.key_value_dir_get("fvjax/ended")
-            except Exception:  # process 0 is gone: `_look` will find that nothing comes any more
+            except Exception:  # process 0 is gone: `_check` will notice that nothing arrives any more
                 time.sleep(self.period)
                 continue
             for key, value in [*beats, *ended]:
@@ -194,21 +199,22 @@ class Watch:
 
     def _ended(self, i: int, code: str, text: str) -> None:
         if code != "0" and i != _me and not _leaving:
-            _exit(int(code), f"process {i} ({self.where[i]}) ended: {text}")
-        self.seen[i] = "", float("inf")  # all is done there
+            _exit(int(code), f"process {i} ({self.processes[i]}) ended: {text}")
+        self.seen[i] = "", float("inf")  # that process is done
 
-    def _look(self) -> None:
+    def _check(self) -> None:
+        """End this process if another one has given no sign of life for too long."""
         before = time.monotonic()
         while True:
             time.sleep(self.period)
             now = time.monotonic()
-            if now - before > self.heartbeat / 2:  # it is this process that stood still
+            if now - before > self.heartbeat / 2:  # this process itself was suspended
                 self.seen = [(value, max(when, now)) for value, when in self.seen]
             before = now
             for i, (_, when) in enumerate(self.seen):
                 if now - when > self.heartbeat and i != _me:
-                    told = f"no sign of life of process {i} ({self.where[i]}) for {self.heartbeat:.0f} s"
-                    _exit(PEER_LOST, f"{told}; the same command goes on from the last checkpoint")
+                    problem = f"no sign of life of process {i} ({self.processes[i]}) for {self.heartbeat:.0f} s"
+                    _exit(PEER_LOST, f"{problem}; the same command goes on from the last checkpoint")
 
 
 def _exit(code: int, text: str = "") -> NoReturn:

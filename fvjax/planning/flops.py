@@ -8,10 +8,10 @@ from jax.extend.core import jaxprs_in_params
 
 
 def count(fn: Callable, *args) -> int:
-    """FLOPs (2 per multiply-add) of `fn` at the shapes of `args` (arrays or ShapeDtypeStructs), by its jaxpr.
+    """Count FLOPs (2 per multiply-add) of `fn` at the shapes of `args` (arrays or ShapeDtypeStructs), by its jaxpr.
 
-    Only `dot_general` and convolutions are counted, as is usual for *model* FLOPs. What a `scan` repeats counts each
-    time; recomputation under remat counts too, so trace with remat="none" for the model's own arithmetic.
+    Only `dot_general` and convolutions count, as is usual for *model* FLOPs. The body of a `scan` counts each time;
+    recomputation under remat counts too, so trace with remat="none" for the model's own arithmetic.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -25,7 +25,7 @@ def _count(jaxpr) -> int:
         elif eqn.primitive.name == "conv_general_dilated":
             kernel, dims = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
             macs = eqn.outvars[0].aval.size * math.prod(kernel) // kernel[dims.rhs_spec[0]]
-            # zeros that a dilated operand inserts are no arithmetic of the model
+            # The zeros that a dilated operand inserts are no arithmetic of the model.
             total += 2 * macs // math.prod(eqn.params["lhs_dilation"])
         else:
             times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its text: what XLA's partitioner made of the sharding."""
+"""Read the collectives of a compiled program from its text: what XLA's partitioner made of the sharding."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 class Collective(NamedTuple):
     kind: str  # of KINDS
     size: int  # bytes of the result
-    group: tuple[int, ...]  # numbers of the devices that take part in one of its groups
-    times: int  # how often it runs, trips of the loops around it multiplied out
+    group: tuple[int, ...]  # numbers of the devices in one of its groups
+    times: int  # how often it runs, with the trip counts of the loops around it multiplied
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends, all times together."""
+        """Bytes that each device sends, over all its runs."""
         return self.times * self.size * share(self.kind, len(self.group))
 
 
 def share(kind: str, n: int) -> float:
-    """Of a collective's result, what each of n members sends (ring algorithms)."""
+    """Return how much each of n members sends, as a multiple of the result (ring algorithms)."""
     factors = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": min(n - 1, 1)}
     return factors.get(kind, (n - 1) / n)
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """Those of `compiled.as_text()`, without groups of one device. ValueError: a loop or a notation not known here."""
-    found: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}  # by computation
+    """Return the collectives of `compiled.as_text()`, without groups of one device.
+
+    Raises ValueError: a loop without a known trip count, or a notation that is not known here.
+    """
+    by_computation: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}
     called: dict[str, list[tuple[str, int]]] = {}  # (computation, times), by caller
     name = entry = ""
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line):
             name = head[2]
             entry = name if head[1] else entry
-            found[name], called[name] = [], []
+            by_computation[name], called[name] = [], []
         elif op := re.match(rf"\s+(?:ROOT )?%[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line):
             size = sum(BYTES[kind] * math.prod(_numbers(dims)) for kind, dims in SHAPE.findall(op[1]))
             if re.search(r"to_apply=%[\w.\-]*promoted", line):
-                size //= 2  # bfloat16, which a CPU adds in float32
-            found[name].append((op[2], size, group_of(line, devices)))
+                size //= 2  # bfloat16 on an accelerator; a CPU adds it in float32
+            by_computation[name].append((op[2], size, group_of(line, devices)))
         elif loop := re.search(r" while\(.*body=%([\w.\-]+)", line):
             trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
             called[name].append((loop[1], int(trips[1]) if trips else 0))
@@ -53,7 +56,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
             called[name].append((call[1], 1))
 
     def run(name: str, times: int) -> list[Collective]:
-        out = [Collective(*one, times) for one in found[name] if len(one[2]) > 1]
+        out = [Collective(*one, times) for one in by_computation[name] if len(one[2]) > 1]
         for other, trips in called[name]:
             inner = run(other, times * trips)
             if inner and not trips:
@@ -65,7 +68,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 
 def group_of(line: str, devices: int) -> tuple[int, ...]:
-    """The first group of a collective's line, in whichever of XLA's notations."""
+    """Return the first group of a collective's line, in any of XLA's notations."""
     order = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
     if mesh := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({order}\))? \{{([^:]*?)\}}", line):
         names, sizes = zip(*re.findall(r"'(\w+)'=(\d+)", mesh[1]))
@@ -79,7 +82,7 @@ def group_of(line: str, devices: int) -> tuple[int, ...]:
         return tuple(_numbers(listed[1]))
     if "replica_groups={}" in line:
         return tuple(range(devices))
-    raise ValueError(f"a collective's devices are noted in a way that is not known here: {line.strip()[:300]}")
+    raise ValueError(f"a collective's devices are written in a notation that is not known here: {line.strip()[:300]}")
 
 
 def _iota(dims: str, order: str | None) -> np.ndarray:

@@ -1,17 +1,17 @@
-"""Estimate what a traced function keeps in memory and moves through it, by its jaxpr, as `fvjax.planning.flops` counts.
+"""Estimate from a function's jaxpr how much it keeps in memory and how much it moves.
 
-The program is gone through in the order it is written, with what XLA's fusion does in the main:
+The estimate walks through the program in the order in which it is written and models the main effects of XLA's fusion:
 
-- results of matrix products, convolutions, reductions, gathers and loops are written to memory, and so is what a
-  matrix product, a convolution or a loop reads; reshapes and transposes are views;
-- all other operations are fused into whoever reads them: they take no memory, and are computed again for each reader;
-- a value lives from the operation that writes it to the last one that reads it, directly or through fused ones;
-- what a loop stacks up for a later one (the activations kept for the backward pass) is there from the start, as XLA
-  zeroes it early; what it carries is updated in place; one iteration's own values come on top.
+- The results of matrix products, convolutions, reductions, gathers and loops are written to memory, and so are the
+  operands of matrix products, convolutions and loops. Reshapes and transposes are views.
+- All other operations are fused into their readers: they take no memory and are computed again for each reader.
+- A value lives from the operation that writes it to the last one that reads it, directly or through fused operations.
+- What a loop stacks up for a later loop (the activations kept for the backward pass) exists from the start, because
+  XLA zeroes it early. Carried values are updated in place. The values of one iteration come on top.
 
-So `alive` is a lower estimate of a compiler that fuses this well: what is kept between loops is exact (within 1% of
-XLA's own figure, tests/test_plan.py), the values of one iteration are up to half of what XLA's CPU backend takes, which
-copies the operands of transposed products.
+So `alive` is a lower estimate for a compiler that fuses this well. What is kept between loops is exact (within 1% of
+XLA's own figure, tests/test_plan.py); the values of one iteration are as little as half of what XLA's CPU backend
+takes, which copies the operands of transposed products.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ READERS = PRODUCTS | LOOPS | {"gather", "scatter", "scatter-add", "dynamic_updat
 
 
 class Estimate(NamedTuple):
-    """In bytes. `alive`: at the fullest moment, outside of loops, then in the loop that runs, in one inside it …; the
-    arguments of the function are not in it. `moved`: read and written by everything that is not fused away.
+    """Bytes.
+
+    Attributes:
+        alive: at the fullest moment: outside of loops, then in the loop that runs, in the loop inside it, and so on.
+            The arguments of the function are not included.
+        moved: read and written by everything that is not fused away.
     """
 
     alive: tuple[int, ...]
@@ -40,7 +44,7 @@ class Estimate(NamedTuple):
 
 
 class _Value:
-    """`stored`: it is in memory, else fused. `sources`: what is read from memory to have it."""
+    """A value of the program: `stored` in memory or fused; `sources` are the stored values that it is computed from."""
 
     def __init__(self, aval: Any, stored: bool = False):
         self.size = aval.size * aval.dtype.itemsize
@@ -48,10 +52,10 @@ class _Value:
 
 
 def estimate(fn: Callable, *args: Any, kernels: int = 0) -> Estimate:
-    """Of `fn` at the shapes of `args` (arrays or ShapeDtypeStructs), on one device.
+    """Estimate `fn` at the shapes of `args` (arrays or ShapeDtypeStructs), on one device.
 
-    kernels: loops nested this deep are each one kernel that keeps its own values on the chip (by_head attention
-    standing for cuDNN's); 0: there are none.
+    kernels: loops nested this deep count as one kernel that keeps its own values on the chip (attention by head stands
+    for cuDNN's); 0: there are none.
     """
     return _estimate(jax.make_jaxpr(fn)(*args).jaxpr, 1, kernels)
 
@@ -62,7 +66,7 @@ def _estimate(jaxpr: Any, depth: int, kernels: int) -> Estimate:
     results = [v for v in _inline(jaxpr, inputs, program) if v is not None]
     program = _needed(program, results)
     _store(program, results)
-    last: dict[_Value, int] = {}  # when a stored value is read for the last time
+    last: dict[_Value, int] = {}  # the operation that reads a stored value for the last time
     for at, (_, reads, values) in enumerate(program):
         sources = set().union(*(v.sources for v in reads if v is not None))
         for value in values:
@@ -71,7 +75,7 @@ def _estimate(jaxpr: Any, depth: int, kernels: int) -> Estimate:
             last |= dict.fromkeys(sources, at)
     last |= {source: len(program) for value in results for source in value.sources}
 
-    sizes = {}  # what is alive
+    sizes = {}  # bytes of the values that are alive
     for eqn, _, values in program:
         if eqn.primitive.name == "scan":
             sizes |= {v: v.size for v in values[eqn.params["num_carry"] :] if v in last}
@@ -103,25 +107,25 @@ def _estimate(jaxpr: Any, depth: int, kernels: int) -> Estimate:
 
 
 def _inline(jaxpr: Any, inputs: list, program: list) -> list:
-    """Append (equation, what it reads, what it gives) to `program`, calls inlined; literals are None."""
+    """Append (equation, operands, results) to `program`, with calls inlined; literals are None."""
     values: dict[Any, _Value | None] = dict(zip(jaxpr.invars, inputs))
     values |= {v: _Value(v.aval, stored=True) for v in jaxpr.constvars}
     for eqn in jaxpr.eqns:
         reads = [None if isinstance(v, Literal) else values[v] for v in eqn.invars]
         if eqn.primitive.name in INLINED:
             inner = next(iter(jaxprs_in_params(eqn.params)))
-            found = _inline(getattr(inner, "jaxpr", inner), reads, program)
+            results = _inline(getattr(inner, "jaxpr", inner), reads, program)
         elif eqn.primitive.name in VIEWS and reads[0] is not None:
-            found = [reads[0]]
+            results = [reads[0]]
         else:
-            found = [_Value(v.aval) for v in eqn.outvars]
-            program.append((eqn, reads, found))
-        values |= zip(eqn.outvars, found)
+            results = [_Value(v.aval) for v in eqn.outvars]
+            program.append((eqn, reads, results))
+        values |= zip(eqn.outvars, results)
     return [None if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
 
 
 def _needed(program: list[tuple], results: list) -> list[tuple]:
-    """Without what nothing depends on."""
+    """Remove equations whose results are never used (dead code elimination)."""
     wanted, kept = set(results), []
     for step in reversed(program):
         if wanted & set(step[2]):
@@ -131,6 +135,7 @@ def _needed(program: list[tuple], results: list) -> list[tuple]:
 
 
 def _store(program: list[tuple], results: list) -> None:
+    """Mark the values that are written to memory."""
     for eqn, reads, values in program:
         name = eqn.primitive.name
         for value in values if name in READERS | REDUCTIONS else ():

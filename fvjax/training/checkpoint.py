@@ -1,4 +1,4 @@
-"""Checkpoints: what trains, its optimizer, statistics and the data position; never the frozen base."""
+"""Checkpoints: what trains, its optimizer state, statistics and the data position, but never the frozen base."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ from fvjax.config import CheckpointConfig
 from fvjax.parallel import distributed
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not of a save that failed in the background: Orbax tells of it on many lines, and raises it as well."""
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """Filter out messages about a save that failed in the background: Orbax writes many lines and raises it too."""
     return not ("orbax" in record.pathname or "never retrieved" in record.getMessage())
 
 
 for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_is_news)
+    logging.getLogger(_name).addFilter(_is_worth_showing)
 
 
 class Unreadable(ValueError):
-    """A checkpoint that is cut short, damaged, or not what was saved."""
+    """A checkpoint is cut short, damaged, or not what was saved."""
 
     def __init__(self, path: Path, why: object):
         super().__init__(f"{path} is damaged ({_short(why)}); the training's command falls back to the one before")
@@ -42,26 +42,26 @@ class Unreadable(ValueError):
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, MemoryError):  # too little memory or a lost process, which say nothing about the file
+    except (RuntimeError, MemoryError):  # too little memory or a lost process: the file may be fine
         raise
     except Exception as error:  # tensorstore's and Orbax's own types
         raise Unreadable(path, error) from error
 
 
 class Checkpoints:
-    """WORKDIR/checkpoints: atomic, the newest `keep` are kept, and the one with the best validation accuracy.
+    """WORKDIR/checkpoints. Saves are atomic; the newest `keep` stay, and the one with the best validation accuracy.
 
-    With `read_only` nothing is created or cleaned up, and `restore` reads no more than it is asked for.
+    With `read_only` nothing is created or cleaned up, and `restore` reads only the parts that it is asked for.
 
     Attributes:
-        accuracies: step -> validation accuracy, of those that were validated (WORKDIR/validation.json).
+        accuracies: validation accuracy by step, of the validated ones (WORKDIR/validation.json).
     """
 
     def __init__(self, workdir: Path, config: CheckpointConfig, read_only: bool = False):
         self.path, self.read_only, self.keep = (workdir / "checkpoints").absolute(), read_only, config.keep
         self.file = workdir / "validation.json"
-        found = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.accuracies = {int(step): accuracy for step, accuracy in found.items()}
+        saved = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.accuracies = {int(step): accuracy for step, accuracy in saved.items()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(config.keep), _Best(self.accuracies)]),
             create=True,
@@ -74,19 +74,21 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
-        """The newest complete step, None if there is none."""
+        """Return the newest complete step, None if there is none."""
         return max(self.manager.all_steps(), default=None)
 
     def best(self) -> int | None:
-        """The step of the best validation accuracy, of equals the newest; the newest of all where there is none."""
+        """Return the step with the best validation accuracy (of equals the newest), or the newest step without any."""
         return best(self.manager.all_steps(), self.accuracies)
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Save as it is now, in the background: the arrays may be donated at once. The one before is complete then.
+        """Save the state as it is now, in the background: its arrays may be donated at once.
+
+        When this returns, the save before it is complete.
 
         Args:
-            state: nested tree of arrays. meta: what must agree on restore (JSON).
-        Raises OSError: this one or the one before was not saved.
+            state: nested tree of arrays. meta: facts that must agree on restore (JSON).
+        Raises OSError: this save or the one before it failed.
         """
         if step in self.manager.all_steps():
             return
@@ -94,11 +96,11 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "hashes": hashes})
         )
-        if not self._told(step, lambda: self.manager.save(step, args=items)):
+        if not self._named(step, lambda: self.manager.save(step, args=items)):
             raise OSError(f"{self.path}: step {step} was not saved, the last complete one is {self.latest()}")
 
     def validated(self, step: int, accuracy: float) -> None:
-        """Know the validation accuracy of a step; what is neither among the newest nor the best any more is deleted."""
+        """Note the validation accuracy of a step; delete steps that are no longer among the newest or the best."""
         self.accuracies[step] = accuracy
         if jax.process_index() == 0:
             tmp = self.file.with_suffix(".json.tmp")
@@ -110,14 +112,15 @@ class Checkpoints:
             self.manager.delete(old)
 
     def wait(self) -> None:
-        """Until what was saved is complete. Raises OSError: it could not be."""
-        self._told(self.manager.latest_step(), self.manager.wait_until_finished)
+        """Wait until all saves are complete. Raises OSError: one failed."""
+        self._named(self.manager.latest_step(), self.manager.wait_until_finished)
 
-    def _told(self, step: int | None, call: Callable[[], Any]) -> Any:
+    def _named(self, step: int | None, call: Callable[[], Any]) -> Any:
+        """Call a function of Orbax; its errors become an OSError that names the step and the last complete one."""
         try:
             return call()
-        except Exception as error:  # tensorstore's own types, with many lines about where in its source
-            if distributed.broken(error):  # it is not the disk
+        except Exception as error:  # tensorstore has its own types, whose texts quote many lines of its source
+            if distributed.broken(error):  # the disk is not the problem
                 raise
             for thread in threading.enumerate():  # one part of a save failed; another might complete it later
                 if thread.name == "async_save":  # Orbax's
@@ -126,32 +129,33 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
             complete = self._complete()
             result = "was saved, and something went wrong then" if step in complete else "was not saved"
-            told = f"{self.path}: step {step} {result}, the last complete one is {max(complete, default=None)}"
-            raise OSError(f"{told} ({' '.join(str(error).split()).split(' [')[0]})") from error
+            problem = f"{self.path}: step {step} {result}, the last complete one is {max(complete, default=None)}"
+            raise OSError(f"{problem} ({' '.join(str(error).split()).split(' [')[0]})") from error
 
     def _complete(self) -> list[int]:
-        return [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]  # others are renamed when they are whole
+        # Folders with other names are saves in progress, renamed when they are complete.
+        return [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state. Raises Unreadable."""
+        """Return the facts that were saved beside the state. Raises Unreadable."""
         with _reading(self.path / str(step)):
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, abstract: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-        """Read `step` straight onto the shardings of `abstract`.
+        """Read a step straight onto the shardings of `abstract`.
 
         Raises:
             ValueError: the checkpoint's base, data, prompt or parameters are not those of this run.
-            Unreadable: it is damaged: not what was saved, by its hash.
+            Unreadable: it is damaged, or its hash is not that of what was saved.
         """
-        found = self.meta(step)
-        if "hashes" not in found:
-            told = "is of another version of fvjax, without a hash of its contents"
-            raise ValueError(f"{self.path}/{step} {told}; choose another --workdir")
+        saved = self.meta(step)
+        if "hashes" not in saved:
+            problem = "is of another version of fvjax, without a hash of its contents"
+            raise ValueError(f"{self.path}/{step} {problem}; choose another --workdir")
         for key, value in meta.items():
-            if found.get(key) != value:
+            if saved.get(key) != value:
                 raise ValueError(
-                    f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
+                    f"{self.path}/{step}: {key} is {saved.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )
         with _reading(self.path / str(step)):
             theirs = trees.flatten(self.manager.item_metadata(step)["state"]["trainable"])
@@ -164,16 +168,16 @@ class Checkpoints:
         with _reading(self.path / str(step)):
             state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         for part, tree in state.items():
-            if (now := digest(tree)) != found["hashes"][part]:
-                raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {found['hashes'][part]}")
+            if (now := digest(tree)) != saved["hashes"][part]:
+                raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {saved['hashes'][part]}")
         return state
 
     def newest(
-        self, abstract: dict[str, Any], meta: dict[str, Any], say: Callable[[str], None]
+        self, abstract: dict[str, Any], meta: dict[str, Any], report: Callable[[str], None]
     ) -> tuple[int, dict[str, Any]] | None:
-        """The newest (step, state) that is whole; damaged ones are set aside with a message. None: there is none.
+        """Return the newest (step, state) that is whole, None if there is none. Damaged ones are moved aside.
 
-        Raises ValueError: not of this run, or all are damaged.
+        Raises ValueError: a checkpoint is not of this run, or all are damaged.
         """
         damaged = 0
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -187,7 +191,7 @@ class Checkpoints:
                 return step, state
             damaged += 1
             aside = self.path.parent / "damaged_checkpoints" / str(step)
-            say(f"{problems[0]}; it is moved to {aside}")
+            report(f"{problems[0]}; it is moved to {aside}")
             if jax.process_index() == 0:
                 aside.parent.mkdir(exist_ok=True)
                 (self.path / str(step)).rename(_free(aside))
@@ -198,12 +202,14 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Until all is saved. Raises OSError: it could not be."""
+        """Wait until everything is saved, then close. Raises OSError: a save failed."""
         self.wait()
         self.manager.close()
 
 
 class _Best(policy.PreservationPolicy):
+    """Tells Orbax to keep the step with the best validation accuracy."""
+
     def __init__(self, accuracies: dict[int, float]):
         self.accuracies = accuracies
 
@@ -214,12 +220,13 @@ class _Best(policy.PreservationPolicy):
 
 
 def best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
-    """The step of the best accuracy, of equals the newest; the newest of all where none is known; None of none."""
+    """Return the step with the best accuracy (of equals the newest), the newest if none is known, None of no steps."""
     known = [step for step in steps if step in accuracies]
     return max(known or steps, key=lambda step: (accuracies.get(step, 0.0), step), default=None)
 
 
 def _free(path: Path) -> Path:
+    """Return a path that does not exist: this one, or with a number behind it."""
     names = (path.with_name(f"{path.name}{end}") for end in ("", *(f".{i}" for i in range(1, 1000))))
     return next(name for name in names if not name.exists())
 
@@ -232,9 +239,10 @@ def _short(error: object) -> str:
 
 
 def digest(tree: Any) -> str:
-    """16 hexadecimal digits of every bit of a tree's arrays, their names, shapes and types. Waits for them.
+    """Hash every bit of a tree's arrays, their names, shapes and types: 16 hexadecimal digits.
 
-    Equal however the arrays are sharded, and computed where they are. Of several processes all must call it.
+    Waits for the arrays, and computes where they are. The hash does not depend on how they are sharded. All of several
+    processes must call it.
     """
     total = np.zeros(2, np.uint32)
     for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -264,7 +272,7 @@ def _digest(x: jax.Array, name: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def base_hash(path: str | Path) -> str:
-    """sha256 over the weights and config of a pretrained directory: what adapters belong to."""
+    """Return the sha256 over the weights and config of a pretrained directory: what adapters belong to."""
     digest = hashlib.sha256()
     files = sorted(p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
     for file in files:

@@ -1,25 +1,25 @@
-"""Being asked to stop (SIGTERM, SIGUSR1, Ctrl-C): what is trained is saved first, and the exit code says so."""
+"""Requests to stop (SIGTERM, SIGUSR1, Ctrl-C): training is saved first, and the exit code says so."""
 
 import signal
 from collections.abc import Callable
 from types import FrameType
 
-EXIT_CODE = 75  # EX_TEMPFAIL, which schedulers are told to requeue on: the same command goes on where this one stopped
+EXIT_CODE = 75  # EX_TEMPFAIL: schedulers can requeue on it, since the same command resumes where this one stopped
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preempted(BaseException):
-    """This process was asked to stop, and nothing that it did is unsaved. Not an Exception: nobody is to mend it."""
+    """This process was asked to stop and has saved everything. Not an Exception, because nothing is wrong."""
 
 
 class Request:
-    """Whether somebody asked to stop, as `asked`. A second signal ends the process as if nobody listened.
+    """Lets signals ask the training loop to save and stop. A second signal ends the process as if nobody listened.
 
-    Where nothing is unsaved (loading, compiling, evaluating) a signal raises :class:`Preempted` at once. Otherwise who
-    set `unsaved` sees `asked`, saves, and says :meth:`saved`.
+    While nothing is unsaved (loading, compiling, evaluating) a signal raises :class:`Preempted` at once. Otherwise the
+    loop, which set `unsaved`, sees `asked`, saves, and calls :meth:`saved`.
 
     Attributes:
-        before_leaving: to call before the process ends, as what is saved may still be on its way to the disk.
+        before_leaving: to call before the process ends, because a save may still be on its way to the disk.
     """
 
     def __init__(self):
@@ -28,13 +28,13 @@ class Request:
         self.before_leaving: Callable[[], None] = lambda: None
 
     def listen(self) -> None:
-        """From now on. In the main thread only."""
+        """Listen from now on. In the main thread only."""
         self._listening = True
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def take_over(self) -> None:
-        """Listen again, if it did, after somebody else has."""
+        """Listen again after a library has taken the signals for itself; nothing if this did not listen before."""
         if self._listening:
             self.listen()
 
@@ -46,7 +46,7 @@ class Request:
             raise Preempted(f"stopped by {self.name}")
 
     def saved(self, stop: bool) -> None:
-        """Nothing is unsaved now. Raises Preempted with `stop` or if a signal came."""
+        """Note that nothing is unsaved. Raises Preempted if `stop` is set or a signal has come."""
         self.unsaved = False
         if stop or self.asked:
             raise Preempted(f"stopped by {self.name or 'a signal to another process'}")

@@ -1,0 +1,47 @@
+"""The parts of a run that tests build by themselves, from the ConfigDict of a config file."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fvjax import tasks
+from fvjax.config import typed
+from fvjax.parallel import sharding
+from fvjax.tasks.task import Task
+from fvjax.training.model import RunModel, open_model
+from fvjax.training.state import TrainState, make_learner, start_state
+from fvjax.training.step import Recipe
+
+
+def task_of(config, folder: Path = Path()) -> Task:
+    c = typed(config)
+    return tasks.get(c.task).from_config(c, folder)
+
+
+def model_of(config, mesh: Mesh | None = None, *, reference: bool = False) -> RunModel:
+    return open_model(typed(config), task_of(config), mesh or sharding.one_device(), reference=reference)
+
+
+def recipe_of(config, mesh: Mesh | None = None, *, steps_per_epoch: int = 1, reference: bool = False) -> Recipe:
+    c, model = typed(config), model_of(config, mesh, reference=reference)
+    learner = make_learner(
+        c.optimizer, model.groups, epochs=c.epochs, steps_per_epoch=steps_per_epoch, steps=c.steps
+    )
+    return Recipe(model, task_of(config), learner, c.accumulation, c.compat.last_micro_batch)
+
+
+def start_of(recipe: Recipe, mesh: Mesh | None = None) -> TrainState:
+    return start_state(recipe.learner, recipe.model, mesh or sharding.one_device())
+
+
+def plan_of(config, folder: Path):
+    """(store, plan) of the training data, drawn if they are synthetic."""
+    task = task_of(config, folder)
+    store = task.open_store()
+    assert store is not None
+    return store, task.examples(store).plan
+
+
+def state_with(trainable, stats=None, opt=(), step=0) -> TrainState:
+    return TrainState(opt, stats or {}, jnp.int32(step), trainable)
