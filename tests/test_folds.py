@@ -278,8 +278,8 @@ def test_a_resample_without_impostors_says_nothing():
     [
         ({"scores": [0.1, float("nan"), 0.3, 0.4]}, "pair 1 is nan"),
         ({"scores": [0.1, 0.2, 0.3, float("inf")]}, "pair 3 is inf"),
-        ({"scores": [0.1, 0.2, 0.3]}, "must be the same pairs"),
-        ({"labels": [1, 0, 1]}, "must be the same pairs"),
+        ({"scores": [0.1, 0.2, 0.3]}, "must be of the same pairs"),
+        ({"labels": [1, 0, 1]}, "must be of the same pairs"),
         ({"fold_sizes": [2, 1]}, r"3 in all"),
         ({"fold_sizes": [4]}, "at least two folds"),
         ({"fold_sizes": [4, 0]}, "at least two folds"),
