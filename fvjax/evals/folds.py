@@ -92,8 +92,12 @@ def verification(
 def _fold_mean(value: dict[str, NDArray], samples: dict[str, NDArray], name: str) -> dict[str, Any]:
     """Return the mean, std, interval and mean threshold of an accuracy over the folds."""
     per_fold, thresholds = value[f"{name}/folds"][0], value[f"{name}/thresholds"][0]
-    mean, std, threshold = float(per_fold.mean()), float(per_fold.std()), float(thresholds.mean())
-    return {"mean": mean, "std": std, "ci95": _ci95(samples, name), "threshold": threshold}
+    return {
+        "mean": float(per_fold.mean()),
+        "std": float(per_fold.std()),
+        "ci95": _ci95(samples, name),
+        "threshold": float(thresholds.mean()),
+    }
 
 
 def _ci95(samples: dict[str, NDArray], name: str) -> list[float] | None:
