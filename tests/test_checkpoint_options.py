@@ -441,10 +441,10 @@ def test_sizes_are_whole_numbers_above_zero(name, keys, value):
         ("InternVL", {"downsample_ratio": 0}, "downsample_ratio=0 is not a number above 0"),
         ("InternVL", {"downsample_ratio": 0.2}, "downsample_ratio=0.2 does not fit 32x32 patches"),
         ("InternVL", {"select_layer": -25}, r"\(vision_config\): select_layer=-25 is not a layer of a tower of 24"),
-        ("InternVL", {"select_layer": 0}, "select_layer=0 is no layer"),
+        ("InternVL", {"select_layer": 0}, "select_layer=0 is not a layer"),
         ("InternVL", {"vision_config": None}, "has no 'vision_config'"),
         ("InternVL", {"llm_config": "qwen2"}, r"\(llm_config\): the language configuration is 'qwen2'"),
-        ("IResNet", {"layers": [3, 4, 14]}, r"layers=\[3, 4, 14\] must have as many stages as widths, 4"),
+        ("IResNet", {"layers": [3, 4, 14]}, r"layers=\[3, 4, 14\] must have as many stages as there are widths, 4"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(name, changes, message):
@@ -475,7 +475,7 @@ def test_a_whole_has_its_parts_attributes(decoder):
 def test_unknown_keys_of_a_part_are_refused_with_the_part():
     for part in ("llm_config", "vision_config"):
         config = chat(**{{"llm_config": "llm", "vision_config": "vision"}[part]: {"no_such_key": 3}})
-        told = rf"^DIR/config\.json \({part}\): unknown keys \['no_such_key'\]: .*no_such_key=3.*remove it"
+        told = rf"^DIR/config\.json \({part}\): unknown keys \['no_such_key'\]: .*no_such_key=3.*remove the key"
         with pytest.raises(ValueError, match=told):
             internvl.model_config(config, "DIR/config.json")
     tower = internvit.model_config(chat(llm={"no_such_key": 3}), "DIR/config.json")  # it has no decoder

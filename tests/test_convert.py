@@ -296,7 +296,7 @@ BAD_DIRECTORIES = {
     ),
     "unknown norm": (lambda d: write_config(d, norm_type="group_norm"), "norm_type='group_norm' is not supported"),
     "no norm": (without_norm_type, "no 'norm_type'"),
-    "no config": (lambda d: (d / "config.json").unlink(), "config.json is not there"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
     "other format": (lambda d: write_config(d, fvjax={"format": 99}), "format 99, this version reads 1"),
 }

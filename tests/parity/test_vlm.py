@@ -243,7 +243,7 @@ def test_encoder_and_remat(tiny, golden):
     model = encoder.build("vlm", attributes, "", text, remat="dots")
     close(model.answer(variables, *np.split(golden["faces"], 2)), golden["pair_lora_logits"], 1e-5, "answers")
     for pooling, prompt, message in [
-        ("mean", (), "is not for vlm"),
+        ("mean", (), "vlm has no pooling 'mean'"),
         ("", (), "needs a prompt"),
         ("all_mean", (), "needs a prompt"),
         ("all_mean", (256,), "prompt id 256 is outside the decoder's vocabulary of 256"),
@@ -266,7 +266,7 @@ def test_pixel_shuffle_by_hand():
     assert pixel_shuffle(jnp.asarray(grid), 2, "v2")[0, 1].tolist() == top_right
     assert pixel_shuffle(jnp.asarray(grid), 2, "v1")[0, 2].tolist() == top_right
     for size, patches in ((2, 15), (3, 16)):
-        with pytest.raises(ValueError, match="no square grid"):
+        with pytest.raises(ValueError, match="do not form a square grid"):
             pixel_shuffle(jnp.zeros((1, patches, 2)), size, "v2")
 
 
