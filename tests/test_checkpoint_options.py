@@ -642,7 +642,8 @@ def test_an_unknown_key_is_refused_when_a_directory_is_opened(tmp_path):
     (tmp_path / "model.safetensors").symlink_to((GOLDEN / "internvl_tiny/model.safetensors").resolve())
     config["llm_config"]["sliding_window"] = 4096
     (tmp_path / "config.json").write_text(json.dumps(config))
-    told = rf"^{tmp_path}/config\.json \(llm_config\): unknown keys \['sliding_window'\]: the effect of sliding_window=4096"
+    location = rf"^{tmp_path}/config\.json \(llm_config\)"
+    told = rf"{location}: unknown keys \['sliding_window'\]: the effect of sliding_window=4096"
     with pytest.raises(ValueError, match=told):
         open_checkpoint(tmp_path, "vlm")
     assert open_checkpoint(tmp_path).kind == "vision_transformer"

@@ -1,4 +1,4 @@
-"""InfoNCE over a large batch: some rows of the similarity matrix at a time, the same loss and gradient."""
+"""InfoNCE over a large batch computes some rows of the similarities at a time, with the same loss and gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The pairwise task: Yes/No cross-entropy and P(Yes), against a loop and against the reference's figures."""
+"""Compare the Yes/No cross-entropy and P(Yes) with a loop and with the reference's figures."""
 
 from math import exp, log
 
@@ -55,7 +55,7 @@ def test_p_yes_of_extreme_logits_is_finite():
 
 
 def test_p_yes_is_the_references(golden):
-    """Its softmax is over the two answers; over the vocabulary the figures would be 0.002 instead of 0.5."""
+    """The softmax is over the two answers; over the vocabulary the figures would be 0.002 instead of 0.5."""
     got = pair_answer.p_yes(jnp.asarray(golden["pair_logits"]), golden["yes_no_ids"].tolist())
     np.testing.assert_allclose(got, golden["pair_pyes"], rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The script that pretrains the tiny tower: what it writes is a checkpoint like any other."""
+"""The script that pretrains the tiny tower writes a checkpoint that loads like any other."""
 
 import subprocess
 import sys

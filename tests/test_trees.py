@@ -1,4 +1,4 @@
-"""Trees and their names: both ways, and errors that say which name, how many of them and what was meant."""
+"""Flattening and unflattening of trees, and errors that name and count the wrong names and suggest the right one."""
 
 import re
 from types import SimpleNamespace
