@@ -1,4 +1,4 @@
-"""Compare the vision transformer with the PyTorch reference's figures, transformers' InternVL tower and a torch twin."""
+"""Compare the vision transformer with the PyTorch reference, transformers' InternVL tower and a torch twin."""
 
 import json
 import os
