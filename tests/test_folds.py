@@ -280,7 +280,7 @@ def test_a_resample_without_impostors_says_nothing():
         ({"scores": [0.1, 0.2, 0.3, float("inf")]}, "pair 3 is inf"),
         ({"scores": [0.1, 0.2, 0.3]}, "must be of the same pairs"),
         ({"labels": [1, 0, 1]}, "must be of the same pairs"),
-        ({"fold_sizes": [2, 1]}, r"3 in all"),
+        ({"fold_sizes": [2, 1]}, r"sum 3"),
         ({"fold_sizes": [4]}, "at least two folds"),
         ({"fold_sizes": [4, 0]}, "at least two folds"),
         ({"labels": [1, 0, 2, 0]}, "labels must be 0 or 1"),
