@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from fvjax.models import presets
 from tests.reference import recipe
 
 BATCH = {  # case -> images per step on a CPU, on a GPU; pair_… has half as many pairs
@@ -33,7 +34,10 @@ STEPS = {  # case -> warm-up steps, measured steps, on a CPU
     "mllm_100m": (5, 4), "pair_100m": (5, 4), "mllm_2b": (1, 2), "pair_2b": (1, 2),
 }  # fmt: skip
 ON_GPU = (3, 10)  # warm-up steps, measured steps
-IRESNET = {"small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256), "resnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 512)}
+IRESNET = {
+    "small_real": ((2, 2, 2, 2), (16, 32, 64, 128), 256),
+    "resnet50": tuple(presets.iresnet50()[key] for key in ("layers", "widths", "num_features")),
+}
 TINY = json.loads((recipe.GOLDEN / "internvl_tiny/config.json").read_text())
 INTERNVIT = {
     "architectures": ["InternVisionModel"], "image_size": 448, "patch_size": 14, "hidden_size": 1024,

@@ -1,4 +1,4 @@
-"""Errors of the operating system as one line for people: the file, what is wrong with it, what to do."""
+"""Report errors of the operating system to people in one line: the file, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOM = "make room there, or choose another disk"
+ROOM = "free space there, or choose another disk"
 REMEDIES = {
     errno.ENOSPC: ROOM,
     errno.EDQUOT: ROOM,
     errno.EFBIG: "files may not grow so large here (ulimit -f)",
-    errno.EROFS: "choose a place that can be written to",
-    errno.EACCES: "choose a place that this user may use, or change its permissions",
-    errno.EPERM: "choose a place that this user may use, or change its permissions",
+    errno.EROFS: "choose a directory that can be written to",
+    errno.EACCES: "choose a path that this user may use, or change its permissions",
+    errno.EPERM: "choose a path that this user may use, or change its permissions",
     errno.ENOTDIR: "a part of that path is a file; choose another",
     errno.EEXIST: "choose another path",
 }
 
 
 class WorkerLost(Exception):
-    """A process that decodes images is gone; nobody's mistake, and the run can go on from its last checkpoint."""
+    """A process that decodes images was killed. This is no user error: the run can resume from its last checkpoint."""
 
 
 def line(error: Exception) -> str:
-    """What an entry point prints: an OSError with its remedy, any other error's own text."""
+    """Format an error for an entry point to print: an OSError with its remedy, any other error as its own text."""
     text = str(error)
     if not isinstance(error, OSError):
         return text
     if error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    # by the words, because what libraries in C++ and Rust report has no number
+    # Matched by text, because errors from C++ and Rust libraries have no error number.
     return next((f"{text}; {remedy}" for code, remedy in REMEDIES.items() if os.strerror(code) in text), text)
 
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Name `path` in OSErrors that name no file: a failed open knows its file, a failed write does not."""
+    """Add `path` to OSErrors that name no file: a failed open names its file, a failed write does not."""
     try:
         yield
     except OSError as error:

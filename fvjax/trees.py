@@ -1,7 +1,7 @@
-"""Named trees: every parameter has one path name such as ``blocks/mlp/fc1/kernel``.
+"""Trees by name: every parameter has one path name such as ``blocks/mlp/fc1/kernel``.
 
 A *flat tree* is a plain dict from path name to leaf, sorted by name. Optimizer state, checkpoints, sharding rules,
-LoRA targets and weight conversion all speak in these names.
+LoRA targets and weight conversion all use these names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"a/b/c": leaf}, sorted by name. Empty dicts vanish."""
+    """Flatten nested dicts to {"a/b/c": leaf}, sorted by name. Empty dicts are dropped."""
     flat: dict[str, Any] = {}
     for key in sorted(tree):
         value, name = tree[key], f"{prefix}{key}"
@@ -25,7 +25,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`flatten`. Raises ValueError if one name is both a leaf and a branch."""
+    """Invert :func:`flatten`. Raises ValueError if a name is both a leaf and a branch."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         node = tree
@@ -46,39 +46,40 @@ def first_match(rules: Sequence[tuple[str, Any]], names: Iterable[str], what: st
     Args:
         rules: ordered (regex, value) pairs; the regex must match the whole name.
         names: path names.
-        what: what the rules are, for the error text ("sharding rule").
+        what: description of the rules for errors ("sharding rule").
     Raises:
         ValueError: a name that no rule matches, or a rule that decides no name. Both are usually typing errors.
     """
     used: set[int] = set()
-    out: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in names:
         for i, (pattern, value) in enumerate(rules):
             if re.fullmatch(pattern, name):
                 used.add(i)
-                out[name] = value
+                values[name] = value
                 break
         else:
             raise ValueError(f"{what}: nothing matches {name!r}; add a ('.*', …) rule if a default is meant")
-    dead = [rules[i][0] for i in range(len(rules)) if i not in used and rules[i][0] != ".*"]
-    if dead:
-        raise ValueError(f"{what}: {dead[0]!r} decides nothing; names look like {sorted(out)[:3]}")
-    return out
+    unused = [rules[i][0] for i in range(len(rules)) if i not in used and rules[i][0] != ".*"]
+    if unused:
+        raise ValueError(f"{what}: {unused[0]!r} decides nothing; names look like {sorted(values)[:3]}")
+    return values
 
 
-def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: str, remedy: str = "") -> None:
-    """Raise ValueError unless both flat trees have the same names and shapes; names the first few differences.
+def strict_diff(expected: Mapping[str, Any], actual: Mapping[str, Any], location: str, remedy: str = "") -> None:
+    """Raise ValueError unless both flat trees have the same names and shapes; it names the first few differences.
 
-    Leaves need ``.shape``. ``where`` names the file or checkpoint that ``given`` came from, ``remedy`` what to do.
+    Leaves need ``.shape``. ``location`` is the file or checkpoint that ``actual`` comes from, ``remedy`` tells what to
+    do about a difference.
     """
-    missing = sorted(set(expected) - set(given))
-    extra = sorted(set(given) - set(expected))
-    wrong = [
-        f"{n} is {tuple(given[n].shape)}, expected {tuple(expected[n].shape)}"
-        for n in sorted(set(expected) & set(given))
-        if tuple(given[n].shape) != tuple(expected[n].shape)
+    missing = sorted(set(expected) - set(actual))
+    extra = sorted(set(actual) - set(expected))
+    misshapen = [
+        f"{n} is {tuple(actual[n].shape)}, expected {tuple(expected[n].shape)}"
+        for n in sorted(set(expected) & set(actual))
+        if tuple(actual[n].shape) != tuple(expected[n].shape)
     ]
-    if not (missing or extra or wrong):
+    if not (missing or extra or misshapen):
         return
     parts = []
     if missing:
@@ -87,8 +88,8 @@ def strict_diff(expected: Mapping[str, Any], given: Mapping[str, Any], where: st
         near = get_close_matches(extra[0], missing, 1)
         hint = f", did you mean {near[0]}?" if near else ""
         parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}{hint})")
-    if wrong:
-        parts.append(f"{len(wrong)} of another shape ({'; '.join(wrong[:3])})")
+    if misshapen:
+        parts.append(f"{len(misshapen)} of another shape ({'; '.join(misshapen[:3])})")
     if remedy:
         parts.append(remedy)
-    raise ValueError(f"{where} does not fit the model: {'; '.join(parts)}")
+    raise ValueError(f"{location} does not fit the model: {'; '.join(parts)}")

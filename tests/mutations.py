@@ -147,8 +147,8 @@ FAULTS = (
         "flip_upside_down",
         "augmentation mirrors top and bottom instead of left and right",
         "fvjax/models/preprocess.py",
-        "faces[:, :, ::-1]",
-        "faces[:, ::-1]",
+        "images[:, :, ::-1]",
+        "images[:, ::-1]",
         (TRAIN + "test_half_of_the_faces_are_mirrored_left_to_right",),
     ),
     Fault(

@@ -42,7 +42,7 @@ def test_by_head_is_attention(tokens, heads, kv_heads, causal):
 @pytest.mark.parametrize("implementation", ["by_head", "xla", "cudnn"])
 @pytest.mark.parametrize("last", [1, 5, 150])
 def test_the_last_tokens_of_a_longer_sequence(last, implementation):
-    """Fewer queries than keys are the last ones, and look back as far as in the whole sequence."""
+    """If there are fewer queries than keys, they are the last ones, and attend to everything before them."""
     q, k, v, dy = draw(300, 6, 2, 16)
     want = all_of(partial(self_attend, causal=True, implementation="xla"), q, k, v, dy.at[:, :-last].set(0))
     attend = partial(self_attend, causal=True, implementation=implementation)
@@ -68,10 +68,10 @@ def test_a_large_logit_does_not_overflow():
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_what_remat_computes_again(policy):
-    """Under "dots" the forward pass is kept (not the logits, which the gradient makes anew), under "full" it is not."""
+    """With "dots" the forward pass is saved (not the logits, which the gradient recomputes), with "full" it is not."""
     attend = partial(self_attend, causal=False, implementation="by_head")
 
-    def layer(x, kernel):  # a projection, as in a model: its result is what "dots" keeps
+    def layer(x, kernel):  # a projection, as in a model, whose result "dots" saves
         projected: Any = Dense(192, use_bias=False).apply({"params": {"kernel": kernel}}, x)
         q, k, v = (y.reshape(2, 64, 4, 16) for y in jnp.split(projected, 3, -1))
         return attend(q, k, v).sum()
@@ -84,7 +84,7 @@ def test_what_remat_computes_again(policy):
 
 
 def test_dots_keeps_a_sum_and_not_its_terms():
-    """Of a product with an adapter: what both add up to, and the adapter's r columns; of them nothing is made again."""
+    """ "dots" saves the sum of a product and its adapter, and the adapter's r columns; neither is recomputed."""
 
     def layer(lora, kernel, x):
         y: Any = Dense(48, use_bias=False).apply({"params": {"kernel": kernel}, "lora": lora}, jnp.tanh(x))
@@ -102,7 +102,7 @@ def test_dots_keeps_a_sum_and_not_its_terms():
 
 
 def test_later_keys_are_left_out():
-    """Of 8 blocks of queries the first looks at one block of keys, the last at 8: 36 of 64."""
+    """Of 8 blocks of queries the first attends to one block of keys, the last to 8: 36 of 64."""
     given = draw(8 * QUERIES, 2, 1, 16)[:3]
     whole, causal = (
         flops.count(partial(self_attend, causal=causal, implementation="by_head"), *given) for causal in (False, True)

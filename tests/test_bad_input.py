@@ -523,7 +523,7 @@ def disk(tmp_path):
 
 
 def tells_of_a_full_disk(said: str) -> bool:
-    full = "No space left on device", "; make room there, or choose another disk"
+    full = "No space left on device", "; free space there, or choose another disk"
     limit = "File too large", "; files may not grow so large here (ulimit -f)"
     return any(error in said and said.endswith(f"{remedy}\n") for error, remedy in (full, limit))
 

@@ -442,10 +442,10 @@ def test_sizes_are_whole_numbers_above_zero(name, keys, value):
         ("InternVL", {"downsample_ratio": 0}, "downsample_ratio=0 is not a number above 0"),
         ("InternVL", {"downsample_ratio": 0.2}, "downsample_ratio=0.2 does not fit 32x32 patches"),
         ("InternVL", {"select_layer": -25}, r"\(vision_config\): select_layer=-25 is not a layer of a tower of 24"),
-        ("InternVL", {"select_layer": 0}, "select_layer=0 is no layer"),
+        ("InternVL", {"select_layer": 0}, "select_layer=0 is not a layer"),
         ("InternVL", {"vision_config": None}, "has no 'vision_config'"),
         ("InternVL", {"llm_config": "qwen2"}, r"\(llm_config\): the language configuration is 'qwen2'"),
-        ("IResNet", {"layers": [3, 4, 14]}, r"layers=\[3, 4, 14\] must have as many stages as widths, 4"),
+        ("IResNet", {"layers": [3, 4, 14]}, r"layers=\[3, 4, 14\] must have as many stages as there are widths, 4"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(name, changes, message):
@@ -476,7 +476,7 @@ def test_a_whole_has_its_parts_attributes(decoder):
 def test_unknown_keys_of_a_part_are_refused_with_the_part():
     for part in ("llm_config", "vision_config"):
         config = chat(**{{"llm_config": "llm", "vision_config": "vision"}[part]: {"no_such_key": 3}})
-        told = rf"^DIR/config\.json \({part}\): unknown keys \['no_such_key'\]: .*no_such_key=3.*remove it"
+        told = rf"^DIR/config\.json \({part}\): unknown keys \['no_such_key'\]: .*no_such_key=3.*remove the key"
         with pytest.raises(ValueError, match=told):
             internvl.model_config(config, "DIR/config.json")
     tower = internvit.model_config(chat(llm={"no_such_key": 3}), "DIR/config.json")  # it has no decoder
@@ -643,7 +643,8 @@ def test_an_unknown_key_is_refused_when_a_directory_is_opened(tmp_path):
     (tmp_path / "model.safetensors").symlink_to((GOLDEN / "internvl_tiny/model.safetensors").resolve())
     config["llm_config"]["sliding_window"] = 4096
     (tmp_path / "config.json").write_text(json.dumps(config))
-    told = rf"^{tmp_path}/config\.json \(llm_config\): unknown keys \['sliding_window'\]: what sliding_window=4096"
+    location = rf"^{tmp_path}/config\.json \(llm_config\)"
+    told = rf"{location}: unknown keys \['sliding_window'\]: the effect of sliding_window=4096"
     with pytest.raises(ValueError, match=told):
         open_checkpoint(tmp_path, "vlm")
     assert open_checkpoint(tmp_path).kind == "vision_transformer"

@@ -24,7 +24,7 @@ IRESNET = {"architectures": ["IResNet"], "layers": [1, 1], "widths": [4, 8], "nu
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A copy of the tiny InternVL2 to spoil."""
+    """Copy the tiny InternVL2, so that a test can damage it."""
     return shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("golden.npz"))
 
 
@@ -35,7 +35,7 @@ def spoil(directory, change):
 
 
 def shard(directory):
-    """Split a checkpoint in two shards with an index."""
+    """Split a checkpoint into two shards with an index."""
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     names = {key: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(sorted(tensors))}
@@ -45,7 +45,7 @@ def shard(directory):
 
 
 def iresnet_shapes():
-    """insightface's keys and torch's shapes of the IRESNET configuration."""
+    """Return insightface's keys and torch's shapes of the IRESNET configuration."""
     shapes = {"conv1.weight": (4, 3, 3, 3), "prelu.weight": (4,), "fc.weight": (6, 8 * 28 * 28), "fc.bias": (6,)}
     norms = {"bn1": 4, "bn2": 8, "features": 6}
     for stage, (inputs, width) in enumerate(((4, 4), (4, 8)), start=1):
@@ -88,14 +88,14 @@ def test_iresnet_round_trip_is_exact(tmp_path):
 
 
 def test_whole_internvl_round_trip_is_exact(tiny, tmp_path):
-    """Every key of the original there and back to the last bit, in half precision."""
+    """Converting and converting back reproduces every key of the original bit for bit, in half precision."""
     beside = {"tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"}
     beside |= {"merges.txt", "generation_config.json", "preprocessor_config.json"}
     for name in [*beside, "modeling_internvl_chat.py"]:
         (tiny / name).write_bytes(b"{}")
     spoil(tiny, lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
     key = "language_model.model.layers.0.attention.wqkv.weight"
-    spoil(tiny, lambda t: t[key].__setitem__((slice(None), 0), -0.0))  # a sum of parts would lose the sign
+    spoil(tiny, lambda t: t[key].__setitem__((slice(None), 0), -0.0))  # summing the parts would lose the sign
     ckpt = convert(tiny, tmp_path / "ours", "vlm")
     assert (ckpt.kind, ckpt.ignored) == ("vlm", [])
     invert(tmp_path / "ours", tmp_path / "back")
@@ -127,7 +127,7 @@ def test_the_tower_of_a_converted_whole(tiny, tmp_path):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_bare_internlm2_and_its_fused_heads(tiny, tmp_path, bias):
-    """wqkv's rows are (key head, [queries, key, value], dim): each part is where it belongs, and comes back."""
+    """wqkv's rows are (key head, [queries, key, value], dim): each part is converted to its place and back."""
     config = json.loads((tiny / "config.json").read_text())["llm_config"] | {"bias": bias}
     tensors = {k.removeprefix("language_model."): v for k, v in load_file(tiny / "model.safetensors").items()}
     tensors = {k: v for k, v in tensors.items() if k.startswith(("model.", "output"))}
@@ -141,7 +141,7 @@ def test_bare_internlm2_and_its_fused_heads(tiny, tmp_path, bias):
     assert (kind, attributes["kv_heads"], attributes["rope"]) == ("decoder", 2, "dynamic")
     for leaf, theirs in (("kernel", "weight"), *((("bias", "bias"),) if bias else ())):
         whole = tensors[f"model.layers.1.attention.wqkv.{theirs}"].reshape(2, 4, 16, -1)
-        rows = {"q": whole[:, :2], "k": whole[:, 2:3], "v": whole[:, 3:]}  # 2 queries to a key head
+        rows = {"q": whole[:, :2], "k": whole[:, 2:3], "v": whole[:, 3:]}  # 2 queries per key head
         for part, values in rows.items():
             got = np.asarray(flat[f"params/blocks/attn/{part}/{leaf}"][1])
             np.testing.assert_array_equal(got, values.reshape(-1, values.shape[-1]).T.reshape(got.shape))
@@ -155,7 +155,7 @@ def test_bare_internlm2_and_its_fused_heads(tiny, tmp_path, bias):
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 def test_bare_tower_half_precision_and_shards(tmp_path, tiny, prefix):
-    """OpenGVLab publishes the tower alone without the prefix; checkpoints come in shards and in bfloat16."""
+    """OpenGVLab publishes the tower alone, without the prefix; checkpoints may have shards and bfloat16."""
     import ml_dtypes
 
     config = json.loads((tiny / "config.json").read_text())["vision_config"]
@@ -186,7 +186,7 @@ def test_lazy_slices_equal_slices_of_the_whole(tmp_path):
 
 
 def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
-    """Converted and back: the peak of what is allocated stays well under two shards; the whole are nine."""
+    """Converting and converting back allocates well under two shards at its peak; the checkpoint has nine."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 8192,
@@ -206,7 +206,7 @@ def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
     src = write_checkpoint(tmp_path / "src", config, shapes)
     shard_bytes = 17 << 20
     monkeypatch.setattr("weights_convert.write.SHARD_BYTES", shard_bytes)
-    convert(src, tmp_path / "warm")  # what jax allocates once
+    convert(src, tmp_path / "warm")  # so that jax's own allocations are not counted
     for write, given, dst in ((convert, src, "ours"), (invert, tmp_path / "warm", "back")):
         tracemalloc.start()
         write(given, tmp_path / dst)
@@ -296,7 +296,7 @@ BAD_DIRECTORIES = {
     ),
     "unknown norm": (lambda d: write_config(d, norm_type="group_norm"), "norm_type='group_norm' is not supported"),
     "no norm": (without_norm_type, "no 'norm_type'"),
-    "no config": (lambda d: (d / "config.json").unlink(), "config.json is not there"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
     "other format": (lambda d: write_config(d, fvjax={"format": 99}), "format 99, this version reads 1"),
 }
@@ -409,7 +409,7 @@ def test_adapters_round_trip(tmp_path):
 
 
 def test_adapters_of_the_whole(tmp_path):
-    """Vision and decoder, there and back; w1 is the gate, w3 the up projection."""
+    """Adapters of vision and decoder are written and read back; w1 is the gate, w3 the up projection."""
     flat, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     assert (scale, sum(len(leaf) for leaf in flat.values())) == (1.0, 2 * 3 * 5)
     stored = load_file(TINY / "adapters.safetensors")
@@ -425,7 +425,7 @@ def test_adapters_of_the_whole(tmp_path):
 
 
 def test_adapters_of_fused_heads(tmp_path):
-    """One adapter of wqkv is one each of q, k and v with the same a: the same change of weights, there and back."""
+    """One adapter of wqkv becomes one each of q, k and v with the same a: the same change of weights, both ways."""
     rng = np.random.default_rng(0)
     layers = [f"language_model.model.layers.{i}.attention." for i in range(3)]
     shapes = {"wqkv": ((4, 64), (128, 4)), "wo": ((4, 64), (64, 4))}
@@ -462,7 +462,7 @@ def test_adapters_of_fused_heads(tmp_path):
 
 
 def test_adapters_say_which_base_they_belong_to(tiny, tmp_path):
-    """Any other bit in a part that they know of is refused, by name; shards, layout and the rest of a whole are not."""
+    """A changed bit in a part that the adapters refer to is refused; other shards, layouts and parts are accepted."""
     whole, _ = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     tower, _ = read_adapters(TINY / "adapters.safetensors", TINY)
     write_adapters(tmp_path / "whole", whole, 8, TINY, "vlm")
@@ -473,7 +473,7 @@ def test_adapters_say_which_base_they_belong_to(tiny, tmp_path):
     for base in (tiny, tmp_path / "ours"):
         for file, kind in ((whole, "vlm"), (whole, "vision_transformer"), (tower, "vlm"), (tower, None)):
             read_adapters(file, base, kind or "vision_transformer")
-    key = "language_model.model.norm.weight"  # nothing adapts it
+    key = "language_model.model.norm.weight"  # it has no adapter
     shutil.copytree(TINY, tmp_path / "other")
     spoil(tmp_path / "other", lambda t: t[key].__setitem__(0, np.nextafter(t[key][0], np.float32(9))))
     told = "was made for another base: the decoder of .*other has the hash [0-9a-f]{12}, but the adapters belong"
@@ -481,12 +481,12 @@ def test_adapters_say_which_base_they_belong_to(tiny, tmp_path):
         read_adapters(whole, tmp_path / "other", "vlm")
     read_adapters(whole, tmp_path / "other", "vision_transformer")
     read_adapters(tower, tmp_path / "other", "vlm")
-    save_file(load_file(whole), whole)  # as from elsewhere, without the note
+    save_file(load_file(whole), whole)  # like a file of another program, without the hashes
     read_adapters(whole, tmp_path / "other", "vlm")
 
 
 def test_ranks_and_alphas_by_module(tmp_path):
-    """rank_pattern and alpha_pattern as PEFT reads them; what gives no single scale is refused."""
+    """rank_pattern and alpha_pattern mean what they mean in PEFT; adapters of several scales are refused."""
     flat, _ = read_adapters(TINY / "adapters.safetensors", TINY)
     flat |= {"blocks/mlp/fc2/a": flat["blocks/mlp/fc2/a"][..., :4], "blocks/mlp/fc2/b": flat["blocks/mlp/fc2/b"][:, :4]}
     write_adapters(tmp_path / "out", flat, 2, TINY)
@@ -554,7 +554,7 @@ def test_adapters_of_another_kind(tmp_path):
 
 
 def test_recipe_scales():
-    """The golden figures depend on the recipe: one value each of its special cases."""
+    """The golden figures depend on the recipe: check one value of each of its special cases."""
     stored = load_file(TINY / "model.safetensors")
     for key in (FC1, "vision_model.encoder.layers.2.ls1", "vision_model.embeddings.class_embedding"):
         np.testing.assert_array_equal(weight(7, key, stored[key].shape), stored[key])

@@ -10,7 +10,7 @@ from fvjax.models.cpu_conv import WIDE, conv3x3
 from fvjax.models.layers import conv2d
 from fvjax.planning import flops
 
-SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that must fall back
+SHAPES = [  # rows, columns, in, out, stride: every branch, and the sizes that need the fallback
     (112, 112, 3, 4, 1),
     (112, 112, 4, 5, 2),
     (112, 112, 5, 4, 1),
@@ -40,7 +40,7 @@ def test_values_and_gradients(rows, columns, inputs, outputs, stride):
 
 
 def errors(convolve, x, kernel, g):
-    """Relative errors of values and both gradients, against float64."""
+    """Compute the relative errors of values and both gradients, compared with float64."""
     got, back = jax.vjp(convolve, x, kernel)
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(y), jnp.float64) for y in (x, kernel, g)]
@@ -61,7 +61,7 @@ def test_fewer_products_are_as_exact(rows, columns, inputs, outputs, images, mon
 
 
 def products(convolve, dtype, images, width):
-    """FLOPs of values and both gradients."""
+    """Count the FLOPs of values and both gradients."""
     shapes = (images, 14, 14, width), (3, 3, width, width), (images, 14, 14, width)
     given = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     return flops.count(lambda x, k, g: jax.vjp(convolve, x, k)[1](g), *given)

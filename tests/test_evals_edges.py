@@ -22,7 +22,7 @@ def test_a_curve_starts_at_zero_and_ends_at_one_also_with_ties_at_the_top():
 
 
 def test_accepting_all_or_none_can_be_the_best_threshold():
-    """Every genuine pair below every impostor: at best one kind is right; of two as good the lower one is taken."""
+    """Every genuine score is below every impostor: at best one kind is right, and ties take the lower threshold."""
     even = folds.verification([0.1, 0.9, 0.2, 0.8], [1, 0, 1, 0], [2, 2], bootstrap=0)
     assert even[BEST]["threshold"] == pytest.approx((0.1 + 0.2) / 2 - 1e-6, abs=1e-9)
     assert even[BEST]["mean"] == (0 + 1 / 2) / 2  # 0.2 - 1e-6 takes 0.9 but not 0.1; 0.1 - 1e-6 takes both of fold 1
@@ -49,7 +49,7 @@ def test_the_first_of_several_wrong_pairs_is_named():
 
 
 def test_at_exactly_a_far_the_threshold_that_has_it_is_taken():
-    """Of 10 impostors a FAR of 0.1 is one, of 3,000 a FAR of 0.001 is three, though neither number is a float."""
+    """A FAR of 0.1 is 1 of 10 impostors and one of 0.001 is 3 of 3,000, although no float is exactly 0.1 or 0.001."""
     for impostors, far in ((10, "1e-1"), (100, "1e-2"), (1000, "1e-3"), (3000, "1e-3")):
         k = round(impostors * folds.FARS[far])
         low = impostors - k - 1.5  # below one impostor more than may be accepted
@@ -64,7 +64,7 @@ def test_at_exactly_a_far_the_threshold_that_has_it_is_taken():
 
 
 def test_resamples_do_not_depend_on_how_many_are_done_at_once():
-    """Two million weights at a time; more pairs, so that the 40 resamples come in several parts and a smaller last."""
+    """Two million weights are computed at a time; with more pairs, 40 resamples need several parts."""
     rng = np.random.default_rng(0)
     n = 120_000
     labels = np.arange(n) % 2 == 0
@@ -97,7 +97,7 @@ def test_a_record_that_is_not_there_is_named_on_either_side():
 
 
 def test_scores_of_many_wide_embeddings_come_in_order():
-    """4.2 million numbers at a time: with 40,000 wide ones a few hundred pairs are already several parts."""
+    """4.2 million numbers are multiplied at a time: with 40,000 each, a few hundred pairs need several parts."""
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(7, 40_000)).astype(np.float32)
     pairs = SimpleNamespace(a=rng.integers(0, 7, 350), b=rng.integers(0, 7, 350))
@@ -106,7 +106,7 @@ def test_scores_of_many_wide_embeddings_come_in_order():
 
 
 def test_a_fold_without_unseen_pairs_of_one_kind_is_left_out():
-    """Fold 0 keeps impostor pairs only, fold 1 genuine ones only; folds 2 and 3 are whole."""
+    """Fold 0 keeps only impostor pairs, fold 1 only genuine ones; folds 2 and 3 are complete."""
     rows = [
         (0, 0, 0), (1, 2, 0), (3, 3, 1), (0, 4, 1),  # person 0 has been seen
         (5, 5, 2), (5, 6, 2), (7, 7, 3), (7, 8, 3), (7, 0, 3),

@@ -15,7 +15,7 @@ BEST, FAR = "accuracy@best_threshold", "accuracy@far=1e-3"
 
 
 def simulated(seed: int, sizes=(120, 120, 80), decimals: int = 1):
-    """Overlapping scores with many ties, genuine and impostor pairs mixed in every fold."""
+    """Draw overlapping scores with many ties, with genuine and impostor pairs mixed in every fold."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(sum(sizes)) % 2 == 0)
     return np.round(rng.normal(size=sum(sizes)) + 1.5 * labels, decimals), labels, list(sizes)
@@ -64,7 +64,7 @@ def test_every_value_equals_its_slow_version(seed):
     thresholds = np.r_[np.inf, np.unique(scores)[::-1]]
     far = np.array([np.mean(impostors >= t) for t in thresholds])
     frr = np.array([np.mean(scores[labels] < t) for t in thresholds])
-    part = np.linspace(0, 1, 20001)[:, None]  # walk the polyline through (far, frr), 20,000 steps a piece
+    part = np.linspace(0, 1, 20001)[:, None]  # walk along the polyline through (far, frr), 20,000 steps per segment
     corners = np.c_[far, frr]
     points = np.concatenate([x + part * (y - x) for x, y in pairwise(corners)])
     nearest = points[np.argmin(np.abs(points[:, 0] - points[:, 1]))]
@@ -177,7 +177,7 @@ def test_weights_mean_repeated_pairs():
 
 
 def people_and_scores(rng, n, genuine_each, impostors, effect):
-    """Scores whose mean depends on who is in the pair; both kinds have variance 1 and means 0 and 2."""
+    """Draw scores whose mean depends on the pair's persons; both kinds have variance 1, and means 0 and 2."""
     noise = np.sqrt(1 - effect**2)
     person, pull = rng.normal(size=(2, n)) * effect
     g = np.repeat(np.arange(n), genuine_each)
@@ -190,7 +190,7 @@ def people_and_scores(rng, n, genuine_each, impostors, effect):
 
 
 def coverage(runs, make, with_people):
-    """Share of 95% intervals that hold the truth, for AUC, EER and best-threshold accuracy."""
+    """Measure how many 95% intervals contain the truth, for AUC, EER and best-threshold accuracy."""
     normal = NormalDist()
     truth = {"auc": normal.cdf(2 / np.sqrt(2)), "eer": normal.cdf(-1), BEST: normal.cdf(1)}
     hits = dict.fromkeys(truth, 0)
@@ -211,7 +211,7 @@ def test_intervals_hold_the_truth_when_pairs_share_persons():
 
     over_people, over_pairs = coverage(60, make, True), coverage(60, make, False)
     assert min(over_people.values()) >= 0.87  # 3 standard deviations under 0.95 with 60 runs are 0.87
-    assert over_pairs["auc"] < 0.8  # which is why identities are resampled
+    assert over_pairs["auc"] < 0.8  # the reason for resampling identities
     assert over_pairs["eer"] < 0.8
 
 
@@ -221,7 +221,7 @@ def test_intervals_without_identities_fit_independent_pairs():
 
 
 def test_identity_intervals_are_not_needlessly_wide():
-    """Independent pairs, every identity in about two impostor pairs: within the sqrt(3) that the docstring states."""
+    """With independent pairs and about two impostor pairs per identity, the error is at most the stated sqrt(3)."""
     scores, labels, a, b = people_and_scores(
         np.random.default_rng(0), n=1000, genuine_each=1, impostors=1000, effect=0.0
     )
@@ -278,9 +278,9 @@ def test_a_resample_without_impostors_says_nothing():
     [
         ({"scores": [0.1, float("nan"), 0.3, 0.4]}, "pair 1 is nan"),
         ({"scores": [0.1, 0.2, 0.3, float("inf")]}, "pair 3 is inf"),
-        ({"scores": [0.1, 0.2, 0.3]}, "must be the same pairs"),
-        ({"labels": [1, 0, 1]}, "must be the same pairs"),
-        ({"fold_sizes": [2, 1]}, r"3 in all"),
+        ({"scores": [0.1, 0.2, 0.3]}, "must be of the same pairs"),
+        ({"labels": [1, 0, 1]}, "must be of the same pairs"),
+        ({"fold_sizes": [2, 1]}, r"sum 3"),
         ({"fold_sizes": [4]}, "at least two folds"),
         ({"fold_sizes": [4, 0]}, "at least two folds"),
         ({"labels": [1, 0, 2, 0]}, "labels must be 0 or 1"),

@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The tiny InternVL2 in two shards, with what must not be downloaded."""
+    """Make the tiny InternVL2 in two shards, with files that must not be downloaded."""
     src = tmp_path / "repository"
     src.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -123,7 +123,7 @@ def call(hub, tmp_path):
 
 
 def downloaded(hub):
-    """Names of files whose contents were sent, in order."""
+    """List the files whose contents were sent, in order."""
     paths = [path for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path]
     return [path.rpartition(f"/{COMMIT}/")[2] for path in paths]
 

@@ -80,7 +80,7 @@ def test_gradients_reach_a_only_through_b_and_are_scaled(params, x):
     ("targets", "count", "message"),
     [
         (("blocks/mlp/fc3",), 6, "'blocks/mlp/fc3' matches no module; the modules are"),
-        (("blocks/0/mlp/fc1",), 1, "matches no module"),  # one layer of a stack cannot be named
+        (("blocks/0/mlp/fc1",), 1, "matches no module"),  # a single layer of a stack has no name
         (("mlp/fc1",), 3, "matches no module"),  # the whole name must match
         (TARGETS, 48, "give 6 adapters, expected 48"),
     ],
@@ -98,7 +98,7 @@ def test_merge_names_the_missing_half(params):
 
 
 def test_half_precision_base_and_bfloat16_compute(params, x):
-    """float16 base, bfloat16 products, float32 adapters and their gradients."""
+    """The base is float16, products are bfloat16, adapters and their gradients float32."""
     half = {name: leaf.astype(jnp.float16) for name, leaf in params.items()}
     adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
     adapters = {n: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape) for n, leaf in adapters.items()}
@@ -119,7 +119,7 @@ def test_dense_without_adapters_ignores_an_empty_collection():
 
 
 def gradients(params, x, scale=1.0):
-    """Flat gradients at steps 1 and 2 of plain descent; the base's activations are pooled."""
+    """Compute flat gradients of the pooled tokens at steps 1 and 2 of gradient descent."""
     adapters = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
     grad = jax.jit(jax.grad(lambda a: pool(apply(params, lora.scaled(a, 1.0), x), "mean").std()))
     first = grad(adapters)
@@ -131,7 +131,7 @@ def test_adapters_that_learn_pass_the_gate(params, x):
 
 
 def test_dead_adapters_are_named_by_layer(params, x):
-    """LayerScale 0 cuts layer 1's MLP off: b has no gradient, and so stays 0, and so a has none either."""
+    """LayerScale 0 cuts off layer 1's MLP: b has no gradient and stays 0, so that a has none either."""
     first, second = gradients({**params, "blocks/ls2": params["blocks/ls2"].at[1].set(0)}, x)
     assert lora.is_zero(first)["blocks/mlp/fc1/b"].tolist() == [False, True, False]
     with pytest.raises(ValueError, match="exactly zero") as error:
@@ -142,7 +142,7 @@ def test_dead_adapters_are_named_by_layer(params, x):
 
 
 def test_the_gate_looks_at_b_first_and_then_at_a(params, x):
-    """Without an update between them a is still dead at step 2; one element that is not zero is life."""
+    """Without an update after step 1, a is still dead at step 2; one element that is not zero makes it alive."""
     zero = [lora.is_zero(g) for g in gradients(params, x, scale=0.0)]
     with pytest.raises(ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(step 2\), blocks/mlp/fc2/a"):
         lora.check_alive(*zero)
@@ -152,7 +152,7 @@ def test_the_gate_looks_at_b_first_and_then_at_a(params, x):
     lora.check_alive(lora.is_zero(one), lora.is_zero({"fc/a": one["fc/b"], "fc/b": one["fc/a"]}))
 
 
-# the transformer's attributes that no reference figure covers
+# attributes of the vision transformer that no reference figure covers
 
 
 def test_drop_path_follows_the_image_not_its_row(params, x):
@@ -169,7 +169,7 @@ def test_drop_path_follows_the_image_not_its_row(params, x):
 
 
 def test_drop_path_rates_and_scaling(params, x):
-    """Without MLPs, two layers of rates 0 and 1/2 (torch's linspace) leave two possible results per image."""
+    """Without MLPs, two layers with rates 0 and 1/2 (torch's linspace) have two possible results per image."""
     two = {name: leaf[:2] if name.startswith("blocks/") else leaf for name, leaf in params.items()}
     two["blocks/ls2"] = 0 * two["blocks/ls2"]
     variables = {"params": trees.unflatten(two)}
@@ -197,9 +197,9 @@ def test_select_layer_builds_no_more_than_it_needs(params, x):
 
 
 def test_a_tower_that_ends_early_drops_paths_at_the_whole_towers_rates(params, x):
-    """Of three layers with rates 0, 1/4 and 1/2 the first two are built: the second one's branch stays 3 times in 4."""
+    """Of three layers with rates 0, 1/4 and 1/2 the first two are built; the second's branch is kept 3 times in 4."""
     two = {n: v[:2] if n.startswith("blocks/") else v for n, v in params.items()}
-    two["blocks/ls2"] = 0 * two["blocks/ls2"]  # only attention is left to be dropped
+    two["blocks/ls2"] = 0 * two["blocks/ls2"]  # leaves only attention to be dropped
     variables, model = {"params": trees.unflatten(two)}, SMALL.clone(select_layer=-2, drop_path=0.5)
     keys = jax.random.split(jax.random.key(1), 400)
     results = jax.jit(lambda keys: model.apply(variables, jnp.repeat(x[:1], 400, 0), train=True, keys=keys))(keys)
@@ -214,7 +214,7 @@ def test_a_tower_that_ends_early_drops_paths_at_the_whole_towers_rates(params, x
 
 
 def test_clip_like_tower(x):
-    """A norm after the embedding and at the end, no LayerScale, no patch bias, quick_gelu."""
+    """A CLIP tower has norms after the embedding and at the end, no LayerScale, no patch bias, and quick_gelu."""
     model = SMALL.clone(pre_norm=True, final_norm=True, layer_scale=False, patch_bias=False, act="quick_gelu")
     params = trees.flatten(model.init(jax.random.key(0), x)["params"])
     assert {"pre_norm/scale", "final_norm/bias"} <= set(params)
@@ -238,7 +238,7 @@ def test_positions_on_their_own_grid_are_untouched():
 
 
 def test_low_rank_is_two_products_and_nothing_large_is_turned_for_its_gradients():
-    """The rank-8 products' gradients once took a fifth of a step, as XLA transposed activations for them."""
+    """The gradients of rank-8 products once took a fifth of a step, because XLA transposed activations for them."""
     x, dy = (jax.random.normal(jax.random.key(i), (2, 50, width)) for i, width in enumerate((32, 48)))
     a, b = jax.random.normal(jax.random.key(2), (4, 32)), jax.random.normal(jax.random.key(3), (4, 48))
     got, back = jax.vjp(layers.low_rank, x, a, b)
@@ -248,7 +248,7 @@ def test_low_rank_is_two_products_and_nothing_large_is_turned_for_its_gradients(
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
     def turned(low_rank):
-        """Names of operations that turn x or its gradient; adapters as they are stored, a loop over layers."""
+        """List the operations that transpose x or its gradient in a loop over layers with stored adapters."""
 
         def summed(weights, x):
             def layer(x, w):
@@ -265,7 +265,7 @@ def test_low_rank_is_two_products_and_nothing_large_is_turned_for_its_gradients(
 
 
 def test_a_layers_mlp_and_the_next_layers_attention_drop_independently(params, x):
-    """Of three layers only the second one's MLP (rate 1/4) and the third one's attention (1/2) add anything."""
+    """Only the second layer's MLP (rate 1/4) and the third layer's attention (rate 1/2) contribute."""
     changed = {name: np.array(leaf) for name, leaf in params.items()}
     changed["blocks/ls1"][:2] = 0
     changed["blocks/ls2"][[0, 2]] = 0
@@ -273,5 +273,6 @@ def test_a_layers_mlp_and_the_next_layers_attention_drop_independently(params, x
     keys = jax.random.split(jax.random.key(1), 400)
     results = jax.jit(lambda keys: model.apply(variables, jnp.repeat(x[:1], 400, 0), train=True, keys=keys))(keys)
     counts = np.unique(np.round(results[:, 0], 3), axis=0, return_counts=True)[1]
-    # both kept 3/8, both dropped 1/8, one of them 3/8 and 1/8: one key for both would leave out the rarest
+    # Both are kept in 3/8 of the cases, both dropped in 1/8, one of them in 3/8 and 1/8. With one key for both, the
+    # rarest case would not occur.
     np.testing.assert_allclose(np.sort(counts) / 400, [1 / 8, 1 / 8, 3 / 8, 3 / 8], atol=0.08)

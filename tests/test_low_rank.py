@@ -63,7 +63,7 @@ def test_only_b_is_scaled_and_only_a_is_transposed():
 def test_merging_adds_the_scaled_product_in_float32_and_rounds_once(dtype):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 6, 3)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
-    a[1] = 0  # nothing to add in this layer: its bits stay, also those of a negative zero
+    a[1] = 0  # this layer has nothing to add, so its bits stay, even those of a negative zero
     kernel = jnp.asarray(rng.normal(size=(2, 6, 4)), dtype).at[1, 0, 0].set(-0.0)
     params = {"m/kernel": kernel, "m/bias": jnp.ones(4, dtype)}
     merged = lora.merge(params, {"m/a": jnp.asarray(a), "m/b": jnp.asarray(b)}, 0.5)
@@ -102,7 +102,7 @@ ALIVE, DEAD = np.zeros(3, bool), np.array([True, False, True])
 
 
 def test_the_dead_are_named_by_half_step_and_layer():
-    # a may be zero at step 1, as b is, and b at step 2 tells nothing new
+    # a may be zero at step 1, because b is zero then; b at step 2 is not checked again.
     lora.check_alive({"s/a": ~ALIVE, "s/b": ALIVE, "m/b": np.False_}, {"s/a": ALIVE, "s/b": ~ALIVE, "m/a": np.False_})
     with pytest.raises(ValueError, match=r"exactly zero: s/b layers \[0, 2\] \(step 1\)\. Check"):
         lora.check_alive({"s/b": DEAD}, {"s/a": ALIVE})

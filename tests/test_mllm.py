@@ -31,7 +31,7 @@ GOLDEN = Path("tests/golden/internvl_tiny")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """internvl_tiny for images of 112 pixels: 64 patches instead of 1,024, of which 16 visual tokens are made."""
+    """Adapt internvl_tiny to images of 112 pixels: 64 patches instead of 1,024, which become 16 visual tokens."""
     config = json.loads((GOLDEN / "config.json").read_text())
     config["vision_config"]["image_size"] = config["force_image_size"] = 112
     shapes = {key: tensor.shape for key, tensor in open_file(GOLDEN / "model.safetensors").items()}
@@ -43,7 +43,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(real_data, tmp_path_factory):
-    """Folder with `train` (12 people of CFP, 4 crops each) and `lfw` (24 pairs of LFW in two folds)."""
+    """Make a folder with `train` (12 people of CFP, 4 crops each) and `lfw` (24 pairs of LFW in two folds)."""
     folder, crops = tmp_path_factory.mktemp("faces"), real_data / "faces"
     people = sorted((crops / "cfp112").iterdir())[:12]
     shots = [(file, who.name) for who in people for file in sorted(who.rglob("*.jpg"))[:4]]
@@ -64,7 +64,7 @@ def faces(real_data, tmp_path_factory):
 
 
 def tiny(name: str, faces, base) -> Config:
-    """configs/NAME.py for the tiny checkpoint and those faces; what else it says stays."""
+    """Load configs/NAME.py and change only its checkpoint and its data, to the tiny ones."""
     file, *row = name.split(":")
     c = importlib.import_module(f"configs.{file}").get_config(*row)
     golden = np.load(GOLDEN / "golden.npz")
@@ -102,7 +102,7 @@ def two_devices():
 
 @pytest.fixture(scope="module")
 def run(faces, base, tmp_path_factory):
-    """NAME -> (workdir, config, results.json), each run once."""
+    """Return a function NAME -> (workdir, config, results.json) that runs each config once."""
     root = tmp_path_factory.mktemp("runs")
 
     @functools.cache
@@ -116,7 +116,7 @@ def run(faces, base, tmp_path_factory):
 
 
 def alone(entry: dict) -> dict:
-    """An entry without what only a run that trains can say."""
+    """Remove from an entry the keys that only training runs have."""
     return {k: v for k, v in entry.items() if k not in ("before_training", "identities_seen_in_training")}
 
 
@@ -160,7 +160,7 @@ def test_frozen_evaluates_what_training_starts_from(frozen, run):
 
 
 def scored(workdir):
-    """What fvjax.api computes of the workdir for the same pairs: (model, first faces, second faces, pairs)."""
+    """Load the workdir with fvjax.api and the same pairs -> (model, first faces, second faces, pairs)."""
     model = api.load_workdir(workdir)
     where = model.run.config.eval.benchmarks.lfw.store
     pairs, lfw = stores.read_pairs(where, "lfw"), stores.Store(where, "test")
@@ -210,7 +210,7 @@ def test_pools_are_those_of_one_checkpoint(run):
 
 
 def test_other_ids_of_the_prompt_are_refused(run, tmp_path):
-    """As if the tokenizer's files had changed: a config may hold a text, which means nothing without them."""
+    """Simulate a changed tokenizer, which a config with a text depends on."""
     workdir, config, _ = run("pair_lora")
     other = config.copy_and_resolve_references()
     other.prompt.ids = (*other.prompt.ids[:-1], other.prompt.ids[-1] - 1)
@@ -227,7 +227,7 @@ def by_row(n: int):
 
 
 def test_a_dead_adapter_stops_at_the_second_step(base, faces, tmp_path):
-    """A layer whose MLP counts nothing: LayerScale zero."""
+    """Switch off one layer's MLP by a LayerScale of zero."""
     dead = tmp_path / "dead"
     dead.mkdir()
     tensors = {key: tensor[:] for key, tensor in open_file(base / "model.safetensors").items()}
@@ -242,7 +242,7 @@ def test_a_dead_adapter_stops_at_the_second_step(base, faces, tmp_path):
 
 
 def test_half_precision(base, faces, tmp_path):
-    """fp16 base, bf16 computation: the visual tokens kept for the pairs are bf16 too."""
+    """With an fp16 base and bf16 computation, the stored visual tokens of the pairs are bf16 as well."""
     config = tiny("pair_frozen", faces, base)
     config.dtype, config.base_dtype = "bfloat16", "float16"
     out = loop.run(config, tmp_path, train=True)
@@ -251,7 +251,7 @@ def test_half_precision(base, faces, tmp_path):
 
 
 def test_a_part_may_come_from_elsewhere(faces, tmp_path):
-    """The tower that comes with the project, before a projector and a decoder that are random."""
+    """Combine the tower that comes with the project with a random projector and decoder."""
     config = tiny("mllm_frozen", faces, "")
     config.model.vision_transformer.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
     config.init_parts.vision = "fvjax/pretrained/tiny_internvit"

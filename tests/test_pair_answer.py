@@ -55,7 +55,7 @@ def test_p_yes_of_extreme_logits_is_finite():
 
 
 def test_p_yes_is_the_references(golden):
-    """Its softmax is over the two answers; over the vocabulary the figures would be 0.002 instead of 0.5."""
+    """The softmax is over the two answers; over the vocabulary the figures would be 0.002 instead of 0.5."""
     got = pair_answer.p_yes(jnp.asarray(golden["pair_logits"]), golden["yes_no_ids"].tolist())
     np.testing.assert_allclose(got, golden["pair_pyes"], rtol=1e-6)
 

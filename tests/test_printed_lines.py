@@ -238,7 +238,7 @@ def test_a_model_that_answers_has_a_probability(verified):
         (None, 0, ""),
         (ValueError("a bad\nkey"), 2, "fvjax: error: a bad\nfvjax: error: key\n"),
         (FloatingPointError("not finite"), 2, "fvjax: error: not finite\n"),
-        (OSError(28, "No space left on device", "/a/file"), 2, "fvjax: error: /a/file: No space left on device; make "),
+        (OSError(28, "No space left on device", "/a/file"), 2, "fvjax: error: /a/file: No space left on device; free "),
         (
             errors.WorkerLost("a worker"),
             69,

@@ -14,7 +14,7 @@ BENCHMARK = {"policy": "drop", "failure_to_acquire": 3, "fold_sizes": [1]}
 
 
 def make_pairs(people: int = 24, n_folds: int = 4, seed: int = 0):
-    """Two records a person; fold f holds people f, f + n_folds, …: each once genuine, once impostor."""
+    """Make two records per person; fold f has persons f, f + n_folds, …, each in a genuine and an impostor pair."""
     person = np.arange(people)
     order = np.argsort(person % n_folds, kind="stable")
     a, other = person[order], np.roll(person[order].reshape(n_folds, -1), 1, axis=1).ravel()
@@ -32,7 +32,7 @@ def make_pairs(people: int = 24, n_folds: int = 4, seed: int = 0):
 
 def test_every_face_is_embedded_once_and_padding_is_dropped():
     faces = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 112, 112, 3), np.uint8)
-    faces[:, :, 0] += 100  # the left edge, so that mirroring shows
+    faces[:, :, 0] += 100  # brighten the left edge, so that mirroring is visible
     seen = []
 
     def left_edge(batch):
@@ -70,7 +70,7 @@ def test_entry_is_the_folds_figures_and_where_they_come_from():
     assert entry == {**figures, **provenance, "identities": "named"}
     assert "identities" in entry["intervals"]
 
-    order = np.random.default_rng(0).permutation(len(scores))  # pairs need not come fold by fold
+    order = np.random.default_rng(0).permutation(len(scores))  # pairs need not be ordered by fold
     shuffled = SimpleNamespace(**{name: column[order] for name, column in vars(pairs).items()})
     again = verification.entry(scores[order], shuffled, BENCHMARK, "abc", bootstrap=20)["accuracy@best_threshold"]
     assert again == {name: pytest.approx(x) for name, x in figures["accuracy@best_threshold"].items()}
@@ -105,7 +105,7 @@ def test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity():
     everyone_of_fold_0 = range(0, 24, 4)
     assert disjoint(everyone_of_fold_0)["n_folds"] == 3
     assert disjoint(everyone_of_fold_0)["n_pairs"] == 36
-    assert disjoint([i for i in range(24) if i % 4 != 1]) is None  # one fold cannot choose its threshold on another
+    assert disjoint([i for i in range(24) if i % 4 != 1]) is None  # no other fold to choose the threshold on
     assert disjoint(range(24)) is None
     assert disjoint(set())["n_pairs"] == 48
 
@@ -114,7 +114,7 @@ def test_table_fits_120_columns_and_shows_the_figures():
     pairs, embeddings = make_pairs()
     entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=20)
     big = {**entry, "n_pairs": 60000}
-    for far in folds.FARS:  # the widest cells there are
+    for far in folds.FARS:  # the widest possible cells
         big[f"tar@far={far}"] = {"value": 1.0, "ci95": [0.995, 1.0], "impostors_above": 3000}
     console = Console(width=120, file=io.StringIO())
     console.print(verification.table([("before training", "lfw", entry), ("[trained]", "synthetic_test", big)]))
@@ -170,7 +170,7 @@ def test_baselines_by_hand():
 
 @pytest.mark.parametrize("batch_size", [3, 8, 40])
 def test_answers_share_what_is_kept_of_a_first_image(batch_size):
-    """In numpy, with a model that can be written down: a first image keeps its tokens' sum."""
+    """Use a model in numpy whose cache of a first image is the sum of its tokens."""
     rng = np.random.default_rng(0)
     visual = rng.normal(size=(10, 4, 5)).astype(np.float32)
     pairs = SimpleNamespace(a=rng.integers(0, 6, 29), b=rng.integers(0, 10, 29))

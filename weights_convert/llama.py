@@ -57,7 +57,8 @@ def heads_config(options: Options, attributes: Mapping[str, Any], head_dim: int 
 
     Raises ValueError for numbers of heads that do not divide the model's width or each other.
     """
-    width, heads, groups = attributes["width"], attributes["heads"], attributes["kv_heads"]
+    width, heads = attributes["width"], attributes["heads"]
+    groups = attributes["kv_heads"]
     conflict = f"{options.location}: num_attention_heads={heads} does not fit"
     if head_dim is None and width % heads:
         raise ValueError(f"{conflict} hidden_size={width}, which is not a multiple of it, without a head_dim")

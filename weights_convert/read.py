@@ -268,7 +268,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); "
-            "convert a pickle to safetensors first, and copy a truncated file again"
+            "pickles are not read: convert them to safetensors first. Copy a truncated file again"
         ) from None
 
 

@@ -29,8 +29,9 @@ def verification(
 ) -> dict[str, Any]:
     """Compute all figures of one benchmark, as plain Python numbers (JSON-ready).
 
-    - ``accuracy@best_threshold``: for each fold, the threshold is the most accurate one on the *other* folds. Candidates
-      are the midpoints between neighbouring scores of those folds, accept-all and accept-none; ties take the lowest.
+    - ``accuracy@best_threshold``: for each fold, the threshold is the most accurate one on the *other* folds.
+      Candidates are the midpoints between neighbouring scores of those folds, accept-all and accept-none; ties take
+      the lowest.
     - ``accuracy@far=1e-3`` (LLM-FaceVerification's protocol): for each fold, the threshold is the k-th highest of the n
       impostor scores of the other folds, k = floor(n * 0.001), or the highest + 1e-6 if k = 0.
       Both give the mean over folds, the population std over folds and the mean of the folds' thresholds.
@@ -91,8 +92,12 @@ def verification(
 def _fold_mean(value: dict[str, NDArray], samples: dict[str, NDArray], name: str) -> dict[str, Any]:
     """Return the mean, std, interval and mean threshold of an accuracy over the folds."""
     per_fold, thresholds = value[f"{name}/folds"][0], value[f"{name}/thresholds"][0]
-    mean, std, threshold = float(per_fold.mean()), float(per_fold.std()), float(thresholds.mean())
-    return {"mean": mean, "std": std, "ci95": _ci95(samples, name), "threshold": threshold}
+    return {
+        "mean": float(per_fold.mean()),
+        "std": float(per_fold.std()),
+        "ci95": _ci95(samples, name),
+        "threshold": float(thresholds.mean()),
+    }
 
 
 def _ci95(samples: dict[str, NDArray], name: str) -> list[float] | None:
@@ -231,7 +236,7 @@ def _check(scores: NDArray, labels: NDArray, sizes: Sequence[int]) -> None:
     """Raise ValueError for scores, labels or folds that no protocol can evaluate."""
     if scores.ndim != 1 or labels.shape != scores.shape or sum(sizes) != len(scores):
         raise ValueError(
-            f"scores {scores.shape}, labels {labels.shape} and fold sizes (sum {sum(sizes)}) must describe the same pairs"
+            f"scores {scores.shape}, labels {labels.shape} and fold sizes (sum {sum(sizes)}) must be of the same pairs"
         )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels must be 0 or 1 (1 = same person), got {np.unique(labels)[:5].tolist()}")

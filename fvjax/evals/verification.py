@@ -52,7 +52,7 @@ def scores(embeddings: NDArray, pairs: Any) -> NDArray:
     norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
     broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
     if len(broken):
-        raise ValueError(f"the embedding of record {broken[0]} (one of {len(broken)} such) is zero or not finite")
+        raise ValueError(f"the embedding of record {broken[0]} is zero or not finite (records affected: {len(broken)})")
     out = np.empty(len(pairs.a), np.float32)
     # A few pairs at a time, because the raw-pixel baseline has embeddings of 150 kB.
     for rows in np.array_split(np.arange(len(out)), 1 + len(out) * embeddings.shape[1] // 2**22):

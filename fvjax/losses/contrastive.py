@@ -1,30 +1,30 @@
-"""Contrastive verification: both images of an identity pair are embedded, all others in the batch are negatives."""
+"""The contrastive loss: the two images of an identity are a positive pair, all others in the batch are negatives."""
 
 import jax
 import jax.numpy as jnp
 
 from fvjax.typing import Embeddings
 
-CHUNK = 2**26  # similarities at a time, 256 MiB; a batch of up to 8,192 images is one chunk
+CHUNK = 2**26  # similarities computed at a time, 256 MiB; a batch of up to 8,192 images is one chunk
 
 
 def loss(embeddings: Embeddings, labels: jax.Array, temperature: float, group: int = 0) -> jax.Array:
-    """InfoNCE over the global batch (NT-Xent): each of the 2P images against the 2P - 2 of other identities.
+    """Compute InfoNCE over the global batch (NT-Xent): each of 2P images against the 2P - 2 of other identities.
 
     Args:
         embeddings: [2P, D], any scale; rows 2i and 2i+1 are the two images of pair i.
-        labels: int [P], identity of each pair. No identity comes twice in a batch, so none is masked here.
-        temperature: tau of the softmax over cosine similarities (seed: 0.07).
-        group: images (consecutive ones) that are each other's negatives; 0: all 2P. The mean over groups is what the
-            reference's code computes, whose negatives are those of one GPU.
+        labels: int [P], identity of each pair. An identity occurs once in a batch, so no negatives are masked.
+        temperature: tau of the softmax over cosine similarities (reference: 0.07).
+        group: number of consecutive images that are each other's negatives; 0: all 2P. The loss is the mean over
+            groups, as in the reference's code, in which negatives come from one GPU.
     Returns:
         float32 scalar, the mean over the 2P images.
 
-    Under `jax.jit` with a sharded batch the similarity matrix spans all devices, so the value does not depend on how
-    many there are. Each device has its rows of it, and of a large batch only some at a time, forward and backward:
+    Under `jax.jit` with a sharded batch the similarity matrix spans all devices, so the value does not depend on their
+    number. Each device computes its own rows, and for a large batch only some of them at a time, forward and backward:
     CHUNK elements over all devices. Source: LLM-FaceVerification scenarios 1 and 2; equal to its golden losses.
     """
-    if group:  # no identity comes twice, so the labels say nothing about a group either
+    if group:
         groups = embeddings.reshape(-1, group, embeddings.shape[-1])
         return jnp.mean(jax.vmap(lambda each: loss(each, labels, temperature))(groups))
     z = embeddings.astype(jnp.float32)
@@ -41,8 +41,8 @@ def loss(embeddings: Embeddings, labels: jax.Array, temperature: float, group: i
     own = jnp.arange(n)
     if chunks == 1:
         sums = denominators((own, z))
-    else:  # a part has rows r, r + chunks, …: as many of each device, and no row moves
+    else:  # a part has rows r, r + chunks, …: equally many of each device, and no row moves to another device
         parts = [jnp.swapaxes(x.reshape(n // chunks, chunks, *x.shape[1:]), 0, 1) for x in (own, z)]
-        sums = jax.lax.map(jax.checkpoint(denominators), tuple(parts))  # else the backward pass would keep all rows
-    positive = jnp.sum(z.reshape(n // 2, 2, -1).prod(axis=1), axis=-1) / temperature  # one per pair, same both ways
+        sums = jax.lax.map(jax.checkpoint(denominators), tuple(parts))  # recomputed, or all rows would be saved
+    positive = jnp.sum(z.reshape(n // 2, 2, -1).prod(axis=1), axis=-1) / temperature  # symmetric, so one per pair
     return jnp.mean(sums) - jnp.mean(positive)

@@ -1,4 +1,4 @@
-"""Pairwise verification: the model sees two images and answers Yes (one person) or No with its next token."""
+"""The loss of pairwise verification: a model reads two images and answers Yes (one person) or No as the next token."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ def losses(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: s
         logits: [P, V] at the last position, any float type.
         labels: int [P], 1 for a genuine pair (Yes), 0 for an impostor pair (No).
         yes_no_ids: (Yes, No), columns of the logits.
-        over: "vocab", among all V tokens, as LLM-FaceVerification's code has it; "yes_no", among the two, as its text.
+        over: "vocab" for all V tokens, as in LLM-FaceVerification's code; "yes_no" for these two, as in its text.
     Returns:
         float32 [P]. The loss of a batch is their mean.
     Raises:
-        ValueError: another `over`.
+        ValueError: an unknown `over`.
     """
     logits = logits.astype(jnp.float32)
     answers = logits[:, jnp.asarray(yes_no_ids)]
@@ -30,6 +30,6 @@ def losses(logits: jax.Array, labels: Labels, yes_no_ids: Sequence[int], over: s
 
 
 def p_yes(logits: jax.Array, yes_no_ids: Sequence[int]) -> jax.Array:
-    """float32 [P]: the probability of Yes where only Yes and No count, from logits [P, V]; the verification score."""
+    """Compute the verification score from logits [P, V]: the probability of Yes among Yes and No, float32 [P]."""
     yes, no = yes_no_ids
     return jax.nn.sigmoid(logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32))

@@ -18,7 +18,7 @@ from fvjax.models import vlm
 from fvjax.models.cache import Cache
 from fvjax.models.iresnet import IResNet
 from fvjax.models.vision_transformer import VisionTransformer
-from fvjax.typing import Embeddings, Faces, Keys
+from fvjax.typing import Embeddings, Images, Keys
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Encoder:
     yes_no: tuple[int, ...] = ()
     norm_group: int = 0
 
-    def pixels(self, faces: Faces) -> jax.Array:
+    def pixels(self, images: Images) -> jax.Array:
         """Convert uint8 images [N,H,W,3] to the network's input."""
-        return self.net.preprocess(faces)
+        return self.net.preprocess(images)
 
     def init(self, key: jax.Array, image_size: tuple[int, int] = (112, 112)) -> dict[str, Any]:
         """Create random variables, nested {"params": …} and, for an IResNet, {"batch_stats": …}.
@@ -52,7 +52,7 @@ class Encoder:
         return dict(self.net.init(key, self.pixels(jnp.zeros((2, *image_size, 3), jnp.uint8))))
 
     def __call__(
-        self, variables: Mapping[str, Any], faces: Faces, *, train: bool = False, keys: Keys | None = None
+        self, variables: Mapping[str, Any], images: Images, *, train: bool = False, keys: Keys | None = None
     ) -> tuple[Embeddings, dict[str, Any]]:
         """Embed images uint8 [N,H,W,3].
 
@@ -64,28 +64,28 @@ class Encoder:
         """
         mutable = ["batch_stats"] if train and "batch_stats" in variables else False
         if mutable and self.norm_group:
-            return self._embed_in_groups(variables, faces, keys)
-        inputs = (self.pixels(faces), self.prompt, self.pooling)
+            return self._embed_in_groups(variables, images, keys)
+        inputs = (self.pixels(images), self.prompt, self.pooling)
         out: Any = self.net.apply(variables, *inputs, train=train, keys=keys, mutable=mutable, method="embed")
         embeddings, new = out if mutable else (out, {})
         return embeddings, dict(new)
 
-    def _embed_in_groups(self, variables, faces, keys):
+    def _embed_in_groups(self, variables, images, keys):
         """Embed in training, with batch statistics of each group of images; return the first group's new ones."""
         encoder = replace(self, norm_group=0)
-        groups = jax.tree.map(lambda x: x.reshape(-1, self.norm_group, *x.shape[1:]), (faces, keys))
-        x, new = jax.vmap(lambda faces, keys: encoder(variables, faces, train=True, keys=keys))(*groups)
+        groups = jax.tree.map(lambda x: x.reshape(-1, self.norm_group, *x.shape[1:]), (images, keys))
+        x, new = jax.vmap(lambda images, keys: encoder(variables, images, train=True, keys=keys))(*groups)
         return x.reshape(-1, x.shape[-1]), jax.tree.map(lambda s: s[0], new)
 
     # ---- for vision-language models only
 
-    def pools(self, variables: Mapping[str, Any], faces: Faces, pools: Sequence[str]) -> jax.Array:
+    def pools(self, variables: Mapping[str, Any], images: Images, pools: Sequence[str]) -> jax.Array:
         """Embed by several poolings at the cost of one: float32 [N, len(pools), D]."""
-        return self.net.apply(variables, self.pixels(faces), self.prompt, tuple(pools), method="pools")
+        return self.net.apply(variables, self.pixels(images), self.prompt, tuple(pools), method="pools")
 
-    def visual(self, variables: Mapping[str, Any], faces: Faces) -> jax.Array:
+    def visual(self, variables: Mapping[str, Any], images: Images) -> jax.Array:
         """Compute the visual tokens [N,V,D] of images uint8 [N,H,W,3], in the network's dtype."""
-        return self.net.apply(variables, self.pixels(faces), method="visual")
+        return self.net.apply(variables, self.pixels(images), method="visual")
 
     def prefix(self, variables: Mapping[str, Any], visual: jax.Array) -> Cache:
         """Compute the decoder's cache after the first images' visual tokens [N,V,D], for `answer_after`."""
@@ -100,8 +100,8 @@ class Encoder:
     def answer(
         self,
         variables: Mapping[str, Any],
-        a: Faces,
-        b: Faces,
+        a: Images,
+        b: Images,
         rows: Sequence[int] | None = None,
         *,
         train: bool = False,

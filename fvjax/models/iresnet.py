@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fvjax.models import preprocess
 from fvjax.models.layers import BatchNorm, Conv, Dense, DType, PReLU, dropout
-from fvjax.typing import Embeddings, Faces, Keys, Pixels
+from fvjax.typing import Embeddings, Images, Keys, Pixels
 
 CONV_INIT = {
     "normal": nn.initializers.normal(0.1),  # as in the reference
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Faces [N,112,112,3] in [-1, 1] -> float32 embeddings [N, num_features], not normalised.
+    """Images [N,112,112,3] in [-1, 1] -> float32 embeddings [N, num_features], not normalised.
 
     Other image sizes work if the network is initialised with them. Names follow insightface's keys
     (``layer1_0/conv1/kernel``). ``features/scale`` is a parameter that the reference fixes at 1: freeze it with a rule
@@ -62,7 +62,7 @@ class IResNet(nn.Module):
     on_cpu: bool = False
 
     @nn.nowrap
-    def preprocess(self, images: Faces) -> Pixels:
+    def preprocess(self, images: Images) -> Pixels:
         """Convert uint8 images [N,H,W,3] to the network's input."""
         return preprocess.for_resnet(images)
 

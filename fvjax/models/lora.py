@@ -69,7 +69,8 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], scale: float) 
     """
     merged = dict(params)
     for module in sorted({name.rsplit("/", 1)[0] for name in adapters}):
-        a, b, kernel = adapters.get(f"{module}/a"), adapters.get(f"{module}/b"), params.get(f"{module}/kernel")
+        a, b = adapters.get(f"{module}/a"), adapters.get(f"{module}/b")
+        kernel = params.get(f"{module}/kernel")
         if a is None or b is None or kernel is None:
             raise ValueError(f"adapter {module}: needs {module}/a, {module}/b and the base's {module}/kernel")
         delta = jnp.matmul(a, b, precision="highest") * scale

@@ -47,7 +47,8 @@ def rope_frequencies(model: RotarySettings, tokens: int) -> np.ndarray:
 
     Sources: modeling_internlm2.py for "dynamic" (NTK-aware), transformers' modeling_rope_utils.py for the others.
     """
-    dim, theta, factor = model.head_dim, model.rope_theta, model.rope_factor
+    dim, factor = model.head_dim, model.rope_factor
+    theta = model.rope_theta
     if model.rope == "dynamic" and tokens > model.positions:
         theta *= (factor * tokens / model.positions - (factor - 1)) ** (dim / (dim - 2))
     unscaled = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fvjax.models import preprocess
 from fvjax.models.layers import DROP_PATH, REMAT, Attend, Dense, DType, LayerNorm, RMSNorm, fold_in, self_attend
-from fvjax.typing import Embeddings, Faces, Keys, Pixels
+from fvjax.typing import Embeddings, Images, Keys, Pixels
 
 NORM = {"layer": LayerNorm, "rms": RMSNorm}
 ACT = {
@@ -125,7 +125,7 @@ class VisionTransformer(nn.Module):
         return self.select_layer if self.select_layer >= 0 else self.depth + 1 + self.select_layer
 
     @nn.nowrap
-    def preprocess(self, images: Faces) -> Pixels:
+    def preprocess(self, images: Images) -> Pixels:
         """Convert uint8 images [N,H,W,3] to the tower's input, resized to its image size."""
         return preprocess.for_vit(images, self.image_size)
 

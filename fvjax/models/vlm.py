@@ -21,7 +21,7 @@ from fvjax.models.cache import Cache
 from fvjax.models.decoder import Decoder
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
-from fvjax.typing import Embeddings, Faces, Keys, Pixels
+from fvjax.typing import Embeddings, Images, Keys, Pixels
 
 POOLS = ("visual_mean", "all_mean", "last_token")
 
@@ -47,7 +47,7 @@ class VLM(nn.Module):
         return (self.vision.image_size // self.vision.patch_size // self.projector.shuffle) ** 2
 
     @nn.nowrap
-    def preprocess(self, images: Faces) -> Pixels:
+    def preprocess(self, images: Images) -> Pixels:
         """Convert uint8 images [N,H,W,3] to the tower's input."""
         return self.vision.preprocess(images)
 

@@ -8,14 +8,14 @@ from weights_convert.rules import join
 
 
 def load(path, kind=None, **changes):
-    """Module and flat parameters of a checkpoint directory."""
+    """Load the module and the flat parameters of a checkpoint directory."""
     ckpt = open_checkpoint(path, kind)
     params = {name.removeprefix("params/"): jnp.asarray(np.asarray(leaf)) for name, leaf in ckpt.params.items()}
     return build(ckpt.kind, ckpt.model_config, **changes), params
 
 
 def in_torch_layout(ckpt, flat):
-    """Flat tree of ours -> the original's keys and layouts."""
+    """Convert a flat tree to the original's keys and layouts."""
     out = {}
     for name, leaf in flat.items():
         source = ckpt.sources[f"params/{name}"]
@@ -26,7 +26,7 @@ def in_torch_layout(ckpt, flat):
 
 
 def close(got, expected, tolerance: float, what: str = "") -> float:
-    """Assert ||got - expected|| <= tolerance ||expected|| and equal shapes; returns the relative error."""
+    """Assert ||got - expected|| <= tolerance ||expected|| and equal shapes; return the relative error."""
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.shape == expected.shape, (what, got.shape, expected.shape)
     error = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
@@ -36,7 +36,10 @@ def close(got, expected, tolerance: float, what: str = "") -> float:
 
 
 def gradients_close(got: dict, expected: dict, tolerance: float) -> None:
-    """Every leaf close, norm-relative; a leaf that is 0 in exact arithmetic (its effect is normalised away) stays 0."""
+    """Assert that every leaf is close, norm-relative.
+
+    A leaf that is 0 in exact arithmetic, because normalisation removes its effect, must stay 0.
+    """
     assert set(got) == set(expected)
     total = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in expected.values()))
     for name, grad in expected.items():

@@ -48,7 +48,7 @@ def full_precision():
 
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_every_gradient(tmp_path, case):
-    """States, logits and the gradient of every parameter of a saved checkpoint, in both spellings of its config."""
+    """States, logits and every parameter's gradient agree for a saved checkpoint, in both spellings of its config."""
     torch = pytest.importorskip("torch", reason=TORCH_NEEDED)
     import transformers
 
@@ -90,7 +90,7 @@ def test_transformers_every_gradient(tmp_path, case):
     assert {name: getattr(model, name) for name in changed} == changed
 
 
-# cache, shortcut, generation: against the plain forward pass
+# cache, shortcut, generation: compared with the plain forward pass
 
 
 TINY = Decoder(vocab=32, width=24, depth=3, heads=4, kv_heads=2, head_dim=6, mlp_dim=40, positions=64, rope_theta=100.0)
@@ -130,7 +130,7 @@ def test_cache_step_by_step(variables, x):
 
 
 def test_a_cache_that_grows(variables, x):
-    """Rows of one length need no room beforehand; scaling by length is that of the whole sequence from the start."""
+    """Rows of one length need no capacity; dynamic scaling uses the length of the whole sequence from the start."""
     model = TINY.clone(rope="dynamic", rope_factor=2.0, positions=8)
     naive, plain = model.apply(variables, x), TINY.clone(positions=12).apply(variables, x)
     assert np.abs(naive - plain).max() > 1e-2, "12 tokens must be more than the positions"
@@ -167,7 +167,7 @@ def test_cache_with_rows_of_different_length(variables, x):
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_last_token_only(variables, x, remat, depth):
-    """The shortcut of the last layer: the same value, and the same gradient for weights, adapters and input."""
+    """The shortcut of the last layer has the same value and the same gradients by weights, adapters and input."""
     model = TINY.clone(remat=remat, depth=depth)
     cut = trees.unflatten({n: v[:depth] if "/blocks/" in n else v for n, v in trees.flatten(variables).items()})
 
@@ -184,7 +184,7 @@ def test_last_token_only(variables, x, remat, depth):
 
 
 def greedy(variables, x, count, eos):
-    """An argmax loop without a cache, one row at a time."""
+    """Generation equals an argmax loop without a cache, one row at a time."""
     out = []
     for row in x:
         row, ids = row[None], []
@@ -216,7 +216,7 @@ def test_generate_from_rows_of_different_length(variables, x):
 
 
 def test_sampling(variables, x):
-    """A row's draws are its own key's; frequencies are the softmax's; top_p cuts the tail."""
+    """A row's samples depend on its own key; frequencies follow the softmax; top_p cuts off the tail."""
     keys = jax.random.split(jax.random.key(3), 3)
     settings = {"max_tokens": 6, "eos": (32,)}
     ids, _ = generate(TINY, variables, x, keys=keys, **settings)

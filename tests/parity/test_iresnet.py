@@ -47,7 +47,7 @@ def loss_fn(trained, rest, model, faces):
 
 
 def in_torch_layout(checkpoint, key, flat):
-    """The array of ``flat`` that torch calls ``key``."""
+    """Return the array of ``flat`` that torch calls ``key``, in torch's layout."""
     name = next(name for name, source in checkpoint.sources.items() if source.keys == (key,))
     return checkpoint.sources[name].transform.to_original(np.asarray(flat[name]))
 
@@ -100,7 +100,7 @@ def test_golden_embedding_and_four_training_steps(checkpoint, golden):
 
 
 def torch_step(torch, checkpoint, faces, dtype):
-    """One forward and backward of the torch twin with a checkpoint's weights: eval, loss, grads, running stats."""
+    """Run the torch twin with a checkpoint's weights -> evaluation, loss, gradients, running statistics."""
     from safetensors.torch import load_file
 
     from tests.reference import iresnet_torch
@@ -121,7 +121,7 @@ def torch_step(torch, checkpoint, faces, dtype):
 
 @pytest.mark.parametrize("config", [TINY, pytest.param(FULL, marks=pytest.mark.slow)], ids=["tiny", "full"])
 def test_torch_twin_in_float64(tmp_path, golden, config):
-    """Free of rounding, torch and we must give the same numbers: embedding, loss, every gradient, every statistic."""
+    """In float64, torch and fvjax agree on the embedding, the loss, every gradient and every statistic."""
     torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
     from tests.reference import iresnet_torch
 

@@ -40,7 +40,7 @@ def twin():
 
 
 def theirs(model, golden):
-    """(visual_mean of the first two faces, logits of the first pair) of the torch model."""
+    """Return (visual_mean of the first two faces, logits of the first pair) of the torch model."""
     pixels = torch.as_tensor(np.array(preprocess.for_vit(golden["faces"]))).permute(0, 3, 1, 2)
     logits = model.pair(pixels[:1], pixels[4:5], golden["pair_prompt_ids"])
     return model.visual_mean(pixels[:2]).numpy(), logits.numpy()
@@ -56,7 +56,7 @@ def ours(adapters, scale, golden):
 
 
 def test_the_whole_model_in_peft(twin, golden, tmp_path):
-    """fc1, fc2, w1, w2 and w3 of every layer, against peft and against the reference's own figures."""
+    """Adapters on fc1, fc2, w1, w2 and w3 of every layer agree with peft and with the reference's own figures."""
     plain = theirs(twin, golden)
     close(plain[0], golden["mllm_visual_mean"][:2], 1e-5, "the twin, embeddings")
     close(plain[1], golden["pair_logits"][:1], 1e-5, "the twin, logits")
@@ -73,7 +73,7 @@ def test_the_whole_model_in_peft(twin, golden, tmp_path):
 
 @pytest.mark.parametrize("parts", ["qkv", "qv"])
 def test_heads_of_their_own_in_one_matrix(twin, golden, tmp_path, recwarn, parts):
-    """q, k and v with an a each beside adapters of the plain rank: in peft, and read back from what peft saved."""
+    """q, k and v with an a each, besides adapters of the usual rank, work in peft and are read back from its files."""
     _, params = load(TINY, "vlm")
     targets = (f"decoder/blocks/attn/[{parts}o]", "decoder/blocks/mlp/up")
     adapters = lora.init(params, targets, 2, 3 * (len(parts) + 2), jax.random.key(0))

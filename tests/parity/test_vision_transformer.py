@@ -118,7 +118,7 @@ VARIANTS = {"layer": {}, "rms": {"norm_type": "rms_norm", "qk_normalization": Tr
 
 
 def twin_and_checkpoint(directory, config):
-    """A torch twin with the recipe's weights, and the directory that holds them."""
+    """Make a torch twin with the recipe's weights, and a directory with the same weights."""
     torch = pytest.importorskip("torch", reason=TORCH_NEEDED)
     from safetensors.torch import load_file
 
@@ -133,7 +133,7 @@ def twin_and_checkpoint(directory, config):
 @pytest.mark.parametrize("size", [56, 84, 42], ids=["own grid", "larger grid", "smaller grid"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_torch_twin_every_gradient(tmp_path, variant, size):
-    """Also on another grid than trained: position embeddings are interpolated, and gradients flow through that."""
+    """On another grid, position embeddings are interpolated, and gradients flow through the interpolation."""
     torch, twin = twin_and_checkpoint(tmp_path / "twin", CONFIG | VARIANTS[variant])
     x = np.random.default_rng(0).standard_normal((3, size, size + 14, 3)).astype(np.float32)
     weights = np.random.default_rng(1).standard_normal(24).astype(np.float32)
@@ -157,7 +157,7 @@ def test_transformers_own_internvl_tower(tmp_path, variant):
     from transformers.models.internvl import InternVLVisionConfig
     from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-    config = CONFIG | VARIANTS[variant] | {"layer_norm_eps": 1e-6}  # its q and k norms are fixed at this
+    config = CONFIG | VARIANTS[variant] | {"layer_norm_eps": 1e-6}  # the eps of its q and k norms is fixed
     torch.manual_seed(0)
     theirs = InternVLVisionModel(
         InternVLVisionConfig(
@@ -220,7 +220,7 @@ def test_peft_reads_our_adapters(tmp_path):
 
 @pytest.mark.slow
 def test_golden_internvl2_2b_full_size(tmp_path):
-    """304M parameters by the recipe, rounded to float16, computed in float32."""
+    """Run 304M parameters by the recipe, rounded to float16, in float32."""
     golden = np.load(GOLDEN / "internvl2_2b/golden.npz")
     shapes = json.loads((GOLDEN / "internvl2_2b/state_dict_shapes.json").read_text())
     shapes = {key: shape for key, shape in shapes.items() if key.startswith("vision_model.")}
@@ -248,7 +248,7 @@ def test_parameter_counts():
 
 
 def test_the_preset_is_internvl2_2bs_tower():
-    """Without a checkpoint a tower is built from it; the golden set has the published config.json's vision part."""
+    """The golden set has the vision part of the published config.json."""
     file = GOLDEN / "internvl2_2b/config.json"
     attributes = internvit.model_config(json.loads(file.read_text()), str(file))
     tower = VisionTransformer(**presets.internvit_300m())

@@ -23,7 +23,7 @@ from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import internvl, open_checkpoint, read_adapters
 
 TINY = GOLDEN / "internvl_tiny"
-MODULES = {  # adapted module of ours -> theirs
+MODULES = {  # adapted fvjax module -> the original's
     "vision/blocks/mlp/fc1": "vision_model.encoder.layers.{}.mlp.fc1",
     "vision/blocks/mlp/fc2": "vision_model.encoder.layers.{}.mlp.fc2",
     "decoder/blocks/mlp/gate": "language_model.model.layers.{}.feed_forward.w1",
@@ -47,7 +47,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Module, variables without adapters, variables with them."""
+    """Return the module, and its variables without and with adapters."""
     model, params = load(TINY, "vlm")
     flat, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     plain = {"params": trees.unflatten(params)}
@@ -60,7 +60,7 @@ def run(model, variables, *given, method, **settings):
 
 
 def halves(golden):
-    """Pixels of faces[:4] and faces[4:]."""
+    """Return the pixels of faces[:4] and faces[4:]."""
     pixels = preprocess.for_vit(golden["faces"])
     return pixels[:4], pixels[4:]
 
@@ -77,7 +77,7 @@ def test_visual_tokens(tiny, golden):
 
 
 def test_pools_of_one_pass(tiny, golden):
-    """All three at once, against the reference's figures of each alone."""
+    """All three poolings in one pass agree with the reference's figures of each."""
     model, variables, _ = tiny
     given = preprocess.for_vit(golden["faces"]), ids(golden, "prompt_ids")
     got = run(model, variables, given[0], text=given[1], pools=vlm.POOLS, method="pools")
@@ -87,7 +87,7 @@ def test_pools_of_one_pass(tiny, golden):
 
 @pytest.mark.parametrize("pool", vlm.POOLS)
 def test_pools_of_given_visual_tokens(tiny, golden, pool):
-    """Without the tower, on the reference's own visual tokens of two faces."""
+    """Test the decoder alone, on the reference's own visual tokens of two faces."""
     model, variables, _ = tiny
     got = run(model, variables, golden["visual_embeds"], method="pooled", text=ids(golden, "prompt_ids"), pool=pool)
     close(got, golden[f"mllm_{pool}"][:2], 1e-5, pool)
@@ -168,7 +168,7 @@ def test_gradients_and_ten_steps(tiny, golden, which, loss):
 
 
 def test_torch_twin(golden):
-    """The twin that steps are timed against computes the reference's figures, and its gradients with adapters."""
+    """The torch twin used in the timing of steps computes the reference's figures and gradients with adapters."""
     torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
     from safetensors.torch import load_file
 
@@ -217,7 +217,7 @@ def test_text_after_the_image_changes_no_visual_state(tiny, golden):
 
 
 def test_pairs_on_a_shared_prefix(tiny, golden):
-    """The first image's decoder states once, repeated for the pairs that share it."""
+    """The first image's cache is computed once and repeated for the pairs that share it."""
     model, _, variables = tiny
     text, yes_no = ids(golden, "pair_prompt_ids"), ids(golden, "yes_no_ids")
     visual = golden["visual_embeds"]
@@ -243,7 +243,7 @@ def test_encoder_and_remat(tiny, golden):
     model = encoder.build("vlm", attributes, "", text, remat="dots")
     close(model.answer(variables, *np.split(golden["faces"], 2)), golden["pair_lora_logits"], 1e-5, "answers")
     for pooling, prompt, message in [
-        ("mean", (), "is not for vlm"),
+        ("mean", (), "vlm has no pooling 'mean'"),
         ("", (), "needs a prompt"),
         ("all_mean", (), "needs a prompt"),
         ("all_mean", (256,), "prompt id 256 is outside the decoder's vocabulary of 256"),
@@ -260,18 +260,18 @@ def test_encoder_and_remat(tiny, golden):
 
 
 def test_pixel_shuffle_by_hand():
-    """A 4x4 grid whose tokens hold (row, column): where each goes in both versions."""
+    """The tokens of a 4x4 grid hold their (row, column), which shows where both versions move them."""
     grid = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(1, 16, 2)
     top_right = [0, 2, 0, 3, 1, 2, 1, 3]
     assert pixel_shuffle(jnp.asarray(grid), 2, "v2")[0, 1].tolist() == top_right
     assert pixel_shuffle(jnp.asarray(grid), 2, "v1")[0, 2].tolist() == top_right
     for size, patches in ((2, 15), (3, 16)):
-        with pytest.raises(ValueError, match="no square grid"):
+        with pytest.raises(ValueError, match="do not form a square grid"):
             pixel_shuffle(jnp.zeros((1, patches, 2)), size, "v2")
 
 
 def test_splice():
-    """Tokens of any producer, at places that differ from row to row."""
+    """Tokens are inserted at positions that differ from row to row."""
     x = jnp.arange(12.0).reshape(2, 6, 1)
     got = vlm.splice(x, -jnp.arange(1.0, 5).reshape(2, 2, 1), np.array([[0, 3], [5, 1]]))
     assert got[..., 0].tolist() == [[-1, 1, 2, -2, 4, 5], [6, -4, 8, 9, 10, -3]]
@@ -285,7 +285,7 @@ def test_the_preset_is_the_published_internvl2_2b():
 
 
 def test_parameter_counts():
-    """InternVL2-2B, and 120 adapters of rank 8 on fc1, fc2, w1, w2, w3, without computing anything."""
+    """Count InternVL2-2B and 120 adapters of rank 8 on fc1, fc2, w1, w2, w3, without computing anything."""
     model = vlm.build(presets.internvl2_2b())
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 448, 448, 3))))
     params = trees.flatten(shapes["params"])
