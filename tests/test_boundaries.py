@@ -245,9 +245,9 @@ def test_the_largest_image_and_the_most_instructions_of_a_bin_are_read(monkeypat
         read()
     monkeypatch.undo()
     count = len(list(pickletools.genops(data)))
-    monkeypatch.setattr(insightface_bin, "MAX_INSTRUCTIONS", count - 1)
+    monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", count - 1)
     read()
-    monkeypatch.setattr(insightface_bin, "MAX_INSTRUCTIONS", count - 2)
+    monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", count - 2)
     with pytest.raises(ValueError, match=f"more than {count - 2} instructions in a file of {len(data)} bytes"):
         read()
 
