@@ -839,6 +839,30 @@ FAULTS = (
         "self._shards[-1].add(jpeg, label, identity, source, encoded)",
         ("tests/test_store.py::test_data_hash_is_of_the_contents_in_order",),
     ),
+    Fault(
+        "feature_digest_without_type",
+        "a record's digest leaves out a feature's dtype and shape, so data_hash does not change with them",
+        "fvjax/data/stores/shards.py",
+        "parts += [value.name.encode(), value.type.encode(), value.data]",
+        "parts += [value.name.encode(), value.data]",
+        ("tests/test_store_features.py::test_the_data_hash_depends_on_every_ingredient_of_a_feature",),
+    ),
+    Fault(
+        "feature_shape_believed",
+        "a manifest may declare features that are larger than the store's files",
+        "fvjax/data/stores/store.py",
+        "if n * sum(feature.nbytes for feature in self.features.values()) > self._shard_bytes:",
+        "if n < 0:",
+        ("tests/test_store_features.py::test_a_forged_manifest_is_refused[beyond the file]",),
+    ),
+    Fault(
+        "feature_byte_order",
+        "arrays in the other byte order are accepted and stored as they are",
+        "fvjax/data/stores/features.py",
+        "if array.dtype != np.dtype(self.dtype) or array.shape != self.shape:",
+        "if array.dtype.name != self.dtype or array.shape != self.shape:",
+        ("tests/test_store_features.py::test_a_bad_value_is_refused_and_leaves_the_store_usable[byte order]",),
+    ),
     # ---- conversion
     Fault(
         "fc_layout",
