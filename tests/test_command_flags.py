@@ -407,7 +407,7 @@ def told(monkeypatch):
     def one(name):
         return lambda src, dst, **options: found.update(options, name=name, src=src, dst=dst)
 
-    for name, function in (("folder", "folder"), ("lfw", "lfw"), ("cfp", "cfp"), ("recordio", "from_recordio")):
+    for name, function in (("folder", "folder"), ("lfw", "lfw"), ("cfp", "cfp"), ("recordio", "recordio")):
         monkeypatch.setattr(prepare, function, one(name))
     monkeypatch.setattr(prepare, "summary", lambda _: "")
 

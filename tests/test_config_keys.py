@@ -266,7 +266,7 @@ def decoding(config, folder) -> dict:
         patch.setattr(grain, "MultiprocessingOptions", many)
         patch.setattr(grain.IterDataset, "mp_prefetch", lambda self, options: self)
         patch.setattr(
-            Store, "faces", lambda self, ids: asked.update(faces=asked["faces"] + len(ids)) or read(self, ids)
+            Store, "images", lambda self, ids: asked.update(faces=asked["faces"] + len(ids)) or read(self, ids)
         )
         store, plan = loop.open_data(config, folder)
         mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])

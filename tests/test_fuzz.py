@@ -207,13 +207,23 @@ def test_to_jpeg(data, resize):
 
 # ---- stores
 
+FEATURES = {
+    "points": stores.Feature("float32", (2, 3)),
+    "flag": stores.Feature("bool"),
+    "caption": stores.Feature("text"),
+}
+
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
     """A store with a benchmark, read once (what is imported late is imported now), and its files."""
     path = tmp_path_factory.mktemp("fuzz") / "s"
-    records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i // 2}/{i}.jpg") for i in range(6)]
-    labels = stores.write(path, records, split="test", sources=["here"]).labels
+    with stores.Writer(path, split="test", sources=["here"], image_size=(40, 48), features=FEATURES) as writer:
+        for i in range(6):
+            jpeg = images.encode(np.ascontiguousarray(smooth_face(i)[:40, :48]), size=(40, 48))
+            values = {"points": np.full((2, 3), i, np.float32), "flag": np.bool_(i % 2), "caption": f"person\n{i}"}
+            writer.add(jpeg, f"{i // 2}", f"{i // 2}/{i}.jpg", **values)
+    labels = stores.Store(path, "test").labels
     a, b, fold = np.array([0, 0, 2, 2]), np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1])
     stores.write_pairs(path, "some", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     read_all(path)
@@ -228,6 +238,7 @@ def read_all(path: Path) -> None:
     for i in range(min(len(s), 9)):
         try:
             s.image(i)
+            s.read([i], sorted(s.features))
         except ValueError as error:
             problems.append(error)
     stores.read_pairs(path, "some")

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(faces, plan):
 
 def test_a_broken_image_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(images, "decode", lambda *_: None)  # let a bad record into the store
+        patch.setattr(images, "decode", lambda *_, **__: None)  # let a bad record into the store
         records = [(images.encode(smooth_face(0))[: 900 if i == 1 else None], "a", f"a/{i}.jpg") for i in range(2)]
         broken = stores.write(tmp_path / "s", records, split="train", sources=[])
     with pytest.raises(ValueError, match=r"/s record 1 \(a/1\.jpg\): cannot be read"):

@@ -55,7 +55,7 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
     """train.rec and train.idx of (key, payload); returns where each record starts."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
-    for _, payload in entries:
+    for _, payload in records:
         starts.append(len(out))
         out += frame(payload)
     (folder / "train.rec").write_bytes(out)
@@ -533,12 +533,11 @@ def test_what_is_kept_is_of_the_same_source_and_options(tmp_path, capsys, monkey
     write_people(tmp_path / "src")
     work = interrupted(tmp_path, capsys, monkeypatch, 1)
     command = "recordio", f"--src={tmp_path / 'src'}", "--workers=1"
+    message = f"{work}: left by a conversion of another source, other options"
     for option in ("--seed=1", "--val=0.3", "--top=2", "--resize"):
-        fails(
-            capsys, tmp_path / "s", f"{work}: left by a conversion of another source, other options", *command, option
-        )
+        fails(capsys, tmp_path / "s", message, *command, option)
     os.utime(tmp_path / "src/train.rec", (1, 1))
-    fails(capsys, tmp_path / "s", f"{work}: left by a conversion of another source, other options", *command)
+    fails(capsys, tmp_path / "s", message, *command)
     assert list((work / "done").glob("*.json"))
 
 

@@ -44,7 +44,7 @@ def folder(
     if not is_dataset and any(selection):
         raise ValueError(f"--split, --image-feature and --identity-feature are of tfds:NAME, and --src is {src}")
     source = Source(dataset, *selection) if is_dataset else None
-    people = source.identities if source else [e.name for e in os.scandir(require_directory(src)) if e.is_dir()]
+    people = source.identities if source else _list_identities(src)
     names = _select_identities(people, src, exclude, limit)
     if source:
         if aligner:
@@ -61,6 +61,10 @@ def folder(
             identity = file.split(os.sep)[0]
             add_file(writer, src, file, identity, resize=resize, drop=policy != "fail", crop=next(crops))
     return Store(dst)
+
+
+def _list_identities(src: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(require_directory(src)) if entry.is_dir())
 
 
 def _select_identities(people: list[str], src: Path, exclude: Path | None, limit: int | None) -> list[str]:

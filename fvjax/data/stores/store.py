@@ -85,10 +85,16 @@ class Store:
 
     def images(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the decoded images of N records: uint8 [N, H, W, 3] RGB. Errors as for :meth:`image`."""
-        batch = np.empty((len(ids), *self.image_size, 3), np.uint8)
-        for i, image in zip(ids, batch):
+        batch = np.empty((0, *self.image_size, 3), np.uint8)
+        for row, i in enumerate(ids):
             record = self.record(i)
-            images.decode(record["image"], self._location(i, record), image, self.image_size)
+            location = self._location(i, record)
+            if row:
+                images.decode(record["image"], location, batch[row], self.image_size)
+            else:  # Allocate the batch once a record has the size that the manifest, which may be forged, says.
+                first = images.decode(record["image"], location, size=self.image_size)
+                batch = np.empty((len(ids), *self.image_size, 3), np.uint8)
+                batch[0] = first
         return batch
 
     def read(self, ids: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
