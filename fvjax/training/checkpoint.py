@@ -21,6 +21,9 @@ from fvjax import trees
 from fvjax.config import CheckpointConfig
 from fvjax.parallel import distributed
 
+# What checkpoints of earlier versions do not hold. It is compared only with checkpoints that have it.
+NOTED_SINCE = ("prompt_ids", "val_data_hash")
+
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Not of a save that failed in the background: Orbax tells of it on many lines, and raises it as well."""
@@ -149,7 +152,7 @@ class Checkpoints:
             told = "is of another version of fvjax, without a hash of its contents"
             raise ValueError(f"{self.path}/{step} {told}; choose another --workdir")
         for key, value in meta.items():
-            if found.get(key) != value:
+            if found.get(key, value if key in NOTED_SINCE else None) != value:
                 raise ValueError(
                     f"{self.path}/{step}: {key} is {found.get(key)!r}, this run has {value!r}; choose another --workdir"
                 )
