@@ -75,9 +75,9 @@ class Experiment:
         self.config = config
         self.model = open_model(config, self.task, self.mesh)
         self._open_data()
-        self._start()
         evaluation_hashes = self.task.data_hashes()
         self.facts = self._facts()
+        self._start()
         self._create_workdir(evaluation_hashes)
         self.evaluator: Evaluator = self.task.evaluator(
             self.model.encoder, Predictor(self.model.variables, self.frozen, self.mesh), self._seen()

@@ -25,9 +25,7 @@ def model_of(config, mesh: Mesh | None = None, *, reference: bool = False) -> Ru
 
 def recipe_of(config, mesh: Mesh | None = None, *, steps_per_epoch: int = 1, reference: bool = False) -> Recipe:
     c, model = typed(config), model_of(config, mesh, reference=reference)
-    learner = make_learner(
-        c.optimizer, model.groups, epochs=c.epochs, steps_per_epoch=steps_per_epoch, steps=c.steps
-    )
+    learner = make_learner(c.optimizer, model.groups, epochs=c.epochs, steps_per_epoch=steps_per_epoch, steps=c.steps)
     return Recipe(model, task_of(config), learner, c.accumulation, c.compat.last_micro_batch)
 
 

@@ -13,12 +13,12 @@ import pytest
 from jax._src.distributed import global_state
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fvjax import main
-from fvjax.config import base
+from fvjax import main, runtime
+from fvjax.config import base, typed
 from fvjax.data import images, pipeline, stores
 from fvjax.data.pairs import PairPlan
 from fvjax.parallel import distributed, sharding
-from fvjax.training import feed, loop, preemption
+from fvjax.training import agreement, feed, preemption
 from tests.test_images import smooth_face
 
 
@@ -378,8 +378,8 @@ def test_cached_faces_need_not_divide_among_the_devices(odd_number, monkeypatch,
     config.data.cache, placed = cache, []
     real = sharding.whole
     monkeypatch.setattr(sharding, "whole", lambda *args: placed.append(real(*args)) or placed[-1])
-    for batch in feed.batches(config, odd_number, plan, mesh, start_step=1, num_steps=2):
-        ids = [(plan[int(i)].a, plan[int(i)].b) for i in batch["index"]]
+    for batch in feed.batches(config.data, odd_number, plan, mesh, start_step=1, num_steps=2):
+        ids = plan.examples(np.asarray(batch["index"]))["ids"]
         assert np.array_equal(batch["images"], [[odd_number.image(a), odd_number.image(b)] for a, b in ids])
         assert batch["images"].sharding.spec == sharding.BATCH
     assert len(placed) == (cache == "device")
@@ -398,13 +398,13 @@ def test_a_process_decodes_the_rows_of_its_own_devices(odd_number, monkeypatch, 
         sharding, "rows_here", lambda size, mesh: np.array(rows) if size == 4 else pytest.fail("whose?")
     )
     monkeypatch.setattr(sharding, "batch", lambda arrays, mesh: sent.append(arrays) or dict(arrays))
-    got = list(feed.batches(config, odd_number, plan, mesh_of(), start_step=2, num_steps=2))
+    got = list(feed.batches(config.data, odd_number, plan, mesh_of(), start_step=2, num_steps=2))
     assert len(sent) == len(got) == 2
     for step, (batch, arrays) in enumerate(zip(got, sent), 2):
         assert arrays["index"].tolist() == [4 * step + row for row in rows]
-        pairs = [plan[4 * step + row] for row in rows]
-        assert arrays["labels"].tolist() == [pair.label for pair in pairs]
-        want = [[odd_number.image(pair.a), odd_number.image(pair.b)] for pair in pairs]
+        pairs = plan.examples(4 * step + np.array(rows))
+        assert arrays["labels"].tolist() == pairs["labels"].tolist()
+        want = [[odd_number.image(a), odd_number.image(b)] for a, b in pairs["ids"]]
         assert np.array_equal(batch["images"], want)
         assert ("ids" in arrays) == (cache == "device")
 
@@ -496,10 +496,10 @@ def test_a_request_to_stop_is_asked_of_all_by_one(monkeypatch):
 def test_a_cpu_has_as_many_devices_as_divide_the_batches(
     monkeypatch, cores, batch, accumulation, evaluated, processes, devices
 ):
-    monkeypatch.setattr(main.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     config = base()
     config.batch_size, config.accumulation, config.eval.batch_size = batch, accumulation, evaluated
-    assert main.cpu_devices([config], processes) == devices
+    assert runtime.cpu_devices(main.batches([typed(config)]), processes) == devices
 
 
 def test_steps_beyond_the_epoch_and_rows_of_a_process_are_the_plans(odd_number):
@@ -512,8 +512,8 @@ def test_steps_beyond_the_epoch_and_rows_of_a_process_are_the_plans(odd_number):
     assert [int(batch["index"][0]) for batch in whole] == [5 * start, 5 * start + 5]
 
 
-@pytest.mark.parametrize("wishes", [[2, 0, 0, 0], [0, 0, 2, 1], [0, 1, 0, 2]])
-def test_the_strongest_wish_of_all_processes_counts(wishes):
+@pytest.mark.parametrize("wanted", [[2, 0, 0, 0], [0, 0, 2, 1], [0, 1, 0, 2]])
+def test_the_highest_priority_action_of_all_processes_counts(wanted):
     """Whichever process it comes from: 2, to save and stop, over 1, to save."""
     at = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec())
-    assert int(loop._largest(np.array(wishes, np.int32), np.int32(7), at)) == 2
+    assert int(agreement._maximum(np.array(wanted, np.int32), np.int32(7), at)) == 2

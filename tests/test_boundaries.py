@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvjax.config import base
+from fvjax import tasks
+from fvjax.config import base, typed
 from fvjax.data import images, pairs, pipeline, prepare, stores, synthetic
 from fvjax.data.alignment import aligner, detectors, geometry, landmarks
 from fvjax.data.readers import files, insightface_bin, plain_pickle
 from fvjax.data.readers.recordio import conversion, records, scanner
 from fvjax.data.stores import shards
-from fvjax.training import loop
 from launch import stage
 from tests.test_after_damage import JPEGS, OWNERS, holds
 from tests.test_images import file_bytes, png_that_claims, smooth_face
@@ -69,7 +69,7 @@ def test_memory_is_told_in_kibibytes(tmp_path, monkeypatch):
     assert pipeline.available_memory() == 294 * 1024
     assert decoded(s).shape == (8, 112, 112, 3)
     says(monkeypatch, MEMINFO.format(available=293))
-    with pytest.raises(ValueError, match=r"s: 8 decoded faces need .* set config\.data\.cache=none"):
+    with pytest.raises(ValueError, match=r"s: 8 decoded images need .* set config\.data\.cache=none"):
         decoded(s)
 
 
@@ -82,13 +82,13 @@ def test_where_the_system_says_nothing_about_memory_there_is_no_limit(tmp_path, 
 
 def test_faces_that_do_not_fit_are_told_in_gibibytes(monkeypatch):
     class Large:
-        path = Path("many")
+        path, image_size = Path("many"), (112, 112)
 
         def __len__(self):
             return 100_000
 
     says(monkeypatch, MEMINFO.format(available=3 << 19))  # 1.5 GiB
-    with pytest.raises(ValueError, match=r"many: 100,000 decoded faces need 3\.5 GiB, 1\.5 GiB are free"):
+    with pytest.raises(ValueError, match=r"many: 100,000 decoded images need 3\.5 GiB, 1\.5 GiB are free"):
         decoded(Large())
 
 
@@ -371,10 +371,10 @@ def test_a_batch_may_hold_every_identity_and_an_epoch_be_one_batch():
     labels = np.array([0, 0, 1, 1, 1, 2])
     plan = pairs.PairPlan(labels, 2, 0)
     assert (plan.eligible, plan.single, plan.steps_per_epoch) == (2, 1, 1)
-    assert sorted(plan[i].label for i in range(2)) == [0, 1]
+    assert sorted(plan.examples(np.arange(2))["labels"]) == [0, 1]
     answers = pairs.GenuineImpostorPlan(labels, 7, 7, 0)
     assert answers.steps_per_epoch == 1
-    assert sum(answers[i].label for i in range(7)) == 3, "the odd one is an impostor pair"
+    assert answers.examples(np.arange(7))["labels"].sum() == 3, "the odd one is an impostor pair"
     more = pairs.GenuineImpostorPlan(labels, 3, 8, 0)
     assert more.steps_per_epoch == 2, "two full batches, the rest is not drawn"
 
@@ -497,12 +497,19 @@ def test_any_split_can_be_trained_on(tmp_path, split):
     config = base()
     config.data.train, config.data.split, config.epochs, config.batch_size = str(tmp_path / "s"), split, 1, 4
     made = make(tmp_path / "s", split=split)
-    opened, plan = loop.open_data(config, tmp_path)
+
+    def open_data(config):
+        task = tasks.get(config.task).from_config(typed(config), tmp_path)
+        opened = task.open_store()
+        assert opened
+        return opened, task.examples(opened).plan
+
+    opened, plan = open_data(config)
     assert (opened.split, opened.data_hash, len(plan.labels)) == (split, made.data_hash, 12)
     assert stage.stores(config) == {"data.train": (made.path, split)}
     config.data.split = {"train": "val", "val": "test", "test": "train"}[split]
     with pytest.raises(ValueError, match=f"its split is '{split}', but '{config.data.split}' was requested"):
-        loop.open_data(config, tmp_path)
+        open_data(config)
     config.epochs = 0
     assert stage.stores(config) == {}, "nothing is trained, so nothing of it is read"
 

@@ -3,7 +3,7 @@
 EFFECTS has at least one entry for each key of `base()`: another legal value, a config in which the key matters, and
 where the effect must appear: in the traced training step, the shapes, shardings or values of the state, the batches,
 the generated stores, or the files and results of a whole run. A key without an entry fails, and so does a key whose
-change has no effect. The runs are real ones of `train.run`, with a linear network that compiles quickly.
+change has no effect. The runs are real ones of `experiment.run`, with a linear network that compiles quickly.
 """
 
 import contextlib
@@ -31,15 +31,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 import fvjax.main
-from fvjax import api, evaluate, predict, trees
-from fvjax.config import CHOICES, base, benchmark, check, config_hash, differences, to_json
+from fvjax import api, checks, experiment, files, runtime, shipped, tasks, trees
+from fvjax.config import CHOICES, base, benchmark, differences, typed
+from fvjax.console import console
 from fvjax.data import pipeline, synthetic
 from fvjax.data.stores import Store
+from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
 from fvjax.models import preprocess
 from fvjax.parallel import distributed, sharding
-from fvjax.training import feed, loop, metrics, optimizer, preemption, train_state
+from fvjax.tasks import faces
+from fvjax.tasks.benchmarks import Benchmarks, CosineScore
+from fvjax.tasks.predictor import Predictor
+from fvjax.tasks.task import Text
+from fvjax.training import feed, optimizer, preemption
+from fvjax.training.model import Pretrained, build_encoder, open_model, open_pretrained, pretrained_hash
+from fvjax.training.restore import restore
+from fvjax.training.state import make_learner, start_state
+from fvjax.training.step import Recipe, gradients
 from tests.test_prompts import describe
 from weights_convert.write import write_original
 
@@ -146,6 +156,43 @@ def linear_network(mesh):
         yield patch
 
 
+# ---- code of a user's own --------------------------------------------------------------------------------------------
+
+
+def mean_square(embeddings, labels):
+    return jnp.mean(jnp.square(embeddings))
+
+
+def sum_of_logits(logits, labels, columns):
+    return logits.sum(axis=-1)
+
+
+def backbone(settings, dtype):
+    return ToyEncoder(Linear(settings["features"]), "")
+
+
+class Tracked:
+    """A tracker that writes what it is given into a file of the workdir."""
+
+    def __init__(self, name, workdir, step):
+        self.file = (workdir / "tracked").open("a")
+        self.file.write(f"{name} from {step}:")
+
+    def write(self, step, values):
+        self.file.write(f" {step}{' loss' * ('loss' in values)}")
+
+    def close(self):
+        self.file.write(" closed")
+        self.file.close()
+
+
+def plugged():
+    c = resnet()
+    c.model.kind = f"{__name__}:backbone"
+    c.plugin.update({"features": 3})
+    return c
+
+
 # ---- where effects are looked for ------------------------------------------------------------------------------------
 
 
@@ -157,28 +204,40 @@ def program(fn: Callable, *args: Any) -> tuple:
     return re.sub("0x[0-9a-f]+", "", str(closed.jaxpr)), constants
 
 
+def task_of(config, folder=Path()):
+    c = typed(config)
+    return tasks.get(c.task).from_config(c, folder)
+
+
 def opened(config):
-    return train_state.open_model(config, sharding.make_mesh(config.mesh))
+    return open_model(typed(config), task_of(config), sharding.make_mesh(config.mesh))
 
 
-def initial(config, model):
-    return functools.partial(train_state.initial, config, model.encoder), jax.random.key(config.seed)
+def learner(config, model):
+    lengths = {"epochs": config.epochs, "steps_per_epoch": 1, "steps": config.steps}
+    return make_learner(typed(config).optimizer, model.groups, **lengths)
+
+
+def initial(model):
+    return model.initial, model.key
 
 
 def step(config, _) -> tuple:
     """What is computed in training: the loss and its gradient."""
-    model = opened(config)
-    given = loop.abstract_step(config, jax.eval_shape(*initial(config, model)), model.frozen)
-    return program(functools.partial(loop.gradients, config, model.encoder), *given)
+    model, task, c = opened(config), task_of(config), typed(config)
+    recipe = Recipe(model, task, learner(config, model), c.accumulation, c.compat.last_micro_batch)
+    state = jax.eval_shape(lambda key: recipe.learner.init(model, key), model.key)
+    batch = task.batch_shapes(c.batch_size // task.images_per_example)
+    return program(functools.partial(gradients, recipe), state, model.frozen, batch)
 
 
 def forward(config, _) -> tuple:
     """What is computed when faces are embedded, or a pair is answered, after training."""
     model = opened(config)
-    variables = jax.eval_shape(functools.partial(train_state.init_variables, config, model.encoder), jax.random.key(0))
+    variables = jax.eval_shape(model.init, jax.random.key(0))
 
     def call(variables, faces):
-        variables = train_state.variables_of(config, variables)
+        variables = model.variables(variables, {}, {})
         if config.task == "pair_answer":
             return model.encoder.answer(variables, faces, faces, model.encoder.yes_no)
         return model.encoder(variables, faces)[0]
@@ -189,29 +248,26 @@ def forward(config, _) -> tuple:
 def shapes(config, _) -> dict:
     """Shape and type of everything that trains and that is frozen."""
     model = opened(config)
-    frozen = jax.eval_shape(lambda: train_state.read_frozen(config, model))
-    leaves = trees.flatten({"frozen": frozen, **jax.eval_shape(*initial(config, model))})
+    leaves = trees.flatten({"frozen": jax.eval_shape(model.read_frozen), **jax.eval_shape(*initial(model))})
     return {name: (x.shape, x.dtype.name) for name, x in leaves.items()}
 
 
 def initialisation(config, _) -> tuple:
-    return program(*initial(config, opened(config)))
+    return program(*initial(opened(config)))
 
 
 def placement(config, _) -> tuple:
     """The mesh, and what of a leaf each device holds."""
-    return dict(sharding.make_mesh(config.mesh).shape), {n: str(s.spec) for n, s in opened(config).placed.items()}
+    return dict(sharding.make_mesh(config.mesh).shape), {n: str(s.spec) for n, s in opened(config).shardings.items()}
 
 
 def values(config, folder) -> dict[str, list]:
     """Where training of the linear network starts: what trains, what is frozen, and what an untrained run gives."""
     with linear_network(config.mesh):
         model = opened(config)
-        begun = train_state.start(config, model, sharding.make_mesh(config.mesh), 1)
-        config = config.copy_and_resolve_references()
-        config.epochs = 0
-        untrained = train_state.trained(config, folder)[1]
-        found = {"trains": begun.state["trainable"], "frozen": begun.frozen, "untrained": untrained["trainable"]}
+        begun = start_state(learner(config, model), model, sharding.make_mesh(config.mesh))
+        untrained = restore(typed(config).replace({"epochs": 0}), folder)
+        found = {"trains": begun.trainable, "frozen": model.read_frozen(), "untrained": untrained.trainable}
         return {name: np.asarray(x).tolist() for name, x in trees.flatten(found).items()}
 
 
@@ -229,19 +285,26 @@ def untrained(config, folder) -> list:
 
 def of_base(config, _) -> dict:
     """A pretrained weight as it is read."""
-    params = train_state.open_base(config).params
+    params = open_pretrained(config.init_from, dict(config.init_parts), config.model.kind).params
     return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}
 
 
 def base_hash(config, _) -> str:
-    return train_state.base_hash(config)
+    return pretrained_hash(config.init_from, dict(config.init_parts))
+
+
+def open_data(config, folder) -> tuple:
+    """The store to train on and the plan of its batches."""
+    task = task_of(config, folder)
+    store = task.open_store()
+    return store, task.examples(store).plan
 
 
 def batches(config, folder) -> dict:
     """The first and the last batch of the first epoch as training sees them, and how many there are."""
-    store, plan = loop.open_data(config, folder)
+    store, plan = open_data(config, folder)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    found = list(feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch))
+    found = list(feed.batches(config.data, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch))
     return {
         "steps": len(found),
         "images": [hashlib.sha256(np.asarray(b["images"]).tobytes()).hexdigest() for b in found],
@@ -268,9 +331,9 @@ def decoding(config, folder) -> dict:
         patch.setattr(
             Store, "images", lambda self, ids: asked.update(faces=asked["faces"] + len(ids)) or read(self, ids)
         )
-        store, plan = loop.open_data(config, folder)
+        store, plan = open_data(config, folder)
         mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-        running = feed.batches(config, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch)
+        running = feed.batches(config.data, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch)
         next(running)
         held = [x for x in jax.live_arrays() if x.shape == (len(store), 112, 112, 3)]
         asked["on devices"] = len(held)
@@ -292,8 +355,9 @@ def threads_of_a_cache(config, folder) -> list:
 
 def drawn(config, folder) -> dict:
     """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
-    loop.open_data(config, folder)
-    train_store, test = (Store(evaluate.synthetic_store(config, folder, s), s) for s in ("train", "test"))
+    open_data(config, folder)
+    where = {split: faces.synthetic_store(config.data.synthetic, folder, split) for split in ("train", "test")}
+    train_store, test = (Store(path, split) for split, path in where.items())
     assert not set(train_store.identities) & set(test.identities), "nobody is in both"
     return {
         "train": (len(train_store.identities), len(train_store), train_store.data_hash),
@@ -302,23 +366,28 @@ def drawn(config, folder) -> dict:
     }
 
 
+def benchmarks_of(config, folder) -> Benchmarks:
+    c = typed(config)
+    return Benchmarks(c.eval, c.data, c.seed, folder)
+
+
 def embedded(config, folder) -> list:
     """The batches in which benchmarks' faces are embedded, each by the number of its faces and of mirrored ones."""
     seen: list[np.ndarray] = []
-    loop.open_data(config, folder)
+    open_data(config, folder)
 
     def embed(faces):
         seen.append(faces)
         return faces.reshape(len(faces), -1)[:, ::401].astype(np.float32)
 
-    evaluate.run(config, evaluate.cosine(config, embed), workdir=folder, seen=set(), title="")
+    benchmarks_of(config, folder).run(CosineScore(typed(config).eval, embed), seen=set(), title="")
     mirrored = sum((a[:, :, ::-1] == b).all() for a in seen for b in seen if a.shape == b.shape)
     return [len(faces) for faces in seen] + [int(mirrored)]
 
 
 def answered(config, folder) -> dict:
     """How pairs are answered: images and pairs at a time, and the type in which visual tokens are kept."""
-    loop.open_data(config, folder)
+    open_data(config, folder)
     told: dict[str, Any] = {}
 
     def answers(prefix, after, visual, pairs, *, batch_size, multiple, track):
@@ -331,30 +400,31 @@ def answered(config, folder) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "eval_batches", lambda store, used, size: told.update(images=size) or [])
         patch.setattr(verification, "answers", answers)
-        score = predict.Predictor(config, encoder, mesh, {}, folder).score({})
-        evaluate.run(config, score, workdir=folder, seen=set(), title="")
+        predictor = Predictor(lambda *_: {}, {}, mesh)
+        score = task_of(config, folder).evaluator(encoder, predictor, set()).score({})
+        benchmarks_of(config, folder).run(score, seen=set(), title="")
     return told
 
 
 def intervals(config, folder) -> list:
     """95% intervals of scores that do not depend on the config."""
-    loop.open_data(config, folder)
+    open_data(config, folder)
 
     def score(store, pairs, _):
         return np.sin(np.arange(len(pairs.a)) * 7.0) + pairs.same
 
-    entries, _ = evaluate.run(config, score, workdir=folder, seen=set(), title="")
+    entries, _ = benchmarks_of(config, folder).run(score, seen=set(), title="")
     return entries["synthetic"]["auc"]["ci95"]
 
 
-def validation_pairs(config, _) -> list:
+def validation_pairs(config, folder) -> list:
     drawn: list = []
 
     def score(store, pairs, _):
         drawn.append((pairs.a.tolist(), pairs.b.tolist()))
         return np.arange(len(pairs.a)) + 100.0 * pairs.same
 
-    evaluate.validate(config, score, "")
+    benchmarks_of(config, folder).validate(score, "")
     return drawn
 
 
@@ -366,7 +436,7 @@ class Ran(NamedTuple):
     printed: str
 
     def lines(self, name: str) -> list[dict]:
-        return metrics.read(self.folder / name)
+        return files.read_lines(self.folder / name)
 
     @property
     def saved(self) -> list[int]:
@@ -383,11 +453,11 @@ RUNS: dict[str, Ran] = {}
 def ran(config, folder) -> Ran:
     """A run from nothing to its results, once for each config."""
     config.data.synthetic.dir = str(folder) if config.data.synthetic.identities else ""
-    key = to_json(config)
+    key = typed(config).to_json()
     if key not in RUNS:
         workdir = folder / f"run{len(RUNS)}"
-        with linear_network(config.mesh), metrics.console.capture() as printed:
-            results = loop.run(config, workdir, train=True)
+        with linear_network(config.mesh), console.capture() as printed:
+            results = experiment.run(typed(config), workdir, train=True)
         RUNS[key] = Ran(workdir, results, printed.get())
     return RUNS[key]
 
@@ -408,19 +478,19 @@ def command(config, folder) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", flags := os.environ["XLA_FLAGS"])
         patch.setattr(distributed, "start", lambda _, heartbeat: found.update(heartbeat=heartbeat))
-        patch.setattr(loop, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
-        patch.setattr(evaluate, "compare", lambda paths: found.update(compared=[p.name for p in paths]))
+        patch.setattr(experiment, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
+        patch.setattr(experiment, "compare", lambda rows: found.update(compared=[p.name for p in rows]))
         fvjax.main.run(config, folder / "command", "train", distributed.ALONE, preemption.Request())
         found["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(flags).strip()
     return found
 
 
 def missing(config, _) -> list[str]:
-    return fvjax.main.missing(config)
+    return checks.missing(typed(config).required_paths, dict(config.prepare))
 
 
 def ids(config, folder) -> tuple:
-    return train_state.prompt_ids(config)
+    return task_of(config).text(lambda: Tokenizer(shipped.weights(config.init_from)))
 
 
 TREE = {"a": jnp.array([0.5, -2.0]), "b": jnp.array([3.0])}
@@ -430,7 +500,7 @@ GRADIENTS = [{"a": [3.0, 0.0], "b": [-4.0]}, {"a": [0.5, 0.25], "b": [0.125]}, {
 
 def updates(config, _) -> list:
     """What three steps of the optimizer add to parameters, with a step an epoch."""
-    lr = optimizer.schedule(config.optimizer, config.epochs, 1)
+    lr = optimizer.schedule(config.optimizer, epochs=config.epochs, steps_per_epoch=1, steps=config.steps)
     tx = optimizer.make(config.optimizer, GROUPS, lr)
     params, out = TREE, []
     state = tx.init(params)
@@ -444,17 +514,19 @@ def updates(config, _) -> list:
 
 
 def by_hand(config) -> list:
-    """:func:`updates` as config.py and optim.py describe them, in float64."""
+    """:func:`updates` as config.py and optimizer.py describe them, in float64."""
     o, out = config.optimizer, []
     params = {name: np.asarray(x, np.float64) for name, x in TREE.items()}
     first, second = ({name: np.zeros_like(x) for name, x in params.items()} for _ in range(2))
     for number, gradient in enumerate(GRADIENTS):
         gradient = {name: np.asarray(x) for name, x in gradient.items()}
         norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
-        warm, total = o.warmup_epochs, config.epochs
-        rate = o.lr * (
-            (number + 1) / warm if number < warm else 0.5 * (1 + np.cos(np.pi * (number - warm) / max(total - warm, 1)))
-        )
+        total = config.steps or config.epochs
+        warm = o.warmup_epochs or o.warmup_steps or math.ceil(o.warmup_ratio * total)
+        progress = (number - warm) / max(total - warm, 1)
+        after = {"linear": 1 - progress, "constant": 1.0}.get(o.schedule, 0.5 * (1 + np.cos(np.pi * progress)))
+        first_rate = int(o.schedule == "epoch_cosine")  # the others begin at 0
+        rate = o.lr * ((number + first_rate) / warm if number < warm else after)
         for name in "ab":
             g, p = gradient[name] * min(1.0, o.clip / norm), params[name]
             if o.name == "sgd":
@@ -469,6 +541,12 @@ def by_hand(config) -> list:
             params[name] = p + added
             out.append(added.tolist())
     return out
+
+
+def rates(config, _) -> list:
+    """The learning rate of ten steps, two of them an epoch."""
+    lr = optimizer.schedule(config.optimizer, epochs=config.epochs, steps_per_epoch=2, steps=config.steps)
+    return [float(lr(step)) for step in range(10)]
 
 
 def sgd():
@@ -538,6 +616,20 @@ EFFECTS: dict[str, list[Effect]] = {
         E(lambda c, f: len(missing(c, f)), without_data, 0, {"data.train": "nowhere"}, expect=(1, 0)),
         E(run(lambda r: round(r.lines("metrics.jsonl")[4]["lr"], 7)), toy, 3, expect=(5e-4, 7.5e-4)),
     ],
+    "steps": [
+        E(
+            run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]),
+            toy,
+            5,
+            {"epochs": 0, "steps": 3, "optimizer.schedule": "cosine"},
+            expect=([*range(3)], [*range(5)]),
+        ),
+        E(updates, sgd, 8, {"epochs": 0, "steps": 5, "optimizer.schedule": "linear"}),
+        E(updates, adamw, 8, {"epochs": 0, "steps": 5, "optimizer.schedule": "cosine"}),
+        E(lambda c, f: len(missing(c, f)), without_data, 5, {"epochs": 0, "data.train": "nowhere"}, expect=(0, 1)),
+    ],
+    # what is in it a plugged-in network, task or loss reads
+    "plugin": [E(shapes, plugged, {"features": 5})],
     "task": [
         E(step, vlm, "pair_answer"),
         E(forward, vlm, "pair_answer"),
@@ -634,6 +726,11 @@ EFFECTS: dict[str, list[Effect]] = {
     ],
     "loss.temperature": [E(step, vit, 0.2), E(step, vit, 0.2, {"accumulation": 2}), E(step, resnet, 0.2)],
     "loss.pair_loss": [E(step, answers, "yes_no")],
+    "loss.function": [
+        E(step, vit, f"{__name__}:mean_square"),
+        E(step, vit, f"{__name__}:mean_square", {"accumulation": 2}),
+        E(step, answers, f"{__name__}:sum_of_logits"),
+    ],
     "optimizer.name": [E(updates, sgd, "adamw")],
     "optimizer.lr": [
         E(updates, sgd, 0.2),
@@ -644,6 +741,20 @@ EFFECTS: dict[str, list[Effect]] = {
     "optimizer.weight_decay": [E(updates, sgd, 0.3), E(updates, adamw, 0.3)],
     "optimizer.clip": [E(updates, sgd, 4.0), E(updates, sgd, 6.0), E(updates, adamw, 4.0)],
     "optimizer.warmup_epochs": [E(updates, sgd, 1), E(updates, sgd, 2), E(updates, adamw, 3)],
+    "optimizer.schedule": [
+        *(E(updates, sgd, name) for name in ("linear", "constant")),
+        E(updates, adamw, "linear"),
+        E(rates, sgd, "cosine"),
+    ],
+    "optimizer.warmup_steps": [
+        E(updates, make, 2, {"optimizer.schedule": name})
+        for make in (sgd, adamw)
+        for name in ("cosine", "linear", "constant")
+    ],
+    "optimizer.warmup_ratio": [
+        E(updates, sgd, 0.5, {"optimizer.schedule": "cosine"}),
+        E(updates, adamw, 0.3, {"optimizer.schedule": "linear", "optimizer.warmup_ratio": 0.5}),
+    ],
     "optimizer.b1": [E(updates, adamw, 0.5)],
     "optimizer.b2": [E(updates, adamw, 0.5)],
     "optimizer.eps": [E(updates, adamw, 0.5)],
@@ -733,7 +844,7 @@ EFFECTS: dict[str, list[Effect]] = {
             {"task": "pair_answer"},
             expect=((40, 40), (16, 16)),
         ),
-        E(lambda c, f: fvjax.main.cpu_devices([c], 1), toy, 41, {"batch_size": 4}, expect=None),
+        E(lambda c, f: runtime.cpu_devices(fvjax.main.batches([typed(c)]), 1), toy, 41, {"batch_size": 4}, expect=None),
     ],
     "eval.flip_sum": [
         E(embedded, toy, True, expect=([40, 0], [40, 40, 2])),
@@ -752,14 +863,14 @@ EFFECTS: dict[str, list[Effect]] = {
             run(lambda r: list(r.results["pools"])),
             toy,
             ("visual_mean", "all_mean"),
-            {"model.pooling": "visual_mean"},
+            {"model.pooling": "visual_mean", "prompt.ids": (2, 3)},
             expect=([], ["all_mean"]),
         ),
         E(
             run(lambda r: "toy, all_mean" in r.printed),
             toy,
             ("visual_mean", "all_mean"),
-            {"model.pooling": "visual_mean"},
+            {"model.pooling": "visual_mean", "prompt.ids": (2, 3)},
             expect=(False, True),
         ),
     ],
@@ -825,6 +936,15 @@ EFFECTS: dict[str, list[Effect]] = {
         E(run(lambda r: [m["step"] for m in r.lines("metrics.jsonl")]), toy, 3, expect=([*range(8)], [0, 3, 6]))
     ],
     "log.tensorboard": [E(run(lambda r: (r.folder / "tb").exists()), toy, False, expect=(True, False))],
+    "log.trackers": [
+        E(
+            run(lambda r: (r.folder / "tracked").read_text() if (r.folder / "tracked").exists() else ""),
+            toy,
+            (f"{__name__}:Tracked",),
+            {"log.every_steps": 3},
+            expect=("", "toy from 0: 0 loss 3 loss 6 loss closed"),
+        )
+    ],
     "log.state_hash_every": [
         E(
             run(lambda r: [m["step"] for m in r.lines("metrics.jsonl") if {"state_hash", "batch_hash"} <= set(m)]),
@@ -839,7 +959,7 @@ EFFECTS: dict[str, list[Effect]] = {
         E(lambda c, f: command(c, f)["XLA_FLAGS"], toy, True, expect=("", "--xla_gpu_deterministic_ops=true"))
     ],
 }
-NAMED = ("eval.benchmarks", "optimizer.lr_scale", "rows", "init_parts")  # what is in them an experiment names
+NAMED = ("eval.benchmarks", "optimizer.lr_scale", "rows", "init_parts", "plugin")  # what is in them an experiment names
 KEYS = sorted(".".join(path) for path in flatten_dict(base().to_dict(), keep_empty_nodes=True))
 CASES = [(key, effect) for key, effects in EFFECTS.items() for effect in effects]
 NAMES = [f"{key}-{i}" for key, effects in EFFECTS.items() for i in range(len(effects))]
@@ -925,7 +1045,7 @@ REPEATED: set[Callable] = set()
 
 def look(observe: Callable, config, folder) -> Any:
     """What is observed, once for each config. The first time twice: if it differed by itself, it would say nothing."""
-    key = observe, to_json(config)
+    key = observe, typed(config).to_json()
     if key not in SEEN:
         SEEN[key] = observe(config.copy_and_resolve_references(), folder)
         if observe not in REPEATED:
@@ -943,7 +1063,7 @@ def test_every_key_has_an_effect_that_is_looked_for():
 def test_a_key_changes_what_it_is_there_for(key, effect, here, folder):
     config = changed(effect.make(), effect.also, here)
     other = changed(config, {key: effect.other, **effect.goes_with}, here)
-    assert to_json(other) != to_json(config), "the other value is another one"
+    assert typed(other).to_json() != typed(config).to_json(), "the other value is another one"
     was = look(effect.observe, config, folder)
     if effect.refused:
         with pytest.raises(ValueError, match=re.escape(effect.refused)):
@@ -986,25 +1106,26 @@ MAY_CHANGE = {
 @pytest.mark.parametrize("key", KEYS)
 def test_a_workdir_goes_on_with_another_config_only_if_that_computes_the_same(key, here, tmp_path):
     effect = EFFECTS[key][0]
-    config = changed(effect.make(), effect.also, here)
-    other = changed(config, {key: effect.other}, here)
-    (tmp_path / "config.json").write_text(to_json(config))
-    (difference,) = differences(json.loads(to_json(other)), json.loads(to_json(config))) or [""]
+    before = changed(effect.make(), effect.also, here)
+    config, other = typed(before), typed(changed(before, {key: effect.other}, here))
+    (tmp_path / "config.json").write_text(config.to_json())
+    (difference,) = differences(json.loads(other.to_json()), json.loads(config.to_json())) or [""]
     if key in MAY_CHANGE:
         assert difference == ""
-        assert config_hash(other) == config_hash(config)
-        fvjax.main.check_workdir(other, tmp_path, "train")
+        assert other.hash() == config.hash()
+        checks.check_workdir(other, tmp_path, "train")
     else:
         assert difference.startswith(key)
-        assert config_hash(other) != config_hash(config)
+        assert other.hash() != config.hash()
         with pytest.raises(ValueError, match=f"is of another config .{re.escape(key)}"):
-            fvjax.main.check_workdir(other, tmp_path, "train")
+            checks.check_workdir(other, tmp_path, "train")
 
 
 # Seen in what is computed, and yet the figures are the same without it.
 NOT_NEEDED = {
     "attention": "the same sums in another order",
     "init_parts": "without parts it is empty, and what is in it an experiment names",
+    "plugin": "likewise, and what is in it is of code whose source is hashed",
 }
 DECIDES = {forward, shapes, untrained, of_base, ids}
 NEEDED = {key for key, effect in CASES if effect.observe in DECIDES} - set(NOT_NEEDED)
@@ -1051,7 +1172,9 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "loss.pair_loss": (step, answers, {}),
     "model.projector.ps_version": (forward, vlm, {}),
     "model.iresnet.conv_init": (initialisation, resnet, {}),
+    "loss.function": (step, vit, {}),
     "optimizer.name": (updates, adamw, {}),
+    "optimizer.schedule": (rates, sgd, {}),
 }
 
 
@@ -1085,6 +1208,13 @@ def test_attention_is_chosen_by_the_device(folder, monkeypatch, here):
     assert seen["auto"] == seen["by_head"] != seen["xla"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert attended(changed(vit(), {"attention": "auto"}, here), folder) == seen["xla"]
+
+
+def check(config) -> None:
+    """What `fvjax.main` checks of a config's values."""
+    c = typed(config)
+    c.check()
+    tasks.get(c.task).check(c)
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -1153,5 +1283,5 @@ def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
 def test_the_rate_of_dropped_paths_is_the_bases_unless_the_config_has_one(ours, expected):
     c = bare()
     c.model.vision_transformer.drop_path = ours
-    net: Any = train_state.build_encoder(c, train_state.Base({}, {"drop_path": 0.2}, "")).net
+    net: Any = build_encoder(typed(c).model, Pretrained({}, {"drop_path": 0.2}, "", ""), Text(), {}).net
     assert net.drop_path == expected

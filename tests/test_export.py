@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import fvjax
 from fvjax import api, export, pretrain, trees
-from fvjax.config import base, to_json
+from fvjax.config import Config
 from fvjax.data import images, stores
 from fvjax.models import encoder
 from tests.reference.recipe import GOLDEN
@@ -196,7 +196,7 @@ def test_what_cannot_be_exported(run, adapted, both, tmp_path, capsys):
     save_file({k: v + 1 for k, v in load_file(one).items()}, one)
     (changed / "config.json").write_text(json.dumps(config | {"init_from": str(tmp_path / "tower")}))
     frozen.mkdir()
-    (frozen / "config.json").write_text(to_json(base()))
+    (frozen / "config.json").write_text(Config().to_json())
     for arguments, message in [
         ((f"--workdir={other}",), f"{other} is not a workdir of python -m fvjax.main"),
         ((f"--workdir={frozen}",), f"{frozen} trained nothing (config.epochs=0), so there is nothing to export"),

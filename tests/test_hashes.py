@@ -20,11 +20,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import evaluate
-from fvjax.config import MAY_CHANGE, base, benchmark, config_hash, flatten
+from fvjax import tasks
+from fvjax.config import MAY_CHANGE, base, benchmark, typed
 from fvjax.data import images, stores, synthetic
 from fvjax.data.stores import manifest, shards
-from fvjax.training import checkpoint, loop, train_state
+from fvjax.tasks.faces import synthetic_store
+from fvjax.training import checkpoint
+from fvjax.training.model import pretrained_hash
 from tests.test_images import smooth_face
 from tests.test_prepare import fails
 from tests.test_recordio import insightface, interrupted, write_rec
@@ -150,13 +152,18 @@ def test_other_pairs_than_the_manifest_knows_are_refused(tmp_path, change):
 
 
 def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_validation_data(tmp_path):
-    """What `evaluate.check` gives is what several processes must agree on before they compute anything together."""
+    """What a task's hashes give is what several processes must agree on before they compute anything together."""
+
+    def check(config) -> dict[str, str]:
+        task = tasks.get(config.task).from_config(typed(config), tmp_path)
+        return {**task.data_hashes(), "val_data_hash": task.validation_hash()}
+
     config = base()
     config.eval.benchmarks.some = benchmark(str(with_pairs(tmp_path / "a").path), "mine")
     config.data.val = str(synthetic.write(tmp_path / "val", range(12), 4, 0, split="val").path)
     config.data.val_pairs = 20
-    before = evaluate.check(config, tmp_path)
-    assert set(before) == {"data of some", "pairs of some", "data of config.data.val"}
+    before = check(config)
+    assert set(before) == {"data of some", "pairs of some", "val_data_hash"}
 
     other = with_pairs(tmp_path / "b")
     (other.path / "pairs_mine.csv").unlink()
@@ -167,12 +174,12 @@ def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_valid
     labels = other.labels
     stores.write_pairs(other.path, "mine", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     config.eval.benchmarks.some.store = str(other.path)
-    after = evaluate.check(config, tmp_path)
+    after = check(config)
     assert [key for key in before if before[key] != after[key]] == ["pairs of some"]
 
     config.data.val = str(synthetic.write(tmp_path / "val2", range(12), 4, 1, split="val").path)
-    last = evaluate.check(config, tmp_path)
-    assert [key for key in after if after[key] != last[key]] == ["data of config.data.val"]
+    last = check(config)
+    assert [key for key in after if after[key] != last[key]] == ["val_data_hash"]
 
 
 # ---- synthetic sets: their name is what they are found by
@@ -190,7 +197,7 @@ SYNTHETIC = {
 OF_THE_TRAINING_SET = {"identities", "images", "difficulty", "seed"}
 
 
-def drawing() -> evaluate.Config:
+def drawing():
     config = base()
     config.data.synthetic.update({"identities": 8, "images": 2, "test_identities": 20, "test_images": 2})
     config.data.synthetic.test_pairs = 20
@@ -200,9 +207,9 @@ def drawing() -> evaluate.Config:
 @pytest.mark.parametrize("key", SYNTHETIC)
 def test_the_name_of_a_synthetic_set_holds_what_it_was_drawn_with(tmp_path, key):
     config = drawing()
-    before = {split: evaluate.synthetic_store(config, tmp_path, split) for split in ("train", "test")}
+    before = {split: synthetic_store(config.data.synthetic, tmp_path, split) for split in ("train", "test")}
     config.data.synthetic[key] = SYNTHETIC[key]
-    after = {split: evaluate.synthetic_store(config, tmp_path, split) for split in ("train", "test")}
+    after = {split: synthetic_store(config.data.synthetic, tmp_path, split) for split in ("train", "test")}
     changed = {split for split in before if before[split] != after[split]}
     # the test set's people are numbered after those trained on; of each of those it does not matter how many images
     assert changed >= ({"train"} if key in OF_THE_TRAINING_SET else {"test"})
@@ -218,8 +225,14 @@ def test_names_of_synthetic_sets_cannot_be_mistaken_for_each_other(tmp_path):
     for identities, images_each in ((1, 12), (11, 2), (2, 11), (12, 1)):
         config = drawing()
         config.data.synthetic.update({"identities": identities, "images": images_each})
-        names |= {evaluate.synthetic_store(config, tmp_path, split) for split in ("train", "test")}
+        names |= {synthetic_store(config.data.synthetic, tmp_path, split) for split in ("train", "test")}
     assert len(names) == 8
+
+
+def open_store(config, workdir: Path) -> stores.Store:
+    store = tasks.get(config.task).from_config(typed(config), workdir).open_store()
+    assert store
+    return store
 
 
 @pytest.mark.parametrize("key", ["difficulty", "seed", "identities"])
@@ -230,16 +243,16 @@ def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypa
     monkeypatch.setattr(synthetic, "write", lambda path, *a, **b: drawn.append(path) or real(path, *a, **b))
     config = drawing()
     config.data.synthetic.dir = str(tmp_path)
-    first, _ = loop.open_data(config, tmp_path / "one")
+    first = open_store(config, tmp_path / "one")
     assert len(drawn) == 2
-    again, _ = loop.open_data(config, tmp_path / "two")
+    again = open_store(config, tmp_path / "two")
     assert len(drawn) == 2, "the same sets are drawn once"
     assert first.data_hash == again.data_hash
     config.data.synthetic[key] = {"difficulty": 0.5, "seed": 7, "identities": 10}[key]
-    other, _ = loop.open_data(config, tmp_path / "three")
+    other = open_store(config, tmp_path / "three")
     assert len(drawn) == 4
     assert other.data_hash != first.data_hash
-    test = stores.Store(evaluate.synthetic_store(config, tmp_path, "test"), "test")
+    test = stores.Store(synthetic_store(config.data.synthetic, tmp_path, "test"), "test")
     assert not set(other.identities) & set(test.identities)
     assert (len(other), len(test)) == (2 * config.data.synthetic.identities, 40)
     c = config.data.synthetic
@@ -374,7 +387,7 @@ def test_a_base_of_parts_says_which_weights_are_which_part(weights, tmp_path):
         config = base()
         for part, path in parts.items():
             config.init_parts[part] = str(path)
-        return train_state.base_hash(config)
+        return pretrained_hash(config.init_from, dict(config.init_parts))
 
     found = [
         of(vision=weights),
@@ -386,10 +399,8 @@ def test_a_base_of_parts_says_which_weights_are_which_part(weights, tmp_path):
     assert len(set(found)) == 5
     assert of(decoder=other, vision=weights) == found[3], "the order in which a config names them does not matter"
     assert found[0] == f"vision:{checkpoint.base_hash(weights)}"
-    config = base()
-    assert train_state.base_hash(config) == ""
-    config.init_from = str(weights)
-    assert train_state.base_hash(config) == checkpoint.base_hash(weights)
+    assert pretrained_hash("", {}) == ""
+    assert pretrained_hash(str(weights), {}) == checkpoint.base_hash(weights)
 
 
 class Changed:
@@ -508,15 +519,15 @@ def another(value):
 
 
 def test_the_config_hash_holds_every_key_that_decides_what_is_computed():
-    want = config_hash(base())
-    for key, value in flatten(base().to_dict()).items():
+    want = typed(base()).hash()
+    for key, value in typed(base()).flat().items():
         config = base()
         config.update_from_flattened_dict({key: another(value)})
         of_the_run = any(f"{key}.".startswith(f"{start}.") for start in MAY_CHANGE)
-        assert (config_hash(config) == want) == of_the_run, key
-    rates, parts = base(), base()  # whose keys an experiment names
-    rates.optimizer.lr_scale.lora, parts.init_parts.vision = 2.0, "x"
-    assert len({want, config_hash(rates), config_hash(parts)}) == 3
+        assert (typed(config).hash() == want) == of_the_run, key
+    rates, parts, plugin = base(), base(), base()  # whose keys an experiment names
+    rates.optimizer.lr_scale.lora, parts.init_parts.vision, plugin.plugin.size = 2.0, "x", 3
+    assert len({want, *(typed(config).hash() for config in (rates, parts, plugin))}) == 4
 
 
 def package(root: Path) -> Path:

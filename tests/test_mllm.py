@@ -17,11 +17,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import weights_convert
-from fvjax import api, trees, verify
-from fvjax.config import Config, benchmark, check, to_json
+from fvjax import api, experiment, tasks, trees, verify
+from fvjax.config import EditableConfig, benchmark, typed
 from fvjax.data import stores
 from fvjax.evals import verification
-from fvjax.training import loop
 from tests.reference.recipe import write_checkpoint
 from tests.test_main import saved
 from weights_convert.read import open_file
@@ -63,7 +62,7 @@ def faces(real_data, tmp_path_factory):
     return folder
 
 
-def tiny(name: str, faces, base) -> Config:
+def tiny(name: str, faces, base) -> EditableConfig:
     """Load configs/NAME.py and change only its checkpoint and its data, to the tiny ones."""
     file, *row = name.split(":")
     c = importlib.import_module(f"configs.{file}").get_config(*row)
@@ -100,6 +99,11 @@ def two_devices():
         yield
 
 
+def check(config: EditableConfig) -> None:
+    typed(config).check()
+    tasks.get(config.task).check(typed(config))
+
+
 @pytest.fixture(scope="module")
 def run(faces, base, tmp_path_factory):
     """Return a function NAME -> (workdir, config, results.json) that runs each config once."""
@@ -110,7 +114,7 @@ def run(faces, base, tmp_path_factory):
         config = tiny(name, faces, base)
         check(config)
         workdir = root / name.replace(":", "_")
-        return workdir, config, loop.run(config, workdir, train=True)
+        return workdir, config, experiment.run(typed(config), workdir, train=True)
 
     return one
 
@@ -215,7 +219,7 @@ def test_other_ids_of_the_prompt_are_refused(run, tmp_path):
     other = config.copy_and_resolve_references()
     other.prompt.ids = (*other.prompt.ids[:-1], other.prompt.ids[-1] - 1)
     copy = shutil.copytree(workdir, tmp_path / "run")
-    (copy / "config.json").write_text(to_json(other))
+    (copy / "config.json").write_text(typed(other).to_json())
     was, now = ([list(c.prompt.ids), list(c.prompt.yes_no_ids)] for c in (config, other))
     told = re.escape(f"{copy} was trained with prompt_ids {was}, its tokenizer now gives {now}; put the tokenizer's")
     with pytest.raises(ValueError, match=told):
@@ -236,7 +240,7 @@ def test_a_dead_adapter_stops_at_the_second_step(base, faces, tmp_path):
     shutil.copy(base / "config.json", dead)
     config = tiny("mllm_lora_vit", faces, dead)
     with pytest.raises(ValueError, match=r"dead adapters.* vision/blocks/mlp/fc1/b layers \[1\] \(step 1\)") as error:
-        loop.run(config, tmp_path / "run", train=True)
+        experiment.run(typed(config), tmp_path / "run", train=True)
     assert "vision/blocks/mlp/fc2/a layers [1] (step 2)" in str(error.value)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 2
 
@@ -245,7 +249,7 @@ def test_half_precision(base, faces, tmp_path):
     """With an fp16 base and bf16 computation, the stored visual tokens of the pairs are bf16 as well."""
     config = tiny("pair_frozen", faces, base)
     config.dtype, config.base_dtype = "bfloat16", "float16"
-    out = loop.run(config, tmp_path, train=True)
+    out = experiment.run(typed(config), tmp_path, train=True)
     assert out["dtype"] == "bfloat16"
     assert not list(tmp_path.glob("tmp*")), "nothing is left of the visual tokens"
 
@@ -256,7 +260,7 @@ def test_a_part_may_come_from_elsewhere(faces, tmp_path):
     config.model.vision_transformer.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
     config.init_parts.vision = "fvjax/pretrained/tiny_internvit"
     check(config)
-    workdir, out = tmp_path / "run", loop.run(config, tmp_path / "run", train=True)
+    workdir, out = tmp_path / "run", experiment.run(typed(config), tmp_path / "run", train=True)
     tower = weights_convert.read("fvjax/pretrained/tiny_internvit")[2]
     variables = trees.flatten(api.load_workdir(workdir).variables)
     np.testing.assert_array_equal(variables["params/vision/patch/kernel"], tower["params/patch/kernel"])
@@ -264,4 +268,4 @@ def test_a_part_may_come_from_elsewhere(faces, tmp_path):
     assert out["base_hash"].startswith("vision:")
     config.init_parts.tower = config.init_parts.vision
     with pytest.raises(ValueError, match=r"init_parts\.tower: a VLM's parts are vision, projector, decoder"):
-        loop.run(config, tmp_path / "other", train=True)
+        experiment.run(typed(config), tmp_path / "other", train=True)

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import erf, log_softmax
 
 from fvjax import trees
-from fvjax.config import base
+from fvjax.config import OptimizerConfig
 from fvjax.losses import accumulation, contrastive, pair_answer
 from fvjax.models import encoder, layers, lora, preprocess, presets, vlm
 from fvjax.models.decoder import Decoder
@@ -244,13 +244,13 @@ def test_contrastive_loss_of_half_precision_embeddings(chunk, group, monkeypatch
 def test_answers_of_large_half_precision_logits(over):
     logits = half(0, 7, 900, mean=80.0, std=2.0).at[:, 5].add(half(1, 7, std=2.0))
     labels = jnp.array([1, 0, 1, 1, 0, 0, 1])
-    got = pair_answer.loss(logits, labels, (5, 9), over)
+    got = pair_answer.losses(logits, labels, (5, 9), over)
     columns = wide(logits) if over == "vocab" else wide(logits)[:, [5, 9]]
     right = np.where(labels == 1, wide(logits)[:, 5], wide(logits)[:, 9])
     shift = columns.max(-1)
     exact = (np.log(np.exp(columns - shift[:, None]).sum(-1)) + shift - right).mean()
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(float(got), exact, rtol=1e-5)
+    np.testing.assert_allclose(float(got.mean()), exact, rtol=1e-5)
     difference = wide(logits)[:, 5] - wide(logits)[:, 9]
     assert_full(pair_answer.p_yes(logits, (5, 9)), 1 / (1 + np.exp(-difference)))
 
@@ -446,18 +446,16 @@ def test_gradients_of_chunks_are_added_up_in_float32(how):
     """64 half-precision gradients: a sum in bfloat16 stops to grow when it is 256 times as large as what is added."""
     n, weights = 512, half(0, 6, mean=1.0)
     x = half(1, n, 6, mean=1.0, std=0.02)
-    if how == "mean":
-        loss, grads = accumulation.mean(lambda w, x: (x @ w).mean().astype(HALF), weights, (x,), chunks=64)
-    else:
-        loss, grads = accumulation.grad_cache(
-            lambda w, x, keys: x * w,
-            lambda z: z.astype(jnp.float32).mean(0).sum(),
-            weights,
-            x,
-            jax.random.split(jax.random.key(0), n),
-            chunks=64,
-            batch_stats={},
-        )
+
+    def add_up(variables, x):
+        return (x @ variables["w"]).sum().astype(HALF), jnp.float32(len(x)), {}
+
+    def compare(z, x):
+        return z.astype(jnp.float32).mean(0).sum()
+
+    whole = accumulation.WholeBatch(lambda variables, x: (x * variables["w"], {}), compare)
+    objective = accumulation.Additive(add_up) if how == "mean" else whole
+    loss, _, grads = objective.gradients(lambda w: {"w": w}, weights, x, {}, 64)
     exact = wide(x).mean(0)
     assert (loss.dtype, grads.dtype) == (jnp.float32, jnp.float32)
     assert np.linalg.norm(wide(grads) - exact) < 3e-3 * np.linalg.norm(exact)
@@ -466,8 +464,7 @@ def test_gradients_of_chunks_are_added_up_in_float32(how):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_optimizer_state_and_small_updates_are_float32(name):
     """300 updates of 1e-4 move a weight of 1 by 0.03; in bfloat16, whose next number is 0.996, it would stay."""
-    config = base().optimizer
-    config.update({"name": name, "momentum": 0.0, "weight_decay": 0.0, "clip": 10.0})
+    config = OptimizerConfig(name=name, momentum=0.0, weight_decay=0.0, clip=10.0)
     params = {"fc": {"kernel": jnp.ones(4, jnp.float32)}}
     tx = optimizer.make(config, {"fc/kernel": "head"}, lambda step: jnp.float32(1e-4))
     state = tx.init(params)
@@ -489,9 +486,8 @@ def test_optimizer_state_and_small_updates_are_float32(name):
 
 
 def test_a_learning_rate_is_not_rounded():
-    config = base().optimizer
-    config.update({"lr": 0.1, "warmup_epochs": 2})
-    rate = optimizer.schedule(config, 40, 5)
+    config = OptimizerConfig(lr=0.1, warmup_epochs=2)
+    rate = optimizer.schedule(config, epochs=40, steps_per_epoch=5)
     exact = [0.1 * 0.5 * (1 + np.cos(np.pi * (e - 2) / 38)) for e in range(2, 40)]
     got = jnp.stack([rate(5 * e) for e in range(2, 40)])
     assert_full(got, np.array(exact), 1e-6)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import main, trees
-from fvjax.config import base, to_json
+from fvjax import checks, trees
+from fvjax.config import base, typed
 from fvjax.data import images, stores
 from fvjax.data.stores import shards
 from fvjax.models import encoder
@@ -156,10 +156,10 @@ def test_a_checkpoint_knows_what_it_is_of(trained):
     checkpoints = Checkpoints(root / "run", config().checkpoint, read_only=True)
     meta = checkpoints.meta(2)
     checkpoints.close()
-    assert set(meta) == {"base_hash", "train_data_hash", "val_data_hash", "pairs", "seconds", "hashes"}
+    assert set(meta) == {"base_hash", "train_data_hash", "val_data_hash", "plan", "seconds", "hashes"}
     assert meta["train_data_hash"] == stores.Store(root / "train").data_hash
     assert meta["val_data_hash"] == stores.Store(root / "val", "val").data_hash
-    assert meta["pairs"] == [0, 8], "the seed and the pairs of a step, 16 images"
+    assert meta["plan"] == [0, 8], "the seed and the pairs of a step, 16 images"
     assert set(meta["hashes"]) == {"trainable", "stats", "opt", "step"}
     results = json.loads((root / "run/results.json").read_text())
     assert (results["base_hash"], results["train_data_hash"]) == (meta["base_hash"], meta["train_data_hash"])
@@ -189,13 +189,13 @@ KEYS = {
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_workdir_of_another_config_names_the_key(trained, tmp_path, key, mode):
     _, config = trained
-    (tmp_path / "config.json").write_text(to_json(config()))
-    main.check_workdir(config(), tmp_path, mode)
+    (tmp_path / "config.json").write_text(typed(config()).to_json())
+    checks.check_workdir(typed(config()), tmp_path, mode)
     changed = config(**{key: KEYS[key]})
     with pytest.raises(
         ValueError, match=rf"{tmp_path} is of another config \({key}: .* there, .* now\); choose another"
     ):
-        main.check_workdir(changed, tmp_path, mode)
+        checks.check_workdir(typed(changed), tmp_path, mode)
 
 
 # ---- single checkpoints

@@ -143,9 +143,7 @@ def test_only_what_trains_has_gradients_and_optimizer_state():
     assert not any("'features']['scale'" in p for p in paths)
     step = jax.jit(functools.partial(train_step, recipe))
     new, values = step(state, frozen, batch)
-    changed = {
-        k: bool((v != trees.flatten(state.trainable)[k]).any()) for k, v in trees.flatten(new.trainable).items()
-    }
+    changed = {k: bool((v != trees.flatten(state.trainable)[k]).any()) for k, v in trees.flatten(new.trainable).items()}
     moved = {k: bool((v != trees.flatten(state.stats)[k]).any()) for k, v in trees.flatten(new.stats).items()}
     assert all(changed.values()), changed
     assert all(moved.values()), f"running statistics that a step in training mode left alone: {moved}"

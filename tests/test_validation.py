@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax.config import base, check
+from fvjax.config import base, typed
 from fvjax.data import pairs, synthetic
 from fvjax.data.stores import Store
 from fvjax.training import checkpoint
@@ -108,9 +108,9 @@ def test_settings_that_validate_nothing_are_refused(tmp_path):
     config = base()
     config.data.val = "somewhere"
     with pytest.raises(ValueError, match=r"config.data.val picks the best .* set config.eval.every_epochs"):
-        check(config)
+        typed(config).check()
     config.eval.every_epochs, config.data.val_pairs = 1, 30
     with pytest.raises(ValueError, match=r"config.data.val_pairs=30: ten folds, so a multiple of 20"):
-        check(config)
+        typed(config).check()
     with pytest.raises(ValueError, match="split is 'test', but 'val' was requested"):
         Store(synthetic.write(tmp_path / "faces", range(40), 2, 0, split="test", pairs=20).path, "val")

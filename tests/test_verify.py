@@ -1,6 +1,5 @@
 """Test two photographs against a trained workdir: the evaluation's scores and threshold, one line for user errors."""
 
-import functools
 import json
 import shutil
 import subprocess
@@ -15,11 +14,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, verify
+from fvjax import api, tasks, verify
 from fvjax.data import images
 from fvjax.data.stores import Store, read_pairs
 from fvjax.evals import folds
-from fvjax.training import optimizer, train_state
+from fvjax.parallel import sharding
+from fvjax.training import optimizer
+from fvjax.training.model import open_model
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from tests.test_convert import IRESNET, iresnet_shapes
 from tests.test_images import file_bytes, png_that_claims, smooth_face
@@ -152,13 +153,13 @@ def test_score_is_the_cosine_of_what_the_checkpoint_embeds(resnet, crops):
     step = max(int(p.name) for p in (resnet / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((resnet / "checkpoints" / str(step) / "state").absolute())
     state = jax.tree.map(np.asarray, state)
-    encoder = train_state.build_encoder(config)
-    variables = jax.jit(functools.partial(train_state.init_variables, config, encoder))(jax.random.key(config.seed))
+    model = open_model(config, tasks.get(config.task).from_config(config, resnet), sharding.one_device())
+    variables = jax.jit(model.init)(jax.random.key(config.seed))
     variables.pop("batch_stats")
     _, frozen, _ = optimizer.split(variables, config.trainable)
     faces = np.stack([images.decode(crops[i].read_bytes(), "") for i in (0, 1)])
-    variables = train_state.variables_of(config, state["trainable"], frozen, state["stats"])
-    a, b = np.asarray(jax.jit(encoder)(variables, faces)[0])
+    variables = model.variables(state["trainable"], state["stats"], frozen)
+    a, b = np.asarray(jax.jit(model.encoder)(variables, faces)[0])
     got = verify.compare(crops[0], crops[1], resnet)
     assert got["score"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
     assert verify.compare(crops[0], crops[1], resnet, threshold=got["score"])["same"] is True

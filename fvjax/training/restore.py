@@ -82,6 +82,6 @@ def check_facts(
             f"{base_hash[:8]} now); put that base back"
         )
     for key, ids in prompt.items():
-        if saved.get(key) != ids:
-            problem = f"was trained with {key} {saved.get(key)}, its tokenizer now gives {ids}"
+        if saved.get(key, ids) != ids:  # checkpoints of earlier versions do not have them
+            problem = f"was trained with {key} {saved[key]}, its tokenizer now gives {ids}"
             raise ValueError(f"{workdir} {problem}; put the tokenizer's files back")
