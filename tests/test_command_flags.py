@@ -21,16 +21,17 @@ import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
 
+import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import export, plan, pretrain, verify
+from fvjax import cli, export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import prepare, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
 from fvjax.data.stores import shards
 from fvjax.parallel import distributed
-from fvjax.training import loop, preemption
+from fvjax.training import preemption
 from launch import local
 from tests.test_convert import TINY as CHECKPOINT
 from tests.test_prepare import cfp, fails, lfw, put, run  # noqa: F401
@@ -281,13 +282,13 @@ def called(monkeypatch):
             told.update(workdir=str(workdir), train=train, profile=profile)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "run", run)
+            patch.setattr(fvjax.experiment, "run", run)
             patch.setattr(distributed, "start", lambda place, _: told.update(place=tuple(place)))
             patch.setattr(preemption.Request, "listen", lambda _: None)
             if "fails" in given:
                 error = given.pop("fails")
-                patch.setattr(loop, "run", lambda *_, **__: (_ for _ in ()).throw(error))
-            patch.setattr(fvjax.main, "CONFIG", type("Flag", (), {"value": config}))
+                patch.setattr(fvjax.experiment, "run", lambda *_, **__: (_ for _ in ()).throw(error))
+            patch.setattr(cli, "CONFIG", type("Flag", (), {"value": config}))
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             with flagsaver.flagsaver(**given):
