@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import simplejpeg
-from fvjax.data.recordio import HEAD, IRHEADER, MAGIC
 
 from fvjax.data import stores, synthetic
+from fvjax.data.readers.recordio.records import HEAD, IRHEADER, MAGIC
 from fvjax.data.stores import shards
 
 PER_IDENTITY = 68  # MS1M: 5.8 million images of 85 thousand identities

@@ -205,6 +205,7 @@ def by_command(name: str, parser: argparse.ArgumentParser) -> dict[str, set[str]
 def all_flags() -> dict[str, set[str]]:
     defined = flags.FLAGS.flags_by_module_dict()
     found = {name: {flag.name for flag in defined[name]} for name in ("fvjax.main", "fvjax.plan")}
+    found["fvjax.main"] |= {flag.name for flag in defined["fvjax.cli"]}  # which fvjax.plan has too
     commands = {
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.export": lambda: export.main([]),
@@ -408,8 +409,8 @@ def told(monkeypatch):
     def one(name):
         return lambda src, dst, **options: found.update(options, name=name, src=src, dst=dst)
 
-    for name, function in (("folder", "folder"), ("lfw", "lfw"), ("cfp", "cfp"), ("recordio", "from_recordio")):
-        monkeypatch.setattr(prepare, function, one(name))
+    for name in ("folder", "lfw", "cfp", "recordio"):
+        monkeypatch.setattr(prepare, name, one(name))
     monkeypatch.setattr(prepare, "summary", lambda _: "")
 
     def call(*args: str) -> dict[str, Any]:

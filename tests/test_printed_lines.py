@@ -40,7 +40,7 @@ def made_up(path: Path, split: str, **more) -> SimpleNamespace:
 
 def summary(capsys, monkeypatch, store, command: str = "folder") -> list[str]:
     """What the command prints of a store that it has made."""
-    monkeypatch.setattr(prepare, {"recordio": "from_recordio"}.get(command, command), lambda src, dst, **_: store)
+    monkeypatch.setattr(prepare, command, lambda src, dst, **_: store)
     more = {"lfw": ["--pairs=pairs.txt"]}.get(command, [])
     assert prepare.main([command, "--src=here", "--dst=there", *more]) == 0
     out, err = capsys.readouterr()
