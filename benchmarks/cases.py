@@ -17,13 +17,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fvjax.models import presets
 from tests.reference import recipe
+
+if TYPE_CHECKING:  # at run time jax is imported late, after the platform has been chosen
+    import jax
+    from jax.sharding import Mesh
+
+    from fvjax.config import Config
+    from fvjax.training.state import TrainState
+    from fvjax.training.step import Recipe
 
 BATCH = {  # case -> images per step on a CPU, on a GPU; pair_… has half as many pairs
     "small_real": (128, 1024), "resnet50": (32, 512), "internvit": (2, 32), "mllm_tiny": (8, 64), "pair_tiny": (8, 64),
@@ -82,7 +91,7 @@ def answers(batch: int) -> np.ndarray:
 
 
 def our_config(case: str, batch: int, weights: Path | None) -> Any:
-    """Return the config of a case.
+    """Return the config of a case, as a config file would: a ConfigDict.
 
     Args:
         weights: the checkpoint's folder. None selects random weights of the same shapes.
@@ -119,27 +128,61 @@ def our_config(case: str, batch: int, weights: Path | None) -> Any:
     return c
 
 
-def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
+class Run(NamedTuple):
+    """A run before its first step, on all devices."""
+
+    config: Config
+    mesh: Mesh
+    recipe: Recipe
+    state: TrainState
+    frozen: dict[str, Any]
+
+    def variables(self, state: TrainState, frozen: dict[str, Any]) -> dict[str, Any]:
+        """Return the variables that the network is applied to."""
+        return self.recipe.model.variables(state.trainable, state.stats, frozen)
+
+
+def started(c: Any, workdir: Path = Path(), reference: bool = False) -> Run:
+    """Open the model of a ConfigDict and initialise its training state.
+
+    Args:
+        reference: use the network as it is written, see fvjax.training.model.open_model.
+    """
+    from fvjax import tasks
+    from fvjax.config import typed
+    from fvjax.parallel import sharding
+    from fvjax.training.model import open_model
+    from fvjax.training.state import make_learner, start_state
+    from fvjax.training.step import Recipe
+
+    config = typed(c)
+    mesh = sharding.make_mesh(vars(config.mesh))
+    task = tasks.get(config.task).from_config(config, workdir)
+    model = open_model(config, task, mesh, reference=reference)
+    learner = make_learner(config.optimizer, model.groups, epochs=config.epochs, steps_per_epoch=1000)
+    recipe = Recipe(model, task, learner, config.accumulation, config.compat.last_micro_batch)
+    return Run(config, mesh, recipe, start_state(learner, model, mesh), model.read_frozen())
+
+
+def our_steps(c: Any, reference: bool = False) -> Iterator[dict[str, float]]:
     """Run training steps on one batch, over and over, and yield the loss and gradient norm of each step.
 
     Args:
-        plain: use the convolutions as they are written, not the variants that a CPU runs fastest.
+        reference: use the convolutions as they are written, not the variants that a CPU runs fastest.
     """
     import jax
 
     from fvjax.parallel import sharding
-    from fvjax.training import loop, train_state
+    from fvjax.training.step import train_step
 
     pairs = c.batch_size // 2
-    mesh = sharding.make_mesh(c.mesh)
-    opened = train_state.open_model(c, mesh, plain=plain)
-    state, frozen, tx, lr, _, where = train_state.start(c, opened, mesh, steps_per_epoch=1000)
+    _, mesh, recipe, state, frozen = started(c, reference=reference)
+    where = jax.tree.map(lambda x: x.sharding, state)
     index = np.arange(pairs, dtype=np.int32)
     labels = answers(c.batch_size) if c.task == "pair_answer" else index
     images = faces(c.batch_size).reshape(pairs, 2, 112, 112, 3)
     batch = sharding.batch({"images": images, "labels": labels, "index": index}, mesh)
-    one_step = lambda *args: loop.step_fn(c, opened.encoder, tx, lr, *args)  # noqa: E731
-    step = jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
+    step = jax.jit(partial(train_step, recipe), donate_argnums=0, out_shardings=(where, None))
     while True:
         state, values = step(state, frozen, batch)
         yield {key: float(values[key]) for key in ("loss", "grad_norm")}
@@ -147,14 +190,13 @@ def our_steps(c: Any, plain: bool = False) -> Iterator[dict[str, float]]:
 
 def our_flops(c: Any) -> tuple[int, int]:
     """Return the FLOPs of a step: of the model, without recomputation, and of the step as it is compiled here."""
-    import jax
-
+    from fvjax.config import typed
     from fvjax.parallel import sharding
     from fvjax.planning import flops, programs
 
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    written, actual = (programs.program(c, mesh, plain=plain) for plain in (True, False))
-    return flops.count(written.step, *written.given), flops.count(actual.step, *actual.given)
+    mesh = sharding.one_device()
+    written, actual = (programs.make_program(typed(c), mesh, reference=reference) for reference in (True, False))
+    return flops.count(written.step, *written.arguments), flops.count(actual.step, *actual.arguments)
 
 
 def our_embeddings(c: Any) -> np.ndarray:
@@ -163,22 +205,20 @@ def our_embeddings(c: Any) -> np.ndarray:
     import jax.numpy as jnp
 
     from fvjax.parallel import sharding
-    from fvjax.training import train_state
 
-    mesh = sharding.make_mesh(c.mesh)
-    opened = train_state.open_model(c, mesh)
-    state, frozen, *_ = train_state.start(c, opened, mesh, steps_per_epoch=1000)
+    run = started(c)
+    encoder = run.recipe.model.encoder
 
     @jax.jit
-    def run(state, frozen, images):
-        variables = train_state.variables_of(c, state["trainable"], frozen, state["stats"])
-        if c.task == "pair_answer":
-            logits = opened.encoder.answer(variables, images[::2], images[1::2], opened.encoder.yes_no)
+    def outputs(state: TrainState, frozen: dict[str, Any], images: jax.Array) -> jax.Array:
+        variables = run.variables(state, frozen)
+        if run.config.task == "pair_answer":
+            logits = encoder.answer(variables, images[::2], images[1::2], encoder.yes_no)
             return jax.nn.log_softmax(logits.astype(jnp.float32))
-        x = opened.encoder(variables, images)[0]
+        x = encoder(variables, images)[0]
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
-    return np.asarray(run(state, frozen, sharding.batch({"x": faces(c.batch_size)}, mesh)["x"]))
+    return np.asarray(outputs(run.state, run.frozen, sharding.batch({"x": faces(c.batch_size)}, run.mesh)["x"]))
 
 
 def cpu_devices(batch: int) -> int:

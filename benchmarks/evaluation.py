@@ -6,7 +6,7 @@
 With --pairs (LFW's pairs.txt), --take pairs are evaluated that share images as often as all pairs do (0: all pairs), by
 an InternVL2 of cases.py with random weights, on synthetic faces, in float32. Three methods take turns, A B C A B C:
 
-    reused      the evaluation's own method (`predict.Predictor`): each image and each first image's prefix once
+    reused      the evaluation's own method (`AnswerEvaluator`): each image and each first image's prefix once
     by pair     the same model's answer to each pair, with all shortcuts of a training step
     reference   every layer, and the logits of the whole vocabulary at every position, as in benchmarks/flops.py
 
@@ -33,12 +33,12 @@ import numpy as np
 
 from benchmarks import cases, step_time
 from benchmarks import flops as counts
-from fvjax import predict
+from fvjax.config import typed
 from fvjax.data import pipeline, synthetic
 from fvjax.losses import pair_answer
 from fvjax.parallel import sharding
 from fvjax.planning import flops
-from fvjax.training import train_state
+from fvjax.tasks.predictor import Predictor
 
 BATCH_OF_ALL = 128  # pairs per batch, for the FLOPs of the whole list: eval.batch_size of the paper's config
 
@@ -69,18 +69,22 @@ def sample(pairs: Any, count: int) -> list[int]:
     return taken
 
 
+def evaluator_of(run: cases.Run) -> Any:
+    """Return the evaluator of the run's task: an EmbeddingEvaluator, or an AnswerEvaluator."""
+    model = run.recipe.model
+    return run.recipe.task.evaluator(model.encoder, Predictor(model.variables, run.frozen, run.mesh), set())
+
+
 def embedding(options: argparse.Namespace) -> None:
     """Print how many images are embedded per second."""
     given = argparse.Namespace(case=options.case, device=options.device, batch=2 * options.batch, set=[])
     config = step_time.configured(given, None, {"cpu": "float32", "gpu": "bfloat16"}[options.device])
-    mesh = sharding.make_mesh(config.mesh)
-    opened = train_state.open_model(config, mesh)
-    state, frozen, *_ = train_state.start(config, opened, mesh, steps_per_epoch=1)
-    predictor = predict.Predictor(config, opened.encoder, mesh, frozen, Path("unused"))
+    run = cases.started(config)
+    evaluator = evaluator_of(run)
     faces, rates = cases.faces(options.batch), []
     for _ in range(1 + options.rounds):
         start = time.perf_counter()
-        predictor.embed(state, faces)
+        evaluator.embed(run.state, faces)
         rates.append(options.batch / (time.perf_counter() - start))
     kind, middle = jax.devices()[0].device_kind, statistics.median(rates[1:])
     low, high = min(rates[1:]), max(rates[1:])
@@ -110,29 +114,27 @@ def main() -> None:
 
     config = cases.our_config(options.case, 2 * options.batch, None)
     config.eval.batch_size = options.batch
-    mesh = sharding.make_mesh(config.mesh)
-    opened = train_state.open_model(config, mesh)
-    state, frozen, *_ = train_state.start(config, opened, mesh, steps_per_epoch=1)
-    encoder, seconds, answers = opened.encoder, {}, {}
+    seconds, answers = {}, {}
 
     with tempfile.TemporaryDirectory() as folder:
         store = synthetic.write(Path(folder) / "faces", range(-(-2 * options.take // 8)), 8, 0, split="test")
-        predictor = predict.Predictor(config, encoder, mesh, frozen, Path(folder))
+        run = cases.started(config, Path(folder))
+        encoder, evaluator = run.recipe.model.encoder, evaluator_of(run)
 
         def each(answer):
             """Return a function that runs both images of every pair through the whole model."""
 
             @jax.jit
-            def run(state, frozen, faces):
-                variables = train_state.variables_of(config, state["trainable"], frozen, state["stats"])
+            def of_batch(state, frozen, faces):
+                variables = run.variables(state, frozen)
                 return pair_answer.p_yes(answer(variables, faces[::2], faces[1::2]), (0, 1))
 
             def all_pairs():
                 out = []
                 both = np.stack([pairs.a, pairs.b], 1).reshape(-1)
                 for faces, count in pipeline.eval_batches(store, both, 2 * options.batch):
-                    placed = sharding.batch({"faces": faces}, mesh)["faces"]
-                    out.append(np.asarray(run(state, frozen, placed))[: count // 2])
+                    placed = sharding.batch({"faces": faces}, run.mesh)["faces"]
+                    out.append(np.asarray(of_batch(run.state, run.frozen, placed))[: count // 2])
                 return np.concatenate(out)
 
             return all_pairs
@@ -142,28 +144,28 @@ def main() -> None:
             return logits[:, jnp.array(encoder.yes_no)].astype(jnp.float32)
 
         ways = {
-            "reused": lambda: predictor._answers(state, store, pairs, "reused"),  # type: ignore[arg-type]
+            "reused": lambda: evaluator.answers(run.state, store, pairs, "reused"),
             "by pair": each(lambda variables, a, b: encoder.answer(variables, a, b, encoder.yes_no)),
             "reference": each(reference),
         }
-        for name, run in ways.items():
-            answers[name], seconds[name] = run(), []
+        for name, evaluate in ways.items():
+            answers[name], seconds[name] = evaluate(), []
         for _ in range(options.rounds):
-            for name, run in ways.items():
+            for name, evaluate in ways.items():
                 start = time.perf_counter()
-                run()
+                evaluate()
                 seconds[name].append(time.perf_counter() - start)
     for name, probabilities in answers.items():
         np.testing.assert_allclose(probabilities, answers["reused"], rtol=1e-4, atol=1e-6, err_msg=name)
 
-    variables = {"params": {}} | state["trainable"] | {"params": frozen["params"]}
+    variables = {"params": {}} | run.state.trainable | {"params": run.frozen["params"]}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
     pair = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.uint8)
-    scaled = lambda variables: train_state.variables_of(config, variables)  # noqa: E731
+    scaled = lambda variables: run.recipe.model.variables(variables, {}, {})  # noqa: E731
     alone = flops.count(lambda v, x: encoder.answer(scaled(v), x, x, encoder.yes_no), shapes, pair)
     for what, which, size in (("selected pairs", pairs, options.batch), ("all pairs", every, BATCH_OF_ALL)):
         config.eval.batch_size = size
-        naive, ours = counts.evaluation(config, encoder, shapes, which)
+        naive, ours = counts.evaluation(typed(config), run.recipe, shapes, which)
         images, firsts = len(np.union1d(which.a, which.b)), len(np.unique(which.a))
         print(
             f"{what}: {len(which.a):,} pairs of {images:,} images, {firsts:,} of them first images; FLOPs: reference "

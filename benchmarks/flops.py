@@ -11,9 +11,9 @@ Nothing is shared between pairs. The training step differentiates with respect t
 nothing is frozen; this costs the forward pass twice again, except for the head of scenario 2, whose logits are not
 used. A second line differentiates with respect to the adapters only, as peft does.
 
-Actual, as in fvjax: These are the functions that training and evaluation call (`train.gradients`, `Encoder`,
-`predict`). They leave out the text after the image for visual_mean, the logits of embeddings, the logits before the
-last position, the last layer's queries and MLP before the last position, and the gradients of frozen weights. The
+Actual, as in fvjax: These are the functions that training and evaluation call (`training.step.gradients`, `Encoder`,
+`AnswerEvaluator`). They leave out the text after the image for visual_mean, the logits of embeddings, the logits before
+the last position, the last layer's queries and MLP before the last position, and the gradients of frozen weights. The
 schedule of the evaluation is that of `verification.answers`, including the padding of its batches: each image passes
 through the tower once, and the decoder runs once for each first image of a batch of pairs.
 
@@ -42,15 +42,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fvjax.config import Config
+from fvjax import tasks
+from fvjax.config import Config, typed
 from fvjax.data import stores
 from fvjax.data.readers import benchmark_lists
 from fvjax.evals import verification
 from fvjax.losses import contrastive, pair_answer
 from fvjax.models import vlm
 from fvjax.models.encoder import Encoder
+from fvjax.parallel import sharding
 from fvjax.planning import flops
-from fvjax.training import loop, optimizer, train_state
+from fvjax.training import optimizer
+from fvjax.training.model import RunModel, open_model
+from fvjax.training.state import TrainState, make_learner
+from fvjax.training.step import Recipe, gradients
 
 IDS = Path(__file__).parent.parent / "tests/golden/internlm2_tokenizer.json"  # token ids of both prompts
 
@@ -76,13 +81,15 @@ def naive(encoder: Encoder, variables: dict, faces: jax.Array) -> tuple[jax.Arra
     return encoder.net.apply(variables, pixels, method=run)  # type: ignore[return-value]
 
 
-def naive_gradients(config: Config, encoder: Encoder, trainable: dict, frozen: dict, batch: dict) -> Any:
-    """Return ((loss, logits of all positions), gradient of `trainable`) for a batch as in train.gradients."""
+def naive_gradients(config: Config, model: RunModel, trainable: dict, frozen: dict, batch: dict) -> Any:
+    """Return ((loss, logits of all positions), gradient of `trainable`) for a batch as in training.step.gradients."""
+    encoder = model.encoder
 
     def loss(trainable):
-        found, logits = naive(encoder, train_state.variables_of(config, trainable, frozen), batch["images"])
+        found, logits = naive(encoder, model.variables(trainable, {}, frozen), batch["images"])
         if config.task == "pair_answer":
-            return pair_answer.loss(found, batch["labels"], encoder.yes_no, config.loss.pair_loss), logits
+            losses = pair_answer.losses(found, batch["labels"], encoder.yes_no, config.loss.pair_loss)
+            return losses.mean(), logits
         return contrastive.loss(found, batch["labels"], config.loss.temperature), logits
 
     return jax.value_and_grad(loss, has_aux=True)(trainable)
@@ -95,36 +102,40 @@ def actual(encoder: Encoder, variables: dict, faces: jax.Array) -> jax.Array:
     return encoder.answer(variables, faces[:, 0], faces[:, 1], encoder.yes_no)
 
 
-def full_size(name: str) -> tuple[Config, Encoder, dict]:
-    """Return configs/NAME.py, its encoder and the shapes of its variables, without reading the config's files."""
-    config = importlib.import_module(f"configs.{name}").get_config()
-    ids = json.loads(IDS.read_text())["encode"][config.prompt.text]
-    config.prompt.update({"ids": tuple(ids), "text": "", "yes_no_ids": (9583, 2917)})
-    config.accumulation, config.batch_size = 1, 2
-    encoder = train_state.build_encoder(config, plain=True)
-    variables = jax.eval_shape(partial(train_state.init_variables, config, encoder), jax.random.key(0))
-    return config, encoder, variables
+def full_size(name: str) -> tuple[Config, Recipe, dict]:
+    """Return configs/NAME.py, its step and the shapes of its variables, without reading the config's files."""
+    file = importlib.import_module(f"configs.{name}").get_config()
+    ids = json.loads(IDS.read_text())["encode"][file.prompt.text]
+    file.prompt.update({"ids": tuple(ids), "text": "", "yes_no_ids": (9583, 2917)})
+    file.accumulation, file.batch_size, file.init_from = 1, 2, ""
+    config = typed(file)
+    task = tasks.get(config.task).from_config(config, Path())
+    model = open_model(config, task, sharding.one_device(), reference=True)
+    learner = make_learner(config.optimizer, model.groups, epochs=config.epochs, steps_per_epoch=1)
+    return config, Recipe(model, task, learner), jax.eval_shape(model.init, model.key)
 
 
-def of_a_pair(config: Config, encoder: Encoder, variables: dict) -> dict[str, tuple[int, int]]:
+def of_a_pair(config: Config, recipe: Recipe, variables: dict) -> dict[str, tuple[int, int]]:
     """Return {what: (naive, actual)} FLOPs of two images, separately (scenario 2) or as one pair (scenario 3)."""
+    model, batch = recipe.model, recipe.task.batch_shapes(1)
     trainable, frozen, _ = optimizer.split(variables, config.trainable)
-    state, frozen, batch = loop.abstract_step(config, {"trainable": trainable, "stats": {}}, frozen)
-    apply = lambda fn, variables, faces: fn(encoder, train_state.variables_of(config, variables), faces)  # noqa: E731
+    state = TrainState({}, {}, jax.ShapeDtypeStruct((), jnp.int32), trainable)
+    apply = lambda fn, variables, faces: fn(model.encoder, model.variables(variables, {}, {}), faces)  # noqa: E731
     forward = [flops.count(partial(apply, fn), variables, batch["images"]) for fn in (naive, actual)]
-    step = flops.count(partial(loop.gradients, config, encoder), state, frozen, batch)
-    by = partial(flops.count, partial(naive_gradients, config, encoder))
+    step = flops.count(partial(gradients, recipe), state, frozen, batch)
+    by = partial(flops.count, partial(naive_gradients, config, model))
     return {
         "forward pass": (forward[0], forward[1]),
         "training step": (by(variables, {}, batch), step),
-        "training step, adapters only": (by(state["trainable"], frozen, batch), step),
+        "training step, adapters only": (by(trainable, frozen, batch), step),
     }
 
 
-def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) -> tuple[int, int]:
-    """Return (naive, actual) FLOPs of P(Yes) of all pairs (image numbers a, b), on one device, as in fvjax.predict."""
+def evaluation(config: Config, recipe: Recipe, variables: dict, pairs: Any) -> tuple[int, int]:
+    """Return (naive, actual) FLOPs of P(Yes) of all pairs (image numbers a, b), on one device, as AnswerEvaluator's."""
+    encoder: Encoder = recipe.model.encoder
     net, size, dtype = encoder.net, config.eval.batch_size, jnp.dtype(config.dtype)
-    variables = jax.eval_shape(partial(train_state.variables_of, config), variables)
+    variables = jax.eval_shape(lambda variables: recipe.model.variables(variables, {}, {}), variables)
     faces = jax.ShapeDtypeStruct((1, 2, 112, 112, 3), jnp.uint8)
     visual = jax.ShapeDtypeStruct((1, net.image_tokens, net.decoder.width), dtype)  # type: ignore[attr-defined]
     kept = jax.eval_shape(encoder.prefix, variables, visual)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases
+from fvjax.config import typed
 from fvjax.losses import contrastive
 from fvjax.parallel import sharding
 from fvjax.planning import flops, hlo, programs
@@ -55,12 +56,12 @@ def wait_for(step: Callable, *args: jax.Array) -> None:
 
 def of_step(config) -> dict[str, float]:
     """Return the seconds, MiB and GFLOP of a training step."""
-    program = programs.program(config, sharding.make_mesh(config.mesh))
+    program = programs.make_program(typed(config), sharding.make_mesh(config.mesh))
     steps = cases.our_steps(config)
     return {
         "seconds": seconds(lambda: next(steps)),
         "MiB": programs.compiled(program).memory_analysis().temp_size_in_bytes / 2**20,
-        "GFLOP": flops.count(program.step, *program.given) / 1e9,
+        "GFLOP": flops.count(program.step, *program.arguments) / 1e9,
     }
 
 
@@ -102,11 +103,11 @@ def by_rank() -> Iterator[Point]:
 def by_devices() -> Iterator[Point]:
     for n in (1, 2, 4, 8):
         config = cases.our_config("mllm_tiny", 64, None)
-        program = programs.program(config, sharding.make_mesh(config.mesh, jax.devices()[:n]))
+        program = programs.make_program(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:n]))
         found = hlo.collectives(programs.compiled(program).as_text(), n)
         sent = {kind: sum(c.sent for c in found if c.kind == kind) / 1e6 for kind in ("all-reduce", "all-gather")}
-        trained = sum(x.size for x in jax.tree.leaves(program.given[0]["trainable"]))
-        result = 4 * (trained + 64 * program.encoder.net.decoder.width)  # type: ignore[union-attr]
+        trained = sum(x.size for x in jax.tree.leaves(program.arguments[0].trainable))
+        result = 4 * (trained + 64 * program.model.encoder.net.decoder.width)
         yield n, {f"MB by {k}": v for k, v in sent.items()} | {"MB expected": 2 * result * (n - 1) / n / 1e6}
 
 

@@ -19,6 +19,8 @@ The name of a config selects a model at full size in float32, with 16 images per
 not run.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import json
@@ -29,8 +31,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+if TYPE_CHECKING:  # only the child processes import jax
+    from fvjax.config import Config
 
 CASES = ("resnet_tiny", "mllm_tiny", "mllm_100m", "pair_100m")
 FULL = ("resnet50_infonce", "vit_lora", "mllm_lora", "pair_lora")
@@ -44,23 +50,22 @@ DECODER = {
 }
 
 
-def make(case: str, remat: str):
+def make(case: str, remat: str) -> Config:
     """Return the config of a case."""
     from configs import quickstart
-    from fvjax import plan
-    from fvjax.config import base
+    from fvjax.config import base, typed
+    from fvjax.planning import estimate
 
     if case in FULL:
-        config = plan.without_files(importlib.import_module(f"configs.{case}").get_config())[0]
-        config.accumulation = min(config.accumulation, 2)
-        config.batch_size, config.dtype, config.remat = 16 * config.accumulation, "float32", remat
-        return config
+        full = estimate.without_files(typed(importlib.import_module(f"configs.{case}").get_config()))[0]
+        parts = min(full.accumulation, 2)
+        return full.replace({"accumulation": parts, "batch_size": 16 * parts, "dtype": "float32", "remat": remat})
 
     kind, size = case.split("_")
     if kind == "resnet":
         config = quickstart.get_config("resnet")
         config.batch_size = 64
-        return config
+        return typed(config)
     config = base()
     config.model.kind, config.remat, config.attention, config.epochs = "vlm", remat, "by_head", 1
     config.model.vision_transformer.update(VISION[size])
@@ -75,7 +80,7 @@ def make(case: str, remat: str):
     else:
         config.task = "pair_answer"
         config.prompt.update({"ids": tuple(range(20, 34)), "yes_no_ids": (40, 50)})
-    return config
+    return typed(config)
 
 
 def one(case: str, remat: str) -> dict:
@@ -85,33 +90,34 @@ def one(case: str, remat: str) -> dict:
 
     from fvjax.parallel import sharding
     from fvjax.planning import flops, memory, programs
-    from fvjax.training import train_state
+    from fvjax.training.state import make_learner, start_state
 
     config = make(case, remat)
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = programs.program(config, mesh)
-    found, step = memory.estimate(program.step, *program.given), programs.compiled(program)
-    arguments = sum(programs.held(*one) for one in zip(program.given, program.placed))
-    layer = 1 + (config.task == "pair_answer" or config.accumulation > 1)
+    mesh = sharding.make_mesh(vars(config.mesh), jax.devices()[:1])
+    program = programs.make_program(config, mesh)
+    found, step = memory.estimate(program.step, *program.arguments), programs.compiled(program)
+    arguments = sum(programs.bytes_per_device(*one) for one in zip(program.arguments, program.shardings))
+    layer = 1 + (config.accumulation > 1)
     working = sum(found.alive[layer:]) if config.model.kind != "iresnet" else sum(found.alive)
     out = {
         "least": arguments + sum(found.alive),
         "most": arguments + sum(found.alive) + working,
         "xla": arguments + step.memory_analysis().temp_size_in_bytes,
-        "gflop": flops.count(program.step, *program.given) / 1e9,
+        "gflop": flops.count(program.step, *program.arguments) / 1e9,
     }
     if case in FULL:
         return out
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    begun = train_state.start(config, train_state.open_model(config, mesh, plain=case.startswith("resnet")), mesh, 1)
-    state, pairs = begun.state, config.batch_size // 2
+    learner = make_learner(config.optimizer, program.model.groups, epochs=config.epochs, steps_per_epoch=1)
+    state, frozen = start_state(learner, program.model, mesh), program.model.read_frozen()
+    pairs = config.batch_size // 2
     rng, index = np.random.default_rng(0), np.arange(pairs, dtype=np.int32)
     images = rng.integers(0, 256, (pairs, 2, 112, 112, 3), np.uint8)
     labels = index % 2 if config.task == "pair_answer" else index
     batch, times = sharding.batch({"images": images, "labels": labels, "index": index}, mesh), []
     for _ in range(3):
         start = time.perf_counter()
-        state, values = step(state, begun.frozen, batch)
+        state, values = step(state, frozen, batch)
         values["loss"].block_until_ready()
         times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -41,11 +41,12 @@ import pytest
 from PIL import Image
 
 import fvjax
-from fvjax import evaluate, main
-from fvjax.config import base, benchmark, to_json
+from fvjax import cli, main
+from fvjax.config import base, benchmark, typed
 from fvjax.data import images, prepare, stores
 from fvjax.data.readers.recordio import conversion, records
 from fvjax.data.stores import shards
+from fvjax.tasks import benchmarks
 from fvjax.training import checkpoint, metrics, preemption
 from tests.test_convert import FC1, TINY, change_llm, drop, lose_shard, only_pickle, spoil, write_config
 from tests.test_images import file_bytes, smooth_face
@@ -76,7 +77,9 @@ class Commands:
         one = jax.devices()[:1]
         self.monkeypatch.setattr(jax, "devices", lambda: one)  # compiles in half the time
         self.monkeypatch.setattr(preemption, "SIGNALS", ())  # they are pytest's
-        flags = {"CONFIG": config, "WORKDIR": str(workdir), "MODE": mode, "PROFILE": 0, "TRACEBACK": False}
+        flags = {"WORKDIR": str(workdir), "MODE": mode, "PROFILE": 0}
+        for flag, value in {"CONFIG": config, "TRACEBACK": False}.items():
+            self.monkeypatch.setattr(cli, flag, SimpleNamespace(value=value))
         for flag, value in (flags | dict.fromkeys(("COORDINATOR", "PROCESSES", "PROCESS"))).items():
             self.monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
         try:
@@ -354,14 +357,14 @@ def test_workdirs_of_something_else(run, finished, faces, tmp_path):
     ("changes", "message"),
     [
         ({"model.vision_transformer.width": 8}, "checkpoints/4 does not fit the model"),
-        ({"seed": 1}, "checkpoints/4: pairs is [0, 8], this run has [1, 8]; choose another --workdir"),
+        ({"seed": 1}, "checkpoints/4: plan is [0, 8], this run has [1, 8]; choose another --workdir"),
     ],
 )
 def test_a_checkpoint_of_another_model(run, finished, faces, tmp_path, changes, message):
     """The checkpoints of one run beside the config of another."""
     workdir = shutil.copytree(finished[0], tmp_path / "x")
     config = small(faces, **changes)
-    (workdir / "config.json").write_text(to_json(config))
+    (workdir / "config.json").write_text(typed(config).to_json())
     kept = snapshot(tmp_path)
     assert message in run.refuses("main", config, workdir)
     assert snapshot(tmp_path) == kept
@@ -432,7 +435,9 @@ def test_pickles_are_refused_by_name(run, tiny, tmp_path, name):
     ):
         assert f"{name} can run code when opened, so pickles are not read: convert to safetensors first" in said
     (tiny / name).rename(tiny / "model.safetensors")
-    assert "pickles are not read" in run.refuses("convert", f"--src={tiny}", f"--dst={tmp_path / 'dst'}")
+    said = run.refuses("convert", f"--src={tiny}", f"--dst={tmp_path / 'dst'}")
+    assert "model.safetensors is not a complete safetensors file" in said
+    assert "convert a pickle to safetensors first" in said
     assert snapshot(tmp_path).keys() == {k.replace(name, "model.safetensors") for k in kept}
 
 
@@ -616,7 +621,7 @@ def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces, mo
 def test_a_full_disk_while_results_are_written(run, disk, monkeypatch, finished, faces):
     workdir = shutil.copytree(finished[0], disk.path / "x")
     kept = snapshot(workdir)
-    full_from(monkeypatch, disk, evaluate, "finish")
+    full_from(monkeypatch, disk, benchmarks, "report")  # what is called just before they are written
     said = run.refuses("main", small(faces), workdir, "eval")
     assert f"{workdir}/results.json: " in said
     assert tells_of_a_full_disk(said), said

@@ -21,16 +21,17 @@ import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
 
+import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import export, plan, pretrain, verify
+from fvjax import cli, export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import prepare, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
 from fvjax.data.stores import shards
 from fvjax.parallel import distributed
-from fvjax.training import loop, preemption
+from fvjax.training import preemption
 from launch import local
 from tests.test_convert import TINY as CHECKPOINT
 from tests.test_prepare import cfp, fails, lfw, put, run  # noqa: F401
@@ -204,6 +205,7 @@ def by_command(name: str, parser: argparse.ArgumentParser) -> dict[str, set[str]
 def all_flags() -> dict[str, set[str]]:
     defined = flags.FLAGS.flags_by_module_dict()
     found = {name: {flag.name for flag in defined[name]} for name in ("fvjax.main", "fvjax.plan")}
+    found["fvjax.main"] |= {flag.name for flag in defined["fvjax.cli"]}  # which fvjax.plan has too
     commands = {
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.export": lambda: export.main([]),
@@ -281,13 +283,13 @@ def called(monkeypatch):
             told.update(workdir=str(workdir), train=train, profile=profile)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "run", run)
+            patch.setattr(fvjax.experiment, "run", run)
             patch.setattr(distributed, "start", lambda place, _: told.update(place=tuple(place)))
             patch.setattr(preemption.Request, "listen", lambda _: None)
             if "fails" in given:
                 error = given.pop("fails")
-                patch.setattr(loop, "run", lambda *_, **__: (_ for _ in ()).throw(error))
-            patch.setattr(fvjax.main, "CONFIG", type("Flag", (), {"value": config}))
+                patch.setattr(fvjax.experiment, "run", lambda *_, **__: (_ for _ in ()).throw(error))
+            patch.setattr(cli, "CONFIG", type("Flag", (), {"value": config}))
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             with flagsaver.flagsaver(**given):
@@ -407,8 +409,8 @@ def told(monkeypatch):
     def one(name):
         return lambda src, dst, **options: found.update(options, name=name, src=src, dst=dst)
 
-    for name, function in (("folder", "folder"), ("lfw", "lfw"), ("cfp", "cfp"), ("recordio", "recordio")):
-        monkeypatch.setattr(prepare, function, one(name))
+    for name in ("folder", "lfw", "cfp", "recordio"):
+        monkeypatch.setattr(prepare, name, one(name))
     monkeypatch.setattr(prepare, "summary", lambda _: "")
 
     def call(*args: str) -> dict[str, Any]:

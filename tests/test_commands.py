@@ -12,9 +12,9 @@ import pytest
 
 import fvjax
 from fvjax import __main__ as commands
-from fvjax import main, shipped
-from fvjax.config import base
-from fvjax.training import train_state
+from fvjax import checks, cli, shipped
+from fvjax.config import base, typed
+from fvjax.training.model import pretrained_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -118,9 +118,9 @@ def test_the_config_flag_is_rewritten_in_each_of_its_forms(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     file = f"{ROOT}/configs/quickstart.py"
     given = ["main", "--config=quickstart:resnet", "--config.epochs=1", "--mode", "eval"]
-    assert main.find_config(given) == ["main", f"--config={file}:resnet", *given[2:]]
-    assert main.find_config(["main", "--config", "quickstart"]) == ["main", "--config", file]
-    assert main.find_config(["main", "--config"]) == ["main", "--config"]
+    assert cli.find_config(given) == ["main", f"--config={file}:resnet", *given[2:]]
+    assert cli.find_config(["main", "--config", "quickstart"]) == ["main", "--config", file]
+    assert cli.find_config(["main", "--config"]) == ["main", "--config"]
 
 
 def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch):
@@ -128,11 +128,11 @@ def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch)
     monkeypatch.chdir(ROOT)
     config = base()
     config.init_from, config.model.kind = given, "vision_transformer"
-    here = train_state.base_hash(config)
+    here = pretrained_hash(config.init_from, config.init_parts)
     monkeypatch.chdir(tmp_path)
     assert shipped.weights(given) == f"{ROOT}/{given}"
-    assert train_state.base_hash(config) == here
-    assert main.missing(config) == []
+    assert pretrained_hash(config.init_from, config.init_parts) == here
+    assert checks.missing(typed(config).required_paths, {}) == []
     assert shipped.weights("data/InternVL2-2B") == "data/InternVL2-2B"
 
 

@@ -1,5 +1,6 @@
 """Test which settings are refused, each at the edge of what is allowed, and which may change when a run resumes."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fvjax import config as configs
+from fvjax import tasks
 
 GROUPED = {"batch_size": 48, "accumulation": 2}
 VLM = {"model.kind": "vlm", "model.pooling": "visual_mean"}
@@ -118,21 +120,27 @@ def config_with(changes):
     return config
 
 
+def check(changes):
+    config = configs.typed(config_with(changes))
+    config.check()
+    tasks.get(config.task).check(config)
+
+
 @pytest.mark.parametrize("case", FINE)
 def test_what_a_run_can_use(case):
-    configs.check(config_with(FINE[case]))
+    check(FINE[case])
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_no_run_can_use_is_refused_in_words(case):
     changes, message = WRONG[case]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        configs.check(config_with(changes))
+        check(changes)
 
 
 def test_rows_are_checked_named_and_share_the_faces():
     config = config_with({})
-    assert configs.experiments(config, Path("runs")) == {Path("runs"): config}
+    assert configs.experiments(config, Path("runs")) == {Path("runs"): configs.typed(config)}
     config.rows = {"b": {"seed": 3}, "a": {"optimizer": {"lr": 0.5}}}
     found = configs.experiments(config, Path("runs"))
     assert list(found) == [Path("runs/a"), Path("runs/b")]
@@ -140,7 +148,9 @@ def test_rows_are_checked_named_and_share_the_faces():
         ("a", 0, 0.5, "runs"),
         ("b", 3, 0.1, "runs"),
     ]
-    assert all(c.is_locked and not c.rows for c in found.values())
+    assert all(not c.rows for c in found.values())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found[Path("runs/a")].seed = 1  # type: ignore[misc]
     assert config.data.synthetic.dir == "", "the config itself is left alone"
     for changes in ({"sead": 1}, {"seed": "one"}):
         config.rows = {"c": changes}
@@ -172,7 +182,7 @@ def test_what_may_change_is_a_key_or_all_below_it_not_a_longer_name():
 
 def test_the_hash_is_of_what_is_computed_wherever_it_runs():
     def hashed(**changes):
-        return configs.config_hash(config_with({k.replace("__", "."): v for k, v in changes.items()}))
+        return configs.typed(config_with({k.replace("__", "."): v for k, v in changes.items()})).hash()
 
     assert re.fullmatch("[0-9a-f]{16}", hashed())
     assert hashed() == hashed(data__workers=2, remat="full", mesh__fsdp=2, heartbeat_seconds=9.0)

@@ -1,6 +1,5 @@
 """Test that every config can be built, that one of its steps can be traced, and that its parameter count is right."""
 
-import functools
 import importlib
 import json
 import math
@@ -10,11 +9,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import main, trees
-from fvjax.config import base, check, differences, experiments
+from fvjax import main, runtime, tasks, trees
+from fvjax.config import base, differences, experiments, typed
 from fvjax.parallel import sharding
-from fvjax.planning import flops
-from fvjax.training import loop, optimizer, train_state
+from fvjax.planning import programs
+from fvjax.training.model import open_model
 
 
 def _of_tower(trained: int) -> tuple:
@@ -64,66 +63,60 @@ def test_rows_are_experiments_of_their_own():
     for where, row in found.items():
         alone = importlib.import_module("configs.quickstart").get_config(where.name)
         assert row.batch_size == 8, "what holds for all rows is taken from the config"
-        assert {d.split(":")[0] for d in differences(row.to_dict(), alone.to_dict())} == {"name", "batch_size"}
+        assert {d.split(":")[0] for d in differences(row.to_dict(), typed(alone).to_dict())} == {"name", "batch_size"}
     config.rows.vit_lora.optimizer.lrr = 1
     with pytest.raises(ValueError, match=r"rows\.vit_lora.*lrr"):
         experiments(config, Path("runs/q"))
+
+
+def without_weights(config):
+    """The config as a Config whose model starts at random, so that no pretrained weights are opened."""
+    return typed(config).replace({"init_from": "", "init_parts": {}})
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_config(name):
     file, *row = name.split(":")
     config = importlib.import_module(f"configs.{file}").get_config(*row)
-    check(config)
+    typed(config).check()
+    tasks.get(config.task).check(typed(config))
     if config.prompt.text:  # as InternLM2's tokenizer has it, which is not part of the project
         ids = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())["encode"]
         config.prompt.update({"ids": tuple(ids[config.prompt.text]), "text": "", "yes_no_ids": (9583, 2917)})
-    encoder = train_state.build_encoder(config)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(functools.partial(train_state.init_variables, config, encoder), key)
-    stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
-    trainable, frozen, groups = optimizer.split(variables, config.trainable)
-    size = {k: sum(x.size for x in trees.flatten(v).values()) for k, v in (("t", trainable), ("f", frozen))}
+    config = without_weights(config)
+    program = programs.make_program(config, sharding.one_device(), reference=False)
+    state, frozen, _ = program.arguments
+    size = {k: sum(x.size for x in trees.flatten(v).values()) for k, v in (("t", state.trainable), ("f", frozen))}
     counts = (size["t"] + size["f"], size["t"])
     expected = EXPECTED[name]
     assert counts == expected[:2]
-    if not config.epochs:
+    if not config.trains:
         return
-    lr = optimizer.schedule(config.optimizer, config.epochs, 10)
-    tx = optimizer.make(config.optimizer, groups, lr)
-    shape = jax.eval_shape(lambda t: {"trainable": t, "opt": tx.init(t)}, trainable)
-    shape |= {"stats": stats, "step": jax.ShapeDtypeStruct((), "int32")}
-    step = functools.partial(loop.step_fn, config, encoder, tx, lr)
-    args = loop.abstract_step(config, shape, frozen)
-    new, values = jax.eval_shape(step, *args)
+    new, values = jax.eval_shape(program.step, *program.arguments)
     assert set(values) == {"loss", "lr", "grad_norm"} | ({"dead"} if config.lora.rank else set())
-    assert {k: v.shape for k, v in trees.flatten(new["trainable"]).items()} == {
-        k: v.shape for k, v in trees.flatten(trainable).items()
+    assert {k: v.shape for k, v in trees.flatten(new.trainable).items()} == {
+        k: v.shape for k, v in trees.flatten(state.trainable).items()
     }
-    if expected[2]:
-        config.accumulation = 1  # GradCache's first forward pass is not the model's own arithmetic
-        plain = functools.partial(loop.step_fn, config, train_state.build_encoder(config, plain=True), tx, lr)
-        per_image = flops.count(plain, *args) / config.batch_size / 1e9
+    if expected[2]:  # counted without accumulation: GradCache's first forward pass is not the model's own arithmetic
+        per_image = programs.model_flops(config, sharding.one_device()) / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)
 
 
 def test_a_frozen_base_can_be_kept_in_parts():
     config = importlib.import_module("configs.mllm_lora").get_config()
     config.prompt.update({"ids": (1, 2), "text": ""})
-    encoder = train_state.build_encoder(config)
-    init = functools.partial(train_state.init_variables, config, encoder)
-    variables = jax.eval_shape(init, jax.random.key(0))
+    config = without_weights(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2}, jax.devices()[:8])
-    where = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
+    model = open_model(config, tasks.get(config.task).from_config(config, Path()), mesh)
+    variables = jax.eval_shape(model.init, model.key)
     leaves = trees.flatten({"params": variables["params"]})
-    here = sum(math.prod(where[n].shard_shape(x.shape)) for n, x in leaves.items())
+    here = sum(math.prod(model.shardings[n].shard_shape(x.shape)) for n, x in leaves.items())
     assert here < 0.17 * sum(x.size for x in leaves.values()), "1/8 of the matrices, 1/4 of the words and of q, k, v"
 
 
 def test_a_cpu_gets_as_many_devices_as_a_part_of_the_batch_divides_by(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    config = base()
-    config.batch_size, config.eval.batch_size = 16, 8
-    assert main.cpu_devices([config], 1) == 4
-    config.accumulation = 4  # two pairs a part
-    assert main.cpu_devices([config], 1) == 2
+    config = typed(base()).replace({"batch_size": 16, "eval.batch_size": 8})
+    assert runtime.cpu_devices(main.batches([config]), 1) == 4
+    config = config.replace({"accumulation": 4})  # two pairs a part
+    assert runtime.cpu_devices(main.batches([config]), 1) == 2

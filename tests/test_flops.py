@@ -1,6 +1,7 @@
 """Test how many FLOPs the exact shortcuts save at full size, and that both sides compute the same."""
 
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 
 from benchmarks import flops
-from fvjax import trees
-from fvjax.config import base
-from fvjax.training import loop, optimizer, train_state
+from fvjax import tasks, trees
+from fvjax.config import base, typed
+from fvjax.parallel import sharding
+from fvjax.training import optimizer
+from fvjax.training.model import open_model
+from fvjax.training.state import TrainState, make_learner
+from fvjax.training.step import Recipe, gradients
 from tests.parity import close
 from tests.reference.recipe import GOLDEN
 from weights_convert import read_adapters
@@ -40,12 +45,12 @@ def test_fewer_flops_in_lfws_evaluation(real_data):
 
 def test_the_evaluation_counts_what_its_schedule_computes():
     """Batches of 2 pairs: images are padded to 4; the first batch shares its first image, the second cannot."""
-    config, encoder, variables = flops.full_size("pair_lora")
-    config.eval.batch_size = 2
-    count = functools.partial(flops.evaluation, config, encoder, variables)
+    config, recipe, variables = flops.full_size("pair_lora")
+    config = config.replace({"eval.batch_size": 2})
+    count = functools.partial(flops.evaluation, config, recipe, variables)
     naive, shared = count(SimpleNamespace(a=np.array([0, 0]), b=np.array([1, 2])))
     again, alone = count(SimpleNamespace(a=np.array([0, 3]), b=np.array([1, 2])))
-    pair, forward = flops.of_a_pair(config, encoder, variables)["forward pass"]
+    pair, forward = flops.of_a_pair(config, recipe, variables)["forward pass"]
     assert naive == again == 2 * pair
     # of one image in 257 tokens: 23 of 24 layers, and the last one's keys and values
     assert alone - shared == pytest.approx(776e9, rel=0.02)
@@ -63,12 +68,15 @@ def test_naive_and_actual_compute_the_same(task, pooling):
     config.model.decoder.update(
         {"vocab": 256, "width": 64, "depth": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "mlp_dim": 128}
     )
-    config.lora.update({"rank": 8, "alpha": 8.0})
+    targets = ("vision/blocks/mlp/fc[12]", "decoder/blocks/mlp/(gate|up|down)")
+    config.lora.update({"rank": 8, "alpha": 8.0, "targets": targets, "count": 2 * 3 + 3 * 3})
     key = "prompt_ids" if pooling else "pair_prompt_ids"
     config.prompt.update({"ids": tuple(golden[key].tolist()), "yes_no_ids": tuple(golden["yes_no_ids"].tolist())})
-    opened = train_state.open_base(config)
-    encoder = train_state.build_encoder(config, opened)
-    frozen = trees.unflatten({name: jnp.asarray(np.asarray(leaf)) for name, leaf in opened.params.items()})
+    config = typed(config)
+    task_of = tasks.get(task).from_config(config, Path())
+    model = open_model(config, task_of, sharding.one_device())
+    recipe = Recipe(model, task_of, make_learner(config.optimizer, model.groups, epochs=1, steps_per_epoch=1))
+    frozen = trees.unflatten({name: jnp.asarray(np.asarray(leaf)) for name, leaf in model.pretrained.params.items()})
     trainable = {"lora": trees.unflatten(read_adapters(TINY / "adapters.safetensors", TINY, "vlm")[0])}
     batch = {
         "images": golden["faces"].reshape(4, 2, 112, 112, 3),
@@ -76,15 +84,14 @@ def test_naive_and_actual_compute_the_same(task, pooling):
         "index": np.arange(4),
     }
     with jax.default_matmul_precision("highest"):
-        variables = train_state.variables_of(config, trainable, frozen)
-        found, logits = jax.jit(functools.partial(flops.naive, encoder))(variables, batch["images"])
-        ours = jax.jit(functools.partial(flops.actual, encoder))(variables, batch["images"])
+        variables = model.variables(trainable, {}, frozen)
+        found, logits = jax.jit(functools.partial(flops.naive, model.encoder))(variables, batch["images"])
+        ours = jax.jit(functools.partial(flops.actual, model.encoder))(variables, batch["images"])
         everything = optimizer.merge(trainable, frozen)
-        naive = jax.jit(functools.partial(flops.naive_gradients, config, encoder, frozen={}))
+        naive = jax.jit(functools.partial(flops.naive_gradients, config, model, frozen={}))
         (loss, _), grads = naive(everything, batch=batch)
-        ours_loss, _, ours_grads = jax.jit(functools.partial(loop.gradients, config, encoder))(
-            {"trainable": trainable, "stats": {}}, frozen, batch
-        )
+        state = TrainState({}, {}, 0, trainable)
+        ours_loss, _, ours_grads = jax.jit(functools.partial(gradients, recipe))(state, frozen, batch)
     text = len(config.prompt.ids)
     assert logits.shape == ((8, 1 + 256 + text, 256) if pooling else (4, 1 + 512 + text, 256))
     close(ours, found if pooling else found[:, list(config.prompt.yes_no_ids)], 1e-5, "outputs")

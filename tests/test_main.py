@@ -234,8 +234,10 @@ def test_missing_files_are_named_with_their_remedy(tmp_path):
 
 COMPILES = """
 import sys, jax
-from fvjax import main
-main.keep_programs(sys.argv[1])
+from fvjax import runtime
+backend, jax.default_backend = jax.default_backend, lambda: sys.argv[1]
+runtime.keep_programs()
+jax.default_backend = backend
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x @ x.T)(jax.numpy.ones((8, 8)))
 """

@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from fvjax import plan
-from fvjax.config import base
+from fvjax.config import base, typed
 from fvjax.parallel import sharding
-from fvjax.planning import flops, hlo, memory, programs
+from fvjax.planning import devices, estimate, flops, hlo, memory, programs
 from fvjax.training import profiling
 from tests.test_train import tiny_vit
 
@@ -158,19 +158,27 @@ def test_a_count_that_cannot_be_is_told_and_leaves_no_column(flags, monkeypatch,
 
 
 def test_steps_of_an_epoch_are_told_or_follow_from_images_or_pairs(flags, monkeypatch):
-    assert plan.steps_per_epoch(config()) == 3790
+    assert plan.total_steps(typed(config(epochs=1))) == 3790
+    assert plan.total_steps(typed(config(epochs=0))) == 0
     flag(monkeypatch, STEPS=7)
-    assert plan.steps_per_epoch(config()) == 7
-    assert plan.steps_per_epoch(config(task="pair_answer", **{"data.pairs_per_epoch": 100_000})) == 130  # of 768 pairs
+    assert plan.total_steps(typed(config(epochs=1))) == 7
+    assert plan.total_steps(typed(config(epochs=3))) == 3 * 7
+    assert plan.total_steps(typed(config(epochs=0, steps=50))) == 50
+    pairs = {"task": "pair_answer", "data.pairs_per_epoch": 100_000}
+    assert plan.total_steps(typed(config(epochs=1, **pairs))) == 130  # of 768 pairs
     found = made_up(2) | {"bounds": {"compute": 1.5}, "verdict": "fits"}
-    assert plan.column(config(epochs=3), found, plan.DEVICES["h100"])["hours of 3 epochs, at least"] == "0.0"
+
+    def hours(c) -> str:
+        return plan.column(typed(c), found, devices.DEVICES["h100"])["hours of 3 epochs, at least"]
+
+    assert hours(config(epochs=3)) == "0.0"
     flag(monkeypatch, STEPS=2400)
-    assert plan.column(config(epochs=3), found, plan.DEVICES["h100"])["hours of 3 epochs, at least"] == "3.0"
+    assert hours(config(epochs=3)) == "3.0"
 
 
 def test_devices_are_their_datasheets():
     """FLOP/s in bfloat16, bytes/s of memory, GiB that a program may have, bytes/s of NVLink in one direction."""
-    assert {kind: tuple(device) for kind, device in plan.DEVICES.items()} == {
+    assert {kind: tuple(device) for kind, device in devices.DEVICES.items()} == {
         "h200": (989e12, 4.8e12, 139, 450e9),
         "h100": (989e12, 3.35e12, 79, 450e9),
         "a100-80gb": (312e12, 2.039e12, 79, 300e9),
@@ -179,10 +187,10 @@ def test_devices_are_their_datasheets():
 
 
 def test_bounds_in_float32_without_workers_and_with_kept_faces():
-    machine = plan.Machine(plan.DEVICES["a100-40gb"], 4, 50e9, 5000)
+    machine = devices.Machine(devices.DEVICES["a100-40gb"], 4, 50e9, 5000)
     found = made_up(8) | {"collectives": []}
     for dtype, times in (("bfloat16", 1), ("float32", 2)):
-        seconds = plan.bounds(config(dtype=dtype, **{"data.workers": 0}), found, machine)
+        seconds = estimate.bounds(typed(config(dtype=dtype, **{"data.workers": 0})), found, machine)
         assert seconds == {
             "compute": pytest.approx(times * 312.5 / 312),
             "memory bandwidth": pytest.approx(3716.2 / 1555),
@@ -191,19 +199,19 @@ def test_bounds_in_float32_without_workers_and_with_kept_faces():
             "input": pytest.approx(1536 / (2 * 1 * 5000)),  # two nodes; without workers the process itself decodes
         }
     for cache in ("host", "device"):
-        assert plan.bounds(config(**{"data.cache": cache, "data.workers": 0}), found, machine)["input"] == 0
+        assert estimate.bounds(typed(config(**{"data.cache": cache, "data.workers": 0})), found, machine)["input"] == 0
     # three devices on a node of four are one node, five are two
-    for devices, nodes in ((3, 1), (4, 1), (5, 2)):
-        found["devices"] = devices
-        assert plan.bounds(config(), found, machine)["input"] == pytest.approx(1536 / (nodes * 4 * 5000))
+    for count, nodes in ((3, 1), (4, 1), (5, 2)):
+        found["devices"] = count
+        assert estimate.bounds(typed(config()), found, machine)["input"] == pytest.approx(1536 / (nodes * 4 * 5000))
 
 
 def test_it_fits_up_to_nine_tenths_of_the_device_by_the_upper_end():
-    device = plan.Device(1, 1, 100, 1)
+    device = devices.Device(1, 1, 100, 1)
 
     def verdict(kept: float, working: float, **changes):
         found = {"bytes": {"kept": kept * GIB, "working set": working * GIB}, "remat": "none"}
-        return plan.verdict(config(**changes), found, device)
+        return estimate.verdict(typed(config(**changes)), found, device)
 
     assert verdict(70, 10) == "fits"
     assert verdict(70.1, 10) == "may not fit; try config.remat=full"
@@ -335,22 +343,23 @@ def test_remat_tells_what_each_choice_needs_in_gib(monkeypatch):
         kept, working = upper[config.remat]
         return {"kept": kept * GIB, "working set": working * GIB}, 0
 
-    monkeypatch.setattr(programs, "program", lambda config, mesh: None)
+    monkeypatch.setattr(programs, "make_program", lambda config, mesh: None)
     monkeypatch.setattr(programs, "sizes", sizes)
+    lora, mesh = typed(config()), sharding.one_device()
     told = "none needs 40.0 to 50.0 GiB"
-    assert programs.remat(config(), None, int(50 / 0.9 * GIB) + 1) == (
+    assert programs.remat_that_fits(lora, mesh, int(50 / 0.9 * GIB) + 1) == (
         "none",
         f"remat: none ({told}; a device has 55.6)",
     )
     told += ", dots needs 28.0 to 36.0 GiB"
-    assert programs.remat(config(), None, 40 * GIB) == ("dots", f"remat: dots ({told}; a device has 40.0)")
+    assert programs.remat_that_fits(lora, mesh, 40 * GIB) == ("dots", f"remat: dots ({told}; a device has 40.0)")
     told += ", full needs 14.0 to 18.0 GiB"
-    assert programs.remat(config(), None, 20 * GIB) == ("full", f"remat: full ({told}; a device has 20.0)")
-    choice, why = programs.remat(config(), None, 19 * GIB)
+    assert programs.remat_that_fits(lora, mesh, 20 * GIB) == ("full", f"remat: full ({told}; a device has 20.0)")
+    choice, why = programs.remat_that_fits(lora, mesh, 19 * GIB)
     assert choice == "full"
     assert why.startswith(f"remat: full ({told}, which may be too much: raise config.accumulation")
     assert why.endswith("; a device has 19.0)")
-    resnet = programs.remat(config(**{"model.kind": "iresnet"}), None, 1)
+    resnet = programs.remat_that_fits(typed(config(**{"model.kind": "iresnet"})), mesh, 1)
     assert resnet[0] == "none", "it has no layers to compute again"
 
 
@@ -366,10 +375,11 @@ def test_a_devices_memory_is_its_allocators_or_its_share_of_the_machines(monkeyp
 @pytest.mark.parametrize("told", [True, False])
 def test_several_processes_take_what_fits_the_smallest(monkeypatch, told):
     monkeypatch.setattr(programs, "device_memory", lambda: 11)
-    monkeypatch.setattr(programs, "remat", lambda config, mesh, limit: ("none", f"why, of {limit}"))
+    monkeypatch.setattr(programs, "remat_that_fits", lambda config, mesh, limit: ("none", f"why, of {limit}"))
     monkeypatch.setattr(programs.distributed, "exchange", lambda mine: [mine, "full" if told else "none", "dots"])
     said = []
-    assert programs.chosen(config(), None, said.append) == ("full" if told else "dots")
+    monkeypatch.setattr(programs, "say", said.append)
+    assert programs.choose_remat(typed(config()), sharding.one_device()) == ("full" if told else "dots")
     assert said == ["why, of 11"]
 
 
@@ -401,7 +411,8 @@ def test_what_lives_where_is_told_in_mib():
 def test_bytes_of_a_device_are_its_shards():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1}, jax.devices())
     placed = {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())}
-    assert programs.held({"a": shaped(8, 3), "b": shaped(5, dtype=jnp.float16)}, placed) == 2 * 3 * 4 + 5 * 2
+    shapes = {"a": shaped(8, 3), "b": shaped(5, dtype=jnp.float16)}
+    assert programs.bytes_per_device(shapes, placed) == 2 * 3 * 4 + 5 * 2
 
 
 # ---- the profile
@@ -458,8 +469,7 @@ def test_the_profile_lists_the_modules_that_took_longest_first():
 def test_a_config_without_epochs_is_planned_as_a_batch_of_its_evaluation():
     c = base()
     c.epochs, c.eval.batch_size, c.batch_size, c.accumulation = 0, 48, 2048, 8
-    one, _ = plan.without_files(c)
+    one, _ = estimate.without_files(typed(c))
     assert (one.batch_size, one.accumulation) == (48, 1)
     c.task, c.model.kind = "pair_answer", "vlm"
-    assert plan.without_files(c)[0].batch_size == 96, "a pair has two images"
-    assert (c.batch_size, c.accumulation) == (2048, 8), "the config itself is left alone"
+    assert estimate.without_files(typed(c))[0].batch_size == 96, "a pair has two images"

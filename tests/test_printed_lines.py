@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fvjax import api, errors, evaluate, verify
-from fvjax.config import base, to_json
+from fvjax import api, errors, experiment, main, runtime, verify
+from fvjax.config import base, typed
 from fvjax.data import images, prepare
-from fvjax.training import loop, preemption
+from fvjax.training import preemption
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from tests.test_bad_input import Commands
 from tests.test_convert import IRESNET, iresnet_shapes
@@ -40,7 +40,7 @@ def made_up(path: Path, split: str, **more) -> SimpleNamespace:
 
 def summary(capsys, monkeypatch, store, command: str = "folder") -> list[str]:
     """What the command prints of a store that it has made."""
-    monkeypatch.setattr(prepare, {"recordio": "from_recordio"}.get(command, command), lambda src, dst, **_: store)
+    monkeypatch.setattr(prepare, command, lambda src, dst, **_: store)
     more = {"lfw": ["--pairs=pairs.txt"]}.get(command, [])
     assert prepare.main([command, "--src=here", "--dst=there", *more]) == 0
     out, err = capsys.readouterr()
@@ -144,9 +144,9 @@ def verified(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jpg").write_bytes(images.encode(smooth_face(1)))
     workdir = tmp_path / "run"
     workdir.mkdir()
-    (workdir / "config.json").write_text(to_json(base()))
+    (workdir / "config.json").write_text(typed(base()).to_json())
     network = SimpleNamespace(
-        run=api.Run(base(), 12, "base"), encoder=SimpleNamespace(yes_no=()), embed=None, p_same=None
+        run=api.Run(typed(base()), 12, "base"), encoder=SimpleNamespace(yes_no=()), embed=None, p_same=None
     )
     monkeypatch.setattr(api, "load_workdir", lambda path: network)
 
@@ -259,7 +259,7 @@ def test_how_a_run_ended_is_its_exit_code(error, code, told, monkeypatch, capsys
         if error:
             raise error
 
-    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     commands = Commands(monkeypatch, capsys)
     assert commands.main(base(), tmp_path / "run") == code
     out, err = capsys.readouterr()
@@ -271,7 +271,7 @@ def test_a_bug_is_no_exit_code_but_a_traceback(monkeypatch, capsys, tmp_path):
     def run(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(experiment, "run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         Commands(monkeypatch, capsys).main(base(), tmp_path / "run")
 
@@ -279,16 +279,14 @@ def test_a_bug_is_no_exit_code_but_a_traceback(monkeypatch, capsys, tmp_path):
 def test_the_rows_of_a_config_are_run_and_then_compared_in_order(monkeypatch, capsys, tmp_path):
     config, done = base(), []
     config.rows.update({"b": {"epochs": 0}, "a": {"seed": 7}})
-    monkeypatch.setattr(loop, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
-    monkeypatch.setattr(evaluate, "compare", lambda workdirs: done.append(workdirs))
+    monkeypatch.setattr(experiment, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
+    monkeypatch.setattr(experiment, "compare", lambda rows: done.append(list(rows)))
     assert Commands(monkeypatch, capsys).main(config, tmp_path) == 0
     assert done == [("a", 7, tmp_path / "a"), ("b", 0, tmp_path / "b"), [tmp_path / "a", tmp_path / "b"]]
 
 
 def test_devices_are_as_many_as_share_the_batches_on_these_cores(monkeypatch):
-    from fvjax import main
-
-    monkeypatch.setattr(main.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: range(6), raising=False)
     config = base()
     for batch, evaluated, parts, processes, expected in (
         (24, 12, 1, 1, 6),
@@ -300,5 +298,5 @@ def test_devices_are_as_many_as_share_the_batches_on_these_cores(monkeypatch):
         (6, 6, 1, 1, 3),  # a device has whole pairs, and there are three of them
     ):
         config.batch_size, config.eval.batch_size, config.accumulation = batch, evaluated, parts
-        assert main.cpu_devices([config], processes) == expected
+        assert runtime.cpu_devices(main.batches([typed(config)]), processes) == expected
     assert jax.process_count() == 1

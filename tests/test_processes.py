@@ -174,7 +174,7 @@ def test_a_killed_process_is_named_and_is_not_a_mistake_of_the_user(tmp_path):
 
 ALONE = """
 import sys
-from fvjax import distributed
+from fvjax.parallel import distributed
 distributed._CONNECT_S = 3
 distributed.start(distributed.Place(2, sys.argv[1], int(sys.argv[2])), 60)
 """

@@ -12,9 +12,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvjax import tasks
+from fvjax.config import typed
 from fvjax.data.prompts import pair_prompt_ids, prompt_ids, yes_no_ids
 from fvjax.data.tokenizers.internlm2 import Tokenizer
-from fvjax.training import train_state
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())
 # OpenGVLab/InternVL2-2B; 92544 and on are not pieces of tokenizer.model
@@ -267,10 +268,10 @@ def test_settings_that_would_change_the_ids_are_refused(small, key, value):
     assert Tokenizer(small).size == 303
 
 
-def test_answers_of_several_tokens_are_refused(small):
+def test_answers_of_several_tokens_are_refused(small, monkeypatch):
     tokenizer = Tokenizer(small)
     yes_no_ids(tokenizer)
-    tokenizer.encode = {"Yes": [7, 8], "No": [9]}.get
+    monkeypatch.setattr(tokenizer, "encode", {"Yes": [7, 8], "No": [9]}.get)
     with pytest.raises(ValueError, match=r"must be one token each, here they are \[7, 8\] and \[9\]"):
         yes_no_ids(tokenizer)
 
@@ -278,10 +279,13 @@ def test_answers_of_several_tokens_are_refused(small):
 @pytest.mark.parametrize("name", ["mllm_lora", "pair_lora"])
 def test_a_configs_text_becomes_ids(name, internvl):
     config = importlib.import_module(f"configs.{name}").get_config()
-    text, config.init_from = config.prompt.text, str(internvl)
-    ids, yes_no = train_state.prompt_ids(config)
+    text = config.prompt.text
+
+    def ids_of(tokenizer):
+        return tasks.get(config.task).from_config(typed(config), Path()).text(tokenizer)
+
+    ids, yes_no = ids_of(lambda: Tokenizer(internvl))
     assert ids == tuple(GOLDEN["encode"][text])
     assert yes_no == ((9583, 2917) if name == "pair_lora" else ())
     config.prompt.update({"text": "", "ids": (1, 2), "yes_no_ids": (3, 4)})
-    config.init_from = ""  # no tokenizer is asked
-    assert train_state.prompt_ids(config) == ((1, 2), (3, 4) if name == "pair_lora" else ())
+    assert ids_of(lambda: pytest.fail("a tokenizer was asked")) == ((1, 2), (3, 4) if name == "pair_lora" else ())

@@ -51,7 +51,7 @@ def frame(payload: bytes) -> bytes:
     )
 
 
-def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
+def write_rec(folder: Path, entries: list[tuple[int, bytes]]) -> list[int]:
     """train.rec and train.idx of (key, payload); returns where each record starts."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
@@ -59,7 +59,7 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
         starts.append(len(out))
         out += frame(payload)
     (folder / "train.rec").write_bytes(out)
-    (folder / "train.idx").write_text("".join(f"{key}\t{at}\n" for (key, _), at in zip(records, starts)))
+    (folder / "train.idx").write_text("".join(f"{key}\t{at}\n" for (key, _), at in zip(entries, starts)))
     return starts
 
 
