@@ -147,7 +147,7 @@ def evaluation(config: Config, encoder: Encoder, variables: dict, pairs: Any) ->
 
 
 def named(file: Path) -> SimpleNamespace:
-    """Return the image numbers a, b of each pair of LFW's pairs.txt."""
+    """The image numbers a, b of each pair of LFW's pairs.txt."""
     files = [(pair.a, pair.b) for pair in prepare.read_lfw(file)]
     numbers = np.unique(files, return_inverse=True)[1].reshape(-1, 2)
     return SimpleNamespace(a=numbers[:, 0], b=numbers[:, 1])

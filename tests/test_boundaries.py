@@ -472,7 +472,7 @@ def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
     a, b, fold = np.array([0, 1]), np.array([1, 2]), np.array([0, 1])
     labels = made.labels
     store.write_pairs(made.path, "mine", store.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
-    message = f"{copied}: copied from {made.path} before that store changed; remove the copy"
+    message = f"{copied}: copied from {made.path} before that changed; remove the copy"
     with pytest.raises(ValueError, match=message):
         stage.copy(made.path, "test", tmp_path / "node")
     shutil.rmtree(copied)
