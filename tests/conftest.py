@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Level 1 compiles in about half the time, and golden and parity tests hold at it as they do at XLA's default. Programs
-# that tests start with XLA_FLAGS of their own are optimised as users' are.
+# Level 1 halves the compile time, and golden and parity tests pass as with XLA's default. Programs that tests start
+# with their own XLA_FLAGS are optimised as for users.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 
 
 def share_compiled_programs() -> None:
-    """Let all processes of this run of the tests share what one of them has compiled, in a folder that goes with it.
+    """Share compiled programs between all processes of this test run, in a folder that is deleted afterwards.
 
-    These are XLA's programs, and Python's bytecode where PYTHONDONTWRITEBYTECODE keeps it from being written beside the
-    sources: every process that a test starts would compile some 1,500 modules again. The folder is new for each run,
-    as a program that is read from it says nothing about the compiler. Two processes may write the same program at the
-    same time; who reads half of one warns and compiles it again.
+    These are XLA's programs, and Python's bytecode if PYTHONDONTWRITEBYTECODE prevents it from being written beside
+    the sources; without it, every process that a test starts would compile some 1,500 modules again. The folder is new
+    for each run, because a program that is read from it does not test the compiler. Two processes may write the same
+    program at the same time. A process that reads half of a program warns and compiles it again.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        return  # it has what the process that started it was given
+        return  # a worker inherits the environment of the process that started it
     folder = tempfile.mkdtemp(prefix="fvjax-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/xla"
@@ -41,7 +41,7 @@ share_compiled_programs()
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with `faces/` (aligned LFW and CFP crops and their protocols); skips where it is not."""
+    """Return the folder with `faces/` (aligned LFW and CFP crops and their protocols), or skip the test without it."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     path = Path(os.environ.get("FVJAX_DATA", beside))
     if not (path / "faces").is_dir():
@@ -50,17 +50,17 @@ def real_data() -> Path:
 
 
 def address_space() -> int:
-    """Bytes of this process, used or not."""
+    """Return the bytes of address space of this process, used or not."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @pytest.fixture
 def little_memory():
-    """256 MB of address space more than now. Threads that libraries start later count too, at megabytes each."""
+    """Allow 256 MB more address space than now. Threads that libraries start later count too, with megabytes each."""
     if not Path("/proc/self/statm").exists():
-        yield  # macOS has no such bound
+        yield  # macOS has no such limit
         return
-    gc.collect()  # what it frees later would be room beyond the bound, and so are holes in glibc's heap, filled here
+    gc.collect()  # memory freed later, and holes in glibc's heap (filled here), would add to the limit
     before, holes = address_space(), []
     while address_space() == before:
         holes.append(np.empty(16 << 20, np.uint8))

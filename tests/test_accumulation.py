@@ -55,7 +55,7 @@ def cached(embed, loss, trainable, faces, keys, chunks, stats=MappingProxyType({
 
 @pytest.fixture(scope="module")
 def inputs():
-    """(adapters of which none is zero, faces, keys)"""
+    """Return adapters (none of which is zero), faces and keys."""
     adapters = lora.init(trees.flatten(PARAMS), ("blocks/.*",), 4, 12, jax.random.key(1))
     adapters = {n: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape) for n, x in adapters.items()}
     faces = np.random.default_rng(0).integers(0, 256, (N, 112, 112, 3), np.uint8)
@@ -63,7 +63,7 @@ def inputs():
 
 
 def on(devices: int, inputs):
-    """The same inputs with faces and keys split over some devices."""
+    """Return the same inputs, with faces and keys split over some devices."""
     mesh = sharding.make_mesh(base().mesh, jax.devices()[:devices])
     place = functools.partial(jax.device_put, device=jax.sharding.NamedSharding(mesh, sharding.BATCH))
     adapters, faces, keys = inputs
@@ -84,7 +84,7 @@ def test_chunks_equal_one_batch(inputs, chunks, devices):
 
 
 def test_paths_are_dropped_in_these_tests(inputs):
-    """Else they would not see a wrong key."""
+    """Without dropped paths, these tests would not detect a wrong key."""
     adapters, faces, keys = inputs
     run = jax.jit(embed, static_argnums=3)
     dropped, other = run(adapters, faces, keys), run(adapters, faces, keys[::-1])
@@ -94,7 +94,7 @@ def test_paths_are_dropped_in_these_tests(inputs):
 
 
 def test_half_precision_gradients_are_summed_in_float32():
-    """In bfloat16, 256 + 1 is 256."""
+    """In bfloat16, 256 + 1 would be 256."""
     faces, keys = jnp.ones((8, 1), jnp.bfloat16).at[0].set(256), jax.random.split(jax.random.key(0), 8)
     w = {"w": jnp.ones((1, 1), jnp.bfloat16)}
     embed = lambda w, x, _: (x @ w["w"]).astype(jnp.float32)  # noqa: E731
@@ -170,7 +170,7 @@ def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear
 
 
 def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
-    """compat.last_micro_batch, as the reference does; test_gradients.py has the reference's own loop (slow)."""
+    """Test compat.last_micro_batch, the reference's way. test_gradients.py has the reference's own loop (slow)."""
     recipe, trainable, batch = linear
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
     loss, _, alone = gradients(recipe, state_with(trainable), {}, last)

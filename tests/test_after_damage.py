@@ -30,7 +30,7 @@ from tests.test_tfds_source import IMAGE, dataset
 
 JPEGS = [images.encode(smooth_face(i), 60) for i in range(12)]
 BROKEN = JPEGS[0][:400]
-# which of twelve things are broken: four lie in a shard
+# which of twelve items are broken; a shard has four
 WHICH = {
     "the first": {0},
     "the first of a shard": {4},
@@ -46,7 +46,7 @@ WHICH = {
 
 
 def holds(made: stores.Store, expected: list[tuple[bytes, str, str]]) -> None:
-    """The store has exactly these (picture, identity, source), by its index and by its records, and counts them."""
+    """Assert that the store has exactly these (picture, identity, source), in its index, its records and its counts."""
     assert len(made) == len(expected)
     found = [made.record(i) for i in range(len(made))]
     assert [made.jpeg(i) for i in range(len(made))] == [picture for picture, _, _ in expected]
@@ -69,7 +69,7 @@ OWNERS = [7, 3, 3, 9, 7, 1, 1, 9, 5, 3, 7, 5]
 
 
 def harmed(folder: Path, which: set[int], kind: str) -> None:
-    """A .rec of the twelve pictures with some of its records spoiled."""
+    """Write a .rec of the twelve pictures, some of them damaged in the given way."""
     owners: list[float] = [0.5 if kind == "label" and i in which else float(n) for i, n in enumerate(OWNERS)]
     pictures = [BROKEN if kind == "picture" and i in which else jpeg for i, jpeg in enumerate(JPEGS)]
     starts = write_rec(folder, [(i, pack(*record, i)) for i, record in enumerate(zip(owners, pictures))])
@@ -78,7 +78,7 @@ def harmed(folder: Path, which: set[int], kind: str) -> None:
         for i in which:
             data[starts[i]] ^= 1  # of the magic number
         (folder / "train.rec").write_bytes(data)
-        (folder / "train.idx").unlink()  # which would list every lost record by itself
+        (folder / "train.idx").unlink()  # the .idx would list every lost record separately
 
 
 @pytest.mark.parametrize("kind", ["picture", "frame", "label"])
@@ -89,7 +89,7 @@ def test_records_of_a_rec_keep_what_is_theirs(tmp_path, capsys, monkeypatch, whi
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")
     left = [i for i in range(12) if i not in WHICH[which]]
     numbers = {i: i for i in left}
-    if kind == "frame":  # neighbours without a beginning are one stretch of damage, with one number
+    if kind == "frame":  # damaged neighbours form one stretch of damage, with one number
         gone = sorted(WHICH[which])
         numbers = {i: i - sum(1 for n in gone if n < i and n - 1 in gone) for i in left}
     holds(made, [(JPEGS[i], str(OWNERS[i]), f"train.rec#{numbers[i]}") for i in left])
@@ -102,7 +102,7 @@ def test_records_of_a_rec_keep_what_is_theirs(tmp_path, capsys, monkeypatch, whi
 
 @pytest.mark.parametrize("which", ["the first", "across shards", "in every shard"])
 def test_training_and_validation_keep_theirs(tmp_path, capsys, monkeypatch, which):
-    """The two stores together hold what is left, under the same numbers of identities, and list each rejection once."""
+    """The two stores together have what is left, with the same identity numbers, and list each rejection once."""
     monkeypatch.setattr(shards, "SHARD_RECORDS", 2)
     harmed(tmp_path / "src", WHICH[which], "picture")
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0.5", "--seed=1")
@@ -177,7 +177,7 @@ def five(i: int) -> np.ndarray:
 @pytest.mark.parametrize("policy", ["drop", "fallback"])
 @pytest.mark.parametrize("which", ["the first", "in the middle", "the last", "neighbours", "in every shard"])
 def test_crops_are_of_their_own_photographs(tmp_path, capsys, which, policy):
-    """Some photographs are broken, some have no face; by landmarks, so that no detector is needed."""
+    """Some photographs are broken and some have no face; landmarks are given, so no detector is needed."""
     broken = WHICH[which]
     faceless = {(i + 3) % 12 for i in broken}
     src, wanted, lines = tmp_path / "src", [], []
@@ -267,7 +267,7 @@ def test_pairs_of_lfw_show_what_they_name(tmp_path, capsys, which, kind):
 
 
 def test_what_one_of_two_benchmarks_lacks_is_counted_there_alone(cfp, tmp_path, capsys):  # noqa: F811
-    """A missing profile is of no frontal pair."""
+    """A missing profile image belongs to no frontal pair."""
     split = tmp_path / "protocol/Split/FP/01"
     (split / "same.txt").write_text("2,1\n1,2\n3,3\n")  # 001, 001, 002
     (tmp_path / "cfp/001/profile/02.jpg").unlink()  # of one genuine pair and of the impostor pair
@@ -298,7 +298,7 @@ def test_pairs_of_a_bin_show_what_stands_there(tmp_path, capsys, which):
     command = "bin", f"--src={tmp_path / 'x.bin'}", "--name=x", "--folds=2", "--policy=drop"
     assert run(capsys, *command, f"--dst={tmp_path / 's'}")[0] == 0
     made = stores.Store(tmp_path / "s", "test")
-    firsts = {i: entries.index(pictures[i]) for i in range(12)}  # a picture's source is where it comes first
+    firsts = {i: entries.index(pictures[i]) for i in range(12)}  # a picture's source is its first occurrence
     order = sorted((i for i in range(12) if i not in gone), key=firsts.get)
     # an identity is the number, among different pictures, of the first that its genuine pairs connect
     rank = {i: n for n, i in enumerate(sorted(range(12), key=firsts.get))}
@@ -338,7 +338,7 @@ def test_records_of_tfds_keep_what_is_theirs(tmp_path, capsys, which):
 
 
 class Listing:
-    """What os.scandir gives: an iterator that can be closed."""
+    """The result of os.scandir: an iterator that can be closed."""
 
     def __init__(self, entries: list):
         self._entries = iter(entries)
@@ -361,7 +361,7 @@ class Listing:
 
 @pytest.fixture(params=["as it is", "backwards", "shuffled"])
 def listed(request, monkeypatch):
-    """Folders are listed in another order by everything that lists them."""
+    """Return the parameter's name, with every directory listing in another order."""
 
     def mixed(entries, key):
         entries = sorted(entries, key=key)
@@ -438,16 +438,16 @@ def test_a_conversion_goes_on_however_its_folder_is_listed(tmp_path, capsys, mon
 
 LISTS = {"iterdir", "glob", "rglob", "scandir", "listdir", "walk"}
 ORDERS = {"sorted", "any", "max", "len", "set"}
-# what may be done in any order, or is put in order further on
+# calls whose order does not matter, or that are sorted later
 IN_ANY_ORDER = (
     'self.path.glob("*.orbax-checkpoint-tmp")',  # each is removed
-    "self.path.iterdir()",  # the numbers of steps, of which the largest or one is looked for
+    "self.path.iterdir()",  # step numbers, of which the largest or a given one is used
     '(work / "done").glob("*.tmp")',  # each is removed
 )
 
 
 def test_whatever_lists_a_folder_puts_it_in_order():
-    """Also where nobody has thought of a test yet: a new place is to sort what it finds, or to be named above."""
+    """Every place in the code that lists a folder must sort the result, or be named above."""
     root, unordered = Path(__file__).resolve().parents[1], []
     for folder in ("fvjax", "weights_convert", "launch"):
         for file in sorted((root / folder).rglob("*.py")):

@@ -23,7 +23,7 @@ from tests.test_images import smooth_face
 
 
 class KeyValues:
-    """jax's store as one process sees it: the others have said what they say when all have come to the barrier."""
+    """jax's key-value store as one process sees it: after a barrier, the values of all processes are known."""
 
     def __init__(self, me: int, said: list[list[str]]):
         self.me, self.said, self.values, self.barriers = me, list(said), {}, []
@@ -42,13 +42,16 @@ class KeyValues:
 
     def key_value_dir_get(self, name):
         found = [(key, value) for key, value in self.values.items() if key.startswith(f"{name}/")]
-        random.Random(len(found)).shuffle(found)  # it promises no order
+        random.Random(len(found)).shuffle(found)  # jax promises no order
         return found
 
 
 @pytest.fixture
 def process(monkeypatch):
-    """process(me, said): this is process number `me`; `said`: in each round what every process says, as text."""
+    """Return a function process(me, said) that makes this process number `me`.
+
+    `said` has the texts of all processes, for each round.
+    """
 
     def become(me, said) -> KeyValues:
         values = KeyValues(me, said)
@@ -96,7 +99,7 @@ def test_the_same_facts_in_another_order_are_agreed_upon(process, me):
     process(me, [said(facts)])
     distributed.agree(facts[me])
     process(me, [said([{"b": (1, 2)}] * 3)])
-    distributed.agree({"b": (1, 2)})  # JSON knows no tuples
+    distributed.agree({"b": (1, 2)})  # JSON has no tuples
 
 
 @pytest.mark.parametrize("me", [0, 1, 2])
@@ -142,7 +145,7 @@ def test_each_process_tells_jax_who_it_is(monkeypatch, process, processes):
     monkeypatch.setattr(distributed.os, "getpid", lambda: 1)
     monkeypatch.setattr(global_state, "client", KeyValues(1, [here]))
     monkeypatch.setattr(global_state, "process_id", 1)
-    process(0, [])  # what `start` sets is put back at the end
+    process(0, [])  # undo at the end what `start` sets
     distributed.start(distributed.Place(processes, "host0:1234", 1), 20.5)
     assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == ("host0:1234", processes, 1)
     assert asked["heartbeat_timeout_seconds"] > 20.5 < asked["initialization_timeout"], "ours come first"
@@ -161,11 +164,11 @@ def test_one_process_asks_nobody(monkeypatch):
 
 
 class Ended(BaseException):
-    """This process would have ended."""
+    """Raised where this process would end."""
 
 
 class Clock:
-    """Time passes while somebody sleeps; `pauses`: how long other sleeps really took, by their number."""
+    """A clock that advances while somebody sleeps. `pauses`: the actual length of certain sleeps, by their number."""
 
     def __init__(self, most: float, pauses: dict[int, float] | None = None):
         self.now, self.most, self.sleeps, self.pauses = 0.0, most, 0, pauses or {}
@@ -215,12 +218,12 @@ def test_nobody_misses_oneself(watching):
 
 
 def test_who_stood_still_itself_starts_counting_again(watching):
-    """A laptop's lid or a debugger: the others have gone on, their signs are only read late."""
+    """After a closed laptop lid or a debugger, the others have continued; their signs of life are only read late."""
     watch = watching(0, Clock(100, {3: 60.0}))
     with pytest.raises(Ended) as ended:
         watch._look()
     assert ended.value.args[2] == 1.5 + 60 + 10.5
-    watch = watching(0, Clock(100, {3: 5.0}))  # half a heartbeat is still in time
+    watch = watching(0, Clock(100, {3: 5.0}))  # half a heartbeat is still early enough
     with pytest.raises(Ended) as ended:
         watch._look()
     assert ended.value.args[2] == 10.5
@@ -242,7 +245,7 @@ def test_who_ended_well_is_not_missed_and_who_did_not_ends_the_others(watching, 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_only_a_new_sign_of_life_is_one(watching, monkeypatch, alive):
-    """What the store still holds of a process that is gone is no sign of its life."""
+    """An old entry of a dead process in the store is no sign of life."""
     clock = Clock(5)
     watch = watching(0, clock)
     beats = iter(range(100))
@@ -329,7 +332,7 @@ def test_flags_or_the_scheduler_say_which_process_this_is(monkeypatch, variables
 
 
 def test_a_config_without_a_workdir_seen_by_all_is_refused_by_all(process, tmp_path):
-    """Each says what it does not see; the one that sees it hears of it."""
+    """Each process reports what it does not see, and the process that sees the workdir learns of it."""
     problems = ["", f"{tmp_path} of process 0 is not seen here"]
     process(0, [said([{}, {}], problems)])
     with pytest.raises(ValueError, match=f"process 1: {tmp_path} of process 0 is not seen here"):
@@ -347,7 +350,7 @@ def mesh_of(**sizes) -> jax.sharding.Mesh:
 @pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}, {"tensor": 4}])
 @pytest.mark.parametrize("here", [(0, 1), (2, 3), (0, 3), (1,), (0, 1, 2, 3)])
 def test_a_process_reads_the_rows_of_its_devices_each_once_and_in_order(monkeypatch, sizes, here):
-    """Devices of one process need not be neighbours in the mesh, and several of them may hold the same rows."""
+    """The devices of a process need not be neighbours in the mesh, and several may hold the same rows."""
     mesh = mesh_of(**sizes)
     mine = {mesh.devices.ravel()[i] for i in here}
     real = jax.sharding.NamedSharding.devices_indices_map
@@ -365,7 +368,7 @@ def test_a_process_reads_the_rows_of_its_devices_each_once_and_in_order(monkeypa
 
 @pytest.fixture(scope="module")
 def odd_number(tmp_path_factory) -> stores.Store:
-    """33 faces of 11 people: no number of devices divides it."""
+    """Return 33 faces of 11 people, which no number of devices divides."""
     records = [(images.encode(smooth_face(i), 60), f"{i % 11}", f"{i}.jpg") for i in range(33)]
     return stores.write(tmp_path_factory.mktemp("agreement") / "s", records, split="train", sources=[])
 
@@ -373,7 +376,7 @@ def odd_number(tmp_path_factory) -> stores.Store:
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
 @pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}])
 def test_cached_faces_need_not_divide_among_the_devices(odd_number, monkeypatch, cache, sizes):
-    """Cached on the devices they are whole on each: what a step needs may lie anywhere."""
+    """A cache on the devices is whole on each device, because a step may need any of its faces."""
     config, plan, mesh = base(), PairPlan(odd_number.labels, 4, seed=3), mesh_of(**sizes)
     config.data.cache, placed = cache, []
     real = sharding.whole
@@ -391,7 +394,7 @@ def test_cached_faces_need_not_divide_among_the_devices(odd_number, monkeypatch,
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
 @pytest.mark.parametrize("rows", [[0, 1], [2, 3], [1, 3]])
 def test_a_process_decodes_the_rows_of_its_own_devices(odd_number, monkeypatch, cache, rows):
-    """And sends away just those: `sharding.batch` makes one global array of what each process has."""
+    """It passes on only these rows; `sharding.batch` makes one global array of the rows of all processes."""
     config, plan, sent = base(), PairPlan(odd_number.labels, 4, seed=3), []
     config.data.cache = cache
     monkeypatch.setattr(
@@ -446,7 +449,7 @@ def test_rules_split_what_divides_and_refuse_the_rest():
 
 
 def test_the_table_of_what_lives_where_counts_mebibytes():
-    """Of everything and of what one device holds."""
+    """The table counts the total and the bytes of one device."""
     mesh = mesh_of(data=2, fsdp=4)
     split = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     whole = sharding.replicated(mesh)
@@ -469,7 +472,7 @@ def test_the_table_of_what_lives_where_counts_mebibytes():
 
 
 def test_a_request_to_stop_is_asked_of_all_by_one(monkeypatch):
-    """`saved` ends the process that was not asked too, and says where the signal came to."""
+    """`saved` also ends a process that received no request, and says which process received the signal."""
     request = preemption.Request()
     request.unsaved = True
     request.saved(stop=False)
@@ -477,7 +480,7 @@ def test_a_request_to_stop_is_asked_of_all_by_one(monkeypatch):
     with pytest.raises(preemption.Preempted, match="stopped by a signal to another process"):
         request.saved(stop=True)
     monkeypatch.setattr(preemption.signal, "signal", lambda *_: pytest.fail("nobody listens"))
-    request.take_over()  # it did not listen before, so it does not now
+    request.take_over()  # it had no handler before, so it has none now
 
 
 @pytest.mark.parametrize(

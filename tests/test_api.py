@@ -43,7 +43,7 @@ def test_mllm_from_both_layouts_with_and_without_adapters(tmp_path, golden):
         got = fvjax.load(path, scenario="mllm", **settings).embed(golden["faces"])
         assert (got.dtype, got.shape) == (np.float32, (8, 64))
         np.testing.assert_allclose(got, golden[key], rtol=0, atol=5e-5, err_msg=key)
-    vit = fvjax.load(tmp_path / "ours", scenario="vit").embed(golden["faces"])  # the tower of a converted whole
+    vit = fvjax.load(tmp_path / "ours", scenario="vit").embed(golden["faces"])  # the tower of a converted whole model
     np.testing.assert_allclose(vit, golden["vit_mean"], rtol=0, atol=5e-5)
 
 

@@ -14,7 +14,9 @@ A, B = (RNG.integers(0, 256, (11, 112, 112, 3)).astype(np.uint8) for _ in "ab")
 
 
 class Colours:
-    """Stands in for an encoder: a face's embedding is its mean colour, the answer depends on which face is first."""
+    """A stand-in for an encoder: a face's embedding is its mean colour, and the answer depends on the order of the
+    faces.
+    """
 
     def __init__(self, *yes_no: int):
         self.yes_no, self.sizes = yes_no, []
@@ -32,7 +34,7 @@ class Colours:
 
 @pytest.fixture(scope="module")
 def of_one():
-    """embed and p_same of a batch size that divides nothing."""
+    """Return embed and p_same with a batch size that divides nothing."""
     variables = {"scale": jnp.float32(0.01)}
     return Model(Colours(), variables, 5, "highest"), Model(Colours(7, 3), variables, 5, "highest")
 
@@ -50,7 +52,7 @@ def test_any_number_of_faces_in_their_order(of_one, count):
 
 
 def test_few_shapes_are_compiled(of_one):
-    """Rows are filled up to powers of two, so that a caller with ever other counts waits for few compilations."""
+    """Rows are padded to powers of two, so that a caller with varying counts waits for few compilations."""
     for count in range(12):
         of_one[0].embed(A[:count])
     assert sorted(set(of_one[0].encoder.sizes)) == sorted(of_one[0].encoder.sizes) == [1, 2, 4, 8]
@@ -74,7 +76,7 @@ def test_every_scenario_has_a_kind_a_pool_and_a_batch_size():
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
 def test_the_models_precision_is_the_matrix_products(precision):
-    """Float32 weights are multiplied as float32 also where a device would shorten them."""
+    """Float32 weights are multiplied in float32, also where a device would use a shorter format."""
     model = Model(Colours(), {"scale": jnp.float32(1)}, 2, precision)
     seen = []
     model._embed = lambda variables, faces: (seen.append(jax.config.jax_default_matmul_precision), faces[:, 0, 0])[1]

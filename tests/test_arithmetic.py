@@ -53,7 +53,7 @@ def convolution(x, kernel, strides=(1, 1), groups=1):
     ("stride", "groups", "kernel"), [(1, 1, (3, 3)), (2, 1, (3, 3)), (1, 2, (5, 1)), (2, 4, (3, 3))]
 )
 def test_flops_of_convolutions_and_their_gradients(stride, groups, kernel):
-    """Each gradient is as much arithmetic as the convolution; the zeros that a stride inserts are not counted."""
+    """Each gradient costs as much as the convolution. The zeros that a stride inserts are not counted."""
     x, k = array(2, 8, 8, 4), array(*kernel, 4 // groups, 8)
     fn = lambda x, k: convolution(x, k, (stride, stride), groups)  # noqa: E731
     forward = 2 * (2 * (8 // stride) ** 2 * 8) * (kernel[0] * kernel[1] * 4 // groups)
@@ -70,7 +70,7 @@ SQUARE = 4 * 16 * 16  # bytes of float32 [16, 16]
 
 
 def test_memory_of_a_chain_of_products():
-    """What is fused takes nothing, and the last of it is written over the product; a product cannot be."""
+    """Fused operations take no memory, and the last one overwrites the product. A product cannot be overwritten."""
     x = array(16, 16)
     found = memory.estimate(lambda x: jnp.exp(x @ x) + 1, x)
     assert found == ((SQUARE,), 4 * SQUARE)
@@ -154,8 +154,11 @@ ENTRY %main.1 (x: f32[6]) -> f32[6] {
 
 
 def test_collectives_of_a_program_by_hand():
-    """Loops are multiplied out, a start counts once, groups of one device are left out, and promoted bfloat16 is two
-    bytes. A loop without a known number of trips is no matter where it holds no collective."""
+    """Count collectives by hand.
+
+    Each iteration of a loop counts, a start counts once, groups of one device are left out, and promoted bfloat16 has
+    two bytes. A loop of unknown length does not matter if it has no collective.
+    """
     found = hlo.collectives(PROGRAM, 8)
     assert sorted(found) == sorted(
         [
@@ -192,7 +195,7 @@ def test_bytes_of_a_number(kind):
 @pytest.mark.parametrize(
     ("text", "group"),
     [
-        # sizes that differ, so that taking one axis for another shows
+        # different sizes, so that a swap of axes is detected
         ("replica_groups=mesh['a'=2,'b'=3,'c'=4] {'a','c'}", (0, 1, 2, 3, 12, 13, 14, 15)),
         ("replica_groups=mesh['a'=2,'b'=3,'c'=4] {'c','a'}", (0, 12, 1, 13, 2, 14, 3, 15)),
         ("replica_groups=mesh['a'=4,'b'=6], device_ids=([2,3,4]T(2,0,1)) {'b'}", (0, 4, 8, 12, 16, 20)),

@@ -56,12 +56,12 @@ from weights_convert import read_adapters, write, write_adapters
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its contents."""
+    """Return every file below a folder with its contents."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 class Commands:
-    """The three entry points in this process, since each start of a new one takes seconds to import jax."""
+    """The three commands, run in this process, because each new process takes seconds to import jax."""
 
     def __init__(self, monkeypatch, capsys):
         self.monkeypatch, self.capsys = monkeypatch, capsys
@@ -76,7 +76,7 @@ class Commands:
     def main(self, config, workdir, mode="train") -> int:
         one = jax.devices()[:1]
         self.monkeypatch.setattr(jax, "devices", lambda: one)  # compiles in half the time
-        self.monkeypatch.setattr(preemption, "SIGNALS", ())  # they are pytest's
+        self.monkeypatch.setattr(preemption, "SIGNALS", ())  # these flags are pytest's
         flags = {"WORKDIR": str(workdir), "MODE": mode, "PROFILE": 0}
         for flag, value in {"CONFIG": config, "TRACEBACK": False}.items():
             self.monkeypatch.setattr(cli, flag, SimpleNamespace(value=value))
@@ -89,7 +89,7 @@ class Commands:
         return 0
 
     def refuses(self, command, *args, **options) -> str:
-        """What the command says: exit code 2 and one line on standard error."""
+        """Return the command's error: it must exit with code 2 and print one line on standard error."""
         self.capsys.readouterr()
         code = getattr(self, command)(*args, **options)
         out, err = self.capsys.readouterr()
@@ -115,7 +115,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """A training store: 8 people with 4 images and one with a single one."""
+    """Return a training store: 8 people with 4 images each, and one with a single image."""
     records = [(images.encode(smooth_face(i)), f"{i // 4}", f"{i // 4}/{i}.jpg") for i in range(33)]
     path = tmp_path_factory.mktemp("faces") / "train"
     stores.write(path, records, split="train", sources=["here"])
@@ -124,7 +124,7 @@ def faces(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def benchmark_faces(tmp_path_factory) -> Path:
-    """A store with the benchmark "some": two folds of two pairs."""
+    """Return a store with the benchmark "some": two folds of two pairs."""
     path = tmp_path_factory.mktemp("faces") / "test"
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i // 2}/{i}.jpg") for i in range(8)]
     labels = stores.write(path, records, split="test", sources=["here"]).labels
@@ -134,7 +134,7 @@ def benchmark_faces(tmp_path_factory) -> Path:
 
 
 def small(train: Path | str = "", **changes):
-    """An experiment of seconds: one transformer layer, two steps an epoch, a checkpoint after each epoch."""
+    """Return an experiment of a few seconds: one transformer layer, two steps and one checkpoint per epoch."""
     c = base()
     c.name = "small"
     c.model.kind, c.model.pooling = "vision_transformer", "mean"
@@ -149,7 +149,7 @@ def small(train: Path | str = "", **changes):
 
 @pytest.fixture(scope="module")
 def finished(faces, tmp_path_factory) -> tuple[Path, str]:
-    """A workdir after its run with checkpoints of the steps 2 and 4, and what was printed."""
+    """Return a finished workdir with checkpoints of steps 2 and 4, and the printed text."""
     workdir = tmp_path_factory.mktemp("run") / "finished"
     with pytest.MonkeyPatch.context() as monkeypatch:
         said = []
@@ -192,7 +192,7 @@ def test_more_pairs_than_identities(run, faces, tmp_path):
 
 
 def turned(face: np.ndarray, kind: str) -> bytes:
-    """The face lying on its side, with the EXIF entry that asks viewers to put it upright."""
+    """Return the face lying on its side, with the EXIF entry that asks viewers to rotate it."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise
     return file_bytes(Image.fromarray(np.rot90(face)), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
@@ -225,7 +225,7 @@ def test_odd_images(run, tmp_path):
             f"{made.sources[i]} is not upright or another colour"
         )
     assert made.jpeg(0) == files["a_plain.jpg"]
-    for i in range(4):  # as everybody else reads the store
+    for i in range(4):  # readable like any other store
         with Image.open(io.BytesIO(made.jpeg(i))) as stored:
             assert (stored.mode, stored.getexif().get(0x0112, 1)) == ("RGB", 1)
     rejected = {r["file"]: r["reason"] for r in made.manifest["rejected"]}
@@ -257,7 +257,7 @@ def test_a_huge_header_is_refused_before_decoding(run, tmp_path, monkeypatch, re
 
 
 def packed(folder: Path) -> Path:
-    """A RecordIO file of eight faces of two people."""
+    """Return a RecordIO file with eight faces of two people."""
     folder.mkdir(parents=True, exist_ok=True)
     payloads = [struct.pack("<IfQQ", 0, i % 2, i, 0) + images.encode(smooth_face(i)) for i in range(8)]
     parts = [struct.pack("<II", records.MAGIC, len(p)) + p + bytes(-len(p) % 4) for p in payloads]
@@ -270,7 +270,7 @@ def cut(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """Other bytes in the middle of a picture; the size stays."""
+    """Change bytes in the middle of a picture without changing its size."""
     jpeg = images.encode(smooth_face(2))
     data = file.read_bytes()
     assert jpeg in data
@@ -324,7 +324,7 @@ def test_pairs_without_their_images(run, benchmark_faces, tmp_path):
 
 
 def test_unknown_keys(tmp_path):
-    """In a config file, which is read before jax is: the command line itself."""
+    """The config file is read before jax is imported, so this runs the command itself."""
     config = tmp_path / "mine.py"
     config.write_text(
         "from fvjax.config import base\n\n\ndef get_config():\n    c = base()\n    c.optimizer.lrr = 1\n    return c\n"
@@ -361,7 +361,7 @@ def test_workdirs_of_something_else(run, finished, faces, tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_model(run, finished, faces, tmp_path, changes, message):
-    """The checkpoints of one run beside the config of another."""
+    """Run one config with the checkpoints of another config's run."""
     workdir = shutil.copytree(finished[0], tmp_path / "x")
     config = small(faces, **changes)
     (workdir / "config.json").write_text(typed(config).to_json())
@@ -375,12 +375,12 @@ def test_a_checkpoint_of_another_model(run, finished, faces, tmp_path, changes, 
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """A copy of the tiny InternVL2 to spoil."""
+    """Return a copy of the tiny InternVL2 that a test may damage."""
     return shutil.copytree(TINY, tmp_path / "tiny", ignore=shutil.ignore_patterns("golden.npz"))
 
 
 def vit(tiny: Path):
-    """An evaluation of those weights."""
+    """Return the config of an evaluation of those weights."""
     c = base()
     c.model.kind, c.model.pooling, c.init_from, c.eval.batch_size = "vision_transformer", "mean", str(tiny), 8
     c.model.vision_transformer.update({"width": 32, "depth": 3, "heads": 4, "mlp_dim": 64})
@@ -481,7 +481,7 @@ def test_adapters_of_another_base(tiny, tmp_path):
     [("mllm", "all_mean", 290 - 257), ("mllm", "last_token", 33), ("pair", None, 600 - 513)],
 )
 def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
-    """BOS, 256 tokens an image and the prompt; one token more than there are positions is refused at loading."""
+    """BOS, 256 tokens per image and the prompt: one token more than there are positions is refused at loading."""
     positions = 600 if scenario == "pair" else 290
     change_llm(tiny, max_position_embeddings=positions, rope_scaling=None)
     options = {"yes_no_ids": (2, 3)} if scenario == "pair" else {"pool": pool}
@@ -490,7 +490,7 @@ def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
         ValueError, match=f"make {positions + 1} with BOS, more than the decoder's {positions} positions"
     ):
         fvjax.load(tiny, scenario, prompt_ids=[1] * (most + 1), **options)
-    if pool:  # whose figures do not depend on the text
+    if pool:  # the results do not depend on the text
         fvjax.load(tiny, scenario, pool="visual_mean", prompt_ids=[1] * (most + 1))
 
 
@@ -499,8 +499,11 @@ def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and a function that fills the disk it is on: a small file system of its own where this user may mount
-    one, else a limit on the size of files in this process (whose error is another one, EFBIG)."""
+    """Return a folder and a function that fills its disk.
+
+    The disk is a small file system if this user may mount one. Otherwise it is a limit on the size of files in this
+    process, whose error is different: EFBIG.
+    """
     path = tmp_path / "disk"
     path.mkdir()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -534,7 +537,7 @@ def tells_of_a_full_disk(said: str) -> bool:
 
 
 def full_from(monkeypatch, disk, owner, name) -> None:
-    """The disk fills up just before a function is called."""
+    """Fill the disk just before a function is called."""
     real = getattr(owner, name)
 
     def then(*args, **options):
@@ -563,7 +566,7 @@ def test_a_full_disk_while_a_store_is_written(run, disk, monkeypatch, moment):
     [(conversion, "_check_plan"), (shards.ShardWriter, "add"), (shards.ShardWriter, "close"), (conversion, "_finish")],
 )
 def test_a_full_disk_while_a_recordio_is_converted(run, disk, monkeypatch, owner, moment):
-    """Nothing is left unless a shard is finished; that is said, and the same command goes on from there."""
+    """Only finished shards remain; the message says so, and the same command continues from there."""
     rec = packed(disk.path / "src")
     command = "recordio", f"--src={rec}", f"--dst={disk.path / 'dst'}", "--workers=1"
     with monkeypatch.context() as patch:
@@ -589,7 +592,7 @@ def test_a_full_disk_while_weights_are_written(run, disk, monkeypatch, tiny):
 
 
 def test_a_full_disk_while_a_checkpoint_is_written(run, disk, monkeypatch, finished, faces):
-    """Step 4 cannot be saved; step 2 stays whole and of use."""
+    """Step 4 cannot be saved; step 2 remains complete and usable."""
     workdir = shutil.copytree(finished[0], disk.path / "x")
     shutil.rmtree(workdir / "checkpoints" / "4")
     kept = snapshot(workdir / "checkpoints")
@@ -605,7 +608,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(run, disk, monkeypatch, finis
 
 @pytest.mark.parametrize(("moment", "file"), [("write", "metrics.jsonl"), ("close", "tb")])
 def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces, moment, file):
-    """TensorBoard's file is as full as metrics.jsonl: it must neither make the run wait for ever, nor hide the line."""
+    """TensorBoard's file is on the full disk too. It must not block the run, nor hide the error line."""
     workdir = disk.path / "x"
     full_from(monkeypatch, disk, metrics.Writer, moment)
     said = run.refuses("main", small(faces), workdir)
@@ -631,7 +634,7 @@ def test_a_full_disk_while_results_are_written(run, disk, monkeypatch, finished,
 
 @pytest.fixture
 def read_only(tmp_path):
-    """A function that makes a folder read-only: by its permissions, for root by mounting it over itself."""
+    """Return a function that makes a folder read-only: by permissions, or for root by mounting it over itself."""
     mounted = []
 
     def make(folder: Path) -> Path:

@@ -41,7 +41,7 @@ def test_a_twin_with_another_loss_is_a_problem():
 
 @pytest.mark.parametrize(("case", "off"), [("small_real", 0.01), ("mllm_100m", 0.05)])
 def test_arithmetic_of_a_step(case, off):
-    """Ours has in a loop, which torch leaves out, what the first layer's gradient by its input would need."""
+    """fvjax's loop also computes the gradient of the first layer's input, which torch leaves out."""
     pytest.importorskip("torch")
     from benchmarks import twins
 
@@ -53,7 +53,7 @@ def test_arithmetic_of_a_step(case, off):
 
 def test_pairs_taken_share_images_as_all_do():
     a, b = np.random.default_rng(1).integers(0, 1500, (2, 1000))
-    every = len(np.union1d(a, b)) / 1000  # images a pair
+    every = len(np.union1d(a, b)) / 1000  # images per pair
     taken = evaluation.sample(SimpleNamespace(a=a, b=b), 100)
     assert len(set(taken)) == 100
     assert len(np.union1d(a[taken], b[taken])) / 100 == pytest.approx(every, abs=0.03)
@@ -64,7 +64,7 @@ def test_pairs_taken_share_images_as_all_do():
 @pytest.mark.parametrize("ablation", ablations.ABLATIONS, ids=lambda ablation: ablation.name)
 def test_optimisations_can_be_left_out(ablation):
     assert ablation.edits or ablation.settings or not ablation.tunables
-    changed = ablations.without(ablation, ablations.step_time.ROOT)  # raises where the list does not fit the code
+    changed = ablations.without(ablation, ablations.step_time.ROOT)  # raises if the list does not match the code
     for path, text in changed.items():
         compile(text, path, "exec")
     test, _, name = ablation.parity.partition(" -k ")
@@ -98,7 +98,7 @@ def test_a_child_that_fails_says_why(tmp_path, capsys):
     with pytest.raises(SystemExit, match="resnet50, best: no memory left"):
         step_time.call(options("cpu"), "best", script=script)
     with step_time.started(options("gpu"), "best", script=script) as turn:
-        assert [turn(), turn()] == [{"error": "no memory left"}] * 2  # the second to a pipe that nobody reads
+        assert [turn(), turn()] == [{"error": "no memory left"}] * 2  # the second writes to a pipe without a reader
     assert "no memory left" in capsys.readouterr().err
 
 

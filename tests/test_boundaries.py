@@ -44,7 +44,7 @@ Buffers:        99999999 kB
 
 
 def says(monkeypatch, text: str | OSError) -> None:
-    """What the file /proc/meminfo holds."""
+    """Set the contents of the file /proc/meminfo."""
     real = Path.read_text
 
     def read(path, *args, **options):
@@ -62,7 +62,7 @@ def decoded(s) -> np.ndarray:
 
 
 def test_memory_is_told_in_kibibytes(tmp_path, monkeypatch):
-    """Eight faces are 294 KiB: so much is enough, one less is not."""
+    """Eight faces are 294 KiB: this much is enough, and one KiB less is not."""
     s = make(tmp_path / "s", RECORDS[:8])
     assert 8 * 112 * 112 * 3 == 294 * 1024
     says(monkeypatch, MEMINFO.format(available=294))
@@ -94,7 +94,7 @@ def test_faces_that_do_not_fit_are_told_in_gibibytes(monkeypatch):
 
 @pytest.mark.parametrize("n", [255, 256, 257, 300])
 def test_all_faces_are_decoded_each_into_its_place(tmp_path, n):
-    """They come in batches of 256, the last of which is filled up."""
+    """They are decoded in batches of 256, the last of which is padded."""
     s = make(tmp_path / "s", [(JPEGS[i % 12], f"{i % 5}", f"{i}.jpg") for i in range(n)])
     seen = []
 
@@ -181,7 +181,7 @@ def test_as_many_records_as_allowed_are_rejected(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("image", [b"", b"x"])
 def test_a_record_that_is_all_header_has_no_image(tmp_path, image):
-    """A byte more is an image, if a bad one: whether it is one is seen when it is decoded."""
+    """With one byte more the record has an image, if a bad one; this shows only when it is decoded."""
     write_rec(tmp_path / "src", [(0, pack(1.0, image)), (1, pack([1.0], image, 1))])
     found, headers, rejected = scanner.scan(tmp_path / "src/train.rec", lambda n: None)
     assert (len(found.label), len(headers)) == (2 if image else 0, 0)
@@ -205,7 +205,7 @@ def test_full_shards_are_followed_by_another_only_for_more_records(tmp_path, cap
         assert shard["bytes"] == (made.path / shard["file"]).stat().st_size
     (info,) = json.loads((made.path / "dataset_info.json").read_text())["splits"]
     assert [int(length) for length in info["shardLengths"]] == lengths
-    # of the records' own bytes, which are a picture and some names; not of the files, which pad them
+    # a limit on the records' bytes (a picture and some names), not on the files, which pad them
     pictures = sum(len(made.jpeg(i)) for i in range(n))
     assert pictures < int(info["numBytes"]) < pictures + 150 * n
 
@@ -215,7 +215,7 @@ def test_full_shards_are_followed_by_another_only_for_more_records(tmp_path, cap
     [(10, 0.3, 3), (100, 0.29, 29), (5, 0.2, 1), (4, 0.2, 0), (9, 0.999, 8), (1, 0.5, 0), (2, 0.5, 1), (7, 0.0, 0)],
 )
 def test_validation_gets_the_share_that_was_asked_for(n, val, share):
-    """0.29 x 100 is a little less than 29 for a computer."""
+    """In floating point, 0.29 x 100 is slightly less than 29."""
     assert conversion.select(np.zeros(n, np.int64), None, val, 0)[2].sum() == share
 
 
@@ -266,7 +266,7 @@ def test_a_bin_has_two_folds_at_least_and_a_pair_in_each(tmp_path, folds, fits):
 
 
 def forged(made: stores.Store, change) -> Path:
-    """The store with another index, which the manifest knows."""
+    """Return the store with another index and a manifest that matches it."""
     with np.load(made.path / "index.npz") as arrays:
         parts = dict(arrays)
     change(parts)
@@ -324,7 +324,7 @@ def test_identities_with_a_single_image_are_counted_and_told(tmp_path, capsys, o
 
 
 def test_identities_whose_images_all_went_elsewhere_are_counted_as_none(tmp_path, capsys):
-    """Of three identities one has all its pictures broken: it keeps its number and is no identity with one image."""
+    """One of three identities has only broken pictures: it keeps its number but is not an identity with one image."""
     pictures = [JPEGS[0], JPEGS[1], b"x", b"y", JPEGS[4]]
     write_rec(tmp_path / "src", [(i, pack(float(i // 2), picture, i)) for i, picture in enumerate(pictures)])
     assert run(capsys, "recordio", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--workers=1")[0] == 0
@@ -352,7 +352,7 @@ def test_a_limit_is_of_identities(tmp_path, capsys, limit, identities):
 
 
 def test_as_many_pairs_as_there_are_are_drawn_and_no_more():
-    """Ten folds of two people with two pictures each: two genuine and four impostor pairs a fold."""
+    """Ten folds of two people with two pictures each have two genuine and four impostor pairs per fold."""
     labels = np.repeat(np.arange(20), 2)
     found = synthetic.verification_pairs(labels, 40, 0)
     assert (found.same.sum(), len(found.a)) == (20, 40)
@@ -383,7 +383,7 @@ def test_a_batch_may_hold_every_identity_and_an_epoch_be_one_batch():
 
 
 class Detector:
-    """Finds as many faces as the photograph's first pixel says, and knows how large what it was shown is."""
+    """A detector that finds as many faces as the photograph's first pixel says, and records the photograph's size."""
 
     def __init__(self):
         self.shown = []
@@ -412,7 +412,7 @@ def photographs(folder: Path, faces: list[int]) -> list[str]:
 
 
 def test_photographs_are_counted_once_by_what_became_of_them(tmp_path, detector):
-    """Several faces are from two on; the photograph counts once however many there are."""
+    """ "Several faces" means two or more; the photograph counts once however many there are."""
     names = photographs(tmp_path / "src", [1, 0, 2, 3, 1, 0, 1])
     (tmp_path / "src" / names[4]).write_bytes(b"x")
     made = aligner.Aligner("made", None, policy="fallback", workers=1)
@@ -443,7 +443,7 @@ def test_only_photographs_beyond_the_detectors_size_are_scaled_down(size, shown)
 
 
 def test_half_of_the_points_may_look_mirrored(tmp_path):
-    """Faces in profile may; more than half are a mistake in the order of the columns."""
+    """Faces in profile may look mirrored. If more than half do, the order of the columns is wrong."""
     good = geometry.TEMPLATE + 10
     swapped = good[[1, 0, 2, 4, 3]]
 
@@ -472,7 +472,7 @@ def test_one_worker_is_needed(detector, workers, fits):
 
 
 def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
-    """The path of a store says nothing about its contents."""
+    """A store's path does not determine its contents."""
     made = make(tmp_path / "data/s", split="test")
     copied = stage.copy(made.path, "test", tmp_path / "node")
     assert stage.copy(made.path, "test", tmp_path / "node") == copied
@@ -493,7 +493,7 @@ def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_any_split_can_be_trained_on(tmp_path, split):
-    """By the run, and by what copies its stores to a node."""
+    """Both the run and the program that copies stores to a node accept any split."""
     config = base()
     config.data.train, config.data.split, config.epochs, config.batch_size = str(tmp_path / "s"), split, 1, 4
     made = make(tmp_path / "s", split=split)
@@ -515,7 +515,7 @@ def test_any_split_can_be_trained_on(tmp_path, split):
 
 
 def test_a_word_of_a_record_is_four_bytes(tmp_path):
-    """A picture of any length is followed by zeros up to the next multiple of four, which are no part of it."""
+    """A picture of any length is padded with zeros to the next multiple of four; they do not belong to it."""
     for extra in range(5):
         data = JPEGS[0] + bytes(extra)
         write_rec(tmp_path / f"{extra}", [(0, pack(1.0, data)), (1, pack(2.0, JPEGS[1], 1))])

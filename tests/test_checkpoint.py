@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path,
     assert "checkpoints/2 is damaged" in said[0]
     assert "damaged_checkpoints/2" in said[0]
     assert (tmp_path / "damaged_checkpoints" / "2").is_dir()
-    again.save(2, state(5), {"base_hash": "b"})  # its step is free again
+    again.save(2, state(5), {"base_hash": "b"})  # its step number can be used again
     again.close()
     later = Checkpoints(tmp_path, base().checkpoint)
     found = later.newest(abstract(state(0)), {"base_hash": "b"}, said.append)
@@ -172,7 +172,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arrays", ["fail", "are saved"])
 def test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told(tmp_path, monkeypatch, arrays):
-    """Orbax raises what its metadata's thread met while another thread still writes arrays."""
+    """Orbax raises the error of its metadata thread while another thread still writes arrays."""
     checkpoints = Checkpoints(tmp_path, base().checkpoint)
     checkpoints.save(2, state(2.0), {})
     checkpoints.wait()
@@ -202,7 +202,7 @@ def test_a_save_that_failed_in_one_part_is_over_in_all_when_that_is_told(tmp_pat
 
 
 def test_the_best_checkpoint_outlives_newer_ones_that_are_worse(tmp_path):
-    """Also after what `validated` itself deletes, which Orbax's own policy does not see."""
+    """This also holds for the checkpoints that `validated` itself deletes, which Orbax's own policy does not see."""
     config = base().checkpoint
     config.keep = 1
     checkpoints = Checkpoints(tmp_path, config)

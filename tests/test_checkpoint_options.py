@@ -106,7 +106,7 @@ CHAT: dict[str, Any] = {
 }  # fmt: skip
 RESNET = {"architectures": ["IResNet"], "layers": [3, 4, 14, 3], "widths": [64, 128, 256, 512], "num_features": 512}
 
-# Key -> (a legal other value, the attributes that it changes). The rest of what differs follows from these.
+# Key -> (another legal value, the attributes that it changes). All other differences follow from these.
 USED_DECODER = {
     "vocab_size": (200000, {"vocab": 200000}),
     "num_hidden_layers": (2, {"depth": 2}),
@@ -169,7 +169,7 @@ USED_RESNET = {
     "num_features": (128, {"num_features": 128}),
 }
 
-# Key -> a value that computes something else, which this version does not.
+# Key -> a value for a computation that this version does not support.
 REFUSED_COMMON = {
     "add_cross_attention": True,
     "is_encoder_decoder": True,
@@ -178,7 +178,7 @@ REFUSED_COMMON = {
     "quantization_config": {"quant_method": "awq", "bits": 4},
     "no_such_key": "x",
     "residual_multiplier": 0.22,  # of Granite
-    "use_new_thing": False,  # what is left out may be on unless it is switched off
+    "use_new_thing": False,  # unknown keys are refused even if false: elsewhere the feature may be on
 }
 REFUSED_DECODER = REFUSED_COMMON | {
     "hidden_act": "gelu_pytorch_tanh",
@@ -245,11 +245,11 @@ CASES: dict[str, tuple] = {
     "InternVL": (CHAT, internvl, USED_CHAT, REFUSED_CHAT, {**COMMON, **internvit.CHAT_IRRELEVANT}),
     "IResNet": (RESNET, iresnet, USED_RESNET, REFUSED_RESNET, COMMON),
 }
-STRUCTURE = {"architectures", "vision_config", "llm_config"}  # has tests of its own below
+STRUCTURE = {"architectures", "vision_config", "llm_config"}  # has its own tests below
 
 
 def flat(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Nested attributes with dotted names."""
+    """Return nested attributes with dotted names."""
     out = {}
     for name, value in attributes.items():
         out |= {f"{name}.{k}": v for k, v in flat(value).items()} if isinstance(value, dict) else {name: value}
@@ -261,7 +261,7 @@ def attributes(table, config) -> dict[str, Any]:
 
 
 def cases(index: int) -> list:
-    """(case, key) for each key of one of a case's tables."""
+    """Return (case, key) for each key of a table of each case."""
     return [pytest.param(name, key, id=f"{name}-{key}") for name, case in CASES.items() for key in case[index]]
 
 
@@ -309,7 +309,7 @@ def test_a_key_that_is_irrelevant_changes_no_attribute(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_attribute_of_a_model_comes_from_a_key_or_is_a_fact_of_the_architecture(name):
-    """An attribute of the module that no key reaches would keep a default that some checkpoint contradicts."""
+    """An attribute without a key would keep a default that some checkpoint contradicts."""
     facts = {"dtype", "remat", "attention", "parent", "name", "on_cpu", "dropout", "conv_init"}  # ours, or of training
     facts |= {"pre_norm", "final_norm", "layer_scale", "patch_bias"}  # InternViT's code
     config, table, used, _, _ = CASES[name]
@@ -406,7 +406,7 @@ def test_a_base_that_is_none_is_refused(theta):
         assert llama.model_config(LLAMA | {"rope_theta": theta}, "config.json")["rope_theta"] == 10000.0
 
 
-# values that make no sense are refused by name, before they become a wrong shape
+# impossible values are refused by name, before they cause a wrong shape
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8", True, [0], {}])
@@ -499,7 +499,7 @@ def test_a_tower_alone_is_read_from_a_whole_as_within_it():
     [(None, None, False), (None, True, True), (False, None, False), (False, True, False), (True, True, True)],
 )
 def test_a_wholes_own_word_on_tied_embeddings_decides(top, llm, tied):
-    """InternVL 2.5 and later say false for every size, also where the decoder's own configuration says true."""
+    """InternVL 2.5 and later say false for every size, also if the decoder's own configuration says true."""
     config = chat(llm={"tie_word_embeddings": llm}, tie_word_embeddings=top)
     assert internvl.model_config(config, "config.json")["decoder"]["tied"] is tied
 
@@ -554,7 +554,7 @@ ADAPTER_USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern"}
 
 @pytest.fixture
 def scale(tmp_path):
-    """A function: the scale of adapters of rank 16 beside an adapter_config.json with some changes."""
+    """Return a function: the scale of rank-16 adapters with some changes in adapter_config.json."""
 
     def of(**changes):
         (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER | changes))
@@ -583,7 +583,7 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(scale, tmp_path, k
     assert str(ADAPTER_REFUSED[key]) in str(error.value)
 
 
-# the other files of a checkpoint, and what says which weights they are
+# the other files of a checkpoint, and the hash of its weights
 
 
 COPIED = (
@@ -609,7 +609,7 @@ def test_a_checkpoints_other_files_are_downloaded_and_copied_and_code_is_not():
 
 
 def test_the_hash_of_weights_is_of_values_types_and_places(tmp_path):
-    """Bits, dtypes, and which tensor has which: the same of a copy and in another order of keys, else another one."""
+    """The hash covers bits, dtypes and keys. A copy with another order of keys has the same hash."""
     shapes = {name: leaf.shape for name, leaf in open_checkpoint(GOLDEN / "internvl_tiny_qknorm").params.items()}
     assert shapes["params/blocks/ls1"] == shapes["params/blocks/ls2"]
     stored = load_file(GOLDEN / "internvl_tiny_qknorm/model.safetensors")
@@ -635,7 +635,7 @@ def test_the_hash_of_weights_is_of_values_types_and_places(tmp_path):
     assert len({same, *others}) == 5
 
 
-# one file on disk, through the door that users take
+# one file on disk, read through the public function
 
 
 def test_an_unknown_key_is_refused_when_a_directory_is_opened(tmp_path):

@@ -171,12 +171,12 @@ TESTED: dict[str, dict[str, str]] = {
         "--dir": f"{HERE}::test_records_that_are_converted",
     },
 }
-# Benchmarks whose flags choose among hours of measuring, for the developers' ledger: each result names the command.
+# Benchmarks of many hours, for the developers' ledger. Each of their results records the command.
 NOT_TESTED = {"benchmarks/ablations.py", "benchmarks/evaluation.py", "benchmarks/kills.py", "benchmarks/step_time.py"}
 
 
 class Caught(Exception):
-    """A parser, before it parses."""
+    """Raised with a parser before it parses."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser
@@ -194,7 +194,7 @@ def caught(call: Callable[[], Any]) -> argparse.ArgumentParser:
 
 
 def by_command(name: str, parser: argparse.ArgumentParser) -> dict[str, set[str]]:
-    """A parser's flags and arguments; of one with sub-commands, of each."""
+    """Return the flags and arguments of a parser, and of each of its sub-commands."""
     subs = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if subs:
         return {k: v for sub, its in subs[0].choices.items() for k, v in by_command(f"{name} {sub}", its).items()}
@@ -230,7 +230,7 @@ def test_every_flag_has_a_test_of_its_effect():
 
 
 def test_every_command_is_known():
-    """What can be run as a program and reads flags is a command."""
+    """Every program that reads flags is a known command."""
     sources = [*Path("fvjax").rglob("*.py"), *Path("weights_convert").glob("*.py"), *Path("launch").glob("*.py")]
     programs = {str(file) for file in sources if '__name__ == "__main__"' in file.read_text()}
     named = {f"{name.split(' ')[0].replace('.', '/')}.py" for name in TESTED if name.startswith("fvjax.")}
@@ -245,7 +245,7 @@ def test_the_tests_named_are_there(test):
     assert f"\ndef {name}(" in Path(f"tests/{file}.py").read_text()
 
 
-# launch/slurm.sh has no flags of its own: what it gives to Slurm's programs -> the test that sees it there
+# launch/slurm.sh has no flags of its own. Option for Slurm's programs -> the test that checks it
 SLURM = {
     **dict.fromkeys(("--ntasks", "--ntasks-per-node"), "test_one_process_for_each_gpu_of_a_job"),
     **dict.fromkeys(("--cpu-bind", "--overcommit"), "test_one_process_for_each_gpu_of_a_job"),
@@ -272,7 +272,10 @@ def test_every_option_of_the_slurm_script_has_a_test():
 
 @pytest.fixture
 def called(monkeypatch):
-    """`fvjax.main.main` with some flags -> what its parts are told. Nothing is trained."""
+    """Return a function that runs `fvjax.main.main` with some flags and returns what its parts receive.
+
+    Nothing is trained.
+    """
 
     def call(**given: Any) -> dict[str, Any]:
         told: dict[str, Any] = {}
@@ -324,7 +327,7 @@ def test_a_traceback_is_shown_where_it_is_asked_for(called, capsys):
 
 
 def test_a_plan_is_of_the_machine_that_flags_describe(monkeypatch, capsys):
-    """The least seconds of each resource, by what the flags say of it; what is to be computed is the same."""
+    """Each resource's minimum time follows the flags that describe it; the amount of computation stays the same."""
     found = {"devices": 8, "mesh": {"data": 8}, "images": 64, "parameters": 1, "trained": 1, "remat": "none"}
     found |= {"bytes": {"kept": 100 * 2**30, "working set": 1}, "model_flops": 1e15, "device_flops": 989e12}
     across = {"kind": "all-gather", "size": 8_000_000, "group": tuple(range(8)), "times": 1, "sent": 1}
@@ -389,7 +392,7 @@ def test_a_tower_is_pretrained_for_as_long_as_flags_say(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrain.encoder, "build", lambda *_: SimpleNamespace(init=lambda _: tower))
     monkeypatch.setattr(pretrain, "draw_all", drawn)
     monkeypatch.setattr(pretrain.optax, "warmup_cosine_decay_schedule", schedule)
-    few = ["--people=40", "--shots=3", "--epochs=4", "--batch=10", "--lr=0.5"]  # two people are left to measure on
+    few = ["--people=40", "--shots=3", "--epochs=4", "--batch=10", "--lr=0.5"]  # two people remain for the measurement
     assert run(*few) == [(40, 3), (0.0, 0.5, 4 * 11 // 20, 4 * 11)]
     assert run(*few, "--people=60")[0] == (60, 3)
     assert run(*few, "--shots=2") == [(40, 2), (0.0, 0.5, 1, 4 * 7)]
@@ -403,7 +406,7 @@ def test_a_tower_is_pretrained_for_as_long_as_flags_say(monkeypatch, tmp_path):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What the functions behind the sub-commands of prepare are given. Nothing is made."""
+    """Return the arguments of the functions behind the sub-commands of prepare, which make nothing here."""
     found: dict[str, Any] = {}
 
     def one(name):
@@ -426,7 +429,7 @@ NEEDS = {"folder": [], "lfw": ["--pairs=p"], "cfp": ["--protocol=p"]}
 
 @pytest.mark.parametrize("command", NEEDS)
 def test_photographs_are_aligned_by_as_many_processes(told, command, monkeypatch, tmp_path):
-    """What the processes find is the same for any number of them (tests/test_align.py)."""
+    """The results do not depend on the number of processes (tests/test_align.py)."""
     common = [command, "--src=s", "--dst=d", *NEEDS[command]]
     points = tmp_path / "points.tsv"
     points.write_text("a.jpg\t" + "\t".join("0123456789") + "\n")
@@ -443,7 +446,7 @@ def test_photographs_are_aligned_by_as_many_processes(told, command, monkeypatch
 
 
 def with_landmarks(folder: Path, files: list[str], file: Path) -> str:
-    """A flag that says where the faces of pictures are: such points that a 224-pixel crop is halved in size."""
+    """Return a flag with the faces' points, such that a 224-pixel crop is scaled to half its size."""
     points = "\t".join(str(2 * x + 0.5) for x in geometry.TEMPLATE.ravel())
     file.write_text("".join(f"{name}\t{points}\n" for name in files))
     return f"--landmarks={file}"
@@ -451,7 +454,7 @@ def with_landmarks(folder: Path, files: list[str], file: Path) -> str:
 
 @pytest.mark.parametrize("command", ["lfw", "cfp"])
 def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
-    """Both protocols take every flag about their images."""
+    """Both protocols accept all flags about their images."""
     given = request.getfixturevalue(command)
     files = sorted(str(path.relative_to(tmp_path / command)) for path in (tmp_path / command).rglob("*.jpg"))
     for number, name in enumerate(files):
@@ -487,7 +490,7 @@ def test_a_tfds_dataset_takes_the_flags_about_its_images(tmp_path, capsys):
 
 
 def test_shards_are_written_by_as_many_processes(monkeypatch, tmp_path, capsys):
-    """What they write is the same for any number of them (tests/test_recordio.py)."""
+    """The results do not depend on the number of processes (tests/test_recordio.py)."""
     started = []
 
     class Pool:
@@ -529,7 +532,7 @@ def convert_names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def programs(monkeypatch):
-    """The commands that a benchmark starts, and what it prints."""
+    """Record the commands that a benchmark starts, and return its output."""
 
     def run(module, *args: str, **said: Any) -> list[list[str]]:
         commands: list[list[str]] = []

@@ -91,7 +91,7 @@ def test_help_of_a_command_has_its_own_flags_only(tmp_path):
 def test_main_loads_an_experiment_by_name_in_a_folder_that_has_none(tmp_path):
     code, out, err = fvjax_command("main", "--config=small_real", cwd=tmp_path)
     assert (code, out) == (2, "")
-    assert "config.data.train: data/cfp324 is not there. " in err  # the experiment was read, its data is missing
+    assert "config.data.train: data/cfp324 is not there. " in err  # the experiment was read, but its data is missing
 
 
 def test_main_names_the_experiments_that_there_are(tmp_path):
@@ -111,7 +111,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
     Path("configs").mkdir()
     Path("configs/quickstart.py").touch()
     assert shipped.config_file("configs/quickstart.py") == Path("configs/quickstart.py")
-    assert shipped.config_file("elsewhere/quickstart.py") == Path("elsewhere/quickstart.py")  # not there, and said so
+    assert shipped.config_file("elsewhere/quickstart.py") == Path("elsewhere/quickstart.py")  # reported as missing
 
 
 def test_the_config_flag_is_rewritten_in_each_of_its_forms(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch)
 
 
 def test_an_installed_package_has_the_experiments_inside(tmp_path, monkeypatch):
-    """As in a wheel, where pyproject.toml puts configs/ into fvjax/_wheel."""
+    """In a wheel, pyproject.toml puts configs/ into fvjax/_wheel; the same layout is used here."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "fvjax")
     inside = tmp_path / build["force-include"]["configs"]
@@ -151,7 +151,7 @@ def test_an_installed_package_has_the_experiments_inside(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_wheel_runs_an_experiment_in_an_empty_folder(tmp_path):
-    """Built, installed into an environment of its own (packages are downloaded), and run where nothing else is."""
+    """The wheel is built, installed into its own environment (packages are downloaded) and run in an empty folder."""
 
     program = shutil.which("uv")
     if program is None:

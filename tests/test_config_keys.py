@@ -75,7 +75,7 @@ def vit():
 
 
 def bare():
-    """The tower without adapters."""
+    """Return the config of the tower without adapters."""
     c = vit()
     c.lora.update({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})
     c.trainable = ((".*", "all"),)
@@ -100,7 +100,7 @@ def answers():
 
 
 def toy():
-    """Of runs: the network is replaced by :class:`Linear`. 4 steps an epoch of 8 images."""
+    """Return the config of a run whose network is :class:`Linear`, with 4 steps of 8 images per epoch."""
     c = base()
     c.name = "toy"
     c.model.iresnet.num_features = 4
@@ -118,7 +118,7 @@ def without_data():
 
 
 class Linear(nn.Module):
-    """Some pixels times a matrix, of what an IResNet is given."""
+    """A network that multiplies some pixels with a matrix, with the fields of an IResNet."""
 
     features: int
 
@@ -142,7 +142,7 @@ class ToyEncoder(encoders.Encoder):
 
 @contextlib.contextmanager
 def linear_network(mesh):
-    """The linear network in place of every model, no plots, and as many devices as the config's mesh names."""
+    """Replace every model by the linear network, draw no plots, and use as many devices as the config's mesh names."""
 
     def build(kind, attributes, pooling, prompt=(), yes_no=(), /, **_):
         return ToyEncoder(Linear(attributes["num_features"]), "")
@@ -197,7 +197,7 @@ def plugged():
 
 
 def program(fn: Callable, *args: Any) -> tuple:
-    """The jaxpr of a function as text, without addresses in memory, and the arrays that it closes over."""
+    """Return the jaxpr of a function as text, without addresses in memory, and the arrays that it closes over."""
     closed = jax.make_jaxpr(fn)(*args)
     arrays = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in closed.consts]
     constants = [(np.asarray(x).dtype.name, np.asarray(x).tolist()) for x in arrays]
@@ -223,7 +223,7 @@ def initial(model):
 
 
 def step(config, _) -> tuple:
-    """What is computed in training: the loss and its gradient."""
+    """Return the program of a training step: the loss and its gradient."""
     model, task, c = opened(config), task_of(config), typed(config)
     recipe = Recipe(model, task, learner(config, model), c.accumulation, c.compat.last_micro_batch)
     state = jax.eval_shape(lambda key: recipe.learner.init(model, key), model.key)
@@ -232,7 +232,7 @@ def step(config, _) -> tuple:
 
 
 def forward(config, _) -> tuple:
-    """What is computed when faces are embedded, or a pair is answered, after training."""
+    """Return the program that embeds faces, or answers a pair, after training."""
     model = opened(config)
     variables = jax.eval_shape(model.init, jax.random.key(0))
 
@@ -246,7 +246,7 @@ def forward(config, _) -> tuple:
 
 
 def shapes(config, _) -> dict:
-    """Shape and type of everything that trains and that is frozen."""
+    """Return shape and type of all trained and frozen variables."""
     model = opened(config)
     leaves = trees.flatten({"frozen": jax.eval_shape(model.read_frozen), **jax.eval_shape(*initial(model))})
     return {name: (x.shape, x.dtype.name) for name, x in leaves.items()}
@@ -257,12 +257,12 @@ def initialisation(config, _) -> tuple:
 
 
 def placement(config, _) -> tuple:
-    """The mesh, and what of a leaf each device holds."""
+    """Return the mesh, and the part of each leaf that each device holds."""
     return dict(sharding.make_mesh(config.mesh).shape), {n: str(s.spec) for n, s in opened(config).shardings.items()}
 
 
 def values(config, folder) -> dict[str, list]:
-    """Where training of the linear network starts: what trains, what is frozen, and what an untrained run gives."""
+    """Return where the linear network starts: trained and frozen variables, and results without training."""
     with linear_network(config.mesh):
         model = opened(config)
         begun = start_state(learner(config, model), model, sharding.make_mesh(config.mesh))
@@ -284,7 +284,7 @@ def untrained(config, folder) -> list:
 
 
 def of_base(config, _) -> dict:
-    """A pretrained weight as it is read."""
+    """Return a pretrained weight as it is read."""
     params = open_pretrained(config.init_from, dict(config.init_parts), config.model.kind).params
     return {name: np.asarray(leaf[()]).tolist() for name, leaf in params.items() if "cls" in name}
 
@@ -301,7 +301,7 @@ def open_data(config, folder) -> tuple:
 
 
 def batches(config, folder) -> dict:
-    """The first and the last batch of the first epoch as training sees them, and how many there are."""
+    """Return the first and last batch of the first epoch as training sees them, and the number of batches."""
     store, plan = open_data(config, folder)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     found = list(feed.batches(config.data, store, plan, mesh, start_step=0, num_steps=plan.steps_per_epoch))
@@ -315,12 +315,12 @@ def batches(config, folder) -> dict:
 
 
 def labels(config, folder) -> set:
-    """0 and 1 where training is by pairs' answers, else identities."""
+    """Return labels 0 and 1 if pairs are answered in training, otherwise identities."""
     return set(np.ravel(batches(config, folder)["labels"]).tolist())
 
 
 def decoding(config, folder) -> dict:
-    """How faces come to be decoded: what grain is asked for, how many are decoded, and whether devices hold them."""
+    """Return how faces are decoded: grain's arguments, the number of decoded faces, and whether devices hold them."""
     asked: dict[str, Any] = {"workers": 0, "faces": 0}
     with pytest.MonkeyPatch.context() as patch:
         real, read = grain.ReadOptions, Store.images
@@ -342,7 +342,7 @@ def decoding(config, folder) -> dict:
 
 
 def threads_of_a_cache(config, folder) -> list:
-    """How many threads decode all faces for data.cache, as grain is told."""
+    """Return the number of threads with which grain decodes all faces for data.cache."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
         real = pipeline.eval_batches
@@ -354,7 +354,7 @@ def threads_of_a_cache(config, folder) -> list:
 
 
 def drawn(config, folder) -> dict:
-    """The synthetic stores: identities, images, pairs and what hashes them. Drawn into a folder shared by all."""
+    """Return the identities, images, pairs and hashes of the synthetic stores, drawn into a folder shared by all."""
     open_data(config, folder)
     where = {split: faces.synthetic_store(config.data.synthetic, folder, split) for split in ("train", "test")}
     train_store, test = (Store(path, split) for split, path in where.items())
@@ -372,7 +372,7 @@ def benchmarks_of(config, folder) -> Benchmarks:
 
 
 def embedded(config, folder) -> list:
-    """The batches in which benchmarks' faces are embedded, each by the number of its faces and of mirrored ones."""
+    """Return the batches in which the faces of benchmarks are embedded: the numbers of faces and of mirrored faces."""
     seen: list[np.ndarray] = []
     open_data(config, folder)
 
@@ -386,7 +386,7 @@ def embedded(config, folder) -> list:
 
 
 def answered(config, folder) -> dict:
-    """How pairs are answered: images and pairs at a time, and the type in which visual tokens are kept."""
+    """Return how pairs are answered: images and pairs per batch, and the type in which visual tokens are kept."""
     open_data(config, folder)
     told: dict[str, Any] = {}
 
@@ -407,7 +407,7 @@ def answered(config, folder) -> dict:
 
 
 def intervals(config, folder) -> list:
-    """95% intervals of scores that do not depend on the config."""
+    """Return the 95% intervals of scores that do not depend on the config."""
     open_data(config, folder)
 
     def score(store, pairs, _):
@@ -429,7 +429,7 @@ def validation_pairs(config, folder) -> list:
 
 
 class Ran(NamedTuple):
-    """What a run leaves and prints."""
+    """The files and the output of a run."""
 
     folder: Path
     results: dict
@@ -451,7 +451,7 @@ RUNS: dict[str, Ran] = {}
 
 
 def ran(config, folder) -> Ran:
-    """A run from nothing to its results, once for each config."""
+    """Run a config from the start to its results, once for each config."""
     config.data.synthetic.dir = str(folder) if config.data.synthetic.identities else ""
     key = typed(config).to_json()
     if key not in RUNS:
@@ -463,7 +463,7 @@ def ran(config, folder) -> Ran:
 
 
 def run(what: Callable[[Ran], Any]) -> Callable:
-    """An observation of a whole run."""
+    """Return an observation of a whole run."""
 
     def observe(config, folder):
         return what(ran(config, folder))
@@ -473,7 +473,7 @@ def run(what: Callable[[Ran], Any]) -> Callable:
 
 
 def command(config, folder) -> dict:
-    """What `fvjax.main` does with a config before it trains: the environment, the heartbeat, the workdirs."""
+    """Return what `fvjax.main` does with a config before training: the environment, the heartbeat, the workdirs."""
     found: dict[str, Any] = {"workdirs": []}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", flags := os.environ["XLA_FLAGS"])
@@ -499,7 +499,7 @@ GRADIENTS = [{"a": [3.0, 0.0], "b": [-4.0]}, {"a": [0.5, 0.25], "b": [0.125]}, {
 
 
 def updates(config, _) -> list:
-    """What three steps of the optimizer add to parameters, with a step an epoch."""
+    """Return what three steps of the optimizer add to parameters, with one step per epoch."""
     lr = optimizer.schedule(config.optimizer, epochs=config.epochs, steps_per_epoch=1, steps=config.steps)
     tx = optimizer.make(config.optimizer, GROUPS, lr)
     params, out = TREE, []
@@ -565,12 +565,12 @@ def adamw():
 
 
 class Effect(NamedTuple):
-    """Where a key's effect is seen.
+    """Where the effect of a key appears.
 
-    observe: what is looked at, a function of a config and a folder. make: a config in which the key matters. other:
-    another legal value, "here:NAME" for something the fixture `here` has made. also: other settings, before and after.
-    goes_with: what else must change for the other value to be legal. refused: it does not fit here, and this is said.
-    expect: what is to be seen before and after.
+        observe: the observation, a function of a config and a folder. make: a config in which the key matters. other:
+    another legal value; "here:NAME" is something that the fixture `here` has made. also: other settings, before and
+    after. goes_with: further changes that make the other value legal. refused: the error, if the value does not fit
+    here. expect: the observations before and after.
     """
 
     observe: Callable
@@ -954,7 +954,7 @@ EFFECTS: dict[str, list[Effect]] = {
         )
     ],
     "heartbeat_seconds": [E(lambda c, f: command(c, f)["heartbeat"], toy, 7.5, expect=(60.0, 7.5))],
-    # its effect is XLA's, on a GPU: here it is what XLA is told
+    # XLA applies it on a GPU only; here XLA's flag is checked
     "deterministic": [
         E(lambda c, f: command(c, f)["XLA_FLAGS"], toy, True, expect=("", "--xla_gpu_deterministic_ops=true"))
     ],
@@ -967,7 +967,7 @@ NAMES = [f"{key}-{i}" for key, effects in EFFECTS.items() for i in range(len(eff
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Most keys do not change the program: what a run compiles is kept for the next one."""
+    """Keep compiled programs for the next run, because most keys do not change the program."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -984,7 +984,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where synthetic faces and runs are; `elsewhere` beside it is another place for faces."""
+    """Return the folder of synthetic faces and runs; `elsewhere` beside it is another folder of faces."""
     root = tmp_path_factory.mktemp("keys")
     (root / "shared").mkdir()
     return root / "shared"
@@ -992,7 +992,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(folder) -> dict[str, Path]:
-    """Stores, towers and a tokenizer for the table's "here:NAME"."""
+    """Make stores, towers and a tokenizer for the table's "here:NAME"."""
     made = {
         name: folder.parent / name for name in ("train", "train2", "val", "benchmark", "tower", "tower2", "tokenizer")
     }
@@ -1024,7 +1024,7 @@ def resolved(value: Any, here: dict[str, Path]) -> Any:
 
 
 def changed(config, settings: Mapping[str, Any], here: dict[str, Path]):
-    """A copy of a config with other values; of what an experiment names, what is added."""
+    """Return a copy of a config with other values. Values of an experiment are added."""
     config = config.copy_and_resolve_references()
     for key, value in settings.items():
         *parents, last = key.split(".")
@@ -1044,7 +1044,10 @@ REPEATED: set[Callable] = set()
 
 
 def look(observe: Callable, config, folder) -> Any:
-    """What is observed, once for each config. The first time twice: if it differed by itself, it would say nothing."""
+    """Return the observation, made once per config.
+
+    The first one is made twice, to see that it is the same without a change.
+    """
     key = observe, typed(config).to_json()
     if key not in SEEN:
         SEEN[key] = observe(config.copy_and_resolve_references(), folder)
@@ -1095,7 +1098,7 @@ def test_a_gradient_as_long_as_clip_says_is_left_as_it_is():
 
 # ---- a workdir and another config ------------------------------------------------------------------------------------
 
-# Where and how a run computes, what it reports and where its files are: another value is taken by the same workdir.
+# Keys for where and how a run computes, what it reports and where its files are. The same workdir accepts other values.
 MAY_CHANGE = {
     *(key for key in KEYS if key.split(".")[0] in ("mesh", "checkpoint", "log", "eval")),
     *("sharding", "remat", "prepare", "heartbeat_seconds", "deterministic"),
@@ -1121,7 +1124,7 @@ def test_a_workdir_goes_on_with_another_config_only_if_that_computes_the_same(ke
             checks.check_workdir(other, tmp_path, "train")
 
 
-# Seen in what is computed, and yet the figures are the same without it.
+# Keys that change the computation but not the results.
 NOT_NEEDED = {
     "attention": "the same sums in another order",
     "init_parts": "without parts it is empty, and what is in it an experiment names",
@@ -1134,7 +1137,7 @@ NEEDED |= {"dtype", "epochs", "eval.flip_sum"}
 
 @pytest.mark.parametrize("key", sorted(NEEDED))
 def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(key, tmp_path):
-    """Else the default would be taken for what an older version did."""
+    """Otherwise the default would replace what an older version did."""
     values = base().to_dict()
     *parents, last = key.split(".")
     section = functools.reduce(lambda at, name: at[name], parents, values)
@@ -1149,7 +1152,7 @@ def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(
 
 
 def attended(config, folder) -> tuple:
-    """:func:`forward`, with something in place of cuDNN, which is not here."""
+    """Return :func:`forward` with a stand-in for cuDNN, which is not available here."""
 
     def cudnn(q, k, v, *, is_causal, implementation):
         assert implementation == "cudnn"
@@ -1160,7 +1163,7 @@ def attended(config, folder) -> tuple:
         return forward(config, folder)
 
 
-# Key -> where its choices differ, in what config, and which choice leaves the decision to us.
+# Key -> the observation in which its choices differ, the config, and the settings that a choice needs.
 CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "task": (step, vlm, {}),
     "dtype": (step, vit, {}),
@@ -1243,9 +1246,9 @@ def test_counts_are_at_least_one(key, here):
 
 # ---- the configs that come with the project --------------------------------------------------------------------------
 
-# What a config sets to the value that it has already, said for the reader as part of a recipe.
+# Keys that a config sets to their default on purpose, as part of a recipe.
 RESTATED: dict[str, set[str]] = {
-    "quickstart": {"model.vision_transformer.patch_size"},  # all sizes of the tower beside each other
+    "quickstart": {"model.vision_transformer.patch_size"},  # lists all sizes of the tower
     "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
     "resnet50_infonce": {"optimizer.lr"},  # the published one
     "small_real": {"batch_size"},
@@ -1256,7 +1259,7 @@ RESTATED: dict[str, set[str]] = {
     "file", sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper"))
 )
 def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
-    """Else a reader takes for a choice what is none, and another default would not reach this config."""
+    """Otherwise a reader would mistake the line for a choice, and a changed default would not reach this config."""
     base()
     assign, done = ConfigDict.__setitem__, []
 

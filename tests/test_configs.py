@@ -20,7 +20,7 @@ def _of_tower(trained: int) -> tuple:
     return 304_012_288 + trained, trained, None
 
 
-# name: (parameters, of which train, model GFLOP per step and image or None)
+# name: (parameters, trained parameters, model GFLOP per step and image or None)
 # IResNet-50 43,590,848 and InternViT-300M 304,012,288 + 1,966,080 are the published models' own counts; the small
 # networks' are those of the PyTorch twin (tests/reference/iresnet_torch.py).
 EXPECTED = {
@@ -80,7 +80,7 @@ def test_config(name):
     config = importlib.import_module(f"configs.{file}").get_config(*row)
     typed(config).check()
     tasks.get(config.task).check(typed(config))
-    if config.prompt.text:  # as InternLM2's tokenizer has it, which is not part of the project
+    if config.prompt.text:  # from InternLM2's tokenizer, which is not part of the project
         ids = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())["encode"]
         config.prompt.update({"ids": tuple(ids[config.prompt.text]), "text": "", "yes_no_ids": (9583, 2917)})
     config = without_weights(config)

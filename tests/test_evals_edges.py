@@ -25,11 +25,11 @@ def test_accepting_all_or_none_can_be_the_best_threshold():
     """Every genuine score is below every impostor: at best one kind is right, and ties take the lower threshold."""
     even = folds.verification([0.1, 0.9, 0.2, 0.8], [1, 0, 1, 0], [2, 2], bootstrap=0)
     assert even[BEST]["threshold"] == pytest.approx((0.1 + 0.2) / 2 - 1e-6, abs=1e-9)
-    assert even[BEST]["mean"] == (0 + 1 / 2) / 2  # 0.2 - 1e-6 takes 0.9 but not 0.1; 0.1 - 1e-6 takes both of fold 1
+    assert even[BEST]["mean"] == (0 + 1 / 2) / 2  # 0.2 - 1e-6 accepts 0.9, not 0.1; 0.1 - 1e-6 accepts both of fold 1
     scores, labels = [0.1, 0.9, 0.95, 0.2, 0.8, 0.85], [1, 0, 0, 1, 0, 0]
     none = folds.verification(scores, labels, [3, 3], bootstrap=0)
     assert none[BEST]["threshold"] == pytest.approx((0.95 + 0.85) / 2 + 1e-6, abs=1e-9)
-    assert none[BEST]["mean"] == pytest.approx((0 + 2 / 3) / 2)  # 0.85 + 1e-6 lets 0.9 and 0.95 in
+    assert none[BEST]["mean"] == pytest.approx((0 + 2 / 3) / 2)  # 0.85 + 1e-6 accepts 0.9 and 0.95
 
 
 def test_the_fold_that_lacks_a_kind_is_named_also_the_last_of_three():
@@ -52,7 +52,7 @@ def test_at_exactly_a_far_the_threshold_that_has_it_is_taken():
     """A FAR of 0.1 is 1 of 10 impostors and one of 0.001 is 3 of 3,000, although no float is exactly 0.1 or 0.001."""
     for impostors, far in ((10, "1e-1"), (100, "1e-2"), (1000, "1e-3"), (3000, "1e-3")):
         k = round(impostors * folds.FARS[far])
-        low = impostors - k - 1.5  # below one impostor more than may be accepted
+        low = impostors - k - 1.5  # one more impostor would exceed the target
         scores = np.r_[np.arange(impostors), low, impostors + 1]
         labels = np.arange(impostors + 2) >= impostors
         scores, labels = np.tile(scores, 2), np.tile(labels, 2)

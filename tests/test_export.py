@@ -35,7 +35,7 @@ def faces() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, faces):
-    """A function that trains a few steps: (name, changes) -> workdir; and the tower that the runs with a base have."""
+    """Return a function (name, changes) -> workdir that trains a few steps, and the tower of the runs with a base."""
     folder = tmp_path_factory.mktemp("runs")
     records = [(images.encode(face), f"{i // 4}", f"{i}.jpg") for i, face in enumerate(faces)]
     stores.write(folder / "train", records, split="train", sources=["here"])
@@ -60,13 +60,13 @@ def run(tmp_path_factory, faces):
 
 @pytest.fixture(scope="module")
 def adapted(run) -> Path:
-    """Adapters on a frozen base."""
+    """Add adapters to a frozen base."""
     return run("adapted", lora=LORA, trainable=(("lora/.*", "adapter"), (".*", "frozen")))
 
 
 @pytest.fixture(scope="module")
 def both(run) -> Path:
-    """Adapters, and the patch embedding in full, as a projector would be."""
+    """Add adapters, and train the patch embedding in full, as a projector would be."""
     rules = (("lora/.*", "adapter"), ("params/patch/.*", "projector"), (".*", "frozen"))
     return run("both", lora=LORA, trainable=rules)
 
@@ -105,7 +105,7 @@ def test_merged_weights_of_a_run(request, run, which, faces, tmp_path, capsys):
 
 
 def test_a_model_trained_in_full(run, faces, tmp_path, capsys):
-    """insightface's keys, the running statistics and what was frozen at its first value included."""
+    """The file has insightface's keys, including the running statistics and the first value of frozen variables."""
     changes = {
         "model.kind": "iresnet",
         "model.pooling": "",
@@ -124,7 +124,7 @@ def test_a_model_trained_in_full(run, faces, tmp_path, capsys):
 
 
 def half(directory: Path) -> Path:
-    """A whole InternVL2 in float16 and two shards, a negative zero among its weights, with a tokenizer and code."""
+    """Return a whole InternVL2 in float16 and two shards, with a negative zero in its weights, a tokenizer and code."""
     shutil.copytree(TINY, directory, ignore=shutil.ignore_patterns("golden.npz", "adapters.safetensors"))
     spoil(directory, lambda t: t.update({k: v.astype(np.float16) for k, v in t.items()}))
     spoil(directory, lambda t: t[WQKV].__setitem__((slice(None), 0), -0.0))
@@ -137,7 +137,7 @@ def half(directory: Path) -> Path:
 @pytest.mark.parametrize("kind", ["vlm", "vision_transformer"])
 @pytest.mark.parametrize("layout", ["original", "converted"])
 def test_zero_adapters_change_no_bit(tmp_path, kind, layout):
-    """Of the files of an original; of a converted directory's tensors, whose shards are its own."""
+    """This holds for the files of an original, and for the tensors of a converted directory, which has other shards."""
     src = half(tmp_path / "src")
     if layout == "converted":
         convert(src, tmp_path / "ours", kind)
@@ -173,7 +173,7 @@ def test_zero_adapters_change_no_bit(tmp_path, kind, layout):
 
 
 def test_merged_adapters_are_the_references_figures(tmp_path):
-    """In float32, against the reference's embeddings with its adapters."""
+    """Compare with the reference's embeddings with its adapters, in float32."""
     adapters, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     export.merge(open_checkpoint(TINY, "vlm"), tmp_path / "out", adapters, scale, {})
     golden = np.load(TINY / "golden.npz")

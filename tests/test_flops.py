@@ -29,7 +29,7 @@ full_size = functools.cache(flops.full_size)
     ("name", "forward", "step", "adapters_only"), [("mllm_lora", 1.08, 1.5, 1.05), ("pair_lora", 1.08, 1.5, 1.08)]
 )
 def test_fewer_flops_at_full_size(name, forward, step, adapters_only):
-    """Of a pair's forward pass the head (6%) and the last layer (2%) are nearly all that its answer does not need."""
+    """In a pair's forward pass, the head (6%) and the last layer (2%) are nearly all that the answer does not need."""
     found = {what: counts[0] / counts[1] for what, counts in flops.of_a_pair(*full_size(name)).items()}
     bars = {"forward pass": forward, "training step": step, "training step, adapters only": adapters_only}
     assert set(found) == set(bars)
@@ -44,7 +44,7 @@ def test_fewer_flops_in_lfws_evaluation(real_data):
 
 
 def test_the_evaluation_counts_what_its_schedule_computes():
-    """Batches of 2 pairs: images are padded to 4; the first batch shares its first image, the second cannot."""
+    """With batches of 2 pairs, images are padded to 4. The first batch shares its first image; the second cannot."""
     config, recipe, variables = flops.full_size("pair_lora")
     config = config.replace({"eval.batch_size": 2})
     count = functools.partial(flops.evaluation, config, recipe, variables)
@@ -59,7 +59,7 @@ def test_the_evaluation_counts_what_its_schedule_computes():
 
 @pytest.mark.parametrize(("task", "pooling"), [("contrastive", "visual_mean"), ("pair_answer", "")])
 def test_naive_and_actual_compute_the_same(task, pooling):
-    """Outputs, loss and every adapter's gradient, in float32."""
+    """Compare outputs, loss and every adapter's gradient in float32."""
     golden = dict(np.load(TINY / "golden.npz"))
     config = base()
     config.task, config.init_from, config.data.flip = task, str(TINY), False

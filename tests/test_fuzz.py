@@ -43,13 +43,13 @@ fuzz = settings(
     max_examples=-(-int(GIVEN or 500) // TESTS),
     derandomize=not GIVEN,
     database=None,
-    deadline=None,  # processor time is what `within_bounds` measures; the clock depends on who else is running
+    deadline=None,  # `within_bounds` measures processor time; wall time depends on other programs
     suppress_health_check=list(HealthCheck),
 )
 
 
 def within_bounds(call) -> None:
-    """Nothing but ValueError and OSError, none of them for want of memory, and in less than a second."""
+    """Allow only ValueError and OSError that are not caused by lack of memory, within one second."""
     before = time.process_time()
     try:
         call()
@@ -63,7 +63,7 @@ def within_bounds(call) -> None:
 
 @st.composite
 def damaged(draw, originals: list[bytes]) -> bytes:
-    """One of the originals with some bytes changed, added, removed or said twice, near its beginning or anywhere."""
+    """Return one of the originals with some bytes changed, added, removed or repeated, near the start or anywhere."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.one_of(st.integers(0, min(200, len(data))), st.integers(0, len(data))))
@@ -93,7 +93,7 @@ ANY = st.recursive(
 
 @st.composite
 def another(draw, original):
-    """A JSON value with some of its parts replaced, removed or said twice."""
+    """Return a JSON value with some parts replaced, removed or repeated."""
     value = json.loads(json.dumps(original))
     for _ in range(draw(st.integers(1, 3))):
         parent, key, part = None, None, value
@@ -135,7 +135,7 @@ def test_bin_bytes(folder, data):
 
 
 def _instructions() -> list[bytes]:
-    """Every instruction that the examples use, with its argument, and each of pickle's instructions alone."""
+    """Return every instruction that the examples use, with its argument, and each of pickle's instructions alone."""
     found = {opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
     for data in [*KINDS.values(), *(data for data, _ in hostile("/nowhere/canary").values())]:
         places = [at for _, _, at in pickletools.genops(data)]
@@ -196,7 +196,7 @@ def test_decode(data):
 @fuzz
 @given(data=damaged(PICTURES), resize=st.booleans())
 def test_to_jpeg(data, resize):
-    """What is taken can be stored: it decodes."""
+    """An accepted image can be decoded."""
 
     def both():
         jpeg = images.to_jpeg(data, "x", resize)
@@ -216,7 +216,7 @@ FEATURES = {
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    """A store with a benchmark, read once (what is imported late is imported now), and its files."""
+    """Return a store with a benchmark, read once so that late imports are done, and its files."""
     path = tmp_path_factory.mktemp("fuzz") / "s"
     with stores.Writer(path, split="test", sources=["here"], image_size=(40, 48), features=FEATURES) as writer:
         for i in range(6):
@@ -231,7 +231,7 @@ def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 
 
 def read_all(path: Path) -> None:
-    """All that a store can be asked for; every record is tried."""
+    """Read everything from a store, including every record."""
     s = stores.Store(path, "test")
     assert len(s.sources) >= 0
     problems = []
@@ -258,7 +258,7 @@ def read_damaged(faces, changes: dict[str, bytes]) -> None:
 
 
 def manifest_with(faces, **changes) -> dict[str, bytes]:
-    """The manifest that a forger would write, whose sizes and hashes fit."""
+    """Return the manifest that a forger would write, with matching sizes and hashes."""
     manifest = json.loads(faces[1]["manifest.json"])
     for key, value in changes.items():
         (manifest["benchmarks"]["some"] if key == "hash" else manifest)[key] = value
@@ -330,7 +330,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_forged_index_is_refused(faces, trap):
-    """Its hash is right, so what it holds must be looked at."""
+    """Its hash is right, so its contents must be checked."""
     labels, sources = TRAPS[trap]
     path, files = faces
     changes = with_index(faces, npz(labels=labels, sources=sources))
@@ -378,7 +378,7 @@ WORDS = st.sampled_from(
 @example(text=b"-1\t-1\nAnn_A\t1\t2\nAnn_A\t1\tBob_B\t1\n")
 @example(text=b"1" * 5000)
 def test_lfw_pairs(folder, text):
-    """Through the command, so that what the parser lets pass must be of use to it."""
+    """This runs the command, so that it must handle everything that the parser accepts."""
     (folder / "pairs.txt").write_bytes(text)
     (folder / "lfw").mkdir(exist_ok=True)
 

@@ -54,12 +54,12 @@ def gradient(config, devices=1, **mesh):
 
 @functools.cache
 def whole_batch(make):
-    """The gradient of an unchanged config on one device, which several tests compare with."""
+    """Return the gradient of an unchanged config on one device, with which several tests compare."""
     return gradient(make())
 
 
 def loss_of(config) -> float:
-    """The loss alone, which compiles in a fraction of the time."""
+    """Return the loss alone, which compiles much faster."""
     check(config)
     fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
     if config.task == "pair_answer":
@@ -79,7 +79,7 @@ def assert_equal(got, expected):
     [(tiny_vit, 1), (tiny_siamese, 2), pytest.param(tiny_pair, 1, marks=pytest.mark.slow), (tiny_pair, 2)],
 )
 def test_a_batch_in_parts_is_the_whole_batch(make, devices):
-    """Dropped paths included, as their keys follow the pair."""
+    """This includes dropped paths, because their keys follow the pair."""
     config, whole = make(), whole_batch(make)
     config.accumulation = 4
     assert_equal(gradient(config, devices), whole)
@@ -89,7 +89,7 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
 
 @pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
-    """The papers' sharding rules, and for embeddings GradCache at the same time."""
+    """Use the papers' sharding rules, for embeddings together with GradCache."""
     config, whole = make(), whole_batch(make)
     config.sharding, config.accumulation = paper.BLOCKS + paper.WORDS + paper.REST, 2
     assert_equal(gradient(config, 8, data=2, fsdp=2, tensor=2), whole)
@@ -97,7 +97,7 @@ def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
 
 @pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_devices_share_the_work(make):
-    """Not that each does all of it, which gives the same figures."""
+    """A device must not compute everything, which would give the same results."""
 
     def arithmetic(devices):
         config = make()
@@ -119,7 +119,7 @@ def test_yes_and_no_alone():
 
 
 def reference_accumulation(config, parts: int, group: int):
-    """The reference's loop, written down: gradients are set to zero before each backward pass, the loss is over K."""
+    """Return the result of the reference's loop, which zeroes gradients before each backward pass, with loss / K."""
     fn, state, frozen, batch, groups = setup(config, jax.devices()[:1], data=1)
     micro_batches = accumulation.split(batch, parts)
     gpus = config.batch_size // parts // group

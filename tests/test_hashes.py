@@ -52,7 +52,7 @@ def replaced(which: int, part: int, value) -> list[tuple]:
 
 
 def flipped(jpeg: bytes) -> bytes:
-    """The same picture in other bytes: one bit of a comment."""
+    """Return the same picture in other bytes: one bit of a comment differs."""
     comment = b"\xff\xfe\x00\x05abc"
     return jpeg[:2] + comment + jpeg[2:]
 
@@ -85,7 +85,7 @@ def test_other_records_have_another_data_hash(original, tmp_path, change):
 
 
 def test_the_data_hash_is_what_the_format_says(original):
-    """By another program: stores of today are to be recognised by those who read the description."""
+    """Compute it by another program: whoever reads the description must recognise today's stores."""
     whole = hashlib.sha256()
     for jpeg, identity, source in RECORDS:
         parts = jpeg, identity.encode(), source.encode()
@@ -211,7 +211,7 @@ def test_the_name_of_a_synthetic_set_holds_what_it_was_drawn_with(tmp_path, key)
     config.data.synthetic[key] = SYNTHETIC[key]
     after = {split: synthetic_store(config.data.synthetic, tmp_path, split) for split in ("train", "test")}
     changed = {split for split in before if before[split] != after[split]}
-    # the test set's people are numbered after those trained on; of each of those it does not matter how many images
+    # the people of the test set are numbered after the training people, whatever the number of their images
     assert changed >= ({"train"} if key in OF_THE_TRAINING_SET else {"test"})
     assert changed >= ({"test"} if key != "images" else set())
 
@@ -237,7 +237,7 @@ def open_store(config, workdir: Path) -> stores.Store:
 
 @pytest.mark.parametrize("key", ["difficulty", "seed", "identities"])
 def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypatch, key):
-    """And of the people whom it trains on it tests nobody."""
+    """It is not tested on people on whom it trains."""
     drawn = []
     real = synthetic.write
     monkeypatch.setattr(synthetic, "write", lambda path, *a, **b: drawn.append(path) or real(path, *a, **b))
@@ -264,7 +264,7 @@ def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypa
 
 
 def harm_labels(tmp_path: Path) -> None:
-    """Another label in as many bytes, written at the same time as far as the file system says."""
+    """Write another label with the same number of bytes and the same modification time."""
     rec = tmp_path / "src/train.rec"
     stat, data = rec.stat(), bytearray(rec.read_bytes())
     at = data.index(struct.pack("<f", 1.0), 8)
@@ -274,7 +274,7 @@ def harm_labels(tmp_path: Path) -> None:
 
 
 def rename(tmp_path: Path) -> None:
-    """A record's source is the .rec's name and a number."""
+    """Rename the records' source, which is the .rec's name and a number."""
     for end in ("rec", "idx"):
         (tmp_path / f"src/train.{end}").rename(tmp_path / f"src/other.{end}")
 
@@ -311,7 +311,7 @@ def test_finished_shards_of_another_source_or_version_are_not_taken(tmp_path, ca
 
 @pytest.fixture
 def weights(tmp_path) -> Path:
-    """The tiny InternVL2 as two shards with an index and what else such directories hold."""
+    """Return the tiny InternVL2 as two shards with an index, and the other files of such directories."""
     path = tmp_path / "base"
     path.mkdir()
     tensors = load_file(TINY / "model.safetensors")
@@ -404,7 +404,7 @@ def test_a_base_of_parts_says_which_weights_are_which_part(weights, tmp_path):
 
 
 class Changed:
-    """A tensor of a checkpoint with other contents."""
+    """A checkpoint whose tensor has other contents."""
 
     def __init__(self, tensor, change):
         self.value = change(tensor[:])
@@ -421,7 +421,7 @@ def last_bit(x: np.ndarray) -> np.ndarray:
 
 
 def test_adapters_know_every_tensor_of_their_base_by_part():
-    """What `fvjax.export` writes into the file of adapters, so that they are not loaded onto other weights."""
+    """`fvjax.export` writes these hashes into the adapters' file, so that they are not loaded onto other weights."""
     ckpt = open_checkpoint(TINY, "vlm")
     want = hashes(ckpt)
     assert set(want) == {"vision", "projector", "decoder"}
@@ -483,7 +483,7 @@ OTHER_TREES = {
 
 
 def test_every_other_state_has_another_hash():
-    """Each is one way in which what is restored could differ from what was saved."""
+    """Each case is one way in which a restored state could differ from the saved one."""
     found = {name: checkpoint.digest(tree) for name, tree in OTHER_TREES.items()}
     want = checkpoint.digest(TREE)
     assert all(len(value) == 16 for value in found.values())
@@ -498,7 +498,7 @@ def test_the_same_state_has_the_same_hash_in_whatever_order_it_is_named():
 
 
 def test_the_hash_of_a_state_is_that_of_yesterday():
-    """A checkpoint is compared with the hash that an earlier version wrote: another algorithm would call it damaged."""
+    """A checkpoint is compared with the hash that an earlier version wrote; another algorithm would call it damaged."""
     tree = {"w": jnp.arange(12, dtype=jnp.float32).reshape(3, 4), "n": jnp.asarray(3, jnp.int32)}
     assert checkpoint.digest(tree) == "b08e2a322f1e272e"
     assert checkpoint.digest({"h": jnp.arange(5).astype(jnp.bfloat16)}) == "945c1e6ee50fe61f"
@@ -508,7 +508,7 @@ def test_the_hash_of_a_state_is_that_of_yesterday():
 
 
 def another(value):
-    """A legal other value of the same type."""
+    """Return another legal value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

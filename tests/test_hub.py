@@ -22,7 +22,9 @@ REPO, COMMIT = "someone/tiny-vl", "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """One repository. `cut`: file name -> bytes after which its connection breaks, once; `gone`: files not found."""
+    """One repository. `cut`: file name -> bytes after which its connection breaks, once; `gone`: files that are
+    missing.
+    """
 
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -153,9 +155,9 @@ def test_a_repository_at_its_current_commit_and_again_offline(hub, call, tmp_pat
 
 
 def test_an_interrupted_download_goes_on(hub, call, tmp_path):
-    """A connection that breaks is taken up where it was; after a command that failed what came is not asked for again.
+    """A broken connection continues where it broke. After a failed command, received files are not requested again.
 
-    huggingface_hub writes 10 MiB at a time, so the model has a vocabulary that makes a shard of more.
+    huggingface_hub writes 10 MiB at a time, so the model's vocabulary is large enough for a larger shard.
     """
     config = json.loads((TINY / "config.json").read_text())
     config["llm_config"]["vocab_size"] = 50_000
@@ -178,7 +180,7 @@ def test_an_interrupted_download_goes_on(hub, call, tmp_path):
     hub.asked.clear()
     done = call(*command)
     assert done.returncode == 0, done.stderr
-    again = downloaded(hub)  # the small files come beside the shards: one may have been on its way
+    again = downloaded(hub)  # small files are downloaded beside the shards: one may have been requested already
     assert second in again
     assert first not in again
     expected = read(src)[2]

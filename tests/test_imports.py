@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# From the bottom up: a module imports what stands in the lines above its own, and modules of its own folder.
+# From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console"},
     {"config"},
@@ -26,7 +26,7 @@ PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /import
 
 
 def imports(file: Path) -> set[str]:
-    """Modules that a file imports, as dotted names."""
+    """Return the modules that a file imports, as dotted names."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def test_every_module_has_a_layer():
 
 
 def test_no_module_imports_itself_in_a_circle():
-    """Imports inside functions count, so that none of them hides a circle."""
+    """Imports inside functions count, so that they cannot hide a cycle."""
     imported = {module: {b for a, b in edges() if a == module} for module in modules()}
     below: dict[str, set[str]] = {}
 
@@ -97,7 +97,7 @@ def test_torch_and_pickle_stay_outside():
 
 
 def modules() -> dict[str, Path]:
-    """Our modules by dotted name, without `fvjax` itself (its lazy `load`) and packages that are only a folder."""
+    """Return fvjax's modules by dotted name, without `fvjax` itself (its lazy `load`) and packages without code."""
     sources = sorted([*Path("fvjax").rglob("*.py"), *Path("weights_convert").glob("*.py")])
     found = {".".join(f.with_suffix("").parts).removesuffix(".__init__"): f for f in sources if f.stat().st_size}
     del found["fvjax"]
@@ -105,7 +105,7 @@ def modules() -> dict[str, Path]:
 
 
 def edges() -> set[tuple[str, str]]:
-    """(module, a module it imports), both ours; imports inside functions count."""
+    """Return pairs (module, imported module), both of fvjax. Imports inside functions count."""
     ours, out = modules(), set()
     for importer, file in ours.items():
         for name in imports(file):
@@ -117,7 +117,7 @@ def edges() -> set[tuple[str, str]]:
 
 
 def graph() -> str:
-    """The import graph as Markdown: a drawing of the parts, and every module's imports as text."""
+    """Return the import graph as Markdown: a drawing of the parts, and every module's imports as text."""
 
     def part(module):
         return module.split(".")[1] if module.startswith("fvjax.") else "weights_convert"

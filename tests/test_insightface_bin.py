@@ -24,7 +24,7 @@ from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import fails, run
 
 JPEGS = [images.encode(smooth_face(i)) for i in range(6)]
-# pairs (0, 1) (2, 3) (1, 4) (5, 0): image 1 and image 0 come twice
+# pairs (0, 1) (2, 3) (1, 4) (5, 0): images 1 and 0 occur twice
 ORDER, SAME = [0, 1, 2, 3, 1, 4, 5, 0], [True, False, True, False]
 NEW = ["--name=mine", "--folds=2"]
 
@@ -42,7 +42,7 @@ def write(path, what, protocol=4):
 
 
 def python2(entries, same) -> bytes:
-    """As Python 2 wrote protocol 2: byte strings in BINSTRING, numpy's names of then, arrays [n, 1]."""
+    """Return a pickle as Python 2 wrote protocol 2: byte strings in BINSTRING, numpy's old names, arrays [n, 1]."""
     put, out = iter(range(256, 9999)), b"\x80\x02]q\x00("
 
     def text(data: bytes) -> bytes:
@@ -79,13 +79,13 @@ def test_every_way_to_write_it_reads_the_same(tmp_path, kind):
     assert [blob.data for blob in found.images] == [JPEGS[i] for i in ORDER]
     assert found.same.tolist() == SAME
     assert found.same.dtype == bool
-    if "protocol 2" not in kind and "old" not in kind:  # in these Python 3 writes bytes as text
+    if "protocol 2" not in kind and "old" not in kind:  # with these protocols, Python 3 writes bytes as text
         for blob in found.images:
             assert blob.data in KINDS[kind][blob.at : blob.at + 9 + len(blob.data)]
 
 
 def test_python_itself_agrees_about_the_python_2_file():
-    """The hand-made file is a pickle that Python reads as such (nothing else here unpickles)."""
+    """Python reads the hand-made file as a pickle. (Nothing else here unpickles.)"""
     entries, same = pickle.loads(KINDS["python 2"], encoding="latin1")  # noqa: S301 (made above)
     assert same == SAME
     assert [x.tobytes() for x in entries] == [JPEGS[i] for i in ORDER]
@@ -101,7 +101,7 @@ def test_the_store(tmp_path, capsys):
     s = stores.Store(tmp_path / "s", "test")
     assert [s.jpeg(i) for i in range(6)] == [JPEGS[i] for i in (0, 1, 2, 3, 4, 5)]
     assert s.sources == ["x.bin#0", "x.bin#1", "x.bin#2", "x.bin#3", "x.bin#5", "x.bin#6"]
-    # 0-1 and 1-4 are genuine, so 0, 1, 4 are one person; nobody knows whether 2, 3, 5 are more
+    # 0-1 and 1-4 are genuine, so 0, 1, 4 are one person; whether 2, 3, 5 are more is unknown
     assert [s.identities[i] for i in s.labels] == [f"derived {i:06d}" for i in (0, 0, 2, 3, 0, 5)]
     pairs = stores.read_pairs(tmp_path / "s", "mine")
     assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 2, 1, 5], [1, 3, 4, 0])
@@ -142,7 +142,7 @@ GREY = file_bytes(Image.fromarray(smooth_face(9)).convert("L"), "PNG")
 
 
 def test_rejections_are_counted_and_located(tmp_path, capsys):
-    """An image that cannot be read, twice in the file: both its pairs go, and read = written + repeated + rejected."""
+    """An unreadable image occurs twice: both its pairs are dropped, and read = written + repeated + rejected."""
     entries, same = [JPEGS[0], GREY, JPEGS[2], b"no image", b"no image", JPEGS[5], JPEGS[4], JPEGS[5]], [1, 0, 1, 0]
     src = write(tmp_path / "x.bin", (entries, [bool(x) for x in same]))
     (tmp_path / "out").mkdir()
@@ -160,7 +160,7 @@ def test_rejections_are_counted_and_located(tmp_path, capsys):
 
 
 def test_a_contradiction_is_an_error_or_dropped_and_counted(tmp_path, capsys):
-    # 0 and 1 are one person by pair 0, and two by pair 2; pair 3 has twice the same picture
+    # pair 0 says that 0 and 1 are one person, pair 2 that they are two; pair 3 has the same picture twice
     entries = [JPEGS[i] for i in (0, 1, 2, 3, 1, 0, 4, 4, 4, 5)]
     src = write(tmp_path / "x.bin", (entries, [True, False, False, False, False]))
     (tmp_path / "out").mkdir()
@@ -226,7 +226,7 @@ def test_what_is_no_verification_file(tmp_path, capsys, case):
 
 
 class Calls:
-    """Pickles to a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function, *arguments):
         self.what = function, arguments
@@ -236,7 +236,7 @@ class Calls:
 
 
 def by_name(module: str, name: str, *arguments, protocol=2) -> bytes:
-    """A pickle, written by hand, of (list of what the call returns, [True])."""
+    """Return a hand-written pickle of (list of the call's result, [True])."""
     args = b"".join(pickle.dumps(x, 2)[2:-1] for x in arguments)
     if protocol == 2:
         function = b"c" + module.encode() + b"\n" + name.encode() + b"\n"
@@ -246,7 +246,7 @@ def by_name(module: str, name: str, *arguments, protocol=2) -> bytes:
 
 
 def hostile(canary) -> dict[str, tuple[bytes, str]]:
-    """Pickles that make the file ``canary`` (most of them, if unpickled), and what the refusal must name."""
+    """Return pickles that create the file ``canary`` (most of them, if unpickled), and what the refusal must name."""
     touch, source = f"touch {canary}", f"open({str(canary)!r}, 'w')"
     copyreg.add_extension("builtins", "exec", 0x7E57)
     try:
@@ -333,7 +333,7 @@ def test_hostile_files_execute_nothing(tmp_path, capsys, case):
 
 @pytest.mark.parametrize("case", ["os.system", "builtins.eval, STACK_GLOBAL", "an object array", "a nested reduce"])
 def test_the_canary_sings_where_python_unpickles(tmp_path, case):
-    """So that the test above can fail: these files do what they say."""
+    """This shows that the test above can fail: the files do what they claim."""
     data, _ = hostile(tmp_path / "canary")[case]
     with contextlib.suppress(TypeError):  # the nested one's outer call fails, too late
         pickle.loads(data)  # noqa: S301 (made above)
@@ -353,7 +353,10 @@ def test_the_command_line_refuses_one_line_and_exit_code_2(tmp_path):
 
 
 def test_no_name_is_ever_looked_up(monkeypatch):
-    """The reader cannot import: what it knows are words. A module of a known name that is a trap stays untouched."""
+    """The reader cannot import anything; it only compares words.
+
+    A trap under the name of a known module stays untouched.
+    """
     trap = types.ModuleType("numpy.core.multiarray")
     trap.__getattr__ = lambda name: pytest.fail(f"{name} was looked up")  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "numpy.core.multiarray", trap)
@@ -382,9 +385,9 @@ BOMBS = {
 
 
 def test_freed_memory_is_no_room(request):
-    """`little_memory` bounds what glibc has kept of freed blocks, too."""
+    """`little_memory` also limits freed blocks that glibc has kept."""
     large = np.ones(31 << 20, np.uint8)
-    del large  # smaller blocks than that are on the heap from now on
+    del large  # from now on, smaller blocks come from the heap
     blocks = [np.ones(20 << 20, np.uint8) for _ in range(20)]
     above = [bytes(5000) for _ in range(2000)]
     del blocks
@@ -399,13 +402,13 @@ def test_freed_memory_is_no_room(request):
 def test_bombs_cost_neither_time_nor_memory(tmp_path, case):
     (tmp_path / "x.bin").write_bytes(BOMBS[case])
     gc.collect()
-    gc.freeze()  # or Python looks through all that other tests have left, again and again
+    gc.freeze()  # otherwise the garbage collector searches the objects of other tests again and again
     before = time.process_time()
     with pytest.raises(ValueError, match=r"x\.bin: "):
         insightface_bin.read(tmp_path / "x.bin")
     spent = time.process_time() - before
     gc.unfreeze()
-    assert spent < 2  # on a machine of its own less than 1
+    assert spent < 2  # less than 1 on an idle machine
 
 
 # ---- the real files
@@ -429,7 +432,7 @@ def test_the_real_sample(real_data, tmp_path, capsys):
 
 
 def test_lfw_by_bin_and_by_folder_are_the_same_pairs(real_data, tmp_path, capsys):
-    """A lfw.bin in insightface's layout, of the real crops: pictures and labels as `prepare lfw` has them."""
+    """A lfw.bin of the real crops, in insightface's layout, has the pictures and labels of `prepare lfw`."""
     faces = real_data / "faces"
     lfw, protocol = faces / "lfw112_pairs", faces / "protocol/lfw_pairs.txt"
     lines = benchmark_lists.read_lfw(protocol)

@@ -28,7 +28,7 @@ def stage(tmp_path: Path, *flags: str, code: str = ""):
 
 @pytest.fixture
 def flags(tmp_path) -> list[str]:
-    """Of small_real with stores of its own: training with validation inside it, as of prepare recordio; LFW, no CFP."""
+    """Return small_real's flags with new stores: training with validation inside, as recordio makes it; LFW; no CFP."""
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i}.jpg") for i in range(6)]
     for where, split in (("ms1m", "train"), ("ms1m/val", "val"), ("lfw", "test")):
         stores.write(tmp_path / "data" / where.replace("/", "_"), records, split=split, sources=["here"])
@@ -106,7 +106,7 @@ launch.stage.main()
 
 @pytest.fixture
 def slurm(tmp_path):
-    """launch/slurm.sh with programs in place of Slurm's: each writes what it was given into `calls`."""
+    """Return a function that runs launch/slurm.sh with stand-ins for Slurm's programs, which log into `calls`."""
     srun = """
 case "$*" in
 *launch.stage*) [[ -z $SAID ]] || printf '%s\\n' "$SAID" "$SAID"; exit ${STAGE:-0} ;; # as two nodes

@@ -113,7 +113,7 @@ time.sleep(60)
     assert "restarting" not in err, "an error is not mended by a restart"
     assert 1 < time.monotonic() - began < 30
     child = int((tmp_path / "child").read_text())
-    wait_for(lambda: gone(child))  # nor is anything left that it had started
+    wait_for(lambda: gone(child))  # its child process is killed too
 
 
 def test_the_rest_may_end_by_itself(tmp_path):
@@ -190,7 +190,7 @@ os.kill(os.getpid(), signal.SIGKILL) if me else sys.exit(3)
 """
     process = start(tmp_path, body)
     wait_for(lambda: all((tmp_path / f"ready{i}").exists() for i in range(2)))
-    process.send_signal(signal.SIGSTOP)  # so that it sees both ends at once
+    process.send_signal(signal.SIGSTOP)  # so that it notices both exits at once
     (tmp_path / "end").touch()
     wait_for(lambda: all((tmp_path / f"ended{i}").exists() for i in range(2)))
     time.sleep(0.5)

@@ -31,7 +31,7 @@ TINY = [
         )
     ),
 ]
-STEPS = 36  # 12 identities have 2 pairs each, 4 pairs a step: 6 steps an epoch
+STEPS = 36  # 12 identities with 2 pairs each, 4 pairs per step: 6 steps per epoch
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
 
 
@@ -51,7 +51,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def saved(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
-    """The newest checkpoint: its step and every array by name."""
+    """Return the step of the newest checkpoint and every array by name."""
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / "state").absolute())
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -143,7 +143,7 @@ def test_a_workdir_of_another_config_is_left_alone(finished):
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
-    small = "--config.model.iresnet.layers=(1,1)", "--config.model.iresnet.widths=(4,8)"  # its program is a new one
+    small = "--config.model.iresnet.layers=(1,1)", "--config.model.iresnet.widths=(4,8)"  # its program is compiled anew
     small += "--config.eval.before_training=False", "--config.eval.baselines=False", "--config.log.tensorboard=False"
     code, _, err = call(*TINY, *small, f"--workdir={tmp_path / 'nan'}", "--config.loss.temperature=1e-45")
     assert code == 2
@@ -193,7 +193,7 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
     code, _, err = call(f"--config={config}", *TINY[1:], *mesh, f"--workdir={workdir}", "--config.epochs=1")
     assert code == 0, err
     ours, theirs = lines(workdir / "metrics.jsonl"), lines(finished / "metrics.jsonl")
-    # warm-up makes the first epoch's rate the same whatever the number of epochs
+    # because of the warm-up, the first epoch's rate does not depend on the number of epochs
     np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in theirs[: len(ours)]], rtol=1e-4)
     figures = json.loads((workdir / "results.json").read_text())["benchmarks"]["synthetic"]
     # the checkpoint, optimizer included, is restored onto another mesh

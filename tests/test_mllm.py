@@ -92,7 +92,7 @@ def tiny(name: str, faces, base) -> EditableConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def two_devices():
-    """Compiling for eight takes longer; tests/test_train.py has those."""
+    """Use two devices. Compiling for eight takes longer; tests/test_train.py does so."""
     everything, two = jax.devices, jax.devices()[:2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *args: everything(*args) if args else two)
@@ -128,7 +128,7 @@ FROZEN_OF = {"mllm_frozen": "mllm_lora", "pair_frozen": "pair_lora"}
 TRAINED = (
     "mllm_lora",
     "mllm_lora_vit",
-    pytest.param("mllm_lora_llm", marks=pytest.mark.slow),  # what differs is a regex, and tests/test_configs.py counts
+    pytest.param("mllm_lora_llm", marks=pytest.mark.slow),  # they differ by a regex; tests/test_configs.py counts
     "mllm_lora_projector",
     "pair_lora",
     pytest.param("pair_lora_llm", marks=pytest.mark.slow),

@@ -15,7 +15,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 
 @pytest.fixture(scope="module")
 def embed(real_data):
-    """uint8 [b, 112, 112, 3] -> float32 [b, 128]; the file takes one face at a time."""
+    """Return embeddings float32 [b, 128] of faces uint8 [b, 112, 112, 3]; the network takes one face at a time."""
     onnxruntime = pytest.importorskip("onnxruntime")
     file = real_data / "mobilefacenet/MobileFaceNet.onnx"
     if not file.is_file():
@@ -32,10 +32,10 @@ def embed(real_data):
 
 
 def test_scores_agree_with_the_published_ones(real_data, embed):
-    """100 pairs against scores of the same network on the same images in less compressed JPEGs.
+    """Compare 100 pairs with scores of the same network on the same images in less compressed JPEGs.
 
-    Compression alone moves a score by 0.008 on average; BGR order, no mirrored embedding or another normalisation
-    by 0.032, 0.019 and 0.021.
+    Compression alone changes a score by 0.008 on average; BGR order, no mirrored embedding or another normalisation by
+    0.032, 0.019 and 0.021.
     """
     faces = real_data / "faces"
     rows = [*range(50), *range(300, 350)]  # genuine and impostor pairs of the first fold
@@ -54,7 +54,7 @@ def test_scores_agree_with_the_published_ones(real_data, embed):
 
 @pytest.mark.slow
 def test_lfw_and_cfp_accuracies(real_data, embed, tmp_path):
-    """All 14,700 crops twice: three minutes on two cores."""
+    """All 14,700 crops are embedded twice, which takes three minutes on two cores."""
     faces, protocol = real_data / "faces", real_data / "faces/protocol"
     expected = {"lfw": 0.9915, "ff": 0.9939, "fp": 0.8720}
     stores = [

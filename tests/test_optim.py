@@ -20,7 +20,7 @@ def settings(**changes):
 
 
 def updates(config, gradients, w=2.0, rate=lambda step: 0.1, name="w", group="all"):
-    """The updates of one weight over several steps, its value held at w."""
+    """Return the updates of one weight over several steps, with its value held at w."""
     tx = optimizer.make(config, {name: group}, rate)
     params = {name: jnp.array([w], jnp.float32)}
     state, out = tx.init(params), []
@@ -35,7 +35,10 @@ def updates(config, gradients, w=2.0, rate=lambda step: 0.1, name="w", group="al
     [{}, {"b1": 0.5}, {"b2": 0.9}, {"eps": 0.3}, {"weight_decay": 0.2}, {"b1": 0.0, "b2": 0.5, "weight_decay": 0.01}],
 )
 def test_adamw_is_the_papers(changes):
-    """Loshchilov & Hutter, algorithm 2, the rate on the decay as in torch; b1 and b2 show after the first step only."""
+    """Test algorithm 2 of Loshchilov & Hutter, with the rate on the decay as in torch.
+
+    b1 and b2 only matter after the first step.
+    """
     c, m, v, expected = settings(name="adamw", **changes), 0.0, 0.0, []
     gradients = (0.5, -0.3, 2.0)
     for t, g in enumerate(gradients, 1):
@@ -59,7 +62,7 @@ def test_sgd_is_torchs(changes):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_rate_is_of_the_step_and_of_the_group(name):
-    """Step 0 is the first; a group that lr_scale does not name has the plain rate."""
+    """Step 0 is the first. A group that lr_scale does not name has the plain rate."""
     rates = jnp.array([0.1, 0.2, 0.4])
     for scale in ({}, {"all": 3.0}):
         c = settings(name=name, lr_scale=scale)
@@ -91,7 +94,7 @@ def test_unknown_names_are_refused():
         (0, 4, [1, (2 + np.sqrt(2)) / 4, 0.5, (2 - np.sqrt(2)) / 4]),
         (1, 3, [1, 1, 0.5]),
         (2, 4, [0.5, 1, 1, 0.5]),
-        (2, 2, [0.5, 1]),  # all of it warm-up
+        (2, 2, [0.5, 1]),  # warm-up only
         (4, 2, [0.25, 0.5]),  # ends before the warm-up does
         (0, 1, [1]),
         (0, 0, [1]),  # an evaluation without training has a schedule too
@@ -102,7 +105,7 @@ def test_the_rate_at_the_edges_of_an_epoch(warm, epochs, expected):
     for epoch, share in enumerate(expected):
         for step in (5 * epoch, 5 * epoch + 4):
             assert float(lr(jnp.int32(step))) == pytest.approx(0.3 * share, rel=1e-6), (epoch, step)
-    assert float(lr(5 * len(expected) + 3)) == pytest.approx(0.3 * expected[-1])  # past the end: the last one
+    assert float(lr(5 * len(expected) + 3)) == pytest.approx(0.3 * expected[-1])  # past the end: the last rate
     assert lr(0).dtype == jnp.float32
 
 
@@ -120,7 +123,10 @@ def test_split_and_merge_are_inverses_and_frozen_is_not_a_group():
 
 @pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2)])
 def test_moments_live_where_their_parameters_live(name, moments):
-    """However deep a name is; a moment that is whole on every device would take back the memory that fsdp saves."""
+    """Moments are sharded like their parameters, however deep the name.
+
+    Whole moments would cost the memory that fsdp saves.
+    """
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
     shapes = {"fc/kernel": (8, 4), "blocks/mlp/fc1/kernel": (2, 8, 4), "blocks/mlp/fc1/bias": (2, 4)}
     leaves = {f"params/{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

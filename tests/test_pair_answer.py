@@ -39,7 +39,7 @@ def test_the_vocabulary_is_the_default():
 
 
 def test_half_precision_logits_are_summed_in_float32():
-    """In bfloat16 the sum over 4,096 equal logits would stop at 256."""
+    """In bfloat16, the sum over 4,096 equal logits would stop at 256."""
     logits = jnp.full((3, 4096), 20, jnp.bfloat16)
     assert float(pair_answer.loss(logits, jnp.array([0, 1, 0]), (YES, NO))) == pytest.approx(log(4096), rel=1e-6)
     p = pair_answer.p_yes(logits.at[:, YES].add(0.125), (YES, NO))

@@ -13,7 +13,7 @@ from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan, validation
 
 
 def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
-    """int64 [steps, P, 3] of (a, b, label)."""
+    """Return int64 [steps, P, 3] of (a, b, label)."""
     n = plan.steps_per_epoch * plan.pairs_per_batch
     table = np.array([plan[i] for i in range(epoch * n, (epoch + 1) * n)], np.int64)
     return table.reshape(plan.steps_per_epoch, plan.pairs_per_batch, 3)
@@ -21,7 +21,7 @@ def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
 
 @st.composite
 def plans(draw):
-    """Any counts, records in any order, identity numbers with gaps."""
+    """Draw plans with any counts, records in any order, and gaps between identity numbers."""
     counts = draw(st.lists(st.integers(0, 9), min_size=1, max_size=8))
     numbers = draw(st.lists(st.integers(0, 10**6), min_size=len(counts), max_size=len(counts), unique=True))
     labels = draw(st.permutations(np.repeat(numbers, counts).tolist()))
@@ -72,14 +72,14 @@ def test_steps_do_not_depend_on_the_order_of_records():
 
 
 def test_partners_and_dropped_identities_are_drawn_evenly():
-    plan = PairPlan(np.repeat(np.arange(5), 4), 2, 3)  # two rounds of 5 pairs, one of each is dropped
+    plan = PairPlan(np.repeat(np.arange(5), 4), 2, 3)  # two rounds of 5 pairs, one pair of each is dropped
     pairs, identities = Counter(), Counter()
     epochs = 600
     for epoch in range(epochs):
         for a, b, identity in epoch_of(plan, epoch).reshape(-1, 3).tolist():
             identities[identity] += 1
             pairs[frozenset((a, b))] += 1
-    # 8 of 10 pairs an epoch: 1.6 per identity, spread over 6 partnerships; five standard deviations of slack
+    # 8 of 10 pairs per epoch: 1.6 per identity, spread over 6 pairs of images; tolerance five standard deviations
     assert len(pairs) == 30
     assert max(abs(n - epochs * 1.6) for n in identities.values()) < 5 * (epochs * 2 * 0.8 * 0.2) ** 0.5
     p = 1.6 / 6
@@ -97,7 +97,7 @@ def test_golden_ids():
 
 
 def test_pickled_plan_is_the_same_plan():
-    """Grain sends it to worker processes by pickling it; nothing that was pickled is ever read from a file."""
+    """Grain pickles the plan for worker processes. Nothing that was pickled is ever read from a file."""
     plan = PairPlan(LABELS, 4, 5)
     want = [plan[i] for i in range(30)]
     copy = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
@@ -120,7 +120,7 @@ def test_impossible_batches_are_refused():
 
 @st.composite
 def answer_plans(draw):
-    """Any counts, records in any order, and more pairs than there are as often as fewer."""
+    """Draw plans with any counts, records in any order, and more pairs than exist as often as fewer."""
     counts = draw(st.lists(st.integers(1, 6), min_size=2, max_size=8))
     assume(max(counts) > 1)
     labels = draw(st.permutations(np.repeat(np.arange(len(counts)) * 7, counts).tolist()))
@@ -130,7 +130,7 @@ def answer_plans(draw):
 
 
 def possible(plan: Plan) -> dict[int, set[frozenset]]:
-    """All pairs of records by label."""
+    """Return all pairs of records, by label."""
     every = {frozenset(pair) for pair in combinations(range(len(plan.labels)), 2)}
     genuine = {pair for pair in every if len({int(plan.labels[i]) for i in pair}) == 1}
     return {1: genuine, 0: every - genuine}
@@ -160,7 +160,7 @@ def test_identities_and_images_take_turns(plan, epoch):
         rounds = sum(turns.values()) // len(pairs)
         more = {who: turns[who] - rounds * capacity[who] for who in capacity}
         waiting = [more[who] for who in capacity if more[who] < capacity[who]]
-        # where identities' pairs are fewer than pairs of identities, each of these has one turn or none
+        # if fewer pairs are drawn than there are pairs of identities, each of these has one turn or none
         assert not waiting or max(more.values()) <= min(waiting) + 1
     genuine = Counter(table[table[:, 2] == 1, :2].ravel().tolist())
     for who in np.unique(plan.labels):
@@ -177,7 +177,10 @@ def test_random_access_to_genuine_and_impostor_pairs(plan, places):
 
 
 def test_an_epoch_of_the_seeds_size():
-    """100,000 pairs of 3,000 identities with 10 images: 2,048 a step, no pair twice, both kinds in every part."""
+    """Draw 100,000 pairs of 3,000 identities with 10 images, 2,048 per step.
+
+    No pair is repeated, and every part has both kinds.
+    """
     plan = GenuineImpostorPlan(np.repeat(np.arange(3000), 10), 2048, 100_000, 0)
     table = epoch_of(plan, 0)
     assert plan.steps_per_epoch == 48
@@ -189,7 +192,7 @@ def test_an_epoch_of_the_seeds_size():
     assert 0 < np.abs(per_batch - 1024).max() < 5 * (2048 * 0.25) ** 0.5
     sides = np.bincount(table[..., 0].ravel(), minlength=30000) / np.bincount(table[..., :2].ravel(), minlength=30000)
     assert abs(np.nanmean(sides) - 0.5) < 0.01, "an image is as often first as second"
-    for label in (0, 1):  # 33 times each identity, so that few of its 10 images never come
+    for label in (0, 1):  # each identity 33 times, so that few of its 10 images never occur
         assert len(np.unique(table[table[..., 2] == label, :2])) > 0.9 * 30_000
 
 
@@ -203,7 +206,7 @@ def test_epochs_seeds_and_kinds_are_drawn_anew():
 
 
 def test_all_pairs_are_drawn_evenly():
-    """Over many epochs: identities with 2, 3 and 4 images equally often, and each one's pairs, and impostor pairs."""
+    """Over many epochs, identities with 2, 3 and 4 images are drawn equally often, and so are pairs of both kinds."""
     labels = np.repeat(np.arange(4), [2, 3, 4, 1])
     plan, epochs = GenuineImpostorPlan(labels, 4, 4, 5), 1500
     pairs = {1: Counter(), 0: Counter()}
@@ -212,7 +215,7 @@ def test_all_pairs_are_drawn_evenly():
             pairs[label][a, b] += 1
 
     def check(found: Counter, p: dict) -> None:
-        """Five standard deviations of slack."""
+        """Allow five standard deviations."""
         assert set(found) == set(p)
         for key, chance in p.items():
             assert abs(found[key] - epochs * chance) < 5 * (epochs * chance * (1 - chance)) ** 0.5, key
@@ -220,7 +223,7 @@ def test_all_pairs_are_drawn_evenly():
     every = [(a, b) for a in range(10) for b in range(10) if a != b]
     of = labels.tolist()
     counts = np.bincount(labels)
-    # two genuine pairs an epoch, of two of the three identities; each of their c (c - 1) ordered pairs alike
+    # two genuine pairs per epoch, of two of the three identities; all c (c - 1) ordered pairs are equally likely
     check(pairs[1], {(a, b): 2 / 3 / (c * (c - 1)) for a, b in every if of[a] == of[b] and (c := counts[of[a]])})
     # two impostor pairs of two of the six pairs of identities; either order
     check(pairs[0], {(a, b): 2 / 6 / 2 / (counts[of[a]] * counts[of[b]]) for a, b in every if of[a] != of[b]})
@@ -278,7 +281,7 @@ def test_validation_pairs_are_the_plans_with_as_many_of_both_kinds_in_every_fold
 
 @pytest.mark.parametrize("make", [PairPlan, lambda labels, p, seed: GenuineImpostorPlan(labels, p, 40, seed)])
 def test_two_epochs_are_kept_and_the_one_used_last_is_not_forgotten(make, monkeypatch):
-    """Prefetching goes back and forth over the border of two epochs; drawing one anew each time would stall it."""
+    """Prefetching alternates between two epochs at their border. Drawing one again each time would stall it."""
     plan, drawn = make(LABELS, 4, 0), []
     original = plan._plan
     monkeypatch.setattr(plan, "_plan", lambda bits: drawn.append(1) or original(bits))
@@ -286,7 +289,7 @@ def test_two_epochs_are_kept_and_the_one_used_last_is_not_forgotten(make, monkey
     for i in (n - 1, n, n - 1, n, 0, n):
         plan[i]
     assert len(drawn) == 2, "both sides of the border are there"
-    plan[2 * n], plan[n]  # a third pushes out epoch 0, which was used before epoch 1
+    plan[2 * n], plan[n]  # a third epoch replaces epoch 0, which was used before epoch 1
     assert len(drawn) == 3
     plan[0]
     assert len(drawn) == 4

@@ -13,7 +13,7 @@ from tests.test_images import smooth_face
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> stores.Store:
-    """12 identities with 2, 3, 4, 2, 3, 4, … images."""
+    """Return 12 identities with 2, 3, 4, 2, 3, 4, … images."""
     owners = np.repeat(np.arange(12), [2, 3, 4] * 4)
     records = ((images.encode(smooth_face(i)), f"id{who}", f"{i}.jpg") for i, who in enumerate(owners))
     path = tmp_path_factory.mktemp("faces") / "s"

@@ -33,7 +33,7 @@ def tiny(make, rules=EVERYWHERE, **changes):
 
 
 def built(config, **mesh):
-    """(the program, compiled) for as many fake devices as the mesh has."""
+    """Return (program, compiled program) for as many fake devices as the mesh has."""
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, **mesh})
     count = math.prod(config.mesh.values())
     program = programs.make_program(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:count]))
@@ -41,7 +41,7 @@ def built(config, **mesh):
 
 
 def moved(compiled, *group) -> dict[str, int]:
-    """Bytes of all results, by kind, without scalars (the loss and its like); of all groups or one."""
+    """Return the bytes of all results by kind, without scalars such as the loss, for all groups or one."""
     out = {}
     for one in hlo.collectives(compiled.as_text(), 8):
         if one.size > 16 and group in ((), one.group):
@@ -71,7 +71,7 @@ def test_collectives_of_data_parallelism(make, parts, width):
 
 
 def test_gradients_in_bfloat16_are_half_as_large():
-    """A CPU adds them in float32, which the compiled text says."""
+    """A CPU sums them in float32, as the compiled text shows."""
     program, compiled = built(tiny(tiny_vit, dtype="bfloat16"), data=8)
     assert moved(compiled)["all-reduce"] == pytest.approx(2 * leaves(program) + 4 * 64 * 32, abs=16)
 
@@ -87,7 +87,7 @@ def test_collectives_of_batch_norm():
 
 
 def test_collectives_of_fsdp_over_layers():
-    """The whole stack of a kernel, once forward and once backward, among the devices of one data row."""
+    """A kernel's whole stack is sent once forward and once backward, among the devices of one data row."""
     rules = (("params/blocks/mlp/fc[12]/kernel", ("fsdp", None, None)), *EVERYWHERE)
     config = tiny(tiny_vit, rules, remat="full")
     config.model.vision_transformer.depth, config.lora.count = 4, 8
@@ -96,7 +96,7 @@ def test_collectives_of_fsdp_over_layers():
 
 
 def test_collectives_of_tensor_parallelism():
-    """Megatron's two all-reduces a layer, of an MLP's result and of its input's gradient, with the adapters' rank."""
+    """Each layer has Megatron's two all-reduces: an MLP's result, and its input's gradient with the adapters' rank."""
     rules = (
         ("params/blocks/mlp/fc1/kernel", (None, None, "tensor")),
         ("params/blocks/mlp/fc2/kernel", (None, "tensor", None)),
@@ -153,7 +153,7 @@ def test_what_a_ring_sends(kind, sent):
     ],
 )
 def test_memory_of_a_step(make, parts, remat):
-    """In float32, as a CPU has no other. Measured: 0.99 of XLA's figure for a tower, 0.82 to 1.08 for VLMs."""
+    """Test in float32, as on a CPU. Measured: 0.99 of XLA's figure for a tower, 0.82 to 1.08 for VLMs."""
     program, compiled = built(tiny(make, accumulation=parts, remat=remat))
     predicted = sum(memory.estimate(program.step, *program.arguments).alive)
     ratio = predicted / compiled.memory_analysis().temp_size_in_bytes
@@ -161,9 +161,11 @@ def test_memory_of_a_step(make, parts, remat):
 
 
 def test_a_convolutional_step():
-    """Nothing is in a loop, so all memory is a working set, whose range is the estimate and twice it; and XLA counts
-    FLOPs and bytes too: elementwise operations besides, and fused a little less (here 1.6 times ours, for IResNet-50
-    0.97)."""
+    """Nothing is in a loop, so all memory is a working set, and the range is the estimate and twice the estimate.
+
+    XLA also counts FLOPs and bytes. It includes elementwise operations and fuses a little less: here it counts 1.6
+    times our bytes, for IResNet-50 0.97 times.
+    """
     program, compiled = built(tiny(tiny_resnet))
     predicted, counted = memory.estimate(program.step, *program.arguments), compiled.cost_analysis()
     assert sum(predicted.alive) < compiled.memory_analysis().temp_size_in_bytes < 2 * sum(predicted.alive)
@@ -172,7 +174,7 @@ def test_a_convolutional_step():
 
 
 def test_remat_and_accumulation_save_memory():
-    """By what they should: of twelve layers' values only their inputs, and those of one part of the batch."""
+    """Of twelve layers' values only their inputs remain, and of the batch only the values of one part."""
 
     def kept(**changes):
         config = tiny(tiny_vit, **changes)
@@ -188,7 +190,7 @@ def test_remat_and_accumulation_save_memory():
 
 
 def test_arguments_are_what_lives_on_a_device():
-    """Parameters, optimizer and one batch, to the byte, where some of them are sharded."""
+    """Parameters, optimizer and one batch agree to the byte, also if some of them are sharded."""
     rules = (
         ("params/blocks/mlp/fc1/kernel", (None, "fsdp", None)),
         ("lora/.*/b", (None, None, "fsdp")),
@@ -198,7 +200,7 @@ def test_arguments_are_what_lives_on_a_device():
     config.optimizer.name = "adamw"
     program, compiled = built(config, data=2, fsdp=4)
     (state, frozen, batch), (at, of_base, by_rows) = program.arguments, program.shardings
-    batch.pop("labels"), by_rows.pop("labels")  # InfoNCE needs none, so the step does not get them
+    batch.pop("labels"), by_rows.pop("labels")  # InfoNCE needs no such argument, so the step does not receive it
     expected = sum(programs.bytes_per_device(*one) for one in ((state, at), (frozen, of_base), (batch, by_rows)))
     assert compiled.memory_analysis().argument_size_in_bytes == expected
     assert expected < 0.5 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.arguments))
@@ -295,7 +297,7 @@ def full_size(name):
 
 @pytest.mark.parametrize("name", [n for n in EXPECTED if "quickstart" not in n and "small" not in n])
 def test_every_config_can_be_planned(name):
-    """Abstractly; `plan` compiles besides (test_full_size)."""
+    """This plans without compiling; `plan` also compiles (test_full_size)."""
     config = full_size(name)
     alone = sharding.make_mesh(vars(config.mesh), jax.devices()[:1])
     program = programs.make_program(config, alone)

@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 def made_up(n: int) -> dict:
-    """What `plan.plan` might say of n devices; no two figures are alike."""
+    """Return what `plan.plan` might return for n devices. All numbers are different."""
     sizes = {
         "base": 0.5 * GIB,
         "trained": 0.25 * GIB,
@@ -75,7 +75,7 @@ def config(**changes):
 
 
 def table_of(text: str) -> dict[str, list[str]]:
-    """Label -> cells of a printed table."""
+    """Return label -> cells of a printed table."""
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines() if line[:1] in "│┃"]
     assert len({row[0] for row in rows}) == len(rows)
     return {label: cells for label, *cells in rows}
@@ -92,7 +92,7 @@ def test_every_cell_of_a_plan_has_its_figure_in_its_unit(flags, monkeypatch, cap
     seconds = {
         "compute": [1250 / 989, 625 / 989],
         "memory bandwidth": [14864.8 / 3350, 7432.4 / 3350],
-        # of 2: 2 x (145e6 x 2 x 1/2 + 15e6 x 1/2); of 4 in two nodes: two in each
+        # 2 devices: 2 x (145e6 x 2 x 1/2 + 15e6 x 1/2); 4 devices: two in each of two nodes
         "NVLink": [(145e6 + 7.5e6) / 450e9] * 2,
         "network": [0, (145e6 + 7.5e6) / 25e9],
         "input": [1536 / (1 * 4 * 6000), 1536 / (2 * 4 * 6000)],
@@ -177,7 +177,7 @@ def test_steps_of_an_epoch_are_told_or_follow_from_images_or_pairs(flags, monkey
 
 
 def test_devices_are_their_datasheets():
-    """FLOP/s in bfloat16, bytes/s of memory, GiB that a program may have, bytes/s of NVLink in one direction."""
+    """FLOP/s in bfloat16, bytes/s of memory, GiB for a program, bytes/s of NVLink in one direction."""
     assert {kind: tuple(device) for kind, device in devices.DEVICES.items()} == {
         "h200": (989e12, 4.8e12, 139, 450e9),
         "h100": (989e12, 3.35e12, 79, 450e9),
@@ -296,7 +296,7 @@ def convolve(stride: int, x, kernel):
             ((1, 8, 8, 4), (3, 3, 4, 6)),
             2 * 16 * 9 * 4 * 6,
         ),
-        # its gradients by image and kernel: the zeros that the stride puts between values are no arithmetic
+        # its gradients of image and kernel: the zeros that the stride inserts do not count
         (
             jax.grad(lambda x, k: jnp.square(convolve(2, x, k)).sum(), (0, 1)),
             ((1, 8, 8, 4), (3, 3, 4, 6)),
@@ -315,11 +315,11 @@ def test_flops_are_two_a_multiply_add_and_loops_count_every_turn(fn, shapes, exp
         (lambda a, b: a @ b, ((2, 3), (3, 5)), (40,), 124),
         # its maximum reads 40 more and writes 4; the tanh between them takes no memory
         (lambda a, b: jnp.tanh(a @ b).max(), ((2, 3), (3, 5)), (44,), 168),
-        # two products one after the other: of 2x5 and 2x7 float32, both there at once
+        # two products in sequence, 2x5 and 2x7 float32, both in memory at once
         (lambda a, b, c: (a @ b) @ c, ((2, 3), (3, 5), (5, 7)), (40 + 56,), 124 + 40 + 140 + 56),
-        # five turns of a product of 2x3 by 3x3, each turn's result in place of the last one's
+        # five iterations of a product of 2x3 by 3x3; each result replaces the last one
         (lambda a, b: jax.lax.scan(lambda x, w: (x @ w, None), a, b)[0], ((2, 3), (5, 3, 3)), (24, 24), 5 * 84),
-        # each turn's input is kept beside what the loop carries: 5 x 2x3, read once for their maximum
+        # each iteration's input is kept beside the carry: 5 x 2x3, read once for their maximum
         (
             lambda a, b: jax.lax.scan(lambda x, w: (x @ w, x), a, b)[1].max(0),
             ((2, 3), (5, 3, 3)),
@@ -336,7 +336,7 @@ def test_bytes_kept_and_moved_by_hand(fn, shapes, alive, moved):
 
 
 def test_remat_tells_what_each_choice_needs_in_gib(monkeypatch):
-    """The largest choice that surely fits in nine tenths of the device: up to there, and no further."""
+    """The choice is the largest that fits in nine tenths of the device."""
     upper = {"none": (30, 10), "dots": (20, 8), "full": (10, 4)}  # GiB kept, GiB of the working set
 
     def sizes(config, mesh, program):

@@ -28,22 +28,22 @@ HALF = jnp.bfloat16
 
 
 def half(seed: int, *shape: int, mean: float = 0.0, std: float = 1.0) -> jax.Array:
-    """Normal numbers, rounded to bfloat16."""
+    """Return normal random numbers, rounded to bfloat16."""
     return jnp.asarray(np.random.default_rng(seed).normal(mean, std, shape), HALF)
 
 
 def wide(x) -> np.ndarray:
-    """The same values in float64."""
+    """Return the same values in float64."""
     return np.asarray(x, np.float64)
 
 
 def rounding(exact: np.ndarray) -> np.ndarray:
-    """Half a unit in the last place of bfloat16, which has 8 binary digits: the largest error of one rounding."""
+    """Return half a unit in the last place of bfloat16 (8 binary digits), the largest error of one rounding."""
     return 2.0 ** (np.floor(np.log2(np.maximum(np.abs(exact), 1e-30))) - 8)
 
 
 def assert_one_rounding(got: jax.Array, exact: np.ndarray, more: float | np.ndarray = 0.0) -> None:
-    """``got`` is bfloat16 and as near to ``exact`` as it can be; ``more``: an error allowed besides."""
+    """Assert that ``got`` is bfloat16 and as near to ``exact`` as possible; ``more`` is an additional allowed error."""
     assert got.dtype == HALF
     slack = 0.02 * rounding(exact) + 1e-5 * np.abs(exact).max() + more  # of the sums in float32
     worst = (np.abs(wide(got) - exact) / (rounding(exact) + slack)).max()
@@ -51,14 +51,17 @@ def assert_one_rounding(got: jax.Array, exact: np.ndarray, more: float | np.ndar
 
 
 def assert_full(got: jax.Array, exact: np.ndarray, tolerance: float = 2e-6) -> None:
-    """``got`` is float32 and has that precision: bfloat16 would be off by 4e-3."""
+    """Assert that ``got`` is float32 with float32 precision; bfloat16 would be off by 4e-3."""
     assert got.dtype == jnp.float32
     error = np.linalg.norm(wide(got) - exact) / np.linalg.norm(exact)
     assert error <= tolerance, error
 
 
 def parameters(net, *args) -> dict:
-    """Flat random parameters of a module, without compiling its initialisation: kernels of order 1 / sqrt(in)."""
+    """Return flat random parameters of a module without compiling its initialisation.
+
+    Kernels are of order 1 / sqrt(in).
+    """
     shapes = trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *args)["params"])
     rng = np.random.default_rng(0)
     return {
@@ -99,7 +102,7 @@ def test_batch_norm_and_its_running_statistics(train):
     got, new = layers.BatchNorm(dtype=HALF).apply(variables, x, train=train, mutable=["batch_stats"])
     mean, var = (wide(x).mean((0, 1, 2)), wide(x).var((0, 1, 2))) if train else (wide(old["mean"]), wide(old["var"]))
     exact = (wide(x) - mean) / np.sqrt(var + 1e-5) * wide(scale) + wide(bias)
-    assert_one_rounding(got, exact, more=2e-5)  # x * factor and mean * factor are 40 times what is left of them
+    assert_one_rounding(got, exact, more=2e-5)  # x * factor and mean * factor are 40 times their difference
     if train:
         count = x.size // 12
         assert_full(new["batch_stats"]["mean"], 0.9 * wide(old["mean"]) + 0.1 * mean)
@@ -107,7 +110,7 @@ def test_batch_norm_and_its_running_statistics(train):
 
 
 def test_norms_of_queries_and_keys_are_rounded_once():
-    """Over all heads together, as InternViT-6B has them."""
+    """The norms are over all heads together, as in InternViT-6B."""
     net = Attention(2, True, True, 1e-6, "xla", HALF)
     x = half(0, 2, 5, 32)
     variables = {"params": trees.unflatten(parameters(net, x))}
@@ -122,7 +125,7 @@ def test_norms_of_queries_and_keys_are_rounded_once():
 
 
 def exact_attention(q, k, v, causal: bool):
-    """float64 [N,T,heads,dim], and the sum of |v| by the same weights: what a rounding of the weights can change."""
+    """Return attention float64 [N,T,heads,dim], and the sum of |v| with its weights, which bounds rounding."""
     q, k, v = wide(q), wide(k), wide(v)
     k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     logits = np.einsum("nthd,nshd->nhts", q, k) / np.sqrt(q.shape[-1])
@@ -135,7 +138,10 @@ def exact_attention(q, k, v, causal: bool):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("implementation", ["xla", "by_head", "auto"])
 def test_softmax_of_large_logits(implementation, causal):
-    """Logits of up to 40, which bfloat16 knows to 1/8: weights would be off by a tenth. Several blocks of queries."""
+    """bfloat16 has logits of up to 40 only to 1/8, so the weights would be off by a tenth.
+
+    There are several blocks of queries.
+    """
     q, k, v = half(0, 1, 140, 4, 16, std=2.5), half(1, 1, 140, 2, 16, std=2.5), half(2, 1, 140, 2, 16, mean=1.0)
     got = layers.self_attend(q, k, v, causal=causal, implementation=implementation)
     exact, weighted = exact_attention(q, k, v, causal)
@@ -197,7 +203,7 @@ def test_rotation_is_rounded_once():
 
 
 def test_positions_beyond_256_are_different_ones():
-    """bfloat16 has every whole number to 256 only. A late token attends to its neighbours by position, to the word."""
+    """bfloat16 has every integer only up to 256. A late token must attend to its neighbours by exact position."""
     net = Decoder(
         vocab=8,
         width=16,
@@ -225,7 +231,7 @@ def test_positions_beyond_256_are_different_ones():
 @pytest.mark.parametrize("group", [0, 8])
 @pytest.mark.parametrize("chunk", [2**26, 60])
 def test_contrastive_loss_of_half_precision_embeddings(chunk, group, monkeypatch):
-    """Nearly equal embeddings: similarities, in bfloat16 known to 1/256, are divided by 0.07, and differ by less."""
+    """Similarities of nearly equal embeddings, precise to 1/256 in bfloat16, differ by less and are divided by 0.07."""
     monkeypatch.setattr(contrastive, "CHUNK", chunk)
     z = half(0, 1, 300, std=3.0) + half(1, 16, 300, std=0.3)
     got = contrastive.loss(z, jnp.arange(8), 0.07, group)
@@ -272,7 +278,7 @@ def test_pooling_of_a_decoders_states(how):
 
 
 def test_the_last_layers_of_an_iresnet_are_float32():
-    """fc and features, the embedding itself: the reference leaves them out of autocast."""
+    """The reference leaves fc and features, the embedding itself, out of autocast."""
     net = IResNet(layers=(1,), widths=(4,), num_features=10, dtype=HALF)
     faces = half(0, 5, 16, 16, 3).astype(jnp.float32)
     names = ("bn2", "fc", "features")
@@ -310,7 +316,7 @@ def test_the_last_layers_of_an_iresnet_are_float32():
 
 
 def test_logits_are_float32_sums():
-    """Of all rows of the vocabulary and of some; states and rows are half precision, their products' sums are not."""
+    """For all or some rows of the vocabulary, half-precision states and rows have products summed in float32."""
     net = Decoder(vocab=50, width=400, depth=1, heads=2, kv_heads=1, head_dim=4, mlp_dim=8, dtype=HALF)
     states, head = half(0, 3, 400), half(1, 50, 400)
     for tied in (False, True):
@@ -327,7 +333,7 @@ WHOLE = {"vision": TOWER, "projector": {"width": 16}, "decoder": WORDS, "bos": 1
 
 
 def random_variables(model) -> dict:
-    """Of an encoder."""
+    """Return random variables of an encoder."""
     return {"params": trees.unflatten(parameters(model.net, model.pixels(jnp.zeros((1, 112, 112, 3), jnp.uint8))))}
 
 
@@ -366,7 +372,7 @@ def test_stored_position_embeddings_are_interpolated_in_float32(stored):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_dense_with_adapters_adds_up_long_sums(bias):
-    """bfloat16 products with float32 sums: each of the product's, the adapter's and the result is rounded once."""
+    """bfloat16 products have float32 sums: the product, the adapter and the result are rounded once each."""
     x, kernel = half(0, 6, 4096, mean=1.0), half(1, 4096, 12, std=0.05)
     a, b = half(2, 8, 4096, std=0.05), half(3, 8, 12)
     variables = {"params": {"kernel": kernel, "bias": half(4, 12)}, "lora": {"a": a, "b": b}}
@@ -381,7 +387,7 @@ def test_dense_with_adapters_adds_up_long_sums(bias):
 
 @pytest.mark.parametrize("stored", [jnp.float16, HALF, jnp.float32])
 def test_merging_adds_in_float32_and_rounds_once(stored):
-    """A small change that a half-precision sum would lose partly: it is added before the kernel's rounding."""
+    """A half-precision sum would lose part of a small change. It is therefore added before the kernel is rounded."""
     kernel = half(0, 300, 20, mean=1.0).astype(stored)
     a, b = half(1, 300, 4, std=0.1).astype(jnp.float32), half(2, 4, 20, std=0.1).astype(jnp.float32)
     merged = lora.merge({"m/kernel": kernel, "other": kernel}, {"m/a": a, "m/b": b}, 0.3)
@@ -393,7 +399,7 @@ def test_merging_adds_in_float32_and_rounds_once(stored):
 
 
 def test_adapters_scale_and_gradients_stay_float32():
-    """alpha / rank multiplies b in float32; a gradient through a half-precision product comes back as float32."""
+    """alpha / rank multiplies b in float32, and a gradient through a half-precision product is float32."""
     x, kernel = half(0, 5, 64), half(1, 64, 6)
     adapters = lora.init({"m/kernel": kernel}, ("m",), 4, 1, jax.random.key(0))
     adapters["m/b"] = jax.random.normal(jax.random.key(1), adapters["m/b"].shape)
@@ -414,7 +420,7 @@ def test_adapters_scale_and_gradients_stay_float32():
 
 
 def test_new_adapters_are_drawn_for_each_module_and_each_layer():
-    """Modules of the same shape, and the layers of a stack, start from different numbers; every b is zero."""
+    """Modules of the same shape, and the layers of a stack, start from different numbers. Every b is zero."""
     shapes = {f"blocks/{name}/kernel": (3, 24, 16) for name in ("q", "k", "v")} | {"fc/kernel": (24, 16)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float16) for name, shape in shapes.items()}
     key = jax.random.key(0)
@@ -443,7 +449,7 @@ def test_new_adapters_are_drawn_for_each_module_and_each_layer():
 
 @pytest.mark.parametrize("how", ["mean", "grad_cache"])
 def test_gradients_of_chunks_are_added_up_in_float32(how):
-    """64 half-precision gradients: a sum in bfloat16 stops to grow when it is 256 times as large as what is added."""
+    """For 64 half-precision gradients, a bfloat16 sum would stop growing at 256 times the added value."""
     n, weights = 512, half(0, 6, mean=1.0)
     x = half(1, n, 6, mean=1.0, std=0.02)
 
@@ -463,7 +469,7 @@ def test_gradients_of_chunks_are_added_up_in_float32(how):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_optimizer_state_and_small_updates_are_float32(name):
-    """300 updates of 1e-4 move a weight of 1 by 0.03; in bfloat16, whose next number is 0.996, it would stay."""
+    """300 updates of 1e-4 change a weight of 1 by 0.03. In bfloat16, whose next number is 0.996, they would not."""
     config = OptimizerConfig(name=name, momentum=0.0, weight_decay=0.0, clip=10.0)
     params = {"fc": {"kernel": jnp.ones(4, jnp.float32)}}
     tx = optimizer.make(config, {"fc/kernel": "head"}, lambda step: jnp.float32(1e-4))
@@ -497,7 +503,10 @@ def test_a_learning_rate_is_not_rounded():
 
 
 def test_gelu_is_the_exact_one():
-    """In the projector: by the error function, not the tanh that stands for it elsewhere; and its norm's epsilon."""
+    """The projector uses the error function, not the tanh approximation used elsewhere.
+
+    Its norm's epsilon is tested too.
+    """
     x = half(0, 2, 4, 8, std=0.01).astype(jnp.float32)  # a variance of ten epsilons
     net = Projector(width=8, shuffle=2)
     variables = {"params": trees.unflatten(parameters(net, x))}
@@ -516,7 +525,7 @@ def test_gelu_is_the_exact_one():
 
 
 def test_a_shared_prefix_knows_how_long_the_sequence_will_be():
-    """Dynamic rotary frequencies depend on the whole sequence: the prefix of one image alone would have others."""
+    """Dynamic rotary frequencies depend on the whole sequence. The prefix of one image alone would have others."""
     decoder = WORDS | {"depth": 2, "positions": 8, "rope": "dynamic", "rope_factor": 8.0, "rope_theta": 50.0}
     model = encoder.build("vlm", WHOLE | {"decoder": decoder}, "", (3, 4, 5, 6, 7), (1, 2))
     visual = jax.random.normal(jax.random.key(1), (2, 4, 16))
@@ -535,7 +544,7 @@ def test_a_shared_prefix_knows_how_long_the_sequence_will_be():
 
 @pytest.mark.parametrize("rope", ["plain", "dynamic"])
 def test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer(rope):
-    """At the boundary: alone, with a cache and as a prompt of an encoder. Nothing is computed."""
+    """Test the boundary alone, with a cache and as an encoder's prompt. Nothing is computed."""
     decoder = WORDS | {"positions": 12 if rope == "plain" else 6, "rope": rope, "rope_factor": 2.0}
     net = Decoder(**decoder)
     assert net.max_tokens == 12
@@ -555,11 +564,11 @@ def test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer(rope):
     whole = WHOLE | {"decoder": decoder}
     encoder.build("vlm", whole, "", (3, 4, 5), (1, 2))  # BOS, twice 4 visual tokens, 3 ids
     encoder.build("vlm", whole, "all_mean", range(7))
-    encoder.build("vlm", whole, "visual_mean", (0,) * 50)  # which reads no text
+    encoder.build("vlm", whole, "visual_mean", (0,) * 50)  # this pool reads no text
     for pooling, prompt in (("", (3, 4, 5, 6)), ("all_mean", range(8))):
         with pytest.raises(ValueError, match="make 13 with BOS, more than the decoder's 12"):
             encoder.build("vlm", whole, pooling, prompt, () if pooling else (1, 2))
-    for pooling in ("", "all_mean"):  # the last id of the vocabulary, and the first that is none
+    for pooling in ("", "all_mean"):  # the last id of the vocabulary, and the first beyond it
         encoder.build("vlm", whole, pooling, (8,), () if pooling else (8, 0))
         with pytest.raises(ValueError, match="9 is outside"):
             encoder.build("vlm", whole, pooling, (9,), () if pooling else (8, 0))

@@ -21,7 +21,7 @@ def config():
 
 
 class AskedAtStep(preemption.Request):
-    """Somebody asks while a step is under way."""
+    """A request to stop that arrives during a step."""
 
     def __init__(self, workdir, step: int):
         self._file, self._step = workdir / "metrics.jsonl", step
@@ -91,7 +91,7 @@ def test_a_signal_asks_and_a_second_one_ends():
             request.saved(stop=False)
         request = preemption.Request()
         request.listen()
-        with pytest.raises(preemption.Preempted, match="stopped by SIGTERM"):  # nothing is unsaved: at once
+        with pytest.raises(preemption.Preempted, match="stopped by SIGTERM"):  # all is saved: stop at once
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         for number, handler in before.items():

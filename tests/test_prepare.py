@@ -28,7 +28,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def fails(capsys, dst, message, *arguments):
-    """The command exits with 2 and one line holding ``message``, and leaves nothing."""
+    """Assert that the command exits with 2, prints one line with ``message``, and leaves nothing."""
     before = sorted(dst.parent.iterdir())
     code, out, err = run(capsys, *arguments, f"--dst={dst}")
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -231,7 +231,7 @@ def test_lfw_development_pairs_are_one_fold(tmp_path):
 
 @pytest.fixture
 def cfp(tmp_path):
-    """Two people with two frontal and two profile images, one fold."""
+    """Return two people with two frontal and two profile images each, in one fold."""
     lists = {"F": "frontal", "P": "profile"}
     for letter, view in lists.items():
         files = [f"{who}/{view}/{i:02d}.jpg" for who in ("001", "002") for i in (1, 2)]

@@ -18,7 +18,7 @@ def test_it_is_small_and_has_a_card():
 
 @pytest.mark.parametrize("name", ["yaw", "light_x", "mouth_open"])
 def test_a_linear_probe_reads_attributes_of_people_it_never_saw(name):
-    """Ridge regression on frozen embeddings of quickstart's own people, fitted on some and tested on others."""
+    """Fit ridge regression on frozen embeddings of some of quickstart's people, and test it on others."""
     faces, people, attributes = synthetic.faces(range(120), 3, 0, 2.0)
     x = fvjax.load(TOWER, scenario="vit").embed(faces)
     assert x.shape == (360, 128)

@@ -27,7 +27,7 @@ TINY = GOLDEN / "internvl_tiny"
 
 
 def made_up(path: Path, split: str, **more) -> SimpleNamespace:
-    """A store whose counts are all different."""
+    """Return a store whose counts are all different."""
     manifest = {
         "counts": {"images": 1204, "identities": 305, "rejected": 6},
         "single_image_identities": 41,
@@ -39,7 +39,7 @@ def made_up(path: Path, split: str, **more) -> SimpleNamespace:
 
 
 def summary(capsys, monkeypatch, store, command: str = "folder") -> list[str]:
-    """What the command prints of a store that it has made."""
+    """Return what the command prints about a store that it has made."""
     monkeypatch.setattr(prepare, command, lambda src, dst, **_: store)
     more = {"lfw": ["--pairs=pairs.txt"]}.get(command, [])
     assert prepare.main([command, "--src=here", "--dst=there", *more]) == 0
@@ -65,7 +65,7 @@ def test_a_prepared_folder_is_summed_up(capsys, monkeypatch, tmp_path):
     assert summary(capsys, monkeypatch, store)[2:] == [
         f"  1180 of 1210 photographs aligned (a detector), 77 of them with several faces{told}"
     ]
-    store.manifest["alignment"]["several_faces"] = None  # landmarks know of one face only
+    store.manifest["alignment"]["several_faces"] = None  # landmarks describe one face only
     assert summary(capsys, monkeypatch, store)[2:] == [f"  1180 of 1210 photographs aligned (a detector){told}"]
 
 
@@ -139,7 +139,7 @@ def test_running_statistics_are_arrays_and_no_parameters(capsys, monkeypatch, tm
 
 @pytest.fixture
 def verified(tmp_path, monkeypatch, capsys):
-    """A function (score, entries of results.json, flags) -> (exit code, printed lines); no model is built."""
+    """Return a function (score, entries of results.json, flags) -> (exit code, printed lines). No model is built."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.jpg").write_bytes(images.encode(smooth_face(1)))
     workdir = tmp_path / "run"
@@ -186,7 +186,7 @@ def test_a_score_at_the_threshold_is_the_same_person(verified):
     [(1110, 10, 999, 0), (1111, 10, 1000, 1), (5000, 5, 4000, 4), (11_111, 10, 10_000, 10), (11_110, 10, 9999, 9)],
 )
 def test_what_a_threshold_rests_on_is_counted(verified, impostors, folds, others, above):
-    """k = floor(n / 1000) of the impostor pairs of the other folds, as the protocol has it."""
+    """k = floor(n / 1000) of the impostor pairs of the other folds, as in the protocol."""
     entries = {"lfw": measured(0.75, impostors, folds)}
     _, lines = verified(0.9, entries)
     assert lines[:2] == [
@@ -295,7 +295,7 @@ def test_devices_are_as_many_as_share_the_batches_on_these_cores(monkeypatch):
         (24, 12, 1, 4, 3),
         (20, 10, 1, 1, 5),
         (24, 7, 1, 1, 1),
-        (6, 6, 1, 1, 3),  # a device has whole pairs, and there are three of them
+        (6, 6, 1, 1, 3),  # pairs are not split over devices, and there are three pairs
     ):
         config.batch_size, config.eval.batch_size, config.accumulation = batch, evaluated, parts
         assert runtime.cpu_devices(main.batches([typed(config)]), processes) == expected

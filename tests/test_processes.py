@@ -60,7 +60,7 @@ class Run:
                 )
 
     def codes(self, timeout: float = 300) -> list[int]:
-        """Exit codes of all; those that do not end are killed."""
+        """Return the exit codes of all processes. Those that do not end are killed."""
         try:
             return [process.wait(timeout) for process in self.processes]
         finally:
@@ -109,7 +109,7 @@ def test_what_one_process_lacks_all_hear_of(tmp_path):
 
 @pytest.fixture(scope="module")
 def slow_peer(tmp_path_factory):
-    """A whole run of two processes, one of which stood still for less than the heartbeat."""
+    """Return a whole run of two processes, one of which stopped for less than the heartbeat."""
     run = Run(tmp_path_factory.mktemp("processes") / "run", 2, 1, epochs=3)
     run.until_step(10)
     run.processes[1].send_signal(signal.SIGSTOP)
@@ -201,7 +201,7 @@ def test_a_port_that_is_taken_is_named(jax_is_not_asked):
         told = f"--coordinator=localhost:{port}: process 0 cannot listen there .*; choose another port"
         with pytest.raises(ValueError, match=told):
             distributed.start(distributed.Place(2, f"localhost:{port}", 0), 60)
-        distributed.check_port(distributed.Place(2, f"localhost:{port}", 1))  # it is to be taken, for the others
+        distributed.check_port(distributed.Place(2, f"localhost:{port}", 1))  # the others expect it to be in use
     distributed.check_port(distributed.Place(2, f"localhost:{port}", 0))
 
 
@@ -242,7 +242,7 @@ def test_every_topology_gives_the_same_figures(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_devices_and_other_processes(tmp_path):
-    """8 devices, then 4, then 2 in two processes: the same batches, and the losses of a run that had 8 all the time."""
+    """8 devices, then 4, then 2 in two processes give the batches and losses of a run with 8 devices throughout."""
     whole = Run(tmp_path / "whole", 1, 8, epochs=6)
     assert whole.codes() == [0], whole.told()
     steps = []

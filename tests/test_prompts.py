@@ -26,7 +26,7 @@ ADDED |= {"</box>": 92552}
 
 
 def describe(folder: Path, added: dict[str, int]) -> None:
-    """The three files beside tokenizer.model, as InternVL2-2B has them."""
+    """Write the three files beside tokenizer.model, as in InternVL2-2B."""
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     decoder = {str(id): {"content": text, **flags} for text, id in added.items()}
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": {"content": "<unk>", **flags}}
@@ -38,7 +38,7 @@ def describe(folder: Path, added: dict[str, int]) -> None:
 
 @pytest.fixture(scope="module")
 def internvl(real_data, tmp_path_factory) -> Path:
-    """The tokenizer's files of OpenGVLab/InternVL2-2B."""
+    """Return the tokenizer's files of OpenGVLab/InternVL2-2B."""
     file = real_data / "tokenizers/internlm2.model"
     if not file.is_file():
         pytest.skip(f"no {file}: InternLM2's tokenizer.model, 1,477,754 bytes")
@@ -50,7 +50,7 @@ def internvl(real_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained() -> bytes:
-    """A byte-fallback BPE model like InternLM2's, of 300 pieces."""
+    """Return a byte-fallback BPE model like InternLM2's, with 300 pieces."""
     out = io.BytesIO()
     text = ["Do these two images show the same person? Answer Yes or No.", "Yes Yes No No No", "one two three"] * 20
     sentencepiece.SentencePieceTrainer.Train(
@@ -104,7 +104,7 @@ def test_decoding_gives_the_text_back(internvl, text):
 
 
 def slow(folder: Path):
-    """transformers' own splitting at added tokens over the same pieces: what a checkpoint's remote code builds on."""
+    """Return transformers' own splitting at added tokens over the same pieces, as in a checkpoint's remote code."""
     transformers = pytest.importorskip("transformers")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -157,7 +157,7 @@ def test_bytes_that_are_not_text_and_ids_that_are_none(small):
 
 
 def test_a_pickled_tokenizer_is_the_same(small):
-    """Grain sends what a pipeline calls to worker processes by pickling it."""
+    """Grain pickles the functions of a pipeline for worker processes."""
     tokenizer = Tokenizer(small)
     copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 (our own bytes)
     text = "Do these <img> two"
@@ -174,7 +174,7 @@ def test_tokenizer_model_alone_is_enough(small):
 
 
 def half_of_the_pieces(model: bytes) -> bytes:
-    """Cut between two pieces, each of which is the byte 10, its length and itself."""
+    """Cut the file between two pieces. A piece is the byte 10, its length and its bytes."""
     at = 0
     for _ in range(150):
         assert model[at] == 10
@@ -238,7 +238,7 @@ def test_contradictions_are_named(small, file, content, message):
     ],
 )
 def test_tokens_that_look_at_their_neighbours_are_refused_wherever_they_are_described(small, file, described, flag):
-    """Such a token swallows the spaces beside it, or counts between spaces only: without that the ids are others."""
+    """Such a token removes spaces beside it, or only counts between spaces. Ignoring that would give other ids."""
     token = {"content": "<img>", "normalized": False, "special": True}
     (small / file).write_text(json.dumps(described(token | {flag: True})))
     with pytest.raises(ValueError, match=f"{file}: token '<img>' has {flag}, which this tokenizer cannot do"):

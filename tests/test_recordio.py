@@ -34,14 +34,14 @@ HEAD = 8 + 24  # bytes before the labels or the image of a record
 
 
 def pack(label, image=b"", key=0) -> bytes:
-    """IRHeader, labels, image: one number is a label in the header, a list follows it."""
+    """Return IRHeader, labels and image. A single number is a label in the header; a list follows the header."""
     many = isinstance(label, list)
     labels = struct.pack(f"<{len(label)}f", *label) if many else b""
     return struct.pack("<IfQQ", len(label) if many else 0, 0 if many else label, key, 0) + labels + image
 
 
 def frame(payload: bytes) -> bytes:
-    """What dmlc-core's writer makes of a record: cut wherever the magic number lies at a multiple of four."""
+    """Return a record as dmlc-core's writer stores it: cut where the magic number occurs at a multiple of four."""
     at = [i for i in range(0, len(payload) - 3, 4) if payload[i : i + 4] == MARK]
     pieces = [payload[a:b] for a, b in zip([0, *(i + 4 for i in at)], [*at, len(payload)])]
     kinds = [1, *[2] * (len(at) - 1), 3] if at else [0]
@@ -52,7 +52,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def write_rec(folder: Path, entries: list[tuple[int, bytes]]) -> list[int]:
-    """train.rec and train.idx of (key, payload); returns where each record starts."""
+    """Write train.rec and train.idx of (key, payload), and return where each record starts."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
     for _, payload in records:
@@ -64,7 +64,7 @@ def write_rec(folder: Path, entries: list[tuple[int, bytes]]) -> list[int]:
 
 
 def insightface(people: list[list[bytes]]) -> list[tuple[int, bytes]]:
-    """Images from key 1 on, then a header for each identity, and key 0's, which its tools write last."""
+    """Return images from key 1 on, then a header per identity, and key 0's header, which insightface writes last."""
     records, ranges, key = [], [], 1
     for label, faces in enumerate(people):
         ranges.append([float(key), float(key + len(faces))])
@@ -98,7 +98,7 @@ def convert(capsys, src, dst, *options) -> stores.Store:
 
 
 def refuses(capsys, tmp_path, message, *options):
-    """Nothing is left of a conversion of tmp_path/src that cannot be."""
+    """Assert that a conversion of tmp_path/src fails and leaves nothing."""
     (tmp_path / "out").mkdir(exist_ok=True)
     dst = tmp_path / "out" / "s"
     fails(capsys, dst, message, "recordio", f"--src={tmp_path / 'src'}", "--workers=1", *options)
@@ -135,7 +135,7 @@ def test_the_rec_alone_is_enough(tmp_path, capsys, name):
 
 
 def test_the_sample(real_data, tmp_path, capsys):
-    """im2rec's own output, in a shuffled order: the pixels are those of the reader of its two lines of format."""
+    """Read im2rec's own output, in shuffled order. The pixels are those of its two-line reader."""
     src = real_data / "faces/format-samples"
     s = convert(capsys, src, tmp_path / "s", "--val=0")
     data, at, want = (src / "train.rec").read_bytes(), 0, []
@@ -150,7 +150,7 @@ def test_the_sample(real_data, tmp_path, capsys):
 
 
 def with_marks(jpeg: bytes, marks: int) -> bytes:
-    """A JPEG with a comment that holds the magic number, at multiples of four of its record."""
+    """Return a JPEG with a comment that contains the magic number at multiples of four of its record."""
     before = -(24 + 2 + 4) % 4
     comment = bytes(before) + MARK * marks
     return jpeg[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + jpeg[2:]
@@ -204,7 +204,7 @@ def test_other_sizes(tmp_path, capsys):
 
 
 DAMAGE = {
-    # what happens to the record at [a, b) of a .rec: the change, records lost, why
+    # change of the record at [a, b) of a .rec, number of lost records, reason
     "truncated": (lambda d, a, b: d[: b - 50], 1, "but only .* follow: truncated or damaged"),
     "cut in its head": (lambda d, a, b: d[: a + 5], 1, "only 5 bytes up to the next record or the end: truncated"),
     "magic number": (
@@ -236,9 +236,9 @@ def test_damage_is_located_and_the_rest_is_read(tmp_path, capsys, kind, idx, whi
     data = rec.read_bytes()
     rec.write_bytes(change(data, starts[which], [*starts, len(data)][which + 1]))
     ends = kind in ("truncated", "cut in its head")
-    if not idx or kind == "missing":  # behind removed bytes nothing is where the .idx says
+    if not idx or kind == "missing":  # after removed bytes, no record is where the .idx says
         (tmp_path / "src/train.idx").unlink()
-    elif ends:  # only the .idx knows of the records behind the end
+    elif ends:  # only the .idx lists the records after the end
         lost = 6 - which
     left = range(which) if ends else [i for i in range(6) if i != which]
     if not left:
@@ -364,7 +364,7 @@ def test_a_list_that_does_not_fit(tmp_path, capsys):
 
 
 HEADERS = {
-    # PEOPLE have the keys 1-5, 6, 7-12, their headers 13-15; what is wrong with a header, and what is said
+    # PEOPLE have the keys 1-5, 6, 7-12, and headers 13-15. Fault of a header -> the error
     "shorter": ({13: [1.0, 5.0]}, "record 4 at byte {4}: key 5 is in the headers of 0 identities, not of one"),
     "shifted": (
         {13: [1.0, 7.0]},
@@ -394,7 +394,7 @@ def test_headers_that_disagree_with_the_labels(tmp_path, capsys, kind):
 
 
 def test_headers_without_keys(tmp_path, capsys):
-    """As many as fill a megabyte: looking at each of them for each of them would take minutes."""
+    """A megabyte of such headers must not take minutes, as comparing each with each would."""
     starts = write_rec(tmp_path / "src", [(i, pack([1.0, 2.0])) for i in range(25_000)] + [(0, pack(0.0, FACES[0]))])
     (tmp_path / "src/train.idx").unlink()
     start = time.process_time()
@@ -470,7 +470,7 @@ def test_options_out_of_range(tmp_path, capsys, option):
 
 
 def test_shards_and_workers_do_not_change_the_records(tmp_path, capsys, monkeypatch):
-    """Three shards by one or two processes: the same bytes; as one shard: the same records and data_hash."""
+    """Three shards by one or two processes have the same bytes; one shard has the same records and data_hash."""
     write_people(tmp_path / "src")
     whole = convert(capsys, tmp_path / "src", tmp_path / "whole")
     monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
@@ -496,7 +496,7 @@ def test_a_shard_of_which_nothing_is_left(tmp_path, capsys, monkeypatch):
 
 
 def interrupted(tmp_path, capsys, monkeypatch, finished: int) -> Path:
-    """The working folder of a conversion that ended when so many shards were finished."""
+    """Return the working folder of a conversion that ended after the given number of shards."""
     write = shard_jobs.write_shard
 
     def then(job):
@@ -585,8 +585,10 @@ KILLED = """
 
 
 def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tuple[int, int]:
-    """Kill a conversion of 900 records at so many random moments, each with a rerun. Returns how often that was, and
-    how many finished shards the reruns found."""
+    """Kill a conversion of 900 records at random moments, and rerun it each time.
+
+    Return the number of kills, and how many finished shards the reruns found.
+    """
     src, script = tmp_path / "src", tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED))
     write_rec(src, insightface([FACES[:6] * 50, FACES[6:] * 100]))
@@ -603,7 +605,7 @@ def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tup
     assert sum("array_record" in name for name in want) == 23
     monkeypatch.setattr(shards, "SHARD_RECORDS", 40)
     moments, hit, kept = random.Random(workers), 0, 0
-    for i in range(5 * times):  # a run that ends before its moment comes does not count
+    for i in range(5 * times):  # a run that ends before it is killed does not count
         if hit == times:
             break
         dst, work = tmp_path / f"{i}", tmp_path / f".{i}.partial"
@@ -725,7 +727,7 @@ def written_all_kinds(draw) -> tuple[bytes, str | None]:
 
 
 def everything_is_in_one_of_them(rec: Path, found, headers, rejected) -> None:
-    """Images, headers and rejected stretches cover the file, side by side, and are numbered in order."""
+    """Assert that images, headers and rejected parts cover the file without gaps and are numbered in order."""
     data = rec.read_bytes()
     places = [(int(n), int(a), int(a + size)) for n, a, size in zip(found.number, found.offset, found.size)]
     places += [(h.number, h.offset, h.offset + records.parse(data[h.offset :])[3]) for h in headers]
@@ -735,7 +737,7 @@ def everything_is_in_one_of_them(rec: Path, found, headers, rejected) -> None:
 
 
 def test_anything_is_read_or_refused(tmp_path_factory):
-    """No crash, no second of computing, no 256 MB, and every byte and record accounted for."""
+    """No input causes a crash, a second of computation or 256 MB, and every byte and record is accounted for."""
     folder = tmp_path_factory.mktemp("fuzz")
     rec, seen = folder / "train.rec", {"cases": 0, "converted": 0, "rejected": 0}
 
@@ -763,12 +765,12 @@ def test_anything_is_read_or_refused(tmp_path_factory):
         if made is not None:
             counts, rejected = made.manifest["recordio"], made.manifest["rejected"]
             assert len(made) + len(rejected) == counts["read"]
-            assert len(scanned[0].number) + len(scanned[2]) <= counts["read"]  # more if the .idx knows of lost ones
+            assert len(scanned[0].number) + len(scanned[2]) <= counts["read"]  # more if the .idx lists lost records
             assert all(r["record"] >= 0 and r["offset"] >= 0 and r["reason"] for r in rejected)
             made.images(range(len(made)))
             seen["converted"] += 1
             seen["rejected"] += len(rejected)
-        # where the blocks end that are looked at together makes no difference
+        # the borders of the blocks that are read make no difference
         whole, scanner.BLOCK = scanner.BLOCK, block
         try:
             again = scanner.scan(rec, lambda n: None)

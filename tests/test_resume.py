@@ -44,16 +44,16 @@ TOWER = {
 
 
 def faces(path: Path, split: str, first: int) -> None:
-    """Eight people with four images, made of other blocks for another `first`."""
+    """Write a store of eight people with four images each; another `first` makes other images."""
     records = [(images.encode(smooth_face(first + i), 60), f"{i // 4}", f"{i}.jpg") for i in range(32)]
     stores.write(path, records, split=split, sources=["here"])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Callable]:
-    """A folder with `tower`, `train`, `val` and the finished `run` on them, and what makes its config.
+    """Return a folder with `tower`, `train`, `val` and the finished `run` on them, and a function for its config.
 
-    It has validation and no benchmark, so there is nothing to plot.
+    The run has validation and no benchmark, so there is nothing to plot.
     """
     root = tmp_path_factory.mktemp("resume")
     tower = encoder.build("vision_transformer", internvit.model_config(TOWER, "TOWER"), "mean")
@@ -77,7 +77,7 @@ def trained(tmp_path_factory) -> tuple[Path, Callable]:
 
 @pytest.fixture
 def again(trained, tmp_path):
-    """The folder, whose files are put back afterwards."""
+    """Return the folder, and restore its files afterwards."""
     root, config = trained
     for part in ("tower", "train", "val", "run"):
         shutil.copytree(root / part, tmp_path / part)
@@ -95,7 +95,7 @@ def last_bit(root: Path) -> None:
 
 
 def other_words(root: Path) -> None:
-    """A key that decides nothing: nobody can know that of every key."""
+    """Change a key that has no effect. The program cannot know that of every key."""
     file = root / "tower/config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_version": "x"}))
 
@@ -106,7 +106,7 @@ def other_val(root: Path) -> None:
 
 
 def other_order(root: Path) -> None:
-    """The same pictures of the same people."""
+    """Write the same pictures of the same people in another order."""
     old = stores.Store(root / "train")
     records = [(old.jpeg(i), old.identities[old.labels[i]], old.sources[i]) for i in (1, 0, *range(2, 32))]
     shutil.rmtree(root / "train")
@@ -114,7 +114,7 @@ def other_order(root: Path) -> None:
 
 
 CHANGES = {
-    "a bit of the base": (last_bit, "eval", "base_hash"),  # nor is it evaluated
+    "a bit of the base": (last_bit, "eval", "base_hash"),  # and it is not evaluated
     "the base's config.json": (other_words, "train", "base_hash"),
     "the order of the faces trained on": (other_order, "train", "train_data_hash"),
     "the faces validated on": (other_val, "train", "val_data_hash"),
@@ -133,7 +133,7 @@ def test_a_run_on_something_else_is_refused_by_the_name_of_what_it_is(again, mon
 
 
 def test_the_same_in_another_place_goes_on(again, monkeypatch, capsys):
-    """Stores that were moved, in files of another time and in other shards, are the same ones."""
+    """Stores that were moved, with other file times and other shards, count as the same."""
     root, config = again
     moved = root / "moved"
     moved.mkdir()
@@ -255,7 +255,7 @@ def test_facts_that_earlier_versions_did_not_note_are_not_asked_of_their_checkpo
 
 @pytest.mark.parametrize("part", ["trainable", "stats", "opt", "step"])
 def test_every_part_of_a_state_is_compared_with_its_own_hash(saved, part):
-    """As if the disk had given back other bits that read well."""
+    """The disk may return other bits that can still be read."""
     file = saved / "checkpoints/3/meta/metadata"
     meta = json.loads(file.read_text())
     meta["hashes"][part] = "0" * 16

@@ -50,7 +50,7 @@ SIZES = {
     "num_attention_heads": 2,
 }
 TOWER = {**pretrain.CONFIG, **SIZES, "intermediate_size": MLP}
-FASTER = 1e9  # so much faster than it is the second start seems to its own clock: rates are then large whole numbers
+FASTER = 1e9  # the second start's clock runs slower by this factor, so that rates are large whole numbers
 
 
 def write_faces(path: Path, split: str, people: list[str], each: int, seed: int) -> stores.Store:
@@ -60,7 +60,7 @@ def write_faces(path: Path, split: str, people: list[str], each: int, seed: int)
 
 
 def add_pairs(faces: stores.Store, name: str, people: int, each: int, folds: int, **info) -> None:
-    """Each person's first image with its second one, and with the next person's third one of the same fold."""
+    """Pair each person's first image with their second, and with the next person's third image in the same fold."""
     rows = []
     for fold in range(folds):
         mine = range(fold, people, folds)
@@ -73,7 +73,7 @@ def add_pairs(faces: stores.Store, name: str, people: int, each: int, folds: int
 
 
 def experiment(folder: Path):
-    """12 people in alpha, two of whom are trained on; 10 in beta, which follows another naming."""
+    """Return the config: 12 people in alpha, two of whom are trained on; 10 in beta, which has other names."""
     people = [f"p{i}" for i in range(8)]
     train = write_faces(folder / "train", "train", [*people, "single"], 4, 0)
     write_faces(folder / "val", "val", people, 5, 100)
@@ -104,9 +104,8 @@ def experiment(folder: Path):
 class Start:
     """One start of the command: what it printed and drew, and when it ran.
 
-    Args:
-        seconds_a_line: by the clock that says when it is time to save: of a line of metrics.jsonl.
-        clock: in place of time.perf_counter.
+        Args:         seconds_a_line: how long a line of metrics.jsonl takes, by the clock that decides about saving.
+    clock: in place of time.perf_counter.
     """
 
     def __init__(self, config, workdir: Path, mode: str = "train", seconds_a_line: int = 0, clock=None):
@@ -118,7 +117,7 @@ class Start:
             real(canvas, path)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-            patch.setattr(metrics.console, "width", 200)  # so that no name is folded
+            patch.setattr(metrics.console, "width", 200)  # so that no name is wrapped
             patch.setattr(FigureCanvasAgg, "print_png", draw)
             if seconds_a_line:
                 patch.setattr(time, "monotonic", clock_of_lines(workdir / "metrics.jsonl", seconds_a_line))
@@ -137,7 +136,7 @@ def clock_of_lines(file: Path, seconds: int, real=time.monotonic):
 
 
 def fast_clock(real=time.perf_counter) -> float:
-    """What fvjax sees goes slowly, so that all it does seems fast; others see the time as it is."""
+    """Slow down fvjax's clock, so that everything seems fast to it. Other modules see the real time."""
     ours = sys._getframe(1).f_globals["__name__"].startswith("fvjax")
     return real() / FASTER if ours else real()
 
@@ -184,8 +183,10 @@ def test_every_documented_file_is_there_and_no_other(run):
 
 
 def test_checkpoints_are_named_by_the_steps_done_and_say_what_they_hang_on(run):
-    """After each epoch, and when a minute has gone by since the last one: in the first start 59 seconds are the most
-    that the loop sees before an epoch's end, in the second 61, two steps before the last.
+    """A checkpoint is written after each epoch, and when a minute has passed since the last one.
+
+    In the first start, at most 59 seconds pass before an epoch ends; in the second start, 61 pass two steps before the
+    last.
     """
     assert run.first.steps == [4, 8, 12]
     assert sorted(int(p.name) for p in (run.dir / "checkpoints").iterdir()) == [4, 8, 11, 12]
@@ -236,7 +237,7 @@ def test_metrics_has_one_line_a_step_from_the_start_that_did_it(run):
 
 
 def events(file: Path) -> list:
-    """TensorBoard's events of a file, by TFRecord's framing and checksums."""
+    """Return TensorBoard's events of a file, checking TFRecord's framing and checksums."""
     data, out = file.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
@@ -249,7 +250,7 @@ def events(file: Path) -> list:
 
 
 def starts_of(run) -> list[list]:
-    """The events of each start."""
+    """Return the events of each start."""
     files = sorted((run.dir / "tb").iterdir(), key=lambda p: p.stat().st_mtime_ns)
     assert all("tfevents" in file.name for file in files), "else TensorBoard does not see them"
     return [events(file) for file in files]
@@ -259,7 +260,7 @@ def test_tensorboard_shows_the_figures_of_metrics_at_their_steps(run):
     first, second = starts_of(run)
     shown: dict[tuple[str, int], float] = {}
     for event in [*first, *second]:
-        if event.HasField("session_log"):  # what TensorBoard does with the events of a start that was cut short
+        if event.HasField("session_log"):  # how TensorBoard treats the events of an interrupted start
             assert event.session_log.status == event_pb2.SessionLog.START
             shown = {(tag, step): value for (tag, step), value in shown.items() if step < event.step}
         for value in event.summary.value:
@@ -278,8 +279,11 @@ def test_tensorboard_shows_the_figures_of_metrics_at_their_steps(run):
 
 
 def test_images_per_second_are_images_by_the_clock(run):
-    """By the wall times of TensorBoard's events. Saves and evaluations come after every fourth step and are not in the
-    rates; within an epoch a step may be told of late, but all of them together are not."""
+    """Check the rates against the wall times of TensorBoard's events.
+
+    Saves and evaluations follow every fourth step and are not part of the rates. Within an epoch a step may be logged
+    late, but not all steps together.
+    """
     ratios, found = [], lines(run.before["metrics.jsonl"])
     wall = {event.step: event.wall_time for event in starts_of(run)[0] if event.summary.value}
     for epoch in range(3):
@@ -304,8 +308,11 @@ def test_the_line_of_an_epoch_is_its_last_steps(run):
 
 
 def test_gflops_are_those_of_a_plain_step_in_its_time(run):
-    """By hand, forward and backward, where only the adapters' own gradients are needed; nothing for the second forward
-    pass of accumulation. 112 pixels are not resized; patches are embedded forward only."""
+    """Count by hand, forward and backward.
+
+    Only the adapters' own gradients are needed, and accumulation's second forward pass does not count. 112 pixels are
+    not resized, and patches are embedded in the forward pass only.
+    """
     ((*_, rate, gflops, _),) = re.findall(EPOCH, run.second.out)
     products = TOKENS * WIDTH * (3 * WIDTH + WIDTH + MLP + MLP)  # qkv, proj, fc1, fc2
     attention = 2 * TOKENS**2 * WIDTH
@@ -348,7 +355,7 @@ def test_seconds_are_of_all_starts_by_the_clock(run):
     assert float(told) == pytest.approx(wall[7] - run.first.before, abs=1.5)
     (told,) = re.findall(r"Trained to step 12, (\d+) s since start", run.first.out)
     assert wall[11] - run.first.before - 1.5 < float(told) < run.first.after - run.first.before + 1
-    # the second start took next to nothing by its own clock: it goes on from what the checkpoint had taken
+    # the second start took almost no time by its clock and continues from the checkpoint's time
     saved = Checkpoints(run.dir, run.config.checkpoint, read_only=True).meta(8)["seconds"]
     assert wall[7] - run.first.before - 1 < saved <= first[1]["seconds"]
     assert evaluations(run)[2]["seconds"] == results(run.dir)["seconds"] == saved
@@ -443,7 +450,7 @@ def test_results_say_which_pairs_and_people_and_data(run):
 
 
 def measured(run, letter: str, embed, keep=None) -> dict:
-    """Figures of a benchmark by an embedding function, cosines by the textbook."""
+    """Return a benchmark's metrics for an embedding function, with cosines by the textbook."""
     faces = stores.Store(run.folder / letter, "test")
     pairs = stores.read_pairs(faces.path, "all")
     x = np.asarray(embed(np.stack([faces.image(i) for i in range(len(faces))])), np.float64)
@@ -460,7 +467,7 @@ def assert_figures(entry: dict, expected: dict) -> None:
 
 
 def test_results_are_of_the_checkpoint_the_base_and_the_baselines(run):
-    """Each row anew from the store's faces, by the model that the row names."""
+    """Compute each row again from the store's faces, with the model that the row names."""
     found = results(run.dir)
     trained, untrained = api.load_workdir(run.dir).embed, fvjax.load(run.folder / "tower", "vit").embed
     rows = [(entry, trained) for entry in (found["benchmarks"],)]
@@ -496,7 +503,7 @@ def test_the_best_validated_step_is_what_is_evaluated(run, tmp_path):
     told = f"Step {best} had the best validation accuracy: it is what is evaluated" in run.second.out
     assert told == (best != STEPS)
 
-    # another one, by the file that says so: its figures are those that were measured when it was the newest
+    # the file names another checkpoint; its results were measured when it was the newest
     other = 4 if best != 4 else 8
     again = shutil.copytree(run.dir, tmp_path / "again")
     (again / "validation.json").write_text(json.dumps({**{step: 0.5 for step in accuracies}, other: 0.9}))
@@ -521,7 +528,7 @@ def percent(figure: dict) -> str:
 
 
 def test_the_table_shows_the_results(run):
-    """Every row and cell, in order: what people compare is read off columns."""
+    """Check every row and cell in order, because people compare columns."""
     found = results(run.dir)
     rows = [("validation", "tiny (ids seen)", found["validation"])]
     for name, entry in found["benchmarks"].items():
@@ -566,6 +573,6 @@ def test_the_plots_show_the_evaluated_benchmarks(run):
             x, y = (np.asarray(data) for data in line.get_data())
             at = np.flatnonzero(x <= 0.1 + 1e-9)
             expected = entry["tar@far=1e-1"]["value"] if kind == "ROC" else 1 - entry["tar@far=1e-1"]["value"]
-            if len(at):  # else one impostor pair is more than that
+            if len(at):  # otherwise one impostor pair exceeds it
                 floor = 0 if kind == "ROC" else 0.5 / entry["n_genuine"]
                 assert y[at[-1]] == pytest.approx(max(expected, floor))

@@ -33,7 +33,7 @@ def figures(workdir) -> dict:
 
 @pytest.fixture(scope="module")
 def no_benchmarks(tmp_path_factory):
-    """The two configs without the seed's benchmarks, which need photographs."""
+    """Return the two configs without the reference's benchmarks, which need photographs."""
     folder = tmp_path_factory.mktemp("configs")
     for name in ("vit_frozen", "vit_lora"):
         (folder / f"{name}.py").write_text(
@@ -54,7 +54,7 @@ def test_frozen_then_lora(no_benchmarks, tmp_path):
     assert a["base_hash"] == b["base_hash"] != ""
     # B starts at zero, so before training the adapted tower is the frozen one, to the last bit
     before, alone = b["benchmarks"]["synthetic"]["before_training"], a["benchmarks"]["synthetic"]
-    apart = ("before_training", "identities_seen_in_training")  # only the second run trains on anybody
+    apart = ("before_training", "identities_seen_in_training")  # only the second run trains
     assert {k: v for k, v in before.items() if k not in apart} == {k: v for k, v in alone.items() if k not in apart}
     assert b["benchmarks"]["synthetic"]["auc"] != before["auc"]
     _, state = saved(tmp_path / "lora")

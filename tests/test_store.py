@@ -89,7 +89,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tfds_opens_it_without_tensorflow(tmp_path, monkeypatch, request, way):
-    def hidden(name, *args):  # sys.modules["tensorflow"] = None would not do: TFDS takes it for one that is there
+    def hidden(name, *args):  # not sys.modules["tensorflow"] = None, which TFDS takes for an installed one
         return None if name == "tensorflow" else find(name, *args)
 
     find = PathFinder.find_spec
@@ -132,7 +132,7 @@ def test_data_hash_is_of_the_contents_in_order(tmp_path):
 
 
 def test_a_pickled_store_reads_the_same(tmp_path):
-    """Grain sends it to worker processes by pickling it; nothing that was pickled is ever read from a file."""
+    """Grain pickles the store for worker processes. Nothing that was pickled is ever read from a file."""
     s = make(tmp_path / "s")
     s.image(0)  # opens the shards, which cannot be pickled themselves
     copy = pickle.loads(pickle.dumps(s))  # noqa: S301 (our own bytes)

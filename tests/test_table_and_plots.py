@@ -27,7 +27,7 @@ from tests.test_run_files import events
 
 
 def entry(of: int, lost: int = 0, seen: int | None = None, **more) -> dict:
-    """Figures whose digits say what they are: 0.of1 the best threshold's mean, 0.of2 its std, ..."""
+    """Return an entry whose digits say what they are: 0.of1 is the best threshold's mean, 0.of2 its std, ..."""
     at = of / 10
 
     def figure(place: int, **names) -> dict:
@@ -57,7 +57,7 @@ def entry(of: int, lost: int = 0, seen: int | None = None, **more) -> dict:
 
 
 def cells(of: int, lost: int = 0) -> tuple[str, str]:
-    """The two lines of that entry's row, in per cent, without the names."""
+    """Return the two lines of that entry's row, in per cent, without the names."""
     n = of
     above = f"{n}000 {n}1.11 ± 1.22 {n}2.11 ± 2.22 {n}3.11 ({310 + n}) {n}4.11 ({41 + n}) {n}5.11 ({5 + n})"
     below = " ".join(f"{n}{place}.2–{n}{place}.4" for place in range(1, 8))
@@ -72,7 +72,7 @@ def printed(show, width: int = 240) -> str:
 
 
 def rows_of(text: str) -> list[tuple[str, str]]:
-    """The lines of the table's rows, two by two, spaces collapsed."""
+    """Return the lines of the table's rows, two by two, with spaces collapsed."""
     shown = text.splitlines()
     body = shown[next(i for i, line in enumerate(shown) if "──" in line) + 1 :]
     body = body[: next((i for i, line in enumerate(body) if not line.strip()), None)]
@@ -121,7 +121,7 @@ def finished(**changes) -> dict:
 
 
 def drawn(patch) -> dict:
-    """Figures by file name, kept where the plots write their files."""
+    """Return the figures by file name, kept when the plots save them."""
     kept = {}
     real = FigureCanvasAgg.print_png
 
@@ -309,7 +309,7 @@ def test_a_config_says_what_is_evaluated_and_the_synthetic_faces_come_with_it(tm
 
 
 def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypatch):
-    """Of nine records two are in no pair, and those that a benchmark has asked for are not embedded again."""
+    """Two of nine records are in no pair, and records that a benchmark has already used are not embedded again."""
     records = [(images.encode(smooth_face(i)), f"{i // 3}", f"{i}.jpg") for i in range(9)]
     faces = stores.write(tmp_path / "faces", records, split="test", sources=["here"])
     for name, a, b in (("few", [0, 0, 3, 3], [1, 3, 4, 6]), ("more", [0, 0, 3, 3], [2, 3, 4, 7])):
@@ -331,8 +331,10 @@ def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypa
 
 
 def points(scores: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]]:
-    """(FAR, TAR) by counting, at each threshold from the highest score on; of equal FARs the highest TAR, none below
-    one impostor pair."""
+    """Return (FAR, TAR) by counting, at each threshold from the highest score on.
+
+    Of equal FARs the highest TAR counts, and none below one impostor pair.
+    """
     found: dict[float, float] = {}
     for threshold in sorted(set(scores.tolist()), reverse=True):
         accepted = [score >= threshold for score in scores]
@@ -356,7 +358,7 @@ def area_and_equal_error(scores: np.ndarray, labels: np.ndarray) -> tuple[float,
 
 @pytest.fixture(scope="module")
 def curves() -> dict:
-    """Two benchmarks of other sizes, with ties; in neither is FAR anywhere the same as TAR."""
+    """Return two benchmarks of different sizes, with ties; FAR and TAR are never equal."""
     rng = np.random.default_rng(0)
     out = {}
     for name, genuine, impostor, apart in (("lfw", 60, 140, 2.0), ("cfp", 50, 40, 1.2)):
@@ -378,7 +380,7 @@ def axes(curves, tmp_path_factory) -> dict:
 
 
 def named(axes, curves) -> dict:
-    """The lines of the benchmarks, by name, in order of the legend."""
+    """Return the lines of the benchmarks by name, in the legend's order."""
     lines = {str(line.get_label()).partition(",")[0]: line for line in axes.get_lines()}
     assert [text.get_text().partition(",")[0] for text in axes.get_legend().get_texts()][: len(curves)] == list(curves)
     return {name: lines[name] for name in curves}

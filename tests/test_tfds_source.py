@@ -18,7 +18,7 @@ JPEGS = [images.encode(smooth_face(i)) for i in range(4)]
 
 
 def dataset(path, features: dict, rows: list[dict], split="train", file_format="array_record"):
-    """A TFDS dataset directory with one shard, written by nothing of ours."""
+    """Write a TFDS dataset directory with one shard, without fvjax."""
     path.mkdir(parents=True)
     features = tfds.features.FeaturesDict(features)
     serializer = ExampleSerializer(features.get_serialized_info())
@@ -48,7 +48,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kinds_of_identity(tmp_path, capsys, kind):
     feature, values, names = KINDS[kind]
-    # encode_example would decode nothing of bytes that are a file already
+    # encode_example does not decode the bytes of a complete file
     rows = [{"picture": tmp_path / f"{i}.jpg", "who": value} for i, value in enumerate(values)]
     for i, jpeg in enumerate(JPEGS):
         (tmp_path / f"{i}.jpg").write_bytes(jpeg)
@@ -64,7 +64,7 @@ def test_the_kinds_of_identity(tmp_path, capsys, kind):
 
 
 def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
-    """The same faces, names and order as from the folder, with --limit and --exclude."""
+    """It has the same faces, names and order as the folder, with --limit and --exclude."""
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")[0] == 0
     again = "folder", f"--src=tfds:{tmp_path / 's'}", "--identity-feature=identity"
     assert run(capsys, *again, f"--dst={tmp_path / 't'}")[0] == 0
@@ -78,7 +78,7 @@ def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
 
 
 def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
-    """As TFDS lays it out, of a dataset whose code TFDS has and of one it does not know; nothing is downloaded."""
+    """Read datasets in TFDS's layout, one known to TFDS and one not. Nothing is downloaded."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
     rows = [{"image": tmp_path / "0.jpg", "label": "Ann"}]
@@ -139,7 +139,7 @@ def test_what_cannot_be_read(tmp_path, capsys):
 
 
 def test_a_dataset_cannot_make_tfds_import_a_module(tmp_path, capsys, monkeypatch):
-    """TFDS imports whatever module features.json names a class of."""
+    """TFDS imports any module of which features.json names a class."""
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
     rows = [{"image": tmp_path / "0.jpg", "who": "A"}]
     src = dataset(tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, rows)

@@ -69,12 +69,12 @@ def tiny_vit():
 
 
 def setup(config, devices, **mesh):
-    """(one jitted gradient function, state, frozen, batch) on a mesh; the same numbers on any mesh."""
+    """Return (a jitted gradient function, state, frozen, batch) on a mesh. The numbers are the same on any mesh."""
     config.mesh.update(mesh)
     mesh = sharding.make_mesh(config.mesh, devices)
     recipe = recipe_of(config, mesh, steps_per_epoch=10)
     begun = start_of(recipe, mesh)
-    # B starts at zero, so give the adapters a value: else half of the gradients would be zero
+    # B starts at zero, so give the adapters a value. Otherwise half of the gradients would be zero
     wave = lambda x: x + 0.01 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)  # noqa: E731
     state = state_with(jax.tree.map(wave, begun.trainable), begun.stats)
     rng = np.random.default_rng(0)
@@ -94,8 +94,8 @@ def host(tree) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) for k, v in trees.flatten(tree).items()}
 
 
-# Biases that only shift what a batch norm centres again (in stages of one block those of the next stage do), so that
-# their gradient is zero but for rounding.
+# Biases whose shift a batch norm removes again (in stages of one block, that of the next stage). Their gradient is
+# zero except for rounding.
 BEFORE_BATCH_NORM = r"params/(fc|layer\d_0/(bn3|downsample_1))/bias"
 
 
@@ -214,7 +214,7 @@ def test_rules_are_strict():
 
 
 def infonce(z: np.ndarray, temperature: float) -> float:
-    """The loss as a loop."""
+    """Return the loss, computed by a loop."""
     u = z / np.linalg.norm(z, axis=1, keepdims=True)
     losses = []
     for i in range(len(u)):
@@ -229,7 +229,7 @@ def test_loss_against_a_loop():
 
 
 def test_the_loss_is_of_the_adapted_model_at_the_configs_temperature():
-    """What a step differentiates, by hand: adapters merged into the base, embeddings, the loss as a loop."""
+    """Compute the loss of a step by hand: merge adapters into the base, embed, and sum in a loop."""
     config = tiny_vit()
     config.data.flip, config.model.vision_transformer.drop_path, config.loss.temperature = False, 0.0, 0.2
     fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
@@ -252,7 +252,7 @@ def test_half_of_the_faces_are_mirrored_left_to_right():
 
 
 def test_an_embedding_does_not_depend_on_its_batch():
-    """Evaluation uses the running statistics, not those of the images that happen to be together."""
+    """Evaluation uses the running statistics and not those of the batch."""
     config = tiny_resnet()
     config.model.iresnet.dropout = 0.0
     fn, state, frozen, batch, _ = setup(config, jax.devices()[:1], data=1)
@@ -265,7 +265,7 @@ def test_an_embedding_does_not_depend_on_its_batch():
 
 
 def test_what_trains_starts_from_init_from(tmp_path):
-    """Weights and running statistics of a checkpoint, and not random ones, are what a run starts with."""
+    """A run starts from the checkpoint's weights and running statistics, not from random ones."""
     write_checkpoint(tmp_path / "base", IRESNET, iresnet_shapes())
     c = base()
     c.init_from = str(tmp_path / "base")
@@ -277,5 +277,5 @@ def test_what_trains_starts_from_init_from(tmp_path):
     pairs, model = read_pairs(faces.path, "synthetic"), fvjax.load(tmp_path / "base", scenario="resnet")
     scores = verification.scores(model.embed(np.stack([faces.image(i) for i in range(len(faces))])), pairs)
     area = folds.auc(*folds.roc(scores, pairs.same))
-    assert figures["auc"]["value"] == pytest.approx(area, abs=3e-3)  # one of 20 x 20 comparisons may round over
+    assert figures["auc"]["value"] == pytest.approx(area, abs=3e-3)  # one of 20 x 20 comparisons may change by rounding
     assert area != pytest.approx(0.5, abs=3e-3)

@@ -32,7 +32,7 @@ def test_a_name_is_a_leaf_or_a_branch_whatever_comes_first(names):
 
 def test_the_first_rule_that_matches_a_whole_name_decides():
     rules = [("a/.*", 1), ("a/b", 2), ("b", 3), (".*", 4)]
-    with pytest.raises(ValueError, match=r"rule: 'a/b' decides nothing"):  # the rule before it takes all it could
+    with pytest.raises(ValueError, match=r"rule: 'a/b' decides nothing"):  # an earlier rule matches all of its leaves
         trees.first_match(rules, ["a/b", "b", "bb"], "rule")
     del rules[1]
     assert trees.first_match(rules, ["a/b", "b", "bb", "ab"], "rule") == {"a/b": 1, "b": 3, "bb": 4, "ab": 4}

@@ -48,7 +48,7 @@ def there(tmp_path):
     ("accuracies", "best", "kept"),
     [
         ({1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7, 5: 0.8}, 2, [2, 4, 5]),
-        ({1: 0.5, 2: 0.9, 3: None, 4: 0.9, 5: None, 6: None}, 4, [4, 5, 6]),  # of equals the newest
+        ({1: 0.5, 2: 0.9, 3: None, 4: 0.9, 5: None, 6: None}, 4, [4, 5, 6]),  # of equal ones, the newest
         ({1: None, 2: None, 3: None}, 3, [2, 3]),  # nothing is validated
     ],
 )
@@ -81,7 +81,7 @@ SMALL = {
 
 @pytest.mark.slow  # over a minute
 def test_the_best_step_is_what_is_evaluated(tmp_path):
-    synthetic.write(tmp_path / "val", range(12), 5, seed=9, split="val")  # other shots of those trained on
+    synthetic.write(tmp_path / "val", range(12), 5, seed=9, split="val")  # other shots of the training people
     flags = [f"--config.{key}={value}" for key, value in (SMALL | {"data.val": tmp_path / "val"}).items()]
     workdir = tmp_path / "run"
     code, out, err = call("--config=configs/quickstart.py:resnet", *flags, f"--workdir={workdir}")

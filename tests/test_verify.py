@@ -60,13 +60,13 @@ def run(folder, config: str, *args: str):
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
-    """A finished run; tests change copies only."""
+    """Return a finished run. Tests change only copies of it."""
     return run(tmp_path_factory.mktemp("resnet"), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def flipped(resnet, tmp_path_factory):
-    """The same run, its figures measured with mirrored embeddings added: config.json does not say so."""
+    """Return the same run, evaluated with mirrored embeddings added; config.json does not say so."""
     folder = tmp_path_factory.mktemp("flipped")
     shutil.copytree(resnet, folder / "run")
     return run(folder, CONFIG, "--mode=eval", "--config.eval.flip_sum=True")
@@ -74,7 +74,7 @@ def flipped(resnet, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    """A vision transformer with adapters, and beside it the base it was trained on."""
+    """Return a vision transformer with adapters, and the base on which it was trained."""
     folder = tmp_path_factory.mktemp("lora")
     shutil.copytree(BASE, folder / "base", ignore=shutil.ignore_patterns("golden.npz"))
     return run(folder, CONFIG + LORA, f"--config.init_from={folder}/base")
@@ -82,7 +82,7 @@ def lora(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def crops(resnet, tmp_path_factory):
-    """The images of the synthetic benchmark (all runs here have the same) as files, by record number."""
+    """Return the images of the synthetic benchmark (the same in all runs here) as files, by record number."""
     folder, store = tmp_path_factory.mktemp("crops"), Store(faces_of(resnet), "test")
     files = [folder / f"{i}.jpg" for i in range(len(store))]
     for i, file in enumerate(files):
@@ -92,14 +92,14 @@ def crops(resnet, tmp_path_factory):
 
 @pytest.fixture
 def loaded(resnet, monkeypatch):
-    """The run's workdir with its model loaded once, for tests of what is said about it."""
+    """Return the run's workdir with its model loaded once, for tests of its messages."""
     network = api.load_workdir(resnet)
     monkeypatch.setattr(api, "load_workdir", lambda path: network)
     return resnet
 
 
 def faces_of(workdir):
-    """The store of the embedded benchmark."""
+    """Return the store of the built-in benchmark."""
     return next(workdir.glob("synthetic_test*"))
 
 
@@ -113,7 +113,7 @@ def results_of(workdir) -> dict:
 
 
 def with_results(workdir, dst, results: dict):
-    """A copy of a workdir with another results.json."""
+    """Return a copy of a workdir with another results.json."""
     shutil.copytree(workdir, dst, ignore=shutil.ignore_patterns("tb", "synthetic_*"))
     (dst / "results.json").write_text(json.dumps(results))
     return dst
@@ -166,7 +166,7 @@ def test_score_is_the_cosine_of_what_the_checkpoint_embeds(resnet, crops):
 
 
 def test_a_workdir_is_only_read(resnet, crops):
-    (resnet / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # a run that goes on is saving its next one
+    (resnet / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # a resumed run is saving its next checkpoint
     before = {p: p.stat().st_mtime_ns for p in resnet.rglob("*")}
     model = api.load_workdir(resnet)
     verify.compare(crops[0], crops[1], resnet)
@@ -205,7 +205,7 @@ def test_what_people_read(loaded, crops, capsys, tmp_path):
     assert out.startswith("different persons: score 0.")
     assert out.endswith("< threshold 1.0000\nFAR of this threshold: not known\n")
 
-    # a large benchmark, one that training saw, and one of another naming
+    # a large benchmark, one whose people training saw, and one with another naming scheme
     results = results_of(loaded)
     large = entry | {"n_impostor": 3000, "n_folds": 10, "data_hash": "0123456789"}
     results["benchmarks"] = {
@@ -278,7 +278,7 @@ def test_before_the_first_evaluation_there_is_a_score(loaded, crops, tmp_path):
 
 
 def test_untrained_is_what_the_base_gives(lora, crops, tmp_path):
-    """A config without epochs has no checkpoint and needs none."""
+    """A config without epochs needs no checkpoint."""
     path = with_results(lora, tmp_path / "run", {})
     shutil.rmtree(path / "checkpoints")
     config = json.loads((path / "config.json").read_text())
@@ -366,7 +366,7 @@ def test_pictures_are_read_as_a_store_would_hold_them(mode, tmp_path):
     (tmp_path / "a.jpg").write_bytes(file_bytes(picture, "JPEG", quality=95))
     got = verify.read_face(tmp_path / "a.jpg")
     assert np.abs(got.astype(int) - np.asarray(picture.convert("RGB"))).mean() < 5
-    if mode != "CMYK":  # which libjpeg-turbo refuses, so it is re-encoded too
+    if mode != "CMYK":  # libjpeg-turbo refuses it, so it is encoded again too
         assert np.array_equal(got, images.decode((tmp_path / "a.jpg").read_bytes(), ""))
         (tmp_path / "a.png").write_bytes(file_bytes(picture, "PNG"))
         assert np.abs(verify.read_face(tmp_path / "a.png").astype(int) - np.asarray(picture.convert("RGB"))).mean() < 1

@@ -22,7 +22,7 @@ SMALL = {
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-2,  # large enough that a wrong one shows
+    "rms_norm_eps": 1e-2,  # large enough that a wrong value is visible
     "max_position_embeddings": 64,
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -100,7 +100,7 @@ TINY = Decoder(vocab=32, width=24, depth=3, heads=4, kv_heads=2, head_dim=6, mlp
 def variables():
     made = TINY.init(jax.random.key(0), jnp.zeros((1, 2, 24)))
     params = {n: leaf * (20 if n in ("embed", "head") else 1) for n, leaf in trees.flatten(made["params"]).items()}
-    lora = {  # one adapted stack, so that the collection goes the same ways
+    lora = {  # one adapted stack, so that the lora collection takes the same paths
         "blocks/mlp/up/a": jax.random.normal(jax.random.key(1), (3, 2, 24)),
         "blocks/mlp/up/b": jax.random.normal(jax.random.key(2), (3, 2, 40)) / 10,
     }
@@ -227,7 +227,7 @@ def test_sampling(variables, x):
     for cold in ({"temperature": 1e-4}, {"top_p": 1e-6}):
         assert generate(TINY, variables, x, keys=keys, **settings | cold)[0].tolist() == best.tolist()
 
-    n, temperature = 4000, 3.0 / (0.02 * TINY.width**0.5)  # so flat that several words have half of the probability
+    n, temperature = 4000, 3.0 / (0.02 * TINY.width**0.5)  # so flat that several words share half of the probability
     logits = TINY.apply(variables, TINY.apply(variables, x[:1])[:, -1], method="logits")[0]
     expected = jax.nn.softmax(logits / temperature)
     keys = jax.random.split(jax.random.key(4), n)

@@ -107,7 +107,7 @@ CONFIG = {
     "intermediate_size": 40,
     "num_attention_heads": 3,
     "num_hidden_layers": 2,
-    "layer_norm_eps": 1e-2,  # large enough that a wrong one shows
+    "layer_norm_eps": 1e-2,  # large enough that a wrong value is visible
     "norm_type": "layer_norm",
     "qk_normalization": False,
     "qkv_bias": True,
@@ -199,7 +199,7 @@ def test_transformers_own_internvl_tower(tmp_path, variant):
 
 
 def test_peft_reads_our_adapters(tmp_path):
-    """peft itself opens what write_adapters wrote and computes what we compute."""
+    """peft opens the file of write_adapters and computes the same outputs as fvjax."""
     pytest.importorskip("torch", reason=TORCH_NEEDED)
     peft = pytest.importorskip("peft", reason=TORCH_NEEDED)
     from weights_convert import write_adapters

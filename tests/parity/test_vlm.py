@@ -131,7 +131,7 @@ def answer_loss(model, golden, variables):
 
 @pytest.mark.parametrize(("which", "loss"), [("s2", embedding_loss), ("s3", answer_loss)])
 def test_gradients_and_ten_steps(tiny, golden, which, loss):
-    """AdamW at the reference's settings; every adapter's gradient at the first step and value after the last."""
+    """With the reference's AdamW, compare every adapter's gradient at the first step and its value after the last."""
     model, variables, _ = tiny
     adapters, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     adapters = {name: jnp.asarray(leaf) for name, leaf in adapters.items()}
@@ -297,7 +297,7 @@ def test_parameter_counts():
 
 @pytest.mark.slow
 def test_golden_internvl2_2b_full_size(tmp_path):
-    """2.2 billion parameters by the recipe, rounded to float16, computed in float32: under 20 GB and 10 minutes."""
+    """Run 2.2 billion parameters of the recipe, rounded to float16, in float32: under 20 GB and 10 minutes."""
     golden = dict(np.load(GOLDEN / "internvl2_2b/golden.npz"))
     shapes = json.loads((GOLDEN / "internvl2_2b/state_dict_shapes.json").read_text())
     config = json.loads((GOLDEN / "internvl2_2b/config.json").read_text())

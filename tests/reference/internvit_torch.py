@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class InternVisionModel(nn.Module):
-    """Takes the vision part of config.json; returns tokens [N, 1 + patches, width], CLS first."""
+    """InternViT, built from the vision part of config.json. Returns tokens [N, 1 + patches, width], CLS first."""
 
     def __init__(self, config):
         super().__init__()
@@ -103,7 +103,7 @@ class InternVisionModel(nn.Module):
 
 
 def pixels(faces, size):
-    """uint8 [N,112,112,3] -> [N,3,size,size]: the reference's steps, float32."""
+    """Return pixels [N,3,size,size] of faces uint8 [N,112,112,3], by the reference's steps in float32."""
     x = (torch.as_tensor(faces).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     x = F.interpolate((x + 1) / 2, size=(size, size), mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(c, device=x.device) for c in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))

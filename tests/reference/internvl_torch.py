@@ -14,7 +14,7 @@ from tests.reference.internvit_torch import InternVisionModel, RMSNorm
 
 
 def rotate(x, cos, sin):
-    """x [N,heads,T,dim]: dimension i turns with i + dim/2."""
+    """Rotate x [N,heads,T,dim]: dimension i is rotated with i + dim/2."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -70,7 +70,10 @@ class InternLM2Model(nn.Module):
         self.dim, self.theta = c["hidden_size"] // c["num_attention_heads"], c["rope_theta"]
 
     def forward(self, x):
-        """Embeddings [N,T,D] -> states after the final norm. Sequences below 32,768 tokens: no scaling of positions."""
+        """Return the states after the final norm for embeddings [N,T,D].
+
+        Positions are not scaled, as all sequences are shorter than 32,768 tokens.
+        """
         frequencies = self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float32, device=x.device) / self.dim)
         angles = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None] * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -87,7 +90,7 @@ class InternLM2ForCausalLM(nn.Module):
 
 
 class InternVL2(nn.Module):
-    """Takes config.json. Pixel shuffle is v2, two by two patches to a token."""
+    """InternVL2, built from config.json. Pixel shuffle is v2, with two by two patches per token."""
 
     def __init__(self, config):
         super().__init__()
@@ -102,7 +105,7 @@ class InternVL2(nn.Module):
         )
 
     def visual(self, pixels):
-        """[N,3,H,W] -> visual tokens [N,V,D]."""
+        """Return visual tokens [N,V,D] of pixels [N,3,H,W]."""
         x = self.vision_model(pixels)[:, 1:]
         n, patches, width = x.shape
         half = int(patches**0.5) // 2
@@ -110,7 +113,7 @@ class InternVL2(nn.Module):
         return self.mlp1(x.reshape(n, half * half, 4 * width))
 
     def states(self, visual, text):
-        """[BOS] + visual tokens [N,V,D] + text ids -> the decoder's states [N,1+V+T,D]."""
+        """Return the decoder's states [N,1+V+T,D] for [BOS] + visual tokens [N,V,D] + text ids."""
         embed = self.language_model.model.tok_embeddings
         bos, text = (
             embed(torch.tensor(ids, dtype=torch.long, device=visual.device)).expand(len(visual), -1, -1)
@@ -119,17 +122,17 @@ class InternVL2(nn.Module):
         return self.language_model.model(torch.cat([bos, visual, text], 1))
 
     def visual_mean(self, pixels):
-        """Embeddings [N,D]."""
+        """Return embeddings [N,D]."""
         return self.states(self.visual(pixels), ())[:, 1:].mean(1)
 
     def pair(self, a, b, text):
-        """Logits of the answer's first token, [N, vocab]."""
+        """Return the logits [N, vocab] of the answer's first token."""
         visual = torch.cat(self.visual(torch.cat([a, b])).chunk(2), 1)
         return self.language_model.output(self.states(visual, text)[:, -1])
 
 
 class Adapted(nn.Module):
-    """A Linear with a low-rank adapter beside it, as peft has it; b is zero."""
+    """A Linear layer with a low-rank adapter, as in peft; b is initialised to zero."""
 
     def __init__(self, inner, rank):
         super().__init__()
@@ -143,7 +146,7 @@ class Adapted(nn.Module):
 
 
 def adapt(net, targets, rank=8, kind=Adapted):
-    """Freeze a network and give adapters to the modules whose whole name matches the regex ``targets``."""
+    """Freeze a network and add adapters to the modules whose full name matches the regex ``targets``."""
     net.requires_grad_(False)
     for name in [name for name, _ in net.named_modules() if re.fullmatch(targets, name)]:
         parent, _, leaf = name.rpartition(".")

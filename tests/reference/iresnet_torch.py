@@ -46,12 +46,12 @@ class IResNet(nn.Module):
 
 
 def pixels(faces):
-    """uint8 [N,112,112,3] -> the network's input, [N,3,112,112] in [-1, 1]."""
+    """Return the network's input [N,3,112,112] in [-1, 1] for faces uint8 [N,112,112,3]."""
     return (torch.as_tensor(faces).permute(0, 3, 1, 2).to(torch.get_default_dtype()) - 127.5) / 127.5
 
 
 def nt_xent(z, temperature=0.07):
-    """The loss of the training figures: rows 2i and 2i+1 are a pair, all other rows negatives."""
+    """Return the loss of the training results: rows 2i and 2i+1 are a pair, all other rows are negatives."""
     z = nn.functional.normalize(z)
     s = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     return nn.functional.cross_entropy(s, torch.arange(len(z), device=z.device) ^ 1)

@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def weight(seed: int, key: str, shape) -> np.ndarray:
-    """One tensor in torch's layout; the scales keep activations of order one through deep networks."""
+    """Return one tensor in torch's layout. The scales keep activations of order one through deep networks."""
     rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
     z = rng.standard_normal(shape).astype(np.float32)
     leaf = key.rsplit(".", 1)[-1]
@@ -34,7 +34,7 @@ def weight(seed: int, key: str, shape) -> np.ndarray:
 
 
 def write_checkpoint(dst: Path, config: dict, shapes: dict, seed: int = 7, dtype=np.float32) -> Path:
-    """A Hugging Face style directory with the recipe's weights, rounded to ``dtype``."""
+    """Write a Hugging Face style directory with the recipe's weights, rounded to ``dtype``."""
     dst.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for key, shape in shapes.items():

@@ -27,13 +27,13 @@ RUN = [
     *TINY[1:],
     "--config.epochs=10",
     "--config.eval.every_epochs=0",
-    "--config.checkpoint.every_steps=1000",  # so that what is saved before the end is saved because of a signal
+    "--config.checkpoint.every_steps=1000",  # so that only a signal causes a save before the end
 ]
 TWO_NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=2")
 
 
 class Slurm:
-    """What the tests do with the cluster."""
+    """The tests' access to the cluster."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -42,7 +42,7 @@ class Slurm:
         self.env = kept | {"SLURM_CONF": str(folder / "slurm.conf"), "JAX_NUM_CPU_DEVICES": "1", "PATH": path}
 
     def submit(self, sizes: tuple[str, ...], *args: str, **env: str) -> str:
-        """Through launch/slurm.sh; returns the job's number."""
+        """Submit a job through launch/slurm.sh and return its number."""
         command = ["launch/slurm.sh", *sizes, f"--output={self.folder}/job-%j.log", *args]
         done = subprocess.run(command, env=self.env | env, capture_output=True, text=True, check=True)
         return done.stdout.split()[-1]
@@ -91,7 +91,7 @@ def test_two_processes_train_to_the_table(undisturbed):
 
 
 def saved(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
-    """The newest checkpoint: its step and every array by name, without the devices of the run."""
+    """Return the step of the newest checkpoint and every array by name, without the devices of the run."""
     step = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     path, reader = (workdir / "checkpoints" / str(step) / "state").absolute(), ocp.PyTreeCheckpointer()
     tree = reader.metadata(path).item_metadata.tree
@@ -154,7 +154,7 @@ def test_each_node_reads_its_own_copies(slurm, tmp_path):
         stores.write_pairs(tmp_path / "faces", name, pairs)
     keys = [f"--config.eval.benchmarks.{name}.store" for name in ("lfw", "cfp_ff", "cfp_fp")]
     here = [f"{key}={tmp_path / 'faces'}" for key in keys]
-    disk = tmp_path / "disk"  # one for both nodes here: the same machine
+    disk = tmp_path / "disk"  # shared by both nodes, which are the same machine
     disk.mkdir()
     settings = ("--config.epochs=0", "--config.data.train=", "--config.eval.bootstrap=20")
     args = ("configs/small_real.py", *settings, *here, f"--workdir={tmp_path / 'run'}")
