@@ -17,7 +17,7 @@ from fvjax.console import console, say
 from fvjax.parallel import distributed, sharding
 from fvjax.planning import devices, programs
 from fvjax.tasks.predictor import Predictor
-from fvjax.tasks.task import Evaluator
+from fvjax.tasks.task import Evaluator, Report
 from fvjax.training import feed, preemption, profiling
 from fvjax.training.agreement import Agreement
 from fvjax.training.checkpoint import Checkpoints
@@ -273,13 +273,7 @@ class Experiment:
             "dtype": c.dtype,
             "seconds": self.seconds(),
         }
-        if jax.process_index() == 0:
-            files.replace_file(self.workdir / "results.json", json.dumps(results, indent=1))
-            if report.table is not None:
-                console.print(report.table)
-            report.plot(self.workdir)
-            names = "results.json, metrics.jsonl, roc.png, det.png"
-            console.print(f"Everything about this run is in {self.workdir} ({names})")
+        publish(self.workdir, results, report)
         return results
 
     def elapsed(self) -> float:
@@ -289,6 +283,17 @@ class Experiment:
     def seconds(self) -> float:
         """Return the seconds that the run has taken over all its starts."""
         return round(self.seconds_before + self.elapsed(), 1)
+
+
+def publish(workdir: Path, results: dict[str, Any], report: Report) -> None:
+    """Write results.json and the plots, and print the table. Process 0 only."""
+    if jax.process_index():
+        return
+    files.replace_file(workdir / "results.json", json.dumps(results, indent=1))
+    if report.table is not None:
+        console.print(report.table)
+    report.plot(workdir)
+    console.print(f"Everything about this run is in {workdir} (results.json, metrics.jsonl, roc.png, det.png)")
 
 
 def compare(rows: dict[Path, Config]) -> None:

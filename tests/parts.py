@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fvjax import tasks
@@ -39,6 +40,18 @@ def plan_of(config, folder: Path):
     store = task.open_store()
     assert store is not None
     return store, task.examples(store).plan
+
+
+def pairs_of(plan, numbers) -> list[tuple[int, int, int]]:
+    """(first record, second record, label) of the pairs with these global numbers."""
+    columns = plan.examples(np.array(list(numbers), np.int64))
+    return [(int(a), int(b), int(label)) for (a, b), label in zip(columns["ids"], columns["labels"])]
+
+
+def check(config) -> None:
+    """The config's own rules, then its task's."""
+    typed(config).check()
+    tasks.get(config.task).check(typed(config))
 
 
 def state_with(trainable, stats=None, opt=(), step=0) -> TrainState:

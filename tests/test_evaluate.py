@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fvjax import evaluate
-from fvjax.config import base, benchmark
+from fvjax.config import base, benchmark, typed
 from fvjax.data import stores, synthetic
 from fvjax.evals import baselines
+from fvjax.tasks.benchmarks import Benchmarks, CosineScore
 
 
 def test_seen_identities_are_marked_within_one_naming(tmp_path):
@@ -16,7 +16,9 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
         config.eval.benchmarks[f"named_{names}"] = benchmark(str(faces.path), "synthetic", names=names)
     seen = {"synthetic000003", "synthetic000017", "somebody else"}
 
-    entries, _ = evaluate.run(config, evaluate.cosine(config, baselines.pixel), workdir=tmp_path, seen=seen, title="")
+    c = typed(config)
+    benchmarks, score = Benchmarks(c.eval, c.data, c.seed, tmp_path), CosineScore(c.eval, baselines.pixel)
+    entries, _ = benchmarks.run(score, seen=seen, title="")
     marked = entries["named_here"]
     assert marked["identities_seen_in_training"] == 2
     pairs = stores.read_pairs(faces.path, "synthetic")
@@ -27,8 +29,6 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
         assert entries[f"named_{names}"]["identities_seen_in_training"] is None
         assert entries[f"named_{names}"]["identity_disjoint"] is None
 
-    entries, _ = evaluate.run(
-        config, evaluate.cosine(config, baselines.pixel), workdir=tmp_path, seen={"somebody else"}, title=""
-    )
+    entries, _ = benchmarks.run(score, seen={"somebody else"}, title="")
     assert entries["named_here"]["identities_seen_in_training"] == 0
     assert entries["named_here"]["identity_disjoint"] is None

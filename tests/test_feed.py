@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from fvjax.config import base, check
+from fvjax.config import base, typed
 from fvjax.data import pipeline, synthetic
 from fvjax.data.pairs import PairPlan
 from fvjax.parallel import sharding
 from fvjax.training import feed
+from tests.parts import check, pairs_of
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,14 @@ def test_batches_are_the_plans_wherever_the_faces_are(store, cache, devices):
     config, plan = base(), PairPlan(store.labels, 4, seed=3)
     config.data.cache = cache
     mesh = sharding.make_mesh({"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices])
-    got = list(feed.batches(config, store, plan, mesh, start_step=3, num_steps=5))
+    got = list(feed.batches(typed(config).data, store, plan, mesh, start_step=3, num_steps=5))
     assert len(got) == 5
     for step, batch in enumerate(got, 3):
-        pairs = [plan[i] for i in range(4 * step, 4 * step + 4)]
+        pairs = pairs_of(plan, range(4 * step, 4 * step + 4))
         assert set(batch) == {"images", "labels", "index"}
         assert batch["index"].tolist() == list(range(4 * step, 4 * step + 4))
-        assert batch["labels"].tolist() == [pair.label for pair in pairs]
-        want = np.stack([store.images([pair.a, pair.b]) for pair in pairs])
+        assert batch["labels"].tolist() == [label for *_, label in pairs]
+        want = np.stack([store.images([a, b]) for a, b, _ in pairs])
         assert np.array_equal(batch["images"], want)
         assert batch["images"].sharding.spec == sharding.BATCH
         assert {shard.data.shape[0] for shard in batch["images"].addressable_shards} == {4 // devices}

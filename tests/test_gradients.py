@@ -10,9 +10,10 @@ import pytest
 
 from configs import paper
 from fvjax import trees
-from fvjax.config import base, check
+from fvjax.config import base
 from fvjax.losses import accumulation
-from fvjax.training import optimizer, train_state
+from fvjax.training import optimizer
+from tests.parts import check, model_of
 from tests.test_train import host, setup, tiny_resnet, tiny_vit
 
 IDS = (3, 1, 4, 1, 5)
@@ -133,7 +134,7 @@ def reference_accumulation(config, parts: int, group: int):
             grads = g if grads is None else jax.tree.map(np.add, grads, g)
             losses.append(loss)
     tx = optimizer.make(config.optimizer, groups, lambda step: 0.1)
-    updates, _ = tx.update(grads, tx.init(state["trainable"]), state["trainable"])
+    updates, _ = tx.update(grads, tx.init(state.trainable), state.trainable)
     return float(np.mean(losses)), host(grads), host(updates)
 
 
@@ -151,7 +152,7 @@ def test_compat_accumulates_like_the_reference():
     _, state, _, _, groups = setup(config, jax.devices()[:1], data=1)
     tx = optimizer.make(config.optimizer, groups, lambda step: 0.1)
     tree = trees.unflatten(got[2])
-    mine = host(tx.update(tree, tx.init(state["trainable"]), state["trainable"])[0])
+    mine = host(tx.update(tree, tx.init(state.trainable), state.trainable)[0])
     for name, update in updates.items():
         np.testing.assert_allclose(mine[name], update, rtol=1e-4, atol=1e-9, err_msg=name)
 
@@ -169,8 +170,8 @@ def test_compat_negatives_of_one_group():
 def test_compat_batch_statistics_of_one_group():
     config = tiny_resnet()
     config.model.iresnet.dropout = 0.0
-    encoder = train_state.build_encoder(config)
-    variables = jax.jit(functools.partial(train_state.init_variables, config, encoder))(jax.random.key(0))
+    model = model_of(config)
+    encoder, variables = model.encoder, jax.jit(model.init)(jax.random.key(0))
     run = jax.jit(lambda encoder, *given: encoder(*given[:2], train=True, keys=given[2]), static_argnums=0)
     faces = np.random.default_rng(0).integers(0, 256, (12, 112, 112, 3), np.uint8)
     keys = jax.random.split(jax.random.key(1), 12)
@@ -184,9 +185,9 @@ def test_compat_batch_statistics_of_one_group():
                 np.testing.assert_allclose(host(stats)[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name)
     together, _ = run(encoder, variables, faces, keys)
     assert np.abs(got - together).max() > 1e-2
-    assert train_state.build_encoder(config).norm_group == 0
+    assert model_of(config).encoder.norm_group == 0
     config.compat.batch_norm_group = 4
-    assert train_state.build_encoder(config).norm_group == 4
+    assert model_of(config).encoder.norm_group == 4
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from fvjax import trees
+from fvjax import experiment, trees
+from fvjax.config import typed
 from fvjax.data import pairs, pipeline, synthetic
 from fvjax.models import lora
 from fvjax.parallel import sharding
-from fvjax.training import loop, train_state
+from fvjax.training.step import train_step
+from tests.parts import recipe_of, start_of
 from tests.test_mllm import two_devices  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
@@ -30,8 +32,8 @@ def accuracy(out: dict) -> float:
 
 
 def test_siamese_embeddings_gain_ten_points(tmp_path):
-    frozen = loop.run(row("mllm_frozen", tmp_path), tmp_path / "frozen", train=True)
-    adapted = loop.run(row("mllm_lora", tmp_path), tmp_path / "lora", train=True)
+    frozen = experiment.run(typed(row("mllm_frozen", tmp_path)), tmp_path / "frozen", train=True)
+    adapted = experiment.run(typed(row("mllm_lora", tmp_path)), tmp_path / "lora", train=True)
     print(f"frozen {accuracy(frozen):.4f}, with adapters {accuracy(adapted):.4f}")
     assert accuracy(adapted) >= accuracy(frozen) + 0.10
     losses = [json.loads(line)["loss"] for line in (tmp_path / "lora" / "metrics.jsonl").read_text().splitlines()]
@@ -44,9 +46,9 @@ def test_pairwise_answers_fit_64_pairs(tmp_path):
     store = synthetic.write(tmp_path / "faces", range(64), 2, 0, split="train", difficulty=2.0)
     plan = pairs.GenuineImpostorPlan(store.labels, 16, 64, seed=0)
     mesh = sharding.make_mesh(config.mesh)
-    opened = train_state.open_model(config, mesh)
-    state, frozen, tx, lr, *_ = train_state.start(config, opened, mesh, steps_per_epoch=1000)
-    step = jax.jit(functools.partial(loop.step_fn, config, opened.encoder, tx, lr), donate_argnums=0)
+    recipe = recipe_of(config, mesh, steps_per_epoch=1000)
+    state, frozen = start_of(recipe, mesh), recipe.model.read_frozen()
+    step = jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
     keep = "images", "labels", "index"
     batches = [{k: b[k] for k in keep} for b in pipeline.train_batches(store, plan, start_step=0, num_steps=4)]
     assert sum(int(b["labels"].sum()) for b in batches) == 32

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan, validation
+from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, PairsPlan, validation
+from tests.parts import pairs_of
 
 
-def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
+def epoch_of(plan: PairsPlan, epoch: int) -> np.ndarray:
     """Return int64 [steps, P, 3] of (a, b, label)."""
-    n = plan.steps_per_epoch * plan.pairs_per_batch
-    table = np.array([plan[i] for i in range(epoch * n, (epoch + 1) * n)], np.int64)
-    return table.reshape(plan.steps_per_epoch, plan.pairs_per_batch, 3)
+    n = plan.steps_per_epoch * plan.examples_per_step
+    table = np.array(pairs_of(plan, range(epoch * n, (epoch + 1) * n)), np.int64)
+    return table.reshape(plan.steps_per_epoch, plan.examples_per_step, 3)
 
 
 @st.composite
@@ -42,7 +43,7 @@ def test_every_epoch(drawn, epoch):
     assert len({*a.ravel(), *b.ravel()}) == 2 * a.size, "an image twice in an epoch"
     assert all(len(set(batch)) == len(batch) for batch in identity.tolist()), "an identity twice in a batch"
     rounds = [sum(c // 2 > r for c in counts) for r in range(max(counts) // 2)]
-    assert plan.steps_per_epoch == sum(size // plan.pairs_per_batch for size in rounds)
+    assert plan.steps_per_epoch == sum(size // plan.examples_per_step for size in rounds)
     assert (plan.eligible, plan.single) == (sum(c >= 2 for c in counts), counts.count(1))
 
 
@@ -50,8 +51,8 @@ def test_every_epoch(drawn, epoch):
 @given(plans(), st.lists(st.integers(0, 2000), min_size=1, max_size=30))
 def test_random_access_equals_sequential(drawn, places):
     plan, _ = drawn
-    fresh = PairPlan(plan.labels, plan.pairs_per_batch, plan.seed)
-    want = [plan[i] for i in range(max(places) + 1)]
+    fresh = PairPlan(plan.labels, plan.examples_per_step, plan.seed)
+    want = pairs_of(plan, range(max(places) + 1))
     assert [fresh[i] for i in places] == [want[i] for i in places]
 
 
@@ -93,13 +94,13 @@ def test_golden_ids():
     """Plans of published runs must not change: these numbers may never be updated without a new seed scheme."""
     plan = PairPlan(np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]), 2, 7)
     assert (plan.steps_per_epoch, plan.eligible, plan.single) == (2, 4, 1)
-    assert [tuple(plan[i]) for i in range(8)] == GOLDEN
+    assert pairs_of(plan, range(8)) == GOLDEN
 
 
 def test_pickled_plan_is_the_same_plan():
     """Grain pickles the plan for worker processes. Nothing that was pickled is ever read from a file."""
     plan = PairPlan(LABELS, 4, 5)
-    want = [plan[i] for i in range(30)]
+    want = pairs_of(plan, range(30))
     copy = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
     assert [copy[i] for i in range(30)] == want
 
@@ -112,7 +113,7 @@ def test_impossible_batches_are_refused():
     with pytest.raises(ValueError, match="there are 0 identities"):
         PairPlan(np.zeros(0, np.int64), 1, 0)
     with pytest.raises(IndexError, match="starts at 0"):
-        PairPlan(labels, 2, 0)[-1]
+        PairPlan(labels, 2, 0).examples(np.array([-1]))
 
 
 # genuine and impostor pairs
@@ -129,7 +130,7 @@ def answer_plans(draw):
     return GenuineImpostorPlan(np.array(labels, np.int64), batch, size, draw(st.integers(0, 2**40)))
 
 
-def possible(plan: Plan) -> dict[int, set[frozenset]]:
+def possible(plan: PairsPlan) -> dict[int, set[frozenset]]:
     """Return all pairs of records, by label."""
     every = {frozenset(pair) for pair in combinations(range(len(plan.labels)), 2)}
     genuine = {pair for pair in every if len({int(plan.labels[i]) for i in pair}) == 1}
@@ -140,7 +141,7 @@ def possible(plan: Plan) -> dict[int, set[frozenset]]:
 @given(answer_plans(), st.integers(0, 1000))
 def test_every_epoch_of_genuine_and_impostor_pairs(plan, epoch):
     table = epoch_of(plan, epoch).reshape(-1, 3).tolist()
-    assert plan.steps_per_epoch == plan.pairs_per_epoch // plan.pairs_per_batch
+    assert plan.steps_per_epoch == plan.pairs_per_epoch // plan.examples_per_step
     labels = [label for *_, label in table]
     assert sum(labels) == len(labels) // 2
     for label, pairs in possible(plan).items():
@@ -172,7 +173,7 @@ def test_identities_and_images_take_turns(plan, epoch):
 @given(answer_plans(), st.lists(st.integers(0, 1000), min_size=1, max_size=30))
 def test_random_access_to_genuine_and_impostor_pairs(plan, places):
     fresh = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes; a copy whose epochs are not drawn yet)
-    want = [plan[i] for i in range(max(places) + 1)]
+    want = pairs_of(plan, range(max(places) + 1))
     assert [fresh[i] for i in places] == [want[i] for i in places]
 
 
@@ -249,7 +250,7 @@ def test_golden_genuine_and_impostor_pairs():
     """Plans of published runs must not change: these numbers may never be updated without a new seed scheme."""
     plan = GenuineImpostorPlan(np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]), 4, 10, 7)
     assert (plan.steps_per_epoch, plan.eligible, plan.single) == (2, 4, 1)
-    assert [tuple(plan[i]) for i in range(12)] == GOLDEN_ANSWERS
+    assert pairs_of(plan, range(12)) == GOLDEN_ANSWERS
 
 
 def test_impossible_answer_plans_are_refused():
@@ -260,7 +261,7 @@ def test_impossible_answer_plans_are_refused():
         with pytest.raises(ValueError, match=message):
             GenuineImpostorPlan(np.array(labels), 2, 10, 0)
     with pytest.raises(IndexError, match="starts at 0"):
-        GenuineImpostorPlan(LABELS, 2, 10, 0)[-1]
+        GenuineImpostorPlan(LABELS, 2, 10, 0).examples(np.array([-1]))
 
 
 @pytest.mark.parametrize(("count", "folds"), [(60, 10), (40, 2), (18, 3)])
@@ -275,7 +276,7 @@ def test_validation_pairs_are_the_plans_with_as_many_of_both_kinds_in_every_fold
     np.testing.assert_array_equal(drawn.same, drawn.identity_a == drawn.identity_b)
     assert (drawn.a != drawn.b).all()
     plan = GenuineImpostorPlan(labels, count, count, 5)
-    assert sorted(zip(drawn.a, drawn.b)) == sorted(plan[i][:2] for i in range(count))
+    assert sorted(zip(drawn.a, drawn.b)) == sorted(pair[:2] for pair in pairs_of(plan, range(count)))
     assert set(validation(labels, 20, 5).fold) == set(range(10)), "ten folds, if nothing else is said"
 
 
@@ -283,22 +284,22 @@ def test_validation_pairs_are_the_plans_with_as_many_of_both_kinds_in_every_fold
 def test_two_epochs_are_kept_and_the_one_used_last_is_not_forgotten(make, monkeypatch):
     """Prefetching alternates between two epochs at their border. Drawing one again each time would stall it."""
     plan, drawn = make(LABELS, 4, 0), []
-    original = plan._plan
-    monkeypatch.setattr(plan, "_plan", lambda bits: drawn.append(1) or original(bits))
-    n = plan.steps_per_epoch * plan.pairs_per_batch
+    original = plan.epoch_pairs
+    monkeypatch.setattr(plan, "epoch_pairs", lambda bits: drawn.append(1) or original(bits))
+    n = plan.steps_per_epoch * plan.examples_per_step
     for i in (n - 1, n, n - 1, n, 0, n):
-        plan[i]
+        pairs_of(plan, [i])
     assert len(drawn) == 2, "both sides of the border are there"
-    plan[2 * n], plan[n]  # a third epoch replaces epoch 0, which was used before epoch 1
+    pairs_of(plan, [2 * n]), pairs_of(plan, [n])  # a third epoch replaces epoch 0, which was used before epoch 1
     assert len(drawn) == 3
-    plan[0]
+    pairs_of(plan, [0])
     assert len(drawn) == 4
 
 
 def test_an_epoch_may_hold_a_single_pair_or_batch():
     one = GenuineImpostorPlan(np.array([0, 0, 1]), 1, 1, 0)
-    assert (one.steps_per_epoch, one[0].label) == (1, 0), "the odd one is an impostor pair"
+    assert (one.steps_per_epoch, pairs_of(one, [0])[0][2]) == (1, 0), "the odd one is an impostor pair"
     all_of_it = PairPlan(np.array([0, 0, 1, 1]), 2, 0)
     assert all_of_it.steps_per_epoch == 1
-    assert sorted(all_of_it[i].label for i in range(2)) == [0, 1]
+    assert sorted(label for *_, label in pairs_of(all_of_it, range(2))) == [0, 1]
     assert GenuineImpostorPlan(LABELS, 10, 10, 0).steps_per_epoch == 1

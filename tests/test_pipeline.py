@@ -8,6 +8,7 @@ import pytest
 from fvjax import errors
 from fvjax.data import images, pipeline, stores
 from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
+from tests.parts import pairs_of
 from tests.test_images import smooth_face
 
 
@@ -45,9 +46,9 @@ def test_a_batch_is_the_plan_decoded(faces, plan):
             "ids": ((4, 2), np.int64),
         }
         assert batch["index"].tolist() == list(range(step * 4, step * 4 + 4))
-        assert [(*ids, label) for ids, label in zip(batch["ids"].tolist(), batch["labels"])] == [
-            plan[i] for i in batch["index"].tolist()
-        ]
+        assert [(*ids, label) for ids, label in zip(batch["ids"].tolist(), batch["labels"])] == pairs_of(
+            plan, batch["index"]
+        )
         for pair, ids in zip(batch["images"], batch["ids"]):
             assert np.array_equal(pair[0], faces.image(ids[0]))
             assert np.array_equal(pair[1], faces.image(ids[1]))
@@ -56,7 +57,7 @@ def test_a_batch_is_the_plan_decoded(faces, plan):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_share_every_step_between_them(faces, plan, hosts):
     whole = batches(faces, plan)
-    parts = [batches(faces, plan, rows=rows) for rows in np.split(np.arange(plan.pairs_per_batch), hosts)]
+    parts = [batches(faces, plan, rows=rows) for rows in np.split(np.arange(plan.examples_per_step), hosts)]
     for step, want in enumerate(whole):
         got = [(int(i), *ids) for part in parts for i, ids in zip(part[step]["index"], part[step]["ids"].tolist())]
         assert all(len(part[step]["index"]) == 4 // hosts for part in parts)

@@ -6,9 +6,11 @@ import signal
 
 import pytest
 
-from fvjax import evaluate
-from fvjax.training import loop, preemption
+from fvjax import experiment
+from fvjax.config import typed
+from fvjax.training import preemption
 from fvjax.training.checkpoint import Checkpoints
+from fvjax.training.validation import Evaluations
 from tests.test_train import tiny_vit
 
 
@@ -39,7 +41,7 @@ class AskedAtStep(preemption.Request):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    loop.run(config(), workdir / "run", train=True)
+    experiment.run(typed(config()), workdir / "run", train=True)
     return workdir / "run"
 
 
@@ -52,7 +54,7 @@ def lines(workdir, name: str) -> list[dict]:
 def test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end(tmp_path, undisturbed, step):
     request = AskedAtStep(tmp_path / "run", step)
     with pytest.raises(preemption.Preempted):
-        loop.run(config(), tmp_path / "run", train=True, request=request)
+        experiment.run(typed(config()), tmp_path / "run", train=True, request=request)
     request.before_leaving()
     checkpoints = Checkpoints(tmp_path / "run", config().checkpoint)
     latest = checkpoints.latest()
@@ -60,7 +62,7 @@ def test_it_saves_after_the_step_under_way_and_goes_on_to_the_same_end(tmp_path,
     assert step <= latest <= step + 2  # metrics.jsonl is one step behind the device
     assert len(lines(tmp_path / "run", "metrics.jsonl")) == latest
     checkpoints.close()
-    loop.run(config(), tmp_path / "run", train=True)
+    experiment.run(typed(config()), tmp_path / "run", train=True)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines(tmp_path / "run", name) == lines(undisturbed, name)
 
@@ -70,11 +72,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, undisturbed, 
         raise preemption.Preempted
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "append_curve", stopped)
+        patch.setattr(Evaluations, "append", stopped)
         with pytest.raises(preemption.Preempted):
-            loop.run(config(), tmp_path / "run", train=True)
+            experiment.run(typed(config()), tmp_path / "run", train=True)
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()
-    loop.run(config(), tmp_path / "run", train=True)
+    experiment.run(typed(config()), tmp_path / "run", train=True)
     assert lines(tmp_path / "run", "evaluations.jsonl") == lines(undisturbed, "evaluations.jsonl")
 
 

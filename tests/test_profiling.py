@@ -7,7 +7,9 @@ import jax
 import pytest
 from rich.console import Console
 
-from fvjax.training import loop, profiling
+from fvjax import experiment
+from fvjax.config import typed
+from fvjax.training import profiling
 from tests.test_train import tiny_vit
 
 TEXT = """
@@ -66,7 +68,7 @@ def config():
 
 
 def test_a_run_is_traced_and_told_of(tmp_path, capsys):
-    loop.run(config(), tmp_path / "run", train=True, profile=2)
+    experiment.run(typed(config()), tmp_path / "run", train=True, profile=2)
     out = capsys.readouterr().out
     assert f"2 steps in {tmp_path}/run/profile:" in out.replace("\n", "")
     assert "blocks/mlp/fc1" in out
@@ -83,11 +85,11 @@ def test_a_trace_that_was_cut_short_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(profiling.Trace, "after", fails)
     monkeypatch.setattr(profiling, "SKIP", 0)
     with pytest.raises(RuntimeError, match="lost in the middle"):
-        loop.run(config(), tmp_path / "run", train=True, profile=2)
+        experiment.run(typed(config()), tmp_path / "run", train=True, profile=2)
     with pytest.raises(RuntimeError, match="No profile started"):
         jax.profiler.stop_trace()
 
 
 def test_more_steps_than_there_are_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="--profile=5: needs 2 steps before, and only 6 are to be trained"):
-        loop.run(config(), tmp_path / "run", train=True, profile=5)
+        experiment.run(typed(config()), tmp_path / "run", train=True, profile=5)

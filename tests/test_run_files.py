@@ -28,12 +28,11 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 import fvjax
-from fvjax import api, pretrain, trees
-from fvjax.config import base, benchmark, config_hash, to_json
+from fvjax import api, console, pretrain, trees
+from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
 from fvjax.evals import folds
 from fvjax.models import encoder
-from fvjax.training import metrics
 from fvjax.training.checkpoint import Checkpoints
 from tests.test_bad_input import Commands
 from tests.test_images import smooth_face
@@ -117,7 +116,7 @@ class Start:
             real(canvas, path)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-            patch.setattr(metrics.console, "width", 200)  # so that no name is wrapped
+            patch.setattr(console.console, "width", 200)  # so that no name is wrapped
             patch.setattr(FigureCanvasAgg, "print_png", draw)
             if seconds_a_line:
                 patch.setattr(time, "monotonic", clock_of_lines(workdir / "metrics.jsonl", seconds_a_line))
@@ -175,7 +174,7 @@ def test_every_documented_file_is_there_and_no_other(run):
     (told,) = re.findall(r"^    runs/NAME/  (.*)$", Path("README.md").read_text(), re.MULTILINE)
     assert documented - {name.rstrip("/") for name in told.split()} == {"validation.json", "before_training.json"}
     assert {p.name for p in run.dir.iterdir()} == documented
-    assert json.loads((run.dir / "config.json").read_text()) == json.loads(to_json(run.config))
+    assert json.loads((run.dir / "config.json").read_text()) == json.loads(typed(run.config).to_json())
     for name in ("roc.png", "det.png"):
         with Image.open(run.dir / name) as picture:
             assert (picture.format, picture.size) == ("PNG", (1050, 750))
@@ -428,7 +427,7 @@ def test_results_has_the_documented_fields(run):
     assert all(set(entries) == {"alpha", "beta"} for entries in found["baselines"].values())
     assert (found["pools"], found["dtype"], found["flip_sum"]) == ({}, "float32", False)
     assert found["code_version"] == fvjax.code_version()
-    assert found["config_hash"] == config_hash(run.config)
+    assert found["config_hash"] == typed(run.config).hash()
 
 
 def test_results_say_which_pairs_and_people_and_data(run):

@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,11 +18,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from fvjax import evaluate
-from fvjax.config import base, benchmark
+from fvjax import console, files
+from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
 from fvjax.evals import plots, verification
+from fvjax.experiment import compare, publish
+from fvjax.tasks import benchmarks
+from fvjax.tasks.face_verification import VerificationEvaluator
 from fvjax.training import metrics
+from fvjax.training.validation import Evaluations, EvaluationSchedule
 from tests.test_images import smooth_face
 from tests.test_run_files import events
 
@@ -66,7 +71,7 @@ def cells(of: int, lost: int = 0) -> tuple[str, str]:
 
 def printed(show, width: int = 240) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(metrics.console, "width", width)
+        patch.setattr(console.console, "width", width)
         show()
     return out.getvalue()
 
@@ -89,7 +94,7 @@ def row(benchmark: str, name: str, of: int, lost: int = 0) -> tuple[str, str]:
 
 
 def test_every_cell_of_the_table_is_its_figure_in_per_cent_below_its_head():
-    text = printed(lambda: metrics.console.print(verification.table([("a", "x", entry(1, 7)), ("b", "y", entry(2))])))
+    text = printed(lambda: console.console.print(verification.table([("a", "x", entry(1, 7)), ("b", "y", entry(2))])))
     assert rows_of(text) == [row("x", "a", 1, 7), row("y", "b", 2)]
     lines = text.splitlines()
     rule = next(i for i, line in enumerate(lines) if "──" in line)
@@ -110,7 +115,7 @@ def test_the_table_says_how_many_folds_there_were_and_leaves_out_intervals_that_
         key: value | {"ci95": None} if isinstance(value, dict) and "ci95" in value else value
         for key, value in entry(1).items()
     }
-    text = printed(lambda: metrics.console.print(verification.table([("a", "x", few), ("b", "y", none)])))
+    text = printed(lambda: console.console.print(verification.table([("a", "x", few), ("b", "y", none)])))
     assert rows_of(text) == [row("x", "a", 3), (f"y {cells(1)[0]}", "b")]
     assert "\nAccuracy: 9/10-fold mean" in text
 
@@ -118,6 +123,22 @@ def test_the_table_says_how_many_folds_there_were_and_leaves_out_intervals_that_
 def finished(**changes) -> dict:
     results = {"benchmarks": {"lfw": entry(1, seen=0), "cfp": entry(2, seen=0)}, "validation": None, "pools": {}}
     return {**results, "baselines": {}, **changes}
+
+
+class Judge(VerificationEvaluator):
+    def score(self, state):
+        raise AssertionError("nothing is scored here")
+
+
+def of(config, workdir: Path) -> benchmarks.Benchmarks:
+    c = typed(config)
+    return benchmarks.Benchmarks(c.eval, c.data, c.seed, workdir)
+
+
+def evaluations(workdir: Path, seconds: float) -> Evaluations:
+    """Return what notes a run's evaluations; an epoch has 8 steps."""
+    judge, schedule = Judge("net", of(base(), workdir), set()), EvaluationSchedule(8, 24, False)
+    return Evaluations(judge, schedule, cast(Any, None), workdir, 8, lambda: seconds)
 
 
 def drawn(patch) -> dict:
@@ -140,8 +161,6 @@ CURVES = {
 
 
 def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, monkeypatch):
-    config = base()
-    config.name = "net"
     results = finished(
         validation=entry(9, seen=324),
         pools={"all_mean": {"lfw": entry(3), "cfp": entry(4)}, "last_token": {"lfw": entry(5), "cfp": entry(6)}},
@@ -151,7 +170,7 @@ def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, mon
     lfw |= {"before_training": entry(6, 2)}
     cfp |= {"identities_seen_in_training": 12, "identity_disjoint": entry(3, 4)}
     figures = drawn(monkeypatch)
-    text = printed(lambda: evaluate.finish(config, tmp_path, results, CURVES))
+    text = printed(lambda: publish(tmp_path, results, benchmarks.report("net", results, CURVES)))
     assert rows_of(text) == [
         row("validation", "net (ids seen)", 9),
         row("lfw", "raw pixels", 7),
@@ -182,10 +201,10 @@ def test_only_the_first_process_prints_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
 
     def all_of_it():
-        evaluate.finish(base(), tmp_path, finished(), CURVES)
-        evaluate.compare([tmp_path / "one"])
-        evaluate.append_curve(tmp_path, 3, 1.0, 2.0, {})
-        writer = metrics.Writer(tmp_path, base().log, 0)
+        publish(tmp_path, finished(), benchmarks.report("net", finished(), CURVES))
+        compare({tmp_path / "one": typed(base())})
+        evaluations(tmp_path, 2.0).append(3, {})
+        writer = metrics.Writer("net", tmp_path, base().log, 0)
         writer.start(0, 3)
         writer.write(0, {"loss": 1.0})
         writer.show(1, "text")
@@ -197,7 +216,8 @@ def test_only_the_first_process_prints_and_writes(tmp_path, monkeypatch):
 
 
 def test_without_benchmarks_there_is_no_table_and_no_plot(tmp_path):
-    text = printed(lambda: evaluate.finish(base(), tmp_path, finished(benchmarks={}), {}))
+    nothing = finished(benchmarks={})
+    text = printed(lambda: publish(tmp_path, nothing, benchmarks.report("net", nothing, {})))
     assert text.startswith("Everything about this run is in")
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
@@ -221,9 +241,10 @@ def test_several_runs_are_compared_benchmark_by_benchmark(tmp_path):
         row("cfp", "resnet", 2),
         row("cfp", "vit", 4),
     ]
-    assert rows_of(printed(lambda: evaluate.compare([tmp_path / name for name in runs]))) == expected
+    assert rows_of(printed(lambda: compare({tmp_path / name: typed(base()) for name in runs}))) == expected
     swapped = [expected[i] for i in (0, 1, 3, 2, 4, 5, 7, 6)]
-    assert rows_of(printed(lambda: evaluate.compare([tmp_path / name for name in ("vit", "resnet")]))) == swapped
+    other_order = {tmp_path / name: typed(base()) for name in ("vit", "resnet")}
+    assert rows_of(printed(lambda: compare(other_order))) == swapped
 
 
 # ---- the log
@@ -236,7 +257,8 @@ def jsonl(path: Path) -> list[dict]:
 def test_an_evaluation_replaces_those_of_its_step_and_later_and_keeps_earlier_ones(tmp_path):
     results = {"lfw": entry(1), "cfp": entry(2)}
     for step, seconds in ((4, 1.04), (8, 2.0), (12, 3.0), (8, 60.26)):
-        text = printed(lambda step=step, s=seconds: evaluate.append_curve(tmp_path, step, step / 8, s, results))
+        summary = benchmarks.summary(results)
+        text = printed(lambda step=step, s=seconds, x=summary: evaluations(tmp_path, s).append(step, x))
     assert text == "evaluation at step 8: lfw 11.11% best threshold, cfp 21.11% best threshold\n"
     found = jsonl(tmp_path / "evaluations.jsonl")
     assert [(line["step"], line["epoch"], line["seconds"]) for line in found] == [(4, 0.5, 1.0), (8, 1.0, 60.3)]
@@ -251,21 +273,21 @@ def test_lines_of_the_step_that_is_redone_go_and_a_line_cut_short_goes(tmp_path)
     path = tmp_path / "metrics.jsonl"
     whole = "".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(5))
     path.write_text(whole + '{"step": 5, "lo')
-    assert [line["step"] for line in metrics.read(path)] == [0, 1, 2, 3, 4]
-    metrics.keep_before(path, 5)
+    assert [line["step"] for line in files.read_lines(path)] == [0, 1, 2, 3, 4]
+    files.keep_before(path, 5)
     assert path.read_text() == whole
-    metrics.keep_before(path, 3)
+    files.keep_before(path, 3)
     assert [line["step"] for line in jsonl(path)] == [0, 1, 2]
-    metrics.keep_before(path, 0)
+    files.keep_before(path, 0)
     assert path.read_text() == ""
-    assert metrics.read(tmp_path / "none.jsonl") == []
+    assert files.read_lines(tmp_path / "none.jsonl") == []
 
 
 def test_the_events_of_a_start_begin_with_its_step_and_hold_numbers_only(tmp_path, monkeypatch):
     clock = itertools.count(1000, 5)  # seconds; files are named by them
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     for step in (0, 7):
-        writer = metrics.Writer(tmp_path, base().log, step)
+        writer = metrics.Writer("net", tmp_path, base().log, step)
         writer.start(step, 9)
         for at in (step, step + 1):
             writer.write(at, {"loss": at + 0.5, "lr": 0.25, "state_hash": "abc"})
@@ -285,7 +307,7 @@ def test_on_a_terminal_a_line_says_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "console", Console(file=out, force_terminal=True, width=120))
     config = base().log
     config.tensorboard = False
-    writer = metrics.Writer(tmp_path, config, 5)
+    writer = metrics.Writer("net", tmp_path, config, 5)
     writer.start(5, 12)
     writer.show(6, "epoch 2/3 loss 1.25")
     writer.progress.refresh()
@@ -301,9 +323,9 @@ def test_a_config_says_what_is_evaluated_and_the_synthetic_faces_come_with_it(tm
     config = base()
     config.data.names = "made up"
     config.eval.benchmarks["mine"] = benchmark("there", "all", "other")
-    assert list(evaluate.benchmarks(config, tmp_path)) == ["mine"]
+    assert list(of(config, tmp_path).chosen) == ["mine"]
     config.data.synthetic.identities = 3
-    found = evaluate.benchmarks(config, tmp_path)
+    found = of(config, tmp_path).chosen
     assert list(found) == ["mine", "synthetic"]
     assert (found["synthetic"].pairs, found["synthetic"].names) == ("synthetic", "made up")
 
@@ -321,9 +343,9 @@ def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypa
     config.eval.batch_size, config.eval.bootstrap = 2, 0
     for name in ("few", "more"):
         config.eval.benchmarks[name] = benchmark(str(faces.path), name)
-    monkeypatch.setattr(evaluate, "progress", lambda what, *told: bars.append(told) or what)
-    embed = evaluate.cosine(config, lambda x: x.reshape(len(x), -1).astype(np.float32))
-    evaluate.run(config, embed, workdir=tmp_path, seen=set(), title="net")
+    monkeypatch.setattr(benchmarks, "progress", lambda what, *shown: bars.append(shown) or what)
+    score = benchmarks.CosineScore(config.eval, lambda x: x.reshape(len(x), -1).astype(np.float32))
+    of(config, tmp_path).run(score, seen=set(), title="net")
     assert bars == [("net: few", 3), ("net: more", 1)], "records 0, 1, 3, 4 and 6, then 2 and 7"
 
 

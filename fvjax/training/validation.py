@@ -97,7 +97,7 @@ class Evaluations:
         """Add a line to evaluations.jsonl and print it. Process 0 only."""
         if jax.process_index():
             return
-        line = {"step": step, "epoch": step / self.steps_per_epoch, "seconds": self.seconds(), **summary}
+        line = {"step": step, "epoch": step / self.steps_per_epoch, "seconds": round(self.seconds(), 1), **summary}
         path = self.workdir / "evaluations.jsonl"
         files.keep_before(path, step)
         with errors.naming(path), path.open("a") as file:
