@@ -7,7 +7,7 @@ import pytest
 
 from fvjax import errors
 from fvjax.data import images, pipeline, stores
-from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, Plan
+from fvjax.data.pairs import GenuineImpostorPlan, PairPlan, PairsPlan
 from tests.parts import pairs_of
 from tests.test_images import smooth_face
 
@@ -22,7 +22,7 @@ def faces(tmp_path_factory) -> stores.Store:
 
 
 @pytest.fixture(scope="module", params=["identities", "answers"])
-def plan(request, faces) -> Plan:
+def plan(request, faces) -> PairsPlan:
     if request.param == "answers":
         return GenuineImpostorPlan(faces.labels, 4, pairs_per_epoch=22, seed=1)
     return PairPlan(faces.labels, 4, seed=1)
