@@ -66,6 +66,7 @@ class IResNet(nn.Module):
         """Convert uint8 images [N,H,W,3] to the network's input."""
         return preprocess.for_resnet(images)
 
+    @nn.nowrap  # a wrapped method would add a level to the module names in a profile
     def embed(self, x: Pixels, text, pooling: str, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
         """Embed pixels, float32 [N, num_features]; an IResNet reads no text and needs no pooling."""
         del text, pooling

@@ -129,6 +129,7 @@ class VisionTransformer(nn.Module):
         """Convert uint8 images [N,H,W,3] to the tower's input, resized to its image size."""
         return preprocess.for_vit(images, self.image_size)
 
+    @nn.nowrap  # a wrapped method would add a level to the module names in a profile
     def embed(self, x: Pixels, text, pooling: str, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
         """Embed pixels, float32 [N, width], by one of the poolings of :func:`pool`; a tower reads no text."""
         del text
