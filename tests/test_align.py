@@ -1,4 +1,4 @@
-"""From photographs to crops: the geometry, the real detector on procedural faces, every policy, and the real LFW."""
+"""Photographs to crops: the geometry, the real detector on procedural faces, every policy, and the real LFW."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ MIRROR = np.array([-1.0, 1.0])
 
 
 def umeyama(src, dst):
-    """The paper's general form, by singular values: what geometry.similarity has in complex numbers."""
+    """Compute the paper's general form by singular values; geometry.similarity uses complex numbers."""
     a, b = src - src.mean(0), dst - dst.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a / len(a))
     d = np.array([1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
@@ -37,13 +37,13 @@ def apply(matrix, points):
 
 
 def where(x, y, eyes, angle=0.0):
-    """The template's points with their middle at (x, y), ``eyes`` pixels between the eyes, turned by ``angle``."""
+    """Return the template's points centred at (x, y), with ``eyes`` pixels between the eyes, rotated by ``angle``."""
     scale, turn = eyes / 35.24, np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return scale * (TEMPLATE - TEMPLATE.mean(0)) @ turn.T + [x, y]
 
 
 def photograph(*faces, size=(250, 250)):
-    """uint8 [h, w, 3]: procedural faces (identity, points) before grey, each where its points are."""
+    """Draw procedural faces (identity, points) at their points before a grey background: uint8 [h, w, 3]."""
     out = np.full((*size[::-1], 3), 110, np.uint8)
     for identity, points in faces:
         drawn = np.dstack([synthetic.face(identity, 0, 0, 0.0), np.full((112, 112), 255, np.uint8)])
@@ -53,7 +53,7 @@ def photograph(*faces, size=(250, 250)):
 
 
 def unlike(a, b):
-    """Mean difference in grey values over the inner face."""
+    """Return the mean difference in grey values over the inner face."""
     return np.abs(a[20:100, 20:92].astype(int) - b[20:100, 20:92]).mean()
 
 
@@ -87,7 +87,7 @@ def test_it_is_umeyamas_and_never_reflects():
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [0, 2, 3], [1, 2, 4]])
 def test_warp_brings_the_points_onto_the_template(rows):
-    """A blob at each point of a turned, larger face lies on the template's point afterwards, within 0.1 pixel."""
+    """A blob at each point of a rotated, larger face is within 0.1 pixel of the template's point after the warp."""
     points = where(300, 200, 60, 0.35)[rows]
     y, x = np.mgrid[:400, :500]
     for one, target in zip(points, TEMPLATE[rows]):
@@ -118,7 +118,7 @@ def test_the_fallback_is_the_stated_square():
 
 
 def test_large_photographs_are_detected_small_and_mapped_back():
-    """And if nothing is found, a second time within a border."""
+    """If nothing is detected, the detector sees the photograph a second time within a border."""
     points = where(1500, 500, 300, 0.1)
     big = np.zeros((1000, 2000, 3), np.uint8)
     big[480:521, 1480:1521] = 255
@@ -220,7 +220,7 @@ Ann_A\t2\tCid_C\t1
 
 @pytest.fixture
 def lfw(tmp_path):
-    """Five photographs: one with a second face at the side, one (Bob's) without any."""
+    """Write five photographs: one has a second face at the side, one (Bob's) has none."""
     pictures = {
         "Ann_A/Ann_A_0001": photograph((3, where(120, 130, 40, 0.15))),
         "Ann_A/Ann_A_0002": photograph((4, where(180, 150, 45)), (5, where(60, 150, 40)), size=(400, 300)),
@@ -236,7 +236,7 @@ def lfw(tmp_path):
 
 
 def result(path):
-    """The benchmark's entry of results.json, for arbitrary scores."""
+    """Return the benchmark's entry of results.json for arbitrary scores."""
     pairs = stores.read_pairs(path, "lfw")
     manifest = stores.Store(path, "test").manifest
     scores = np.linspace(0, 1, len(pairs.same))
@@ -294,7 +294,7 @@ def test_drop_and_fail(lfw, tmp_path, capsys):
 
 
 def test_folder(lfw, tmp_path, capsys):
-    """A training store: what has no face is left out unless --policy says otherwise, and so is what is broken."""
+    """A training store leaves out photographs that are broken or without a face unless --policy says otherwise."""
     (tmp_path / "lfw/Ann_A/broken.jpg").write_bytes(b"x")
     shutil.copy(tmp_path / "lfw/Ann_A/Ann_A_0001.jpg", tmp_path / "lfw/Ann_A/photograph.txt")
     common = "folder", lfw[1], "--align", "--workers=1"
@@ -399,7 +399,7 @@ def fold_1(real_data, tmp_path):
 
 @pytest.mark.parametrize("count", [100, pytest.param(807, marks=pytest.mark.slow)])
 def test_points_of_lfw(raw, count):
-    """Beside an independent run of the same networks, whose list says how many faces it saw."""
+    """Compare with an independent run of the same networks, whose list has the number of faces."""
     known = landmarks.read_landmarks(raw / "lfw_landmarks.tsv", files.read_lines(raw / "lfw_landmarks.tsv"))
     detect, _ = detectors.detector("mtcnn")
     off = []

@@ -1,11 +1,11 @@
-"""Damaged and hostile files by the thousand: whatever the bytes, the readers give up with ValueError or OSError, which
+"""Damaged and hostile files by the thousand. Whatever the bytes, a reader succeeds or raises ValueError or OSError, which
 the entry points print as one line, within a second of processor time and 256 MB.
 
-    FVJAX_FUZZ=20000 python -m pytest tests/test_fuzz.py      that many cases, with new seeds each time
+    FVJAX_FUZZ=20000 python -m pytest tests/test_fuzz.py      so many cases, with new seeds each time
 
-Without FVJAX_FUZZ there are 500 cases, the same in every run. The bound on memory is the kernel's (RLIMIT_AS): while a
-test runs the process may map 256 MB more than it has, and a MemoryError, even one that a reader turned into a
-ValueError, is a failure. What crashes the process fails the run.
+Without FVJAX_FUZZ there are 500 cases, the same in every run. The kernel enforces the limit on memory (RLIMIT_AS): during
+a test the process may map 256 MB more than before, and a MemoryError is a failure, even if a reader turned it into a
+ValueError. A crash of the process fails the run.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ fuzz = settings(
 
 
 def within_bounds(call) -> None:
-    """Nothing but ValueError and OSError, none of them for want of memory, and in less than a second."""
+    """Check that a call raises at most ValueError or OSError, not for lack of memory, and within a second."""
     before = time.process_time()
     try:
         call()
@@ -61,7 +61,7 @@ def within_bounds(call) -> None:
 
 @st.composite
 def damaged(draw, originals: list[bytes]) -> bytes:
-    """One of the originals with some bytes changed, added, removed or said twice, near its beginning or anywhere."""
+    """Draw one of the originals with some bytes changed, added, removed or repeated, near its beginning or anywhere."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.one_of(st.integers(0, min(200, len(data))), st.integers(0, len(data))))
@@ -91,7 +91,7 @@ ANY = st.recursive(
 
 @st.composite
 def another(draw, original):
-    """A JSON value with some of its parts replaced, removed or said twice."""
+    """Draw a JSON value with some of its parts replaced, removed or repeated."""
     value = json.loads(json.dumps(original))
     for _ in range(draw(st.integers(1, 3))):
         parent, key, part = None, None, value
@@ -133,7 +133,7 @@ def test_bin_bytes(folder, data):
 
 
 def _instructions() -> list[bytes]:
-    """Every instruction that the examples use, with its argument, and each of pickle's instructions alone."""
+    """Return every instruction of the examples with its argument, and each of pickle's instructions alone."""
     found = {opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
     for data in [*KINDS.values(), *(data for data, _ in hostile("/nowhere/canary").values())]:
         places = [at for _, _, at in pickletools.genops(data)]
@@ -150,7 +150,7 @@ def test_bin_programs(folder, program):
 @fuzz
 @given(data=st.lists(damaged([images.encode(smooth_face(0)), b"x"]), min_size=2, max_size=6), n=st.integers(0, 9))
 def test_bin_accounts_for_every_image(data, n, tmp_path_factory):
-    """written + repeated + rejected = read, whatever is dropped."""
+    """written + repeated + rejected = read, whichever images are dropped."""
     folder = tmp_path_factory.mktemp("bin")
     good = [images.encode(smooth_face(i)) for i in range(1, 5)]
     entries = [*good, *data, *good[n % 4 :]]
@@ -194,7 +194,7 @@ def test_decode(data):
 @fuzz
 @given(data=damaged(PICTURES), resize=st.booleans())
 def test_to_jpeg(data, resize):
-    """What is taken can be stored: it decodes."""
+    """An image that is accepted can be stored, as it decodes."""
 
     def both():
         jpeg = images.to_jpeg(data, "x", resize)
@@ -214,7 +214,7 @@ FEATURES = {
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    """A store with a benchmark, read once (what is imported late is imported now), and its files."""
+    """Return a store with features and a benchmark, and its files. It is read once, for the imports."""
     path = tmp_path_factory.mktemp("fuzz") / "s"
     with stores.Writer(path, split="test", sources=["here"], image_size=(40, 48), features=FEATURES) as writer:
         for i in range(6):
@@ -229,7 +229,7 @@ def faces(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 
 
 def read_all(path: Path) -> None:
-    """All that a store can be asked for; every record is tried."""
+    """Read everything from a store, every record even after an error."""
     s = stores.Store(path, "test")
     assert len(s.sources) >= 0
     problems = []
@@ -256,7 +256,7 @@ def read_damaged(faces, changes: dict[str, bytes]) -> None:
 
 
 def manifest_with(faces, **changes) -> dict[str, bytes]:
-    """The manifest that a forger would write, whose sizes and hashes fit."""
+    """Return a forged manifest whose sizes and hashes fit."""
     manifest = json.loads(faces[1]["manifest.json"])
     for key, value in changes.items():
         (manifest["benchmarks"]["some"] if key == "hash" else manifest)[key] = value
@@ -328,7 +328,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_forged_index_is_refused(faces, trap):
-    """Its hash is right, so what it holds must be looked at."""
+    """The hash of the index is right, so its contents must be checked."""
     labels, sources = TRAPS[trap]
     path, files = faces
     changes = with_index(faces, npz(labels=labels, sources=sources))
@@ -376,7 +376,7 @@ WORDS = st.sampled_from(
 @example(text=b"-1\t-1\nAnn_A\t1\t2\nAnn_A\t1\tBob_B\t1\n")
 @example(text=b"1" * 5000)
 def test_lfw_pairs(folder, text):
-    """Through the command, so that what the parser lets pass must be of use to it."""
+    """The command runs, so what the parser accepts must be usable."""
     (folder / "pairs.txt").write_bytes(text)
     (folder / "lfw").mkdir(exist_ok=True)
 

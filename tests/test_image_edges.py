@@ -1,4 +1,4 @@
-"""Images at their limits: exactly as many pixels and scans as are allowed, and one more; which bytes are kept."""
+"""Images at their limits: the largest number of pixels and scans allowed, and one more; and which bytes are kept."""
 
 import io
 
@@ -93,7 +93,7 @@ def test_exif_turns_photographs_and_faces_alike(turn):
 
 
 def test_which_jpegs_are_kept_byte_for_byte():
-    """Grey and RGB ones of the right size; CMYK is written anew, and so is another size."""
+    """Grey and RGB JPEGs of the right size are kept; CMYK and other sizes are re-encoded."""
     for mode, kept in (("L", True), ("RGB", True), ("CMYK", False)):
         data = file_bytes(FACE.convert(mode), quality=95)
         assert (images.to_jpeg(data, "x") == data) == kept, mode
@@ -122,7 +122,7 @@ def test_faces_are_encoded_without_loss_of_colour_resolution():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_decoding_into_an_array_fills_that_array(mode):
-    """Also where Pillow has to help, which has an array of its own."""
+    """This also holds where Pillow decodes, which allocates an array of its own."""
     data, out = file_bytes(FACE.convert(mode), quality=95), np.full((112, 112, 3), 7, np.uint8)
     got = images.decode(data, "x", out)
     assert np.shares_memory(got, out)

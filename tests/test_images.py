@@ -1,4 +1,4 @@
-"""Decoding and re-encoding: what is kept, what is refused, and what the errors name."""
+"""Decoding and re-encoding: which bytes are kept, which images are refused, and what the errors name."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from fvjax.data import images
 
 
 def smooth_face(seed: int, size: int = 112) -> np.ndarray:
-    """Blocks of colour: survives JPEG almost unchanged, unlike noise."""
+    """Make a picture of coloured blocks, which JPEG leaves almost unchanged, unlike noise."""
     blocks = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
     return np.kron(blocks, np.ones((size // 7, size // 7, 1), np.uint8))
 
@@ -42,7 +42,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("read", [lambda jpeg: images.decode(jpeg, "x"), lambda jpeg: images.to_jpeg(jpeg, "x", True)])
 def test_a_jpeg_of_thousands_of_scans_is_refused(read):
-    """A scan of ten bytes goes over the whole picture: 2 MB of them are seconds."""
+    """A scan of ten bytes costs a pass over the whole picture, so 2 MB of scans would take seconds."""
     jpeg = file_bytes(Image.fromarray(smooth_face(0)), "JPEG", progressive=True)
     assert np.abs(images.decode(jpeg, "x").astype(int) - smooth_face(0)).mean() < 8
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
@@ -53,7 +53,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(read):
 
 
 def test_only_the_formats_of_the_suffixes_are_opened():
-    """Pillow would open dozens more, and hand some to other programs."""
+    """Pillow would open dozens more formats, and pass some to other programs."""
     for kind in ("TIFF", "GIF", "PPM", "EPS"):
         data = file_bytes(Image.fromarray(smooth_face(0)), kind)
         with pytest.raises(ValueError, match="cannot be read as an image"):
@@ -178,7 +178,7 @@ def verdict(function, jpeg: bytes) -> str:
     st.sampled_from(KINDS), st.floats(0, 1), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=4)
 )
 def test_check_refuses_what_decode_refuses(jpeg, length, changes):
-    """In the same words: whole, cut off anywhere, with bytes changed."""
+    """The errors are the same for files that are whole, cut off anywhere, or have changed bytes."""
     data = bytearray(jpeg)
     for place, byte in changes:
         data[int(place * len(data))] = byte

@@ -1,4 +1,4 @@
-"""insightface's .bin: real and made-up files read whole, every hostile one refused by name with nothing executed."""
+"""insightface's .bin: real and artificial files are read, and every hostile one is refused with nothing executed."""
 
 import contextlib
 import copyreg
@@ -42,7 +42,7 @@ def write(path, what, protocol=4):
 
 
 def python2(entries, same) -> bytes:
-    """As Python 2 wrote protocol 2: byte strings in BINSTRING, numpy's names of then, arrays [n, 1]."""
+    """Write a file as Python 2 did in protocol 2: byte strings in BINSTRING, numpy's old names, arrays [n, 1]."""
     put, out = iter(range(256, 9999)), b"\x80\x02]q\x00("
 
     def text(data: bytes) -> bytes:
@@ -85,7 +85,7 @@ def test_every_way_to_write_it_reads_the_same(tmp_path, kind):
 
 
 def test_python_itself_agrees_about_the_python_2_file():
-    """The hand-made file is a pickle that Python reads as such (nothing else here unpickles)."""
+    """Python reads the hand-made file as a pickle (nothing else here unpickles)."""
     entries, same = pickle.loads(KINDS["python 2"], encoding="latin1")  # noqa: S301 (made above)
     assert same == SAME
     assert [x.tobytes() for x in entries] == [JPEGS[i] for i in ORDER]
@@ -142,7 +142,10 @@ GREY = file_bytes(Image.fromarray(smooth_face(9)).convert("L"), "PNG")
 
 
 def test_rejections_are_counted_and_located(tmp_path, capsys):
-    """An image that cannot be read, twice in the file: both its pairs go, and read = written + repeated + rejected."""
+    """An image that cannot be read is twice in the file: both its pairs are dropped.
+
+    read = written + repeated + rejected.
+    """
     entries, same = [JPEGS[0], GREY, JPEGS[2], b"no image", b"no image", JPEGS[5], JPEGS[4], JPEGS[5]], [1, 0, 1, 0]
     src = write(tmp_path / "x.bin", (entries, [bool(x) for x in same]))
     (tmp_path / "out").mkdir()
@@ -226,7 +229,7 @@ def test_what_is_no_verification_file(tmp_path, capsys, case):
 
 
 class Calls:
-    """Pickles to a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function, *arguments):
         self.what = function, arguments
@@ -236,7 +239,7 @@ class Calls:
 
 
 def by_name(module: str, name: str, *arguments, protocol=2) -> bytes:
-    """A pickle, written by hand, of (list of what the call returns, [True])."""
+    """Write by hand a pickle of (list of what the call returns, [True])."""
     args = b"".join(pickle.dumps(x, 2)[2:-1] for x in arguments)
     if protocol == 2:
         function = b"c" + module.encode() + b"\n" + name.encode() + b"\n"
@@ -246,7 +249,7 @@ def by_name(module: str, name: str, *arguments, protocol=2) -> bytes:
 
 
 def hostile(canary) -> dict[str, tuple[bytes, str]]:
-    """Pickles that make the file ``canary`` (most of them, if unpickled), and what the refusal must name."""
+    """Return pickles, most of which would create the file ``canary`` if unpickled, and what the refusal must name."""
     touch, source = f"touch {canary}", f"open({str(canary)!r}, 'w')"
     copyreg.add_extension("builtins", "exec", 0x7E57)
     try:
@@ -333,7 +336,7 @@ def test_hostile_files_execute_nothing(tmp_path, capsys, case):
 
 @pytest.mark.parametrize("case", ["os.system", "builtins.eval, STACK_GLOBAL", "an object array", "a nested reduce"])
 def test_the_canary_sings_where_python_unpickles(tmp_path, case):
-    """So that the test above can fail: these files do what they say."""
+    """These files really do harm when unpickled, so that the test above can fail."""
     data, _ = hostile(tmp_path / "canary")[case]
     with contextlib.suppress(TypeError):  # the nested one's outer call fails, too late
         pickle.loads(data)  # noqa: S301 (made above)
@@ -353,7 +356,7 @@ def test_the_command_line_refuses_one_line_and_exit_code_2(tmp_path):
 
 
 def test_no_name_is_ever_looked_up(monkeypatch):
-    """The reader cannot import: what it knows are words. A module of a known name that is a trap stays untouched."""
+    """The reader cannot import anything, as its known names are mere strings: a trap in such a module is never run."""
     trap = types.ModuleType("numpy.core.multiarray")
     trap.__getattr__ = lambda name: pytest.fail(f"{name} was looked up")  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "numpy.core.multiarray", trap)
@@ -382,7 +385,7 @@ BOMBS = {
 
 
 def test_freed_memory_is_no_room(request):
-    """`little_memory` bounds what glibc has kept of freed blocks, too."""
+    """`little_memory` also limits the freed blocks that glibc retains."""
     large = np.ones(31 << 20, np.uint8)
     del large  # smaller blocks than that are on the heap from now on
     blocks = [np.ones(20 << 20, np.uint8) for _ in range(20)]
@@ -429,7 +432,7 @@ def test_the_real_sample(real_data, tmp_path, capsys):
 
 
 def test_lfw_by_bin_and_by_folder_are_the_same_pairs(real_data, tmp_path, capsys):
-    """A lfw.bin in insightface's layout, of the real crops: pictures and labels as `prepare lfw` has them."""
+    """Write the real crops as an lfw.bin in insightface's layout, with the images and labels of `prepare lfw`."""
     faces = real_data / "faces"
     lfw, protocol = faces / "lfw112_pairs", faces / "protocol/lfw_pairs.txt"
     lines = benchmark_lists.read_lfw(protocol)

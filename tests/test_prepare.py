@@ -1,4 +1,4 @@
-"""Preparing folders, LFW and CFP: small made-up sources for every mistake, and the real faces for the counts."""
+"""Preparing folders, LFW and CFP: small artificial sources with every mistake, and the real faces for the counts."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def fails(capsys, dst, message, *arguments):
-    """The command exits with 2 and one line holding ``message``, and leaves nothing."""
+    """Check that the command exits with 2 and one line that contains ``message``, and leaves no file."""
     before = sorted(dst.parent.iterdir())
     code, out, err = run(capsys, *arguments, f"--dst={dst}")
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -231,7 +231,7 @@ def test_lfw_development_pairs_are_one_fold(tmp_path):
 
 @pytest.fixture
 def cfp(tmp_path):
-    """Two people with two frontal and two profile images, one fold."""
+    """Write a source of two people with two frontal and two profile images each, and one fold."""
     lists = {"F": "frontal", "P": "profile"}
     for letter, view in lists.items():
         files = [f"{who}/{view}/{i:02d}.jpg" for who in ("001", "002") for i in (1, 2)]

@@ -1,4 +1,4 @@
-"""The tokenizer against figures of the slow InternLM2 tokenizer, and a checkpoint's files in every state."""
+"""The tokenizer against ids of the slow InternLM2 tokenizer, and a checkpoint's files in every state."""
 
 import importlib
 import io
@@ -25,7 +25,7 @@ ADDED |= {"</box>": 92552}
 
 
 def describe(folder: Path, added: dict[str, int]) -> None:
-    """The three files beside tokenizer.model, as InternVL2-2B has them."""
+    """Write the three files beside tokenizer.model as InternVL2-2B has them."""
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     decoder = {str(id): {"content": text, **flags} for text, id in added.items()}
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": {"content": "<unk>", **flags}}
@@ -49,7 +49,7 @@ def internvl(real_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained() -> bytes:
-    """A byte-fallback BPE model like InternLM2's, of 300 pieces."""
+    """Train a byte-fallback BPE model of 300 pieces, like InternLM2's."""
     out = io.BytesIO()
     text = ["Do these two images show the same person? Answer Yes or No.", "Yes Yes No No No", "one two three"] * 20
     sentencepiece.SentencePieceTrainer.Train(
@@ -103,7 +103,7 @@ def test_decoding_gives_the_text_back(internvl, text):
 
 
 def slow(folder: Path):
-    """transformers' own splitting at added tokens over the same pieces: what a checkpoint's remote code builds on."""
+    """Compare with transformers' own splitting at added tokens, on which a checkpoint's remote code is based."""
     transformers = pytest.importorskip("transformers")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -156,7 +156,7 @@ def test_bytes_that_are_not_text_and_ids_that_are_none(small):
 
 
 def test_a_pickled_tokenizer_is_the_same(small):
-    """Grain sends what a pipeline calls to worker processes by pickling it."""
+    """Grain pickles what a pipeline calls to send it to worker processes."""
     tokenizer = Tokenizer(small)
     copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 (our own bytes)
     text = "Do these <img> two"
@@ -173,7 +173,7 @@ def test_tokenizer_model_alone_is_enough(small):
 
 
 def half_of_the_pieces(model: bytes) -> bytes:
-    """Cut between two pieces, each of which is the byte 10, its length and itself."""
+    """Cut the model between two pieces; a piece is the byte 10, its length and its content."""
     at = 0
     for _ in range(150):
         assert model[at] == 10
@@ -237,7 +237,7 @@ def test_contradictions_are_named(small, file, content, message):
     ],
 )
 def test_tokens_that_look_at_their_neighbours_are_refused_wherever_they_are_described(small, file, described, flag):
-    """Such a token swallows the spaces beside it, or counts between spaces only: without that the ids are others."""
+    """Such a token absorbs the spaces beside it, or matches between spaces only; ignoring that would change the ids."""
     token = {"content": "<img>", "normalized": False, "special": True}
     (small / file).write_text(json.dumps(described(token | {flag: True})))
     with pytest.raises(ValueError, match=f"{file}: token '<img>' has {flag}, which this tokenizer cannot do"):

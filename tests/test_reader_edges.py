@@ -91,8 +91,10 @@ def test_identities_are_integers_below_those_that_float32_leaves_out():
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 22])
 def test_the_size_of_a_block_changes_nothing(block, tmp_path, monkeypatch):
-    """Records that lie across the border of two blocks, or in a dozen of them, damage between them, and labels that
-    are read behind the border."""
+    """Records may cross the border of two blocks or extend over a dozen of them, with damage between them.
+
+    Labels may be behind the border.
+    """
     records = [(i, pack(float(i % 3), FACES[i % 12], i)) for i in range(5)]
     records.insert(2, (7, pack([3.0, 9.0], b"", 7)))
     write_rec(tmp_path, records)
@@ -118,7 +120,7 @@ def test_the_size_of_a_block_changes_nothing(block, tmp_path, monkeypatch):
 
 
 def test_validation_takes_the_floor_of_a_part():
-    """0.29 of 100 is 29 although 100 * 0.29 is a float below; and of one image nothing is taken."""
+    """0.29 of 100 is 29, although 100 * 0.29 is slightly less as a float; of a single image none is taken."""
     for n, val, expected in ((100, 0.29, 29), (10, 0.3, 3), (9, 0.3, 2), (1, 0.99, 0), (2, 0.5, 1), (5, 0.0, 0)):
         names, index, is_val = conversion.select(np.full(n, 4), None, val, 0)
         assert (names.tolist(), set(index.tolist()), int(is_val.sum())) == ([4], {0}, expected)
@@ -213,7 +215,7 @@ def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
 
 
 def test_a_small_file_has_few_instructions():
-    """10,000, and one for 16 bytes: more of them would be work without data."""
+    """The limit is 10,000 and one for every 16 bytes, as more of them would be work without data."""
     marks = b"(" * 20_000 + b"."
     with pytest.raises(ValueError, match="more than 11250 instructions in a file of 20001 bytes"):
         plain_pickle.load(io.BytesIO(marks), len(marks))
@@ -337,7 +339,7 @@ BAD_ROWS = {
 
 @pytest.fixture(scope="module")
 def two_faces(tmp_path_factory):
-    """In folders that were not there."""
+    """Write a store below folders that do not exist yet."""
     dst = tmp_path_factory.mktemp("stores") / "some" / "where"
     return stores.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
 
@@ -354,13 +356,13 @@ def test_rows_of_a_benchmark_that_are_none(case, two_faces):
 
 
 def test_a_shard_holds_a_hundred_thousand_records(two_faces):
-    """Sizes and names of files that people copy; also what a conversion that goes on is compared with."""
+    """People copy files of these sizes and names, and a resumed conversion is compared with them."""
     assert shards.SHARD_RECORDS == 100_000
     assert [shard["file"] for shard in two_faces.manifest["shards"]] == shards.shard_names("test", 1)
 
 
 def tiny(folder: Path, records: list[tuple[int, bytes]]) -> tuple[Path, list[int]]:
-    """train.rec of records that nobody decodes, with its .idx, and where they start."""
+    """Write a train.rec of records that are never decoded, with its .idx. Returns the file and the records' starts."""
     return folder / "train.rec", write_rec(folder, records)
 
 
@@ -390,7 +392,7 @@ def test_bytes_of_no_record_have_a_number_of_their_own_in_whatever_block(block, 
 
 
 def test_a_line_of_the_idx_that_leads_into_damage_is_named(tmp_path):
-    """By the line's number in the .idx, from 1, as an editor shows it."""
+    """Errors name the line's number in the .idx, from 1, as an editor shows it."""
     rec, starts = tiny(tmp_path, [(10 + i, pack(1.0, b"abc", i)) for i in range(5)])
     data = bytearray(rec.read_bytes())
     for start in starts[1:3]:  # the damage starts with the second record, and hides where the third one does
@@ -427,7 +429,7 @@ def test_what_a_header_may_not_say(labels, told, tmp_path):
 
 
 def test_headers_that_agree_and_one_key_more_or_less(tmp_path):
-    """Keys 1 and 2 are one person, 3 another; key 4 and 5 say so, and key 0 says which these are."""
+    """Keys 1 and 2 are one person and 3 is another; headers 4 and 5 say so, and header 0 names these two."""
 
     def read(first=(1.0, 3.0), second=(3.0, 4.0), people=(4.0, 6.0)):
         images = [(key, pack(label, b"abc", key)) for key, label in ((1, 7.0), (2, 7.0), (3, 8.0))]

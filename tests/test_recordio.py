@@ -1,4 +1,4 @@
-"""RecordIO files: written here in insightface's layout, damaged in every way, converted, killed, compared."""
+"""RecordIO files in insightface's layout: conversion, every kind of damage, and conversions that are killed."""
 
 import contextlib
 import os
@@ -34,14 +34,14 @@ HEAD = 8 + 24  # bytes before the labels or the image of a record
 
 
 def pack(label, image=b"", key=0) -> bytes:
-    """IRHeader, labels, image: one number is a label in the header, a list follows it."""
+    """Pack IRHeader, labels and image. A single label goes into the header, a list follows it."""
     many = isinstance(label, list)
     labels = struct.pack(f"<{len(label)}f", *label) if many else b""
     return struct.pack("<IfQQ", len(label) if many else 0, 0 if many else label, key, 0) + labels + image
 
 
 def frame(payload: bytes) -> bytes:
-    """What dmlc-core's writer makes of a record: cut wherever the magic number lies at a multiple of four."""
+    """Frame a record as dmlc-core's writer does: cut wherever the magic number is at a multiple of four."""
     at = [i for i in range(0, len(payload) - 3, 4) if payload[i : i + 4] == MARK]
     pieces = [payload[a:b] for a, b in zip([0, *(i + 4 for i in at)], [*at, len(payload)])]
     kinds = [1, *[2] * (len(at) - 1), 3] if at else [0]
@@ -52,7 +52,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
-    """train.rec and train.idx of (key, payload); returns where each record starts."""
+    """Write train.rec and train.idx of (key, payload). Returns the first byte of each record."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
     for _, payload in records:
@@ -64,7 +64,7 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
 
 
 def insightface(people: list[list[bytes]]) -> list[tuple[int, bytes]]:
-    """Images from key 1 on, then a header for each identity, and key 0's, which its tools write last."""
+    """Return images from key 1 on, a header for each identity, and that of key 0, which insightface writes last."""
     records, ranges, key = [], [], 1
     for label, faces in enumerate(people):
         ranges.append([float(key), float(key + len(faces))])
@@ -98,7 +98,7 @@ def convert(capsys, src, dst, *options) -> stores.Store:
 
 
 def refuses(capsys, tmp_path, message, *options):
-    """Nothing is left of a conversion of tmp_path/src that cannot be."""
+    """Check that the conversion of tmp_path/src fails with ``message`` and leaves no file."""
     (tmp_path / "out").mkdir(exist_ok=True)
     dst = tmp_path / "out" / "s"
     fails(capsys, dst, message, "recordio", f"--src={tmp_path / 'src'}", "--workers=1", *options)
@@ -135,7 +135,7 @@ def test_the_rec_alone_is_enough(tmp_path, capsys, name):
 
 
 def test_the_sample(real_data, tmp_path, capsys):
-    """im2rec's own output, in a shuffled order: the pixels are those of the reader of its two lines of format."""
+    """Read im2rec's own output, in shuffled order, and compare the pixels with those of a two-line reader."""
     src = real_data / "faces/format-samples"
     s = convert(capsys, src, tmp_path / "s", "--val=0")
     data, at, want = (src / "train.rec").read_bytes(), 0, []
@@ -150,7 +150,7 @@ def test_the_sample(real_data, tmp_path, capsys):
 
 
 def with_marks(jpeg: bytes, marks: int) -> bytes:
-    """A JPEG with a comment that holds the magic number, at multiples of four of its record."""
+    """Return a JPEG with a comment that contains the magic number at multiples of four of its record."""
     before = -(24 + 2 + 4) % 4
     comment = bytes(before) + MARK * marks
     return jpeg[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + jpeg[2:]
@@ -394,7 +394,7 @@ def test_headers_that_disagree_with_the_labels(tmp_path, capsys, kind):
 
 
 def test_headers_without_keys(tmp_path, capsys):
-    """As many as fill a megabyte: looking at each of them for each of them would take minutes."""
+    """A megabyte of headers: an algorithm of quadratic time would take minutes."""
     starts = write_rec(tmp_path / "src", [(i, pack([1.0, 2.0])) for i in range(25_000)] + [(0, pack(0.0, FACES[0]))])
     (tmp_path / "src/train.idx").unlink()
     start = time.process_time()
@@ -470,7 +470,7 @@ def test_options_out_of_range(tmp_path, capsys, option):
 
 
 def test_shards_and_workers_do_not_change_the_records(tmp_path, capsys, monkeypatch):
-    """Three shards by one or two processes: the same bytes; as one shard: the same records and data_hash."""
+    """One or two processes write the same bytes, and one shard or three have the same records and data_hash."""
     write_people(tmp_path / "src")
     whole = convert(capsys, tmp_path / "src", tmp_path / "whole")
     monkeypatch.setattr(shards, "SHARD_RECORDS", 4)
@@ -496,7 +496,7 @@ def test_a_shard_of_which_nothing_is_left(tmp_path, capsys, monkeypatch):
 
 
 def interrupted(tmp_path, capsys, monkeypatch, finished: int) -> Path:
-    """The working folder of a conversion that ended when so many shards were finished."""
+    """Interrupt a conversion when so many shards are finished, and return its working directory."""
     write = shard_jobs.write_shard
 
     def then(job):
@@ -585,8 +585,10 @@ KILLED = """
 
 
 def killed(tmp_path: Path, times: int, workers: int, capsys, monkeypatch) -> tuple[int, int]:
-    """Kill a conversion of 900 records at so many random moments, each with a rerun. Returns how often that was, and
-    how many finished shards the reruns found."""
+    """Kill a conversion of 900 records at so many random moments, and run it again after each.
+
+    Returns the number of kills, and of finished shards that the reruns found.
+    """
     src, script = tmp_path / "src", tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED))
     write_rec(src, insightface([FACES[:6] * 50, FACES[6:] * 100]))
@@ -685,7 +687,7 @@ WORDS = [0, 1, 2, 24, 28, 1 << 16, (1 << 29) - 1, 1 << 29, 2 << 29, 3 << 29, 7 <
 
 @st.composite
 def written_all_kinds(draw) -> tuple[bytes, str | None]:
-    """A .rec and an .idx or none: sound, then with some of its words, bytes and pieces changed."""
+    """Draw a .rec, with or without an .idx, and change some of its words, bytes and pieces."""
     odd = st.sampled_from([0.0, 1.0, 2.5, [1.0, 0.0], [0.0], [], [1.0] * 9])
     faces = st.sampled_from([FACES[0], FACES[1][:700], with_marks(FACES[2], 2), b"", b"x", MARK, MARK * 3 + b"yz"])
     people = draw(st.lists(st.lists(st.sampled_from(FACES), min_size=1, max_size=3), max_size=3))
@@ -725,7 +727,7 @@ def written_all_kinds(draw) -> tuple[bytes, str | None]:
 
 
 def everything_is_in_one_of_them(rec: Path, found, headers, rejected) -> None:
-    """Images, headers and rejected stretches cover the file, side by side, and are numbered in order."""
+    """Images, headers and rejections cover the file without gap or overlap and are numbered in order."""
     data = rec.read_bytes()
     places = [(int(n), int(a), int(a + size)) for n, a, size in zip(found.number, found.offset, found.size)]
     places += [(h.number, h.offset, h.offset + records.parse(data[h.offset :])[3]) for h in headers]
@@ -735,7 +737,7 @@ def everything_is_in_one_of_them(rec: Path, found, headers, rejected) -> None:
 
 
 def test_anything_is_read_or_refused(tmp_path_factory):
-    """No crash, no second of computing, no 256 MB, and every byte and record accounted for."""
+    """Any file is read or refused within a second and 256 MB, and every byte and record is accounted for."""
     folder = tmp_path_factory.mktemp("fuzz")
     rec, seen = folder / "train.rec", {"cases": 0, "converted": 0, "rejected": 0}
 

@@ -1,4 +1,4 @@
-"""Face stores: round trip, open to TFDS, complete or absent, and every kind of damage noticed."""
+"""Face stores: they read back, TFDS opens them, a writer leaves all or nothing, and every kind of damage is noticed."""
 
 import csv
 import json
@@ -132,7 +132,7 @@ def test_data_hash_is_of_the_contents_in_order(tmp_path):
 
 
 def test_a_pickled_store_reads_the_same(tmp_path):
-    """Grain sends it to worker processes by pickling it; nothing that was pickled is ever read from a file."""
+    """Grain pickles a store to send it to worker processes; nothing pickled is ever read from a file."""
     s = make(tmp_path / "s")
     s.image(0)  # opens the shards, which cannot be pickled themselves
     copy = pickle.loads(pickle.dumps(s))  # noqa: S301 (our own bytes)

@@ -15,7 +15,7 @@ PICTURE = [[118.4, 95.6, 54.3], [111.4, 89.4, 50.2], [83.1, 125.4, 68.6]]  # RGB
 
 
 def test_parameters_are_pinned():
-    """Golden hash: published figures refer to these people. Rounded: libm may differ in the last bit."""
+    """Published figures refer to these people. Values are rounded because libm may differ in the last bit."""
     attributes = synthetic.shot_attributes(3, 5, seed=7)
     values = {name: np.round(np.asarray(v, float), 6).tolist() for name, v in attributes.items()}
     values |= {name: round(v, 6) for name, v in synthetic.identity_shape(3, seed=7).items()}
@@ -24,7 +24,7 @@ def test_parameters_are_pinned():
 
 
 def test_picture_is_pinned():
-    """Means over 14x14 blocks, so that a last-bit difference of a maths library passes and another drawing does not."""
+    """Compare means over 14x14 blocks: a last-bit difference of a maths library passes, another drawing does not."""
     picture = synthetic.face(3, 5, seed=7).reshape(8, 14, 8, 14, 3).mean((1, 3))
     np.testing.assert_allclose(picture[[1, 4, 6], [4, 3, 4]], PICTURE, atol=0.5)
 
@@ -39,7 +39,7 @@ def test_same_arguments_same_face_other_arguments_another():
 
 
 def test_identity_is_shape_and_only_shape():
-    """Two people under one shot differ where the face is; the backdrop and its colours are the shot's."""
+    """Two people in the same shot differ in the face only; the backdrop and all colours belong to the shot."""
     attributes = synthetic.shot_attributes(0, 0, 0, difficulty=0)
     assert not set(attributes) & set(synthetic.SHAPE)
     first, second = (cartoon.render(synthetic.identity_shape(i, 0), attributes).astype(int) for i in (1, 2))
@@ -55,7 +55,7 @@ def test_identity_is_shape_and_only_shape():
 
 
 def test_shots_share_no_stream_with_identities():
-    """Nothing of a shot predicts the identity: attribute means do not differ between people beyond chance."""
+    """No attribute of a shot predicts the identity: its means do not differ between people beyond chance."""
     _, labels, attributes = synthetic.faces(range(40), 10, seed=0)
     for name, values in attributes.items():
         columns = values.reshape(len(labels), -1).astype(float)
@@ -119,7 +119,7 @@ def quickstart_test_set():
 
 
 def marginal_histogram(pictures):
-    """float32 [N, 24]: eight bins for each of red, green and blue."""
+    """Return colour histograms float32 [N, 24], eight bins for each of red, green and blue."""
     levels = pictures.reshape(len(pictures), -1, 3) // 32
     return np.stack([(levels == k).mean(1) for k in range(8)], 1).reshape(len(pictures), -1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""TFDS datasets as a source: by directory and by name, what is meant when it is not clear, and what is refused."""
+"""TFDS datasets as a source: by directory and by name, ambiguous features, and datasets that are refused."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ JPEGS = [images.encode(smooth_face(i)) for i in range(4)]
 
 
 def dataset(path, features: dict, rows: list[dict], split="train", file_format="array_record"):
-    """A TFDS dataset directory with one shard, written by nothing of ours."""
+    """Write a TFDS dataset directory with one shard, without any of our code."""
     path.mkdir(parents=True)
     features = tfds.features.FeaturesDict(features)
     serializer = ExampleSerializer(features.get_serialized_info())
@@ -64,7 +64,7 @@ def test_the_kinds_of_identity(tmp_path, capsys, kind):
 
 
 def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
-    """The same faces, names and order as from the folder, with --limit and --exclude."""
+    """The store has the same faces, names and order as one from the folder, also with --limit and --exclude."""
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")[0] == 0
     again = "folder", f"--src=tfds:{tmp_path / 's'}", "--identity-feature=identity"
     assert run(capsys, *again, f"--dst={tmp_path / 't'}")[0] == 0
@@ -78,7 +78,10 @@ def test_a_store_of_ours_is_a_source(people, tmp_path, capsys):  # noqa: F811
 
 
 def test_by_name_below_the_data_directory(tmp_path, capsys, monkeypatch):
-    """As TFDS lays it out, of a dataset whose code TFDS has and of one it does not know; nothing is downloaded."""
+    """The directories are laid out as TFDS does it, for a dataset that TFDS knows and one that it does not know.
+
+    Nothing is downloaded.
+    """
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
     rows = [{"image": tmp_path / "0.jpg", "label": "Ann"}]
@@ -139,7 +142,7 @@ def test_what_cannot_be_read(tmp_path, capsys):
 
 
 def test_a_dataset_cannot_make_tfds_import_a_module(tmp_path, capsys, monkeypatch):
-    """TFDS imports whatever module features.json names a class of."""
+    """TFDS would import any module of which features.json names a class."""
     (tmp_path / "0.jpg").write_bytes(JPEGS[0])
     rows = [{"image": tmp_path / "0.jpg", "who": "A"}]
     src = dataset(tmp_path / "d", {"image": IMAGE, "who": tfds.features.Text()}, rows)
