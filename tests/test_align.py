@@ -23,7 +23,7 @@ MIRROR = np.array([-1.0, 1.0])
 
 
 def umeyama(src, dst):
-    """The paper's general form, by singular values: what geometry.similarity has in complex numbers."""
+    """Compute the paper's general form by singular values; geometry.similarity uses complex numbers."""
     a, b = src - src.mean(0), dst - dst.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a / len(a))
     d = np.array([1, np.sign(np.linalg.det(u) * np.linalg.det(vt))])

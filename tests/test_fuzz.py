@@ -152,7 +152,7 @@ def test_bin_programs(folder, program):
 @fuzz
 @given(data=st.lists(damaged([images.encode(smooth_face(0)), b"x"]), min_size=2, max_size=6), n=st.integers(0, 9))
 def test_bin_accounts_for_every_image(data, n, tmp_path_factory):
-    """written + repeated + rejected = read, whatever is dropped."""
+    """written + repeated + rejected = read, whichever images are dropped."""
     folder = tmp_path_factory.mktemp("bin")
     good = [images.encode(smooth_face(i)) for i in range(1, 5)]
     entries = [*good, *data, *good[n % 4 :]]

@@ -51,8 +51,8 @@ def frame(payload: bytes) -> bytes:
     )
 
 
-def write_rec(folder: Path, entries: list[tuple[int, bytes]]) -> list[int]:
-    """Write train.rec and train.idx of (key, payload), and return where each record starts."""
+def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
+    """Write train.rec and train.idx of (key, payload). Returns the first byte of each record."""
     folder.mkdir(parents=True, exist_ok=True)
     starts, out = [], bytearray()
     for _, payload in records:
@@ -687,7 +687,7 @@ WORDS = [0, 1, 2, 24, 28, 1 << 16, (1 << 29) - 1, 1 << 29, 2 << 29, 3 << 29, 7 <
 
 @st.composite
 def written_all_kinds(draw) -> tuple[bytes, str | None]:
-    """A .rec and an .idx or none: sound, then with some of its words, bytes and pieces changed."""
+    """Draw a .rec, with or without an .idx, and change some of its words, bytes and pieces."""
     odd = st.sampled_from([0.0, 1.0, 2.5, [1.0, 0.0], [0.0], [], [1.0] * 9])
     faces = st.sampled_from([FACES[0], FACES[1][:700], with_marks(FACES[2], 2), b"", b"x", MARK, MARK * 3 + b"yz"])
     people = draw(st.lists(st.lists(st.sampled_from(FACES), min_size=1, max_size=3), max_size=3))
