@@ -443,7 +443,7 @@ IN_ANY_ORDER = (
     'self.path.glob("*.orbax-checkpoint-tmp")',  # each is removed
     "self.path.iterdir()",  # the numbers of steps, of which the largest or one is looked for
     '(work / "done").glob("*.tmp")',  # each is removed
-    "os.scandir(_directory(src))",  # the people of a folder, sorted by name when it is known who is left out
+    "os.scandir(require_directory(src))",  # the people of a folder, sorted by name when it is known who is left out
 )
 
 

@@ -238,16 +238,16 @@ def test_the_largest_image_and_the_most_instructions_of_a_bin_are_read(monkeypat
     def read():
         return plain_pickle.load(io.BytesIO(data), len(data))
 
-    monkeypatch.setattr(insightface_bin, "MAX_ITEM", longest)
+    monkeypatch.setattr(plain_pickle, "MAX_ITEM", longest)
     read()
-    monkeypatch.setattr(insightface_bin, "MAX_ITEM", longest - 1)
+    monkeypatch.setattr(plain_pickle, "MAX_ITEM", longest - 1)
     with pytest.raises(ValueError, match=f"an item of {longest} bytes, and no image has more than {longest - 1}"):
         read()
     monkeypatch.undo()
     count = len(list(pickletools.genops(data)))
-    monkeypatch.setattr(insightface_bin, "MAX_INSTRUCTIONS", count - 1)
+    monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", count - 1)
     read()
-    monkeypatch.setattr(insightface_bin, "MAX_INSTRUCTIONS", count - 2)
+    monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", count - 2)
     with pytest.raises(ValueError, match=f"more than {count - 2} instructions in a file of {len(data)} bytes"):
         read()
 
@@ -398,7 +398,7 @@ class Detector:
 @pytest.fixture
 def detector(monkeypatch) -> Detector:
     found = Detector()
-    monkeypatch.setattr(detectors, "detector", lambda name: (found, f"{name} 1.0"))
+    monkeypatch.setattr(aligner, "detector", lambda name: (found, f"{name} 1.0"))
     return found
 
 
