@@ -443,6 +443,7 @@ IN_ANY_ORDER = (
     'self.path.glob("*.orbax-checkpoint-tmp")',  # each is removed
     "self.path.iterdir()",  # step numbers, of which the largest or a given one is used
     '(work / "done").glob("*.tmp")',  # each is removed
+    "os.scandir(require_directory(src))",  # the people of a folder, sorted by name when it is known who is left out
 )
 
 
