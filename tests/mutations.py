@@ -1207,8 +1207,8 @@ FAULTS = (
         "remat_by_the_lower_estimate",
         "remat is chosen by the lower end of what a step may need",
         "fvjax/planning/programs.py",
-        'most = sum(found.values()) + found["working set"]',
-        "most = sum(found.values())",
+        'most = least + needed["working set"]',
+        "most = least",
         ("tests/test_plan.py::test_remat_is_the_fastest_that_fits",),
     ),
     Fault(
@@ -1342,8 +1342,8 @@ FAULTS = (
     Fault(
         "a_cpus_programs_are_kept",
         "what is compiled for one CPU is kept for another",
-        "fvjax/main.py",
-        'if platform != "cpu" and "JAX_COMPILATION',
+        "fvjax/runtime.py",
+        'if jax.default_backend() != "cpu" and "JAX_COMPILATION',
         'if "JAX_COMPILATION',
         ("tests/test_main.py::test_compiled_programs_are_kept_but_not_a_cpus[cpu-False]",),
     ),
@@ -1507,8 +1507,8 @@ FAULTS = (
         "main_cpu_devices_by_images",
         "the number of CPU devices is made to divide a part's images instead of its pairs",
         "fvjax/main.py",
-        "(c.batch_size // 2 // c.accumulation, c.eval.batch_size)",
-        "(c.batch_size // c.accumulation, c.eval.batch_size)",
+        "c.batch_size // tasks.get(c.task).images_per_example // c.accumulation",
+        "c.batch_size // c.accumulation",
         ("tests/test_printed_lines.py::test_devices_are_as_many_as_share_the_batches_on_these_cores",),
     ),
     Fault(
@@ -1961,8 +1961,8 @@ FAULTS = (
         "plan_steps_by_images",
         "plan divides pairs_per_epoch by images a step: half as many steps and hours",
         "fvjax/plan.py",
-        "config.data.pairs_per_epoch // (config.batch_size // 2)",
-        "config.data.pairs_per_epoch // config.batch_size",
+        "task.steps_per_epoch(config.batch_size // task.images_per_example)",
+        "task.steps_per_epoch(config.batch_size)",
         ("tests/test_plan_figures.py::test_steps_of_an_epoch_are_told_or_follow_from_images_or_pairs",),
     ),
     Fault(

@@ -16,6 +16,8 @@ from fvjax import tasks
 from fvjax.config import typed
 from fvjax.data.prompts import pair_prompt_ids, prompt_ids, yes_no_ids
 from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.parallel import sharding
+from fvjax.training import model
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())
 # OpenGVLab/InternVL2-2B; 92544 and on are not pieces of tokenizer.model
@@ -277,15 +279,19 @@ def test_answers_of_several_tokens_are_refused(small, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mllm_lora", "pair_lora"])
-def test_a_configs_text_becomes_ids(name, internvl):
+def test_a_configs_text_becomes_ids(name, internvl, monkeypatch):
     config = importlib.import_module(f"configs.{name}").get_config()
-    text = config.prompt.text
+    text, config.init_from = config.prompt.text, str(internvl)
+    monkeypatch.setattr(model, "open_pretrained", lambda *_: None)  # there is a tokenizer alone
 
-    def ids_of(tokenizer):
-        return tasks.get(config.task).from_config(typed(config), Path()).text(tokenizer)
+    def ids_of_model() -> tuple:
+        task = tasks.get(config.task).from_config(typed(config), Path())
+        encoder = model.open_model(typed(config), task, sharding.one_device()).encoder
+        return encoder.prompt, encoder.yes_no
 
-    ids, yes_no = ids_of(lambda: Tokenizer(internvl))
+    ids, yes_no = ids_of_model()
     assert ids == tuple(GOLDEN["encode"][text])
     assert yes_no == ((9583, 2917) if name == "pair_lora" else ())
     config.prompt.update({"text": "", "ids": (1, 2), "yes_no_ids": (3, 4)})
-    assert ids_of(lambda: pytest.fail("a tokenizer was asked")) == ((1, 2), (3, 4) if name == "pair_lora" else ())
+    config.init_from = ""  # no tokenizer is asked
+    assert ids_of_model() == ((1, 2), (3, 4) if name == "pair_lora" else ())

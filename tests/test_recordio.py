@@ -59,7 +59,7 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
         starts.append(len(out))
         out += frame(payload)
     (folder / "train.rec").write_bytes(out)
-    (folder / "train.idx").write_text("".join(f"{key}\t{at}\n" for (key, _), at in zip(entries, starts)))
+    (folder / "train.idx").write_text("".join(f"{key}\t{at}\n" for (key, _), at in zip(records, starts)))
     return starts
 
 
