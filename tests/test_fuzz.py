@@ -1,11 +1,11 @@
-"""Damaged and hostile files by the thousand. Whatever the bytes, a reader succeeds or raises ValueError or OSError, which
-the entry points print as one line, within a second of processor time and 256 MB.
+"""Damaged and hostile files by the thousand. Whatever the bytes, a reader succeeds or raises ValueError or OSError,
+which the entry points print as one line, within a second of processor time and 256 MB.
 
     FVJAX_FUZZ=20000 python -m pytest tests/test_fuzz.py      so many cases, with new seeds each time
 
-Without FVJAX_FUZZ there are 500 cases, the same in every run. The kernel enforces the limit on memory (RLIMIT_AS): during
-a test the process may map 256 MB more than before, and a MemoryError is a failure, even if a reader turned it into a
-ValueError. A crash of the process fails the run.
+Without FVJAX_FUZZ there are 500 cases, the same in every run. The kernel enforces the limit on memory (RLIMIT_AS):
+during a test the process may map 256 MB more than before, and a MemoryError is a failure, even if a reader turned it
+into a ValueError. A crash of the process fails the run.
 """
 
 import hashlib
