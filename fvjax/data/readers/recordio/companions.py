@@ -20,20 +20,20 @@ def read(rec: Path, resize: bool, advance: Callable[[int], Any]) -> tuple[Images
     Raises:
         ValueError: the files disagree. The message names file and line, or the record.
     """
-    found, headers, rejected = scan(rec, advance)
+    faces, headers, rejected = scan(rec, advance)
     if (idx := rec.with_suffix(".idx")).is_file():
-        found, headers, lost = _apply_idx(rec, idx, found, headers, rejected)
+        faces, headers, lost = _apply_idx(rec, idx, faces, headers, rejected)
         rejected = rejected + lost
-    if not len(found.label):
+    if not len(faces.label):
         raise ValueError(f"{rec}: not one image" + (f"; the first rejected: {rejected[0].reason}" if rejected else ""))
-    order = np.argsort(found.key, kind="stable")
+    order = np.argsort(faces.key, kind="stable")
     if (lst := rec.with_suffix(".lst")).is_file():
-        _check_lst(lst, rec, found, order)
+        _check_lst(lst, rec, faces, order)
     if (file := rec.with_name("property")).is_file():
-        check_property(file, len(np.unique(found.label)), bool(rejected), resize)
+        check_property(file, len(np.unique(faces.label)), bool(rejected), resize)
     if headers:
-        _check_headers(rec, found, order, headers, bool(rejected))
-    return found, headers, rejected
+        _check_headers(rec, faces, order, headers, bool(rejected))
+    return faces, headers, rejected
 
 
 def _lines(file: Path, form: str, max_length: int) -> Iterator[tuple[int, list[str]]]:
@@ -54,21 +54,21 @@ def _bad_line(file: Path, number: int, form: str, line: Any) -> ValueError:
 
 
 def _apply_idx(
-    rec: Path, idx: Path, found: Images, headers: list[Header], rejected: list[Rejected]
+    rec: Path, idx: Path, faces: Images, headers: list[Header], rejected: list[Rejected]
 ) -> tuple[Images, list[Header], list[Rejected]]:
     """Return images and headers with the keys of the .idx, and rejections for its lines that point into damage."""
-    key, offset = _read_idx(idx, rec, len(found.label) + len(headers) + len(rejected) + MAX_REJECTED)
+    key, offset = _read_idx(idx, rec, len(faces.label) + len(headers) + len(rejected) + MAX_REJECTED)
     order = np.argsort(offset)
-    starts = np.concatenate([found.offset, np.array([h.offset for h in headers], np.int64)])
+    starts = np.concatenate([faces.offset, np.array([h.offset for h in headers], np.int64)])
     place = np.minimum(np.searchsorted(offset, starts, sorter=order), max(len(offset) - 1, 0))
     listed = offset[order[place]] == starts if len(offset) else np.zeros(len(starts), bool)
     if not listed.all():
         raise ValueError(f"{idx}: no line for the record at byte {starts[~listed][0]} of {rec.name}; remove it")
     lost = _lost_lines(rec, idx, key, offset, starts, rejected)
     key_of_start = key[order[place]]
-    n = len(found.label)
+    n = len(faces.label)
     headers = [header._replace(key=int(k)) for header, k in zip(headers, key_of_start[n:])]
-    return found._replace(key=key_of_start[:n]), headers, lost
+    return faces._replace(key=key_of_start[:n]), headers, lost
 
 
 def _read_idx(idx: Path, rec: Path, max_lines: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +116,7 @@ def _lost_lines(
 # ---- .lst and property
 
 
-def _check_lst(lst: Path, rec: Path, found: Images, order: np.ndarray) -> None:
+def _check_lst(lst: Path, rec: Path, faces: Images, order: np.ndarray) -> None:
     """Raise ValueError if the .lst has another label for a key than the .rec; ``order`` sorts the images by key."""
     keys, labels = array("q"), array("d")
     form = "im2rec's 'key<TAB>label<TAB>path'"
@@ -127,13 +127,13 @@ def _check_lst(lst: Path, rec: Path, found: Images, order: np.ndarray) -> None:
         except (ValueError, OverflowError):
             raise _bad_line(lst, line, form, "\t".join(cells)) from None
     key, label = np.asarray(keys).astype(np.uint64), np.asarray(labels)
-    place = np.minimum(np.searchsorted(found.key, key, sorter=order), len(order) - 1)
+    place = np.minimum(np.searchsorted(faces.key, key, sorter=order), len(order) - 1)
     image = order[place]
-    wrong = np.flatnonzero((found.key[image] == key) & (found.label[image] != label))
+    wrong = np.flatnonzero((faces.key[image] == key) & (faces.label[image] != label))
     if len(wrong):
         i = wrong[0]
-        record = location(rec, found.number[image[i]], found.offset[image[i]])
-        raise ValueError(f"{lst}:{i + 1}: label {label[i]:g} of key {key[i]}, but {found.label[image[i]]} in {record}")
+        record = location(rec, faces.number[image[i]], faces.offset[image[i]])
+        raise ValueError(f"{lst}:{i + 1}: label {label[i]:g} of key {key[i]}, but {faces.label[image[i]]} in {record}")
 
 
 def check_property(file: Path, identities: int, damaged: bool, resize: bool) -> None:
@@ -156,14 +156,14 @@ def check_property(file: Path, identities: int, damaged: bool, resize: bool) -> 
 # ---- header records
 
 
-def _check_headers(rec: Path, found: Images, order: np.ndarray, headers: list[Header], damaged: bool) -> None:
+def _check_headers(rec: Path, faces: Images, order: np.ndarray, headers: list[Header], damaged: bool) -> None:
     """Raise ValueError if insightface's header records disagree with the images' labels.
 
     Args:
         order: sorts the images by key.
         damaged: whether records are missing, so that counts may be lower than the headers say.
     """
-    key, label = found.key[order], found.label[order]
+    key, label = faces.key[order], faces.label[order]
     if len(twice := np.flatnonzero(key[1:] == key[:-1])):
         raise ValueError(f"{rec}: header records name images by key, but several have {key[twice[0]]}; add the .idx")
     if len(roots := [location(rec, h.number, h.offset) for h in headers if h.key == 0]) > 1:
@@ -184,8 +184,8 @@ def _check_headers(rec: Path, found: Images, order: np.ndarray, headers: list[He
     wrong = np.flatnonzero((owners > 1) | (owners < (any(h.key for h in headers) and not damaged)))
     if len(wrong):
         i = order[wrong[0]]
-        image = location(rec, found.number[i], found.offset[i])
-        raise ValueError(f"{image}: key {found.key[i]} is in the headers of {owners[wrong[0]]} identities, not of one")
+        image = location(rec, faces.number[i], faces.offset[i])
+        raise ValueError(f"{image}: key {faces.key[i]} is in the headers of {owners[wrong[0]]} identities, not of one")
 
 
 def _key_range(header: Header, record: str) -> tuple[float, float]:

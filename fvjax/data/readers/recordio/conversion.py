@@ -81,13 +81,13 @@ def convert(
     work = dst.with_name(f".{dst.name}.partial")
     with errors.naming(dst), _lock_work_directory(work, dst):
         task = bar.add_task(f"reading {rec.name}", total=rec.stat().st_size)
-        found, headers, rejected = read(rec, resize, lambda n: bar.advance(task, n))
-        names, label, is_val = select(found.label, top, val, seed)
+        faces, headers, rejected = read(rec, resize, lambda n: bar.advance(task, n))
+        names, label, is_val = select(faces.label, top, val, seed)
         if top is not None and top > len(names):
             raise ValueError(f"--top={top}: {rec} has {len(names)} identities")
         options = {"top": top, "val": val, "seed": seed, "resize": resize}
-        _check_plan(work, rec, found, options)
-        jobs = _plan_jobs(dst, work, rec, found, label, is_val, resize)
+        _check_plan(work, rec, faces, options)
+        jobs = _plan_jobs(dst, work, rec, faces, label, is_val, resize)
         task = bar.add_task("faces", total=int((label >= 0).sum()))
         counts = {"headers": len(headers), "left_out": int((label < 0).sum()), **options}
         try:
@@ -124,14 +124,14 @@ def _lock_work_directory(work: Path, dst: Path) -> Iterator[None]:
             raise
 
 
-def _check_plan(work: Path, rec: Path, found: Images, options: dict[str, Any]) -> None:
+def _check_plan(work: Path, rec: Path, faces: Images, options: dict[str, Any]) -> None:
     """Note source and options of the conversion in the working directory.
 
     Raises:
         ValueError: finished shards there come from another source, other options or another version.
     """
     stat, digest = rec.stat(), hashlib.sha256()
-    for column in found:
+    for column in faces:
         digest.update(column.data)
     sizes = {"format": manifest.FORMAT, "shard_records": shards.SHARD_RECORDS, "bytes": stat.st_size}
     plan = json.dumps({**options, **sizes, "name": rec.name, "mtime": stat.st_mtime_ns, "found": digest.hexdigest()})
@@ -143,7 +143,7 @@ def _check_plan(work: Path, rec: Path, found: Images, options: dict[str, Any]) -
 
 
 def _plan_jobs(
-    dst: Path, work: Path, rec: Path, found: Images, label: np.ndarray, is_val: np.ndarray, resize: bool
+    dst: Path, work: Path, rec: Path, faces: Images, label: np.ndarray, is_val: np.ndarray, resize: bool
 ) -> dict[str, list[Job]]:
     """Divide the images into shards. Returns the jobs that write them by split."""
     for old in (work / "done").glob("*.tmp"):
@@ -157,10 +157,10 @@ def _plan_jobs(
             Job(
                 dst,
                 rec,
-                found.number[piece],
-                found.offset[piece],
-                found.size[piece],
-                found.label[piece],
+                faces.number[piece],
+                faces.offset[piece],
+                faces.size[piece],
+                faces.label[piece],
                 label[piece],
                 folder / name,
                 work / "done" / f"{split}-{i:05d}.json",
