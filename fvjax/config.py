@@ -292,8 +292,10 @@ class Config:
         """Raise ValueError for values that no task can use, before anything is read or written."""
         flat = self.flat()
         for key, choices in CHOICES.items():
-            if flat[key] not in choices and not (key in PLUGGABLE and plugins.is_spec(flat[key])):
-                raise ValueError(f"config.{key}={flat[key]!r}: choose {' or '.join(choices)}")
+            pluggable = key in PLUGGABLE
+            if flat[key] not in choices and not (pluggable and plugins.is_spec(flat[key])):
+                named = [*filter(None, choices), *(["module:name of your own"] if pluggable else [])]
+                raise ValueError(f"config.{key}={flat[key]!r}: choose {' or '.join(named)}")
         for key in POSITIVE:
             if flat[key] < 1:
                 raise ValueError(f"config.{key}={flat[key]} must be at least 1")

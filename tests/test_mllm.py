@@ -166,7 +166,7 @@ def test_frozen_evaluates_what_training_starts_from(frozen, run):
 def scored(workdir):
     """Load the workdir with fvjax.api and the same pairs -> (model, first faces, second faces, pairs)."""
     model = api.load_workdir(workdir)
-    where = model.run.config.eval.benchmarks.lfw.store
+    where = model.run.config.eval.benchmarks["lfw"].store
     pairs, lfw = stores.read_pairs(where, "lfw"), stores.Store(where, "test")
     return model, lfw.images(pairs.a), lfw.images(pairs.b), pairs
 
