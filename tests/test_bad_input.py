@@ -34,6 +34,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,6 +86,7 @@ class Commands:
         try:
             main.main(["fvjax.main"])
         except SystemExit as exit_:
+            assert isinstance(exit_.code, int)
             return exit_.code
         return 0
 
@@ -484,7 +486,7 @@ def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
     """BOS, 256 tokens per image and the prompt: one token more than there are positions is refused at loading."""
     positions = 600 if scenario == "pair" else 290
     change_llm(tiny, max_position_embeddings=positions, rope_scaling=None)
-    options = {"yes_no_ids": (2, 3)} if scenario == "pair" else {"pool": pool}
+    options: dict[str, Any] = {"yes_no_ids": (2, 3)} if scenario == "pair" else {"pool": pool}
     fvjax.load(tiny, scenario, prompt_ids=[1] * most, **options)
     with pytest.raises(
         ValueError, match=f"make {positions + 1} with BOS, more than the decoder's {positions} positions"

@@ -76,6 +76,7 @@ def test_naive_and_actual_compute_the_same(task, pooling):
     task_of = tasks.get(task).from_config(config, Path())
     model = open_model(config, task_of, sharding.one_device())
     recipe = Recipe(model, task_of, make_learner(config.optimizer, model.groups, epochs=1, steps_per_epoch=1))
+    assert model.pretrained
     frozen = trees.unflatten({name: jnp.asarray(np.asarray(leaf)) for name, leaf in model.pretrained.params.items()})
     trainable = {"lora": trees.unflatten(read_adapters(TINY / "adapters.safetensors", TINY, "vlm")[0])}
     batch = {
