@@ -19,7 +19,16 @@ PATH_BEFORE = ("main", "train", "tasks/contrastive", "models/encoder", "models/v
 TASK_NAMES = {"contrastive", "pair_answer"}
 COMMANDS = {"main", "plan", "verify", "export", "pretrain", "prepare"}
 # The same at commit f41f023, by `python -m tests.structure` of that checkout.
-BEFORE: dict[str, int | str] = {}
+BEFORE: dict[str, int | str] = {
+    "lines of the reading path": 1396,
+    "functions that take the whole config": 47,
+    "places outside fvjax/tasks that ask which task it is": 12,
+    "places that know 112 pixels": 46,
+    "files flat in fvjax/": 31,
+    "longest function": "231 lines (run, train.py)",
+    "longest file": "672 lines (data/recordio.py)",
+    "import cycles": 1,
+}
 
 
 def functions(root: Path) -> Iterator[tuple[Path, ast.FunctionDef]]:

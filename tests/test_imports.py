@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import structure
+
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console", "files", "plugins"},
@@ -23,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
+TABLE = "<!-- structure -->\n", "<!-- /structure -->"
 
 
 def imports(file: Path) -> set[str]:
@@ -151,6 +154,16 @@ def test_the_page_shows_the_real_graph():
     assert MARKS[0] + graph() + MARKS[1] in PAGE.read_text(), f"{PAGE} is out of date: python -m tests.test_imports"
 
 
+def test_the_page_shows_the_real_structure():
+    text = TABLE[0] + structure.table(cycles()) + TABLE[1]
+    assert text in PAGE.read_text(), f"{PAGE} is out of date: python -m tests.test_imports"
+
+
+def replace_between(page: str, marks: tuple[str, str], text: str) -> str:
+    before, _, rest = page.partition(marks[0])
+    return before + marks[0] + text + marks[1] + rest.partition(marks[1])[2]
+
+
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + graph() + MARKS[1] + rest.partition(MARKS[1])[2])
+    page = replace_between(PAGE.read_text(), MARKS, graph())
+    PAGE.write_text(replace_between(page, TABLE, structure.table(cycles())))
