@@ -79,7 +79,7 @@ def test_half_precision_base(no_benchmarks, tmp_path):
         (["--config.lora.count=5"], "give 6 adapters, expected 5"),
         (["--config.lora.targets=('blocks/mlp/fc3',)"], "'blocks/mlp/fc3' matches no module"),
         (["--config.model.kind=iresnet"], "holds a vision_transformer, and 'iresnet' was asked for"),
-        (["--config.model.pooling=max"], "pooling 'max' is not for vision_transformer"),
+        (["--config.model.pooling=max"], "vision_transformer has no pooling 'max'; choose from"),
     ],
 )
 def test_what_does_not_fit_is_an_error(no_benchmarks, tmp_path, args, message):
