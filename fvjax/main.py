@@ -52,10 +52,11 @@ def run(
     Imports of jax are inside, so that errors which need none of it, and the restart below, come at once.
     """
     request = request or preemption.Request()
-    todo, problem = experiments(config, workdir), ""
+    todo, problem, sizes = experiments(config, workdir), "", [1]
     try:
         checks.check_all(todo, mode)
         check_tasks(list(todo.values()))
+        sizes = batches(list(todo.values()))
     except (ValueError, OSError) as error:  # of several processes, all must learn of it
         if place.processes == 1:
             raise
@@ -64,7 +65,7 @@ def run(
 
     if config.deterministic:
         runtime.be_deterministic()
-    runtime.set_up_devices(batches(list(todo.values())), place.processes)
+    runtime.set_up_devices(sizes, place.processes)
     distributed.start(place, config.heartbeat_seconds)
     runtime.keep_programs()
     request.take_over()  # jax's runtime has taken SIGTERM for itself

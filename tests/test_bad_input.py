@@ -86,8 +86,7 @@ class Commands:
         try:
             main.main(["fvjax.main"])
         except SystemExit as exit_:
-            assert isinstance(exit_.code, int)
-            return exit_.code
+            return int(exit_.code or 0)
         return 0
 
     def refuses(self, command, *args, **options) -> str:
