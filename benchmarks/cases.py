@@ -157,7 +157,7 @@ def started(c: Any, workdir: Path = Path(), reference: bool = False) -> Run:
 
     config = typed(c)
     mesh = sharding.make_mesh(vars(config.mesh))
-    task = tasks.get(config.task).from_config(config, workdir)
+    task = tasks.get(config.task)(config, workdir)
     model = open_model(config, task, mesh, reference=reference)
     learner = make_learner(config.optimizer, model.groups, epochs=config.epochs, steps_per_epoch=1000)
     recipe = Recipe(model, task, learner, config.accumulation, config.compat.last_micro_batch)
@@ -195,7 +195,7 @@ def our_flops(c: Any) -> tuple[int, int]:
     from fvjax.planning import flops, programs
 
     mesh = sharding.one_device()
-    written, actual = (programs.make_program(typed(c), mesh, reference=reference) for reference in (True, False))
+    written, actual = (programs.Planner(typed(c), mesh).program(reference=reference) for reference in (True, False))
     return flops.count(written.step, *written.arguments), flops.count(actual.step, *actual.arguments)
 
 

@@ -109,7 +109,7 @@ def full_size(name: str) -> tuple[Config, Recipe, dict]:
     file.prompt.update({"ids": tuple(ids), "text": "", "yes_no_ids": (9583, 2917)})
     file.accumulation, file.batch_size, file.init_from = 1, 2, ""
     config = typed(file)
-    task = tasks.get(config.task).from_config(config, Path())
+    task = tasks.get(config.task)(config, Path())
     model = open_model(config, task, sharding.one_device(), reference=True)
     learner = make_learner(config.optimizer, model.groups, epochs=config.epochs, steps_per_epoch=1)
     return config, Recipe(model, task, learner), jax.eval_shape(model.init, model.key)

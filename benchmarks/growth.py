@@ -56,7 +56,7 @@ def wait_for(step: Callable, *args: jax.Array) -> None:
 
 def of_step(config) -> dict[str, float]:
     """Return the seconds, MiB and GFLOP of a training step."""
-    program = programs.make_program(typed(config), sharding.make_mesh(config.mesh))
+    program = programs.Planner(typed(config), sharding.make_mesh(config.mesh)).program()
     steps = cases.our_steps(config)
     return {
         "seconds": seconds(lambda: next(steps)),
@@ -103,7 +103,7 @@ def by_rank() -> Iterator[Point]:
 def by_devices() -> Iterator[Point]:
     for n in (1, 2, 4, 8):
         config = cases.our_config("mllm_tiny", 64, None)
-        program = programs.make_program(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:n]))
+        program = programs.Planner(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:n])).program()
         found = hlo.collectives(programs.compiled(program).as_text(), n)
         sent = {kind: sum(c.sent for c in found if c.kind == kind) / 1e6 for kind in ("all-reduce", "all-gather")}
         trained = sum(x.size for x in jax.tree.leaves(program.arguments[0].trainable))

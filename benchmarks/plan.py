@@ -94,7 +94,7 @@ def one(case: str, remat: str) -> dict:
 
     config = make(case, remat)
     mesh = sharding.make_mesh(vars(config.mesh), jax.devices()[:1])
-    program = programs.make_program(config, mesh)
+    program = programs.Planner(config, mesh).program()
     found, step = memory.estimate(program.step, *program.arguments), programs.compiled(program)
     arguments = sum(programs.bytes_per_device(*one) for one in zip(program.arguments, program.shardings))
     layer = 1 + (config.accumulation > 1)

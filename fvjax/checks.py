@@ -17,7 +17,7 @@ def check_all(experiments: Mapping[Path, Config], mode: str) -> None:
         config.check()
         if lines := missing(config.required_paths, dict(config.prepare)):
             raise FileNotFoundError("\n".join(lines))
-        check_workdir(config, workdir, mode)
+        check_workdir(config.to_json(), workdir, needs_trained=mode == "eval" and config.trains)
         check_writable(workdir)
 
 
@@ -31,15 +31,15 @@ def missing(required: Mapping[str, str], remedies: Mapping[str, str]) -> list[st
     return list(reversed(lines.values()))
 
 
-def check_workdir(config: Config, workdir: Path, mode: str) -> None:
+def check_workdir(config: str, workdir: Path, needs_trained: bool) -> None:
     """Check that the work directory is new or belongs to this config. Raises ValueError naming the keys that differ."""
     file = workdir / "config.json"
     if file.exists():
-        if diff := differences(json.loads(config.to_json()), json.loads(file.read_text())):
+        if diff := differences(json.loads(config), json.loads(file.read_text())):
             raise ValueError(f"{workdir} is of another config ({'; '.join(diff[:3])}); choose another --workdir")
     elif workdir.exists() and any(p.name != "config.json.tmp" for p in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and has no config.json; choose another --workdir")
-    elif mode == "eval" and config.trains:
+    elif needs_trained:
         raise ValueError(f"{workdir} has no config.json, so there is nothing trained to evaluate")
 
 

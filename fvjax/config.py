@@ -281,6 +281,10 @@ class Config:
         return {"init_from": self.init_from, **parts}
 
     @property
+    def has_tokenizer(self) -> bool:
+        return bool(self.init_from or self.init_parts.get("decoder"))
+
+    @property
     def required_paths(self) -> dict[str, str]:
         """Files and directories that a run needs, by config key."""
         paths = dict(self.pretrained)

@@ -13,14 +13,16 @@ import jax
 import fvjax
 from fvjax import files, tasks, trees
 from fvjax.config import Config
-from fvjax.console import console, say
-from fvjax.parallel import distributed, sharding
+from fvjax.console import say
+from fvjax.parallel import sharding
 from fvjax.planning import devices, programs
+from fvjax.results import publish
 from fvjax.tasks.predictor import Predictor
-from fvjax.tasks.task import Evaluator, Report
+from fvjax.tasks.task import Evaluator
 from fvjax.training import feed, preemption, profiling
 from fvjax.training.agreement import Agreement
 from fvjax.training.checkpoint import Checkpoints
+from fvjax.training.facts import create_workdir, run_facts
 from fvjax.training.loop import Saves, train
 from fvjax.training.metrics import Writer
 from fvjax.training.model import open_model, pretrained_hash, prompt_facts
@@ -67,18 +69,18 @@ class Experiment:
         self.code_version = fvjax.code_version()  # now, as the files may change while the run goes on
         self.workdir, self.trains, self.request, self.profile = workdir, trains, request, profile
         self.mesh = sharding.make_mesh(vars(config.mesh))
-        self.task = tasks.get(config.task).from_config(config, workdir)
-        programs.check_divides(config, self.task, sharding.rows(self.mesh))
+        self.task = tasks.get(config.task)(config, workdir)
+        planner = programs.Planner(config, self.mesh)
+        planner.check_divides(sharding.rows(self.mesh))
         if config.remat == "auto":
-            chosen = programs.choose_remat(config, self.mesh) if trains and config.trains else "none"
-            config = config.replace({"remat": chosen})
+            config = config.replace({"remat": planner.choose_remat() if trains and config.trains else "none"})
         self.config = config
         self.model = open_model(config, self.task, self.mesh)
         self._open_data()
         evaluation_hashes = self.task.data_hashes()
         self.facts = self._facts()
         self._start()
-        self._create_workdir(evaluation_hashes)
+        create_workdir(workdir, config.to_json(), {**self.facts, **evaluation_hashes})
         self.evaluator: Evaluator = self.task.evaluator(
             self.model.encoder, Predictor(self.model.variables, self.frozen, self.mesh), self._seen()
         )
@@ -116,28 +118,16 @@ class Experiment:
         self.state_shapes = abstract_state(learner, self.model, self.mesh)
 
     def _facts(self) -> dict[str, Any]:
-        """Return what a checkpoint belongs to: a run with other facts must not resume from it."""
-        facts: dict[str, Any] = {
-            "base_hash": pretrained_hash(self.config.init_from, self.config.init_parts),
-            "train_data_hash": self.store.data_hash if self.store else "",
-            "plan": [self.config.seed, self.examples.plan.examples_per_step if self.examples else 0],
-            **prompt_facts(self.model.encoder),
-        }
-        if validation := self.task.validation_hash():  # by which the best of several checkpoints is chosen
-            facts["val_data_hash"] = validation
-        if sources := self.config.plugin_sources():
-            facts["plugin_sources"] = sources
-        return facts
-
-    def _create_workdir(self, evaluation_hashes: dict[str, str]) -> None:
-        """Create the work directory: all user errors of one process have been reported by now."""
-        file = self.workdir / "config.json"
-        if jax.process_index() == 0 and not file.exists():
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            files.replace_file(file, self.config.to_json())
-        distributed.agree({**self.facts, **evaluation_hashes})
-        problem = f"{self.workdir} of process 0 is not seen here; choose a --workdir on a file system that all share"
-        distributed.agree({}, "" if file.exists() else problem)
+        c = self.config
+        return run_facts(
+            base_hash=pretrained_hash(c.init_from, c.init_parts),
+            store=self.store,
+            plan=self.examples.plan if self.examples else None,
+            seed=c.seed,
+            validation_hash=self.task.validation_hash(),
+            plugin_sources=c.plugin_sources(),
+            prompt=prompt_facts(self.model.encoder),
+        )
 
     def _seen(self) -> set[str]:
         return set(self.store.identities) if self.store and self.examples else set()
@@ -239,7 +229,7 @@ class Experiment:
         c = self.config
         return Workload(
             images_per_step=c.batch_size,
-            flops_per_step=programs.model_flops(c, self.mesh),
+            flops_per_step=programs.Planner(c, self.mesh).model_flops(),
             steps_per_epoch=self.steps_per_epoch,
             epochs=c.epochs,
             total_steps=self.total_steps,
@@ -283,26 +273,3 @@ class Experiment:
     def seconds(self) -> float:
         """Return the seconds that the run has taken over all its starts."""
         return round(self.seconds_before + self.elapsed(), 1)
-
-
-def publish(workdir: Path, results: dict[str, Any], report: Report) -> None:
-    """Write results.json and the plots, and print the table. Process 0 only."""
-    if jax.process_index():
-        return
-    files.replace_file(workdir / "results.json", json.dumps(results, indent=1))
-    if report.table is not None:
-        console.print(report.table)
-    report.plot(workdir)
-    console.print(f"Everything about this run is in {workdir} (results.json, metrics.jsonl, roc.png, det.png)")
-
-
-def compare(rows: dict[Path, Config]) -> None:
-    """Print one table for each kind of task of several finished experiments. Process 0 only."""
-    if jax.process_index():
-        return
-    results: dict[Any, dict[str, Any]] = {}
-    for workdir, config in rows.items():
-        of_kind = results.setdefault(tasks.get(config.task).comparison, {})
-        of_kind[workdir.name] = json.loads((workdir / "results.json").read_text())
-    for table, found in results.items():
-        console.print(table(found))

@@ -55,13 +55,12 @@ def run(
     todo, problem, sizes = experiments(config, workdir), "", [1]
     try:
         checks.check_all(todo, mode)
-        check_tasks(list(todo.values()))
         sizes = batches(list(todo.values()))
     except (ValueError, OSError) as error:  # of several processes, all must learn of it
         if place.processes == 1:
             raise
         problem = errors.line(error)
-    from fvjax import experiment, runtime
+    from fvjax import experiment, results, runtime, tasks
 
     if config.deterministic:
         runtime.be_deterministic()
@@ -79,25 +78,19 @@ def run(
         request.before_leaving()
         raise
     if config.rows:
-        experiment.compare(todo)
+        results.compare({path: tasks.get(one.task).comparison for path, one in todo.items()})
     distributed.finished()
 
 
-def check_tasks(configs: list[Config]) -> None:
-    """Raise ValueError for settings that do not go with their task."""
-    from fvjax import tasks
-
-    for config in configs:
-        tasks.get(config.task).check(config)
-
-
 def batches(configs: list[Config]) -> list[int]:
-    """Return the sizes that should divide over all devices, in examples or predictions."""
+    """Check each config's task; return the sizes that should divide over all devices, in examples or predictions."""
     from fvjax import tasks
 
     sizes = []
     for c in configs:
-        sizes += [c.batch_size // tasks.get(c.task).images_per_example // c.accumulation, c.eval.batch_size]
+        task = tasks.get(c.task)
+        task.check(c)
+        sizes += [c.batch_size // task.images_per_example // c.accumulation, c.eval.batch_size]
     return sizes
 
 

@@ -63,6 +63,7 @@ from fvjax.config import Config
 from fvjax.planning import hlo
 from fvjax.planning.devices import DEVICES, GIB, Device, Machine
 from fvjax.planning.estimate import bounds, plan, verdict, without_files
+from fvjax.tasks.task import Task
 
 DEVICE_COUNTS = flags.DEFINE_multi_string("devices", [], "how many accelerators; several: repeated or 8,16")
 KIND = flags.DEFINE_enum("device-kind", "h100", list(DEVICES), "what accelerator")
@@ -76,16 +77,13 @@ IMAGES = flags.DEFINE_integer("images", 0, "of the training store: steps-per-epo
 JSON = flags.DEFINE_string("json", None, "also write everything to this file")
 
 
-def total_steps(config: Config) -> int:
-    """Return how many steps training has, by the config, its task or the command line; 0 if that is not known."""
-    if config.steps or not config.epochs:
-        return config.steps
-    task = tasks.get(config.task).from_config(config, Path())
-    per_epoch = task.steps_per_epoch(config.batch_size // task.images_per_example)
-    return config.epochs * (per_epoch or STEPS.value or IMAGES.value // config.batch_size)
+def steps_per_epoch(task: Task, batch_size: int) -> int:
+    """Return how many steps an epoch has, by the task or the command line; 0 if that is not known."""
+    known = task.steps_per_epoch(batch_size // task.images_per_example)
+    return known or STEPS.value or IMAGES.value // batch_size
 
 
-def column(config: Config, planned: dict[str, Any], device: Device) -> dict[str, str]:
+def column(planned: dict[str, Any], device: Device) -> dict[str, str]:
     """Return one column of the table: label -> text."""
     sizes, seconds = planned["bytes"], planned["bounds"]
     least = sum(sizes.values()) / GIB
@@ -107,7 +105,6 @@ def column(config: Config, planned: dict[str, Any], device: Device) -> dict[str,
         **{f"  {name}": f"{value:.3g}" for name, value in seconds.items()},
         "bound by": longest,
         "images/s at most": f"{planned['images'] / seconds[longest]:,.0f}",
-        **_duration(config, seconds[longest]),
     }
 
 
@@ -121,16 +118,17 @@ def _communication(planned: dict[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _duration(config: Config, seconds: float) -> dict[str, str]:
-    """Return how many steps there are and how long they take at least, where that is known."""
-    steps = total_steps(config)
-    if not steps:
+def duration(steps: int, epochs: int, per_epoch: int, seconds: float) -> dict[str, str]:
+    """Return how many steps there are and how long they take at least, where that is known.
+
+    seconds: of a step. steps, epochs: how long training takes, by one of them; per_epoch: steps, 0: not known.
+    """
+    if steps:
+        return {f"hours of {steps:,} steps, at least": f"{steps * seconds / 3600:,.1f}"}
+    if not epochs or not per_epoch:
         return {}
-    hours = f"{steps * seconds / 3600:,.1f}"
-    if config.steps:
-        return {f"hours of {steps:,} steps, at least": hours}
-    per_epoch = {"steps an epoch, at most": f"{steps // config.epochs:,}"}
-    return per_epoch | {f"hours of {config.epochs} epochs, at least": hours}
+    hours = f"{epochs * per_epoch * seconds / 3600:,.1f}"
+    return {"steps an epoch, at most": f"{per_epoch:,}", f"hours of {epochs} epochs, at least": hours}
 
 
 def run(config: Any, counts: list[int]) -> list[dict[str, Any]]:
@@ -151,33 +149,35 @@ def run_experiment(config: Config, counts: list[int], machine: Machine) -> list[
     """Print the table of one experiment, a column for each count; return its figures."""
     console, device = Console(), machine.device
     config, notes = without_files(config)
-    plans = {}
+    per_epoch = steps_per_epoch(tasks.get(config.task)(config, Path()), config.batch_size)
+    plans, columns = {}, {}
     for n in counts:
         try:
             planned = plan(config, n, device.gib)
         except ValueError as error:
             notes.append(f"{n} devices: {error}")
             continue
-        planned["bounds"] = bounds(config, planned, machine)
-        planned["verdict"] = verdict(config, planned, device)
+        planned["bounds"] = bounds(config.data, config.dtype, planned, machine)
+        planned["verdict"] = verdict(config.model.kind, config.attention, config.trains, planned, device)
         plans[n] = {"name": config.name, "device_kind": KIND.value, **planned}
+        slowest = max(planned["bounds"].values())
+        columns[str(n)] = column(planned, device) | duration(config.steps, config.epochs, per_epoch, slowest)
     for line in notes:
         console.print(line, soft_wrap=True, highlight=False)
     if not plans:
         raise ValueError("; ".join(note for note in notes if " devices: " in note))
-    console.print(table(config, plans, device))
-    return list(plans.values())
-
-
-def table(config: Config, plans: dict[int, dict[str, Any]], device: Device) -> Table:
-    """Make the table of one experiment; `plans` by number of devices."""
     last = plans[max(plans)]
     title = f"{config.name}: {last['parameters']:,} parameters, {last['trained']:,} train; {KIND.value}, "
     title += f"attention {config.attention}, accumulation {config.accumulation}"
-    out = Table("", *(str(n) for n in plans), title=title)
-    columns = [column(config, planned, device) for planned in plans.values()]
-    for label in dict.fromkeys(label for each in columns for label in each):
-        out.add_row(label, *(each.get(label, "0") for each in columns))
+    console.print(table(title, columns))
+    return list(plans.values())
+
+
+def table(title: str, columns: dict[str, dict[str, str]]) -> Table:
+    """Make the table of one experiment; `columns` by number of devices."""
+    out = Table("", *columns, title=title)
+    for label in dict.fromkeys(label for each in columns.values() for label in each):
+        out.add_row(label, *(each.get(label, "0") for each in columns.values()))
     return out
 
 

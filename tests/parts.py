@@ -7,8 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fvjax import tasks
-from fvjax.config import typed
+from fvjax.config import Config, typed
 from fvjax.parallel import sharding
+from fvjax.planning import estimate
 from fvjax.tasks.task import Task
 from fvjax.training.model import RunModel, open_model
 from fvjax.training.state import TrainState, make_learner, start_state
@@ -17,7 +18,7 @@ from fvjax.training.step import Recipe
 
 def task_of(config, folder: Path = Path()) -> Task:
     c = typed(config)
-    return tasks.get(c.task).from_config(c, folder)
+    return tasks.get(c.task)(c, folder)
 
 
 def model_of(config, mesh: Mesh | None = None, *, reference: bool = False) -> RunModel:
@@ -52,6 +53,14 @@ def check(config) -> None:
     """The config's own rules, then its task's."""
     typed(config).check()
     tasks.get(config.task).check(typed(config))
+
+
+def bounds_of(c: Config, planned, machine) -> dict[str, float]:
+    return estimate.bounds(c.data, c.dtype, planned, machine)
+
+
+def verdict_of(c: Config, planned, device) -> str:
+    return estimate.verdict(c.model.kind, c.attention, c.trains, planned, device)
 
 
 def state_with(trainable, stats=None, opt=(), step=0) -> TrainState:

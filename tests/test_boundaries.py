@@ -499,7 +499,7 @@ def test_any_split_can_be_trained_on(tmp_path, split):
     made = make(tmp_path / "s", split=split)
 
     def open_data(config):
-        task = tasks.get(config.task).from_config(typed(config), tmp_path)
+        task = tasks.get(config.task)(typed(config), tmp_path)
         opened = task.open_store()
         assert opened
         return opened, task.examples(opened).plan

@@ -84,7 +84,7 @@ def test_config(name):
         ids = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())["encode"]
         config.prompt.update({"ids": tuple(ids[config.prompt.text]), "text": "", "yes_no_ids": (9583, 2917)})
     config = without_weights(config)
-    program = programs.make_program(config, sharding.one_device(), reference=False)
+    program = programs.Planner(config, sharding.one_device()).program(reference=False)
     state, frozen, _ = program.arguments
     size = {k: sum(x.size for x in trees.flatten(v).values()) for k, v in (("t", state.trainable), ("f", frozen))}
     counts = (size["t"] + size["f"], size["t"])
@@ -98,7 +98,7 @@ def test_config(name):
         k: v.shape for k, v in trees.flatten(state.trainable).items()
     }
     if expected[2]:  # counted without accumulation: GradCache's first forward pass is not the model's own arithmetic
-        per_image = programs.model_flops(config, sharding.one_device()) / config.batch_size / 1e9
+        per_image = programs.Planner(config, sharding.one_device()).model_flops() / config.batch_size / 1e9
         assert per_image == pytest.approx(expected[2], rel=0.02)
 
 
@@ -107,7 +107,7 @@ def test_a_frozen_base_can_be_kept_in_parts():
     config.prompt.update({"ids": (1, 2), "text": ""})
     config = without_weights(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2}, jax.devices()[:8])
-    model = open_model(config, tasks.get(config.task).from_config(config, Path()), mesh)
+    model = open_model(config, tasks.get(config.task)(config, Path()), mesh)
     variables = jax.eval_shape(model.init, model.key)
     leaves = trees.flatten({"params": variables["params"]})
     here = sum(math.prod(model.shardings[n].shard_shape(x.shape)) for n, x in leaves.items())

@@ -73,7 +73,7 @@ def test_naive_and_actual_compute_the_same(task, pooling):
     key = "prompt_ids" if pooling else "pair_prompt_ids"
     config.prompt.update({"ids": tuple(golden[key].tolist()), "yes_no_ids": tuple(golden["yes_no_ids"].tolist())})
     config = typed(config)
-    task_of = tasks.get(task).from_config(config, Path())
+    task_of = tasks.get(task)(config, Path())
     model = open_model(config, task_of, sharding.one_device())
     recipe = Recipe(model, task_of, make_learner(config.optimizer, model.groups, epochs=1, steps_per_epoch=1))
     assert model.pretrained

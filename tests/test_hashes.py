@@ -155,7 +155,7 @@ def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_valid
     """What a task's hashes give is what several processes must agree on before they compute anything together."""
 
     def check(config) -> dict[str, str]:
-        task = tasks.get(config.task).from_config(typed(config), tmp_path)
+        task = tasks.get(config.task)(typed(config), tmp_path)
         return {**task.data_hashes(), "val_data_hash": task.validation_hash()}
 
     config = base()
@@ -230,7 +230,7 @@ def test_names_of_synthetic_sets_cannot_be_mistaken_for_each_other(tmp_path):
 
 
 def open_store(config, workdir: Path) -> stores.Store:
-    store = tasks.get(config.task).from_config(typed(config), workdir).open_store()
+    store = tasks.get(config.task)(typed(config), workdir).open_store()
     assert store
     return store
 

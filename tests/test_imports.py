@@ -20,7 +20,8 @@ LAYERS: tuple[set[str], ...] = (
     {"tasks"},
     {"training"},
     {"planning"},
-    {"experiment", "api"},
+    {"api", "results"},
+    {"experiment"},
     {"main"},
     {"plan", "verify", "export", "pretrain", "__main__"},
 )

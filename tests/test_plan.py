@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import tasks
 from fvjax.config import typed
 from fvjax.parallel import sharding
 from fvjax.planning import devices, estimate, flops, hlo, memory, programs
+from tests.parts import bounds_of, verdict_of
 from tests.test_configs import EXPECTED
 from tests.test_gradients import tiny_pair, tiny_siamese
 from tests.test_train import tiny_resnet, tiny_vit
@@ -36,7 +36,7 @@ def built(config, **mesh):
     """Return (program, compiled program) for as many fake devices as the mesh has."""
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, **mesh})
     count = math.prod(config.mesh.values())
-    program = programs.make_program(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:count]))
+    program = programs.Planner(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:count])).program()
     return program, programs.compiled(program)
 
 
@@ -179,7 +179,7 @@ def test_remat_and_accumulation_save_memory():
     def kept(**changes):
         config = tiny(tiny_vit, **changes)
         config.model.vision_transformer.depth, config.lora.count = 12, 24
-        program = programs.make_program(typed(config), sharding.one_device())
+        program = programs.Planner(typed(config), sharding.one_device()).program()
         alive, parts = memory.estimate(program.step, *program.arguments).alive, config.accumulation
         return sum(alive[: 2 if parts > 1 else 1])
 
@@ -209,7 +209,7 @@ def test_arguments_are_what_lives_on_a_device():
 def test_attention_by_one_kernel_moves_no_logits():
     config = tiny(tiny_vit, attention="cudnn", **{"model.vision_transformer.image_size": 448})
     alone = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = programs.make_program(typed(config), alone)
+    program = programs.Planner(typed(config), alone).program()
     apart, whole = (memory.estimate(program.step, *program.arguments, kernels=depth) for depth in (0, 2))
     logits = 4 * 64 * 4 * 1025**2  # of one layer; read and written several times in each of three
     assert apart.moved - whole.moved > 10 * logits
@@ -232,28 +232,28 @@ def test_bounds():
             {"kind": "all-gather", "size": 1_000_000, "group": pair, "times": 1},
         ],
     }
-    seconds = estimate.bounds(typed(config), found, MACHINE)
+    seconds = bounds_of(typed(config), found, MACHINE)
     assert seconds["compute"] == seconds["memory bandwidth"] == 1
     assert seconds["NVLink"] == pytest.approx((12e6 * 2 * 3 / 4 + 1e6 / 2) / 450e9)
     assert seconds["network"] == pytest.approx(12e6 * 2 / 2 / 50e9), "two nodes, one group in each"
     assert seconds["input"] == pytest.approx(64 / (2 * 2 * 6000))
     apart = {**found, "collectives": [{"kind": "all-gather", "size": 1_000_000, "group": (0, 4), "times": 1}]}
-    shared = estimate.bounds(typed(config), apart, MACHINE)["network"]
+    shared = bounds_of(typed(config), apart, MACHINE)["network"]
     assert shared == pytest.approx(4 * 1e6 / 2 / 50e9), "four pairs share it"
     config.dtype = "float32"
-    assert estimate.bounds(typed(config), found, MACHINE)["compute"] == 2
+    assert bounds_of(typed(config), found, MACHINE)["compute"] == 2
 
 
 def test_verdict():
     config = tiny(tiny_vit)
     found = {"bytes": {"kept": 40 * devices.GIB, "working set": 10 * devices.GIB}, "remat": "none"}
     device = devices.DEVICES["h100"]
-    assert estimate.verdict(typed(config), found, device) == "fits"
+    assert verdict_of(typed(config), found, device) == "fits"
     found["bytes"]["working set"] = 20 * devices.GIB
-    assert estimate.verdict(typed(config), found, device) == "may not fit; try config.remat=full"
+    assert verdict_of(typed(config), found, device) == "may not fit; try config.remat=full"
     found["remat"] = "full"
     found["bytes"]["working set"] = 50 * devices.GIB
-    assert estimate.verdict(typed(config), found, device) == "does not fit; try config.attention=cudnn"
+    assert verdict_of(typed(config), found, device) == "does not fit; try config.attention=cudnn"
 
 
 def test_remat_is_the_fastest_that_fits():
@@ -262,20 +262,20 @@ def test_remat_is_the_fastest_that_fits():
     most = {}
     for choice in programs.REMAT:
         one = config.replace({"remat": choice})
-        found, _ = programs.sizes(one, mesh, programs.make_program(one, mesh))
+        found, _ = programs.Planner(one, mesh).sizes()
         most[choice] = sum(found.values()) + found["working set"]
         assert found["working set"], "else upper and lower estimate are one"
     assert most["none"] > 1.1 * most["dots"] > 1.1 * most["full"], most
     for choice, size in most.items():
         limit = math.ceil(size / programs.FILLED)
-        taken, why = programs.remat_that_fits(config, mesh, limit)
+        taken, why = programs.Planner(config, mesh).remat_that_fits(limit)
         assert taken == choice, why
         assert f"remat: {choice} (" in why
         assert f"{choice} needs " in why
     assert "too much" not in why
     just_too_little = int(most["none"] / programs.FILLED) - 16
-    assert programs.remat_that_fits(config, mesh, just_too_little)[0] == "dots"
-    taken, why = programs.remat_that_fits(config, mesh, limit // 2)
+    assert programs.Planner(config, mesh).remat_that_fits(just_too_little)[0] == "dots"
+    taken, why = programs.Planner(config, mesh).remat_that_fits(limit // 2)
     assert taken == "full"
     assert "may be too much: raise config.accumulation" in why
 
@@ -300,7 +300,7 @@ def test_every_config_can_be_planned(name):
     """This plans without compiling; `plan` also compiles (test_full_size)."""
     config = full_size(name)
     alone = sharding.make_mesh(vars(config.mesh), jax.devices()[:1])
-    program = programs.make_program(config, alone)
+    program = programs.Planner(config, alone).program()
     found = memory.estimate(program.step, *program.arguments)
     total, trained, _ = EXPECTED[name]
     frozen = program.arguments[1]
@@ -321,13 +321,12 @@ def test_full_size(name):
     width = {"vit_lora": 1024, "mllm_lora": 2048, "pair_lora": 0}[name]
     gradients = config.accumulation * 2 * found["trained"]
     assert reduced == pytest.approx(gradients + 4 * config.batch_size * width, rel=1e-3)
-    seconds = estimate.bounds(config, found, MACHINE)
+    seconds = bounds_of(config, found, MACHINE)
     assert seconds["memory bandwidth"] > seconds["compute"]
 
 
 def check_divides(config, rows: int) -> None:
-    config = typed(config)
-    programs.check_divides(config, tasks.get(config.task).from_config(config, Path()), rows)
+    programs.Planner(typed(config), sharding.one_device()).check_divides(rows)
 
 
 @pytest.mark.parametrize(
@@ -406,4 +405,4 @@ def test_user_errors(device, message):
 def test_a_rule_that_matches_nothing_is_an_error():
     config = tiny(tiny_vit, (("params/nothing", ("fsdp",)), *EVERYWHERE))
     with pytest.raises(ValueError, match="decides nothing"):
-        programs.make_program(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        programs.Planner(typed(config), sharding.make_mesh(config.mesh, jax.devices()[:1])).program()

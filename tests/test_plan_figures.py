@@ -18,6 +18,7 @@ from fvjax.config import base, typed
 from fvjax.parallel import sharding
 from fvjax.planning import devices, estimate, flops, hlo, memory, programs
 from fvjax.training import profiling
+from tests.parts import bounds_of, task_of, verdict_of
 from tests.test_train import tiny_vit
 
 GIB = 2**30
@@ -158,22 +159,19 @@ def test_a_count_that_cannot_be_is_told_and_leaves_no_column(flags, monkeypatch,
 
 
 def test_steps_of_an_epoch_are_told_or_follow_from_images_or_pairs(flags, monkeypatch):
-    assert plan.total_steps(typed(config(epochs=1))) == 3790
-    assert plan.total_steps(typed(config(epochs=0))) == 0
+    def steps(**changes) -> int:
+        c = config(**changes)
+        return plan.steps_per_epoch(task_of(c), c.batch_size)
+
+    assert steps() == 3790
     flag(monkeypatch, STEPS=7)
-    assert plan.total_steps(typed(config(epochs=1))) == 7
-    assert plan.total_steps(typed(config(epochs=3))) == 3 * 7
-    assert plan.total_steps(typed(config(epochs=0, steps=50))) == 50
-    pairs = {"task": "pair_answer", "data.pairs_per_epoch": 100_000}
-    assert plan.total_steps(typed(config(epochs=1, **pairs))) == 130  # of 768 pairs
-    found = made_up(2) | {"bounds": {"compute": 1.5}, "verdict": "fits"}
-
-    def hours(c) -> str:
-        return plan.column(typed(c), found, devices.DEVICES["h100"])["hours of 3 epochs, at least"]
-
-    assert hours(config(epochs=3)) == "0.0"
-    flag(monkeypatch, STEPS=2400)
-    assert hours(config(epochs=3)) == "3.0"
+    assert steps() == 7
+    assert steps(**{"task": "pair_answer", "data.pairs_per_epoch": 100_000}) == 130  # of 768 pairs
+    per_epoch = {"steps an epoch, at most": "2,400", "hours of 3 epochs, at least": "3.0"}
+    assert plan.duration(steps=0, epochs=3, per_epoch=2400, seconds=1.5) == per_epoch
+    assert plan.duration(0, 3, 7, 1.5)["hours of 3 epochs, at least"] == "0.0"
+    assert plan.duration(0, 3, 0, 1.5) == plan.duration(0, 0, 7, 1.5) == {}, "not known, or nothing trains"
+    assert plan.duration(4800, 0, 7, 1.5) == {"hours of 4,800 steps, at least": "2.0"}
 
 
 def test_devices_are_their_datasheets():
@@ -190,7 +188,7 @@ def test_bounds_in_float32_without_workers_and_with_kept_faces():
     machine = devices.Machine(devices.DEVICES["a100-40gb"], 4, 50e9, 5000)
     found = made_up(8) | {"collectives": []}
     for dtype, times in (("bfloat16", 1), ("float32", 2)):
-        seconds = estimate.bounds(typed(config(dtype=dtype, **{"data.workers": 0})), found, machine)
+        seconds = bounds_of(typed(config(dtype=dtype, **{"data.workers": 0})), found, machine)
         assert seconds == {
             "compute": pytest.approx(times * 312.5 / 312),
             "memory bandwidth": pytest.approx(3716.2 / 1555),
@@ -199,11 +197,11 @@ def test_bounds_in_float32_without_workers_and_with_kept_faces():
             "input": pytest.approx(1536 / (2 * 1 * 5000)),  # two nodes; without workers the process itself decodes
         }
     for cache in ("host", "device"):
-        assert estimate.bounds(typed(config(**{"data.cache": cache, "data.workers": 0})), found, machine)["input"] == 0
+        assert bounds_of(typed(config(**{"data.cache": cache, "data.workers": 0})), found, machine)["input"] == 0
     # three devices on a node of four are one node, five are two
     for count, nodes in ((3, 1), (4, 1), (5, 2)):
         found["devices"] = count
-        assert estimate.bounds(typed(config()), found, machine)["input"] == pytest.approx(1536 / (nodes * 4 * 5000))
+        assert bounds_of(typed(config()), found, machine)["input"] == pytest.approx(1536 / (nodes * 4 * 5000))
 
 
 def test_it_fits_up_to_nine_tenths_of_the_device_by_the_upper_end():
@@ -211,7 +209,7 @@ def test_it_fits_up_to_nine_tenths_of_the_device_by_the_upper_end():
 
     def verdict(kept: float, working: float, **changes):
         found = {"bytes": {"kept": kept * GIB, "working set": working * GIB}, "remat": "none"}
-        return estimate.verdict(typed(config(**changes)), found, device)
+        return verdict_of(typed(config(**changes)), found, device)
 
     assert verdict(70, 10) == "fits"
     assert verdict(70.1, 10) == "may not fit; try config.remat=full"
@@ -347,19 +345,25 @@ def test_remat_tells_what_each_choice_needs_in_gib(monkeypatch):
     monkeypatch.setattr(programs, "sizes", sizes)
     lora, mesh = typed(config()), sharding.one_device()
     told = "none needs 40.0 to 50.0 GiB"
-    assert programs.remat_that_fits(lora, mesh, int(50 / 0.9 * GIB) + 1) == (
+    assert programs.Planner(lora, mesh).remat_that_fits(int(50 / 0.9 * GIB) + 1) == (
         "none",
         f"remat: none ({told}; a device has 55.6)",
     )
     told += ", dots needs 28.0 to 36.0 GiB"
-    assert programs.remat_that_fits(lora, mesh, 40 * GIB) == ("dots", f"remat: dots ({told}; a device has 40.0)")
+    assert programs.Planner(lora, mesh).remat_that_fits(40 * GIB) == (
+        "dots",
+        f"remat: dots ({told}; a device has 40.0)",
+    )
     told += ", full needs 14.0 to 18.0 GiB"
-    assert programs.remat_that_fits(lora, mesh, 20 * GIB) == ("full", f"remat: full ({told}; a device has 20.0)")
-    choice, why = programs.remat_that_fits(lora, mesh, 19 * GIB)
+    assert programs.Planner(lora, mesh).remat_that_fits(20 * GIB) == (
+        "full",
+        f"remat: full ({told}; a device has 20.0)",
+    )
+    choice, why = programs.Planner(lora, mesh).remat_that_fits(19 * GIB)
     assert choice == "full"
     assert why.startswith(f"remat: full ({told}, which may be too much: raise config.accumulation")
     assert why.endswith("; a device has 19.0)")
-    resnet = programs.remat_that_fits(typed(config(**{"model.kind": "iresnet"})), mesh, 1)
+    resnet = programs.Planner(typed(config(**{"model.kind": "iresnet"})), mesh).remat_that_fits(1)
     assert resnet[0] == "none", "it has no layers to compute again"
 
 
@@ -379,7 +383,7 @@ def test_several_processes_take_what_fits_the_smallest(monkeypatch, told):
     monkeypatch.setattr(programs.distributed, "exchange", lambda mine: [mine, "full" if told else "none", "dots"])
     said = []
     monkeypatch.setattr(programs, "say", said.append)
-    assert programs.choose_remat(typed(config()), sharding.one_device()) == ("full" if told else "dots")
+    assert programs.Planner(typed(config()), sharding.one_device()).choose_remat() == ("full" if told else "dots")
     assert said == ["why, of 11"]
 
 

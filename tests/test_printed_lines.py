@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import fvjax.results
 from fvjax import api, errors, experiment, main, runtime, verify
 from fvjax.config import base, typed
 from fvjax.data import images, prepare
@@ -280,7 +281,7 @@ def test_the_rows_of_a_config_are_run_and_then_compared_in_order(monkeypatch, ca
     config, done = base(), []
     config.rows.update({"b": {"epochs": 0}, "a": {"seed": 7}})
     monkeypatch.setattr(experiment, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
-    monkeypatch.setattr(experiment, "compare", lambda rows: done.append(list(rows)))
+    monkeypatch.setattr(fvjax.results, "compare", lambda rows: done.append(list(rows)))
     assert Commands(monkeypatch, capsys).main(config, tmp_path) == 0
     assert done == [("a", 7, tmp_path / "a"), ("b", 0, tmp_path / "b"), [tmp_path / "a", tmp_path / "b"]]
 

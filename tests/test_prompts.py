@@ -285,7 +285,7 @@ def test_a_configs_text_becomes_ids(name, internvl, monkeypatch):
     monkeypatch.setattr(model, "open_pretrained", lambda *_: None)  # there is a tokenizer alone
 
     def ids_of_model() -> tuple:
-        task = tasks.get(config.task).from_config(typed(config), Path())
+        task = tasks.get(config.task)(typed(config), Path())
         encoder = model.open_model(typed(config), task, sharding.one_device()).encoder
         return encoder.prompt, encoder.yes_no
 

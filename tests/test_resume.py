@@ -190,12 +190,12 @@ KEYS = {
 def test_a_workdir_of_another_config_names_the_key(trained, tmp_path, key, mode):
     _, config = trained
     (tmp_path / "config.json").write_text(typed(config()).to_json())
-    checks.check_workdir(typed(config()), tmp_path, mode)
+    checks.check_workdir(typed(config()).to_json(), tmp_path, mode == "eval")
     changed = config(**{key: KEYS[key]})
     with pytest.raises(
         ValueError, match=rf"{tmp_path} is of another config \({key}: .* there, .* now\); choose another"
     ):
-        checks.check_workdir(typed(changed), tmp_path, mode)
+        checks.check_workdir(typed(changed).to_json(), tmp_path, mode == "eval")
 
 
 # ---- single checkpoints

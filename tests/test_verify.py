@@ -153,7 +153,7 @@ def test_score_is_the_cosine_of_what_the_checkpoint_embeds(resnet, crops):
     step = max(int(p.name) for p in (resnet / "checkpoints").iterdir() if p.name.isdigit())
     state = ocp.StandardCheckpointer().restore((resnet / "checkpoints" / str(step) / "state").absolute())
     state = jax.tree.map(np.asarray, state)
-    model = open_model(config, tasks.get(config.task).from_config(config, resnet), sharding.one_device())
+    model = open_model(config, tasks.get(config.task)(config, resnet), sharding.one_device())
     variables = jax.jit(model.init)(jax.random.key(config.seed))
     variables.pop("batch_stats")
     _, frozen, _ = optimizer.split(variables, config.trainable)

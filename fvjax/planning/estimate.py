@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fvjax import shipped, tasks
-from fvjax.config import Config
+from fvjax.config import Config, DataConfig
 from fvjax.parallel import sharding
 from fvjax.planning import flops, hlo, programs
 from fvjax.planning.devices import DEVICES, GIB, Device, Machine, peak
@@ -44,11 +44,13 @@ def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, 
     if n > len(jax.devices()):
         raise ValueError(f"--devices={n}: this process has {len(jax.devices())} fake devices (XLA_FLAGS)")
     mesh = sharding.make_mesh(vars(config.mesh), jax.devices()[:n])
-    programs.check_divides(config, tasks.get(config.task).from_config(config, Path()), sharding.rows(mesh))
+    planner = programs.Planner(config, mesh)
+    planner.check_divides(sharding.rows(mesh))
     if config.remat == "auto":
-        config = config.replace({"remat": programs.remat_that_fits(config, mesh, int(gib * GIB))[0]})
-    whole = programs.make_program(config, mesh)
-    sizes, moved = programs.sizes(config, mesh, whole)
+        config = config.replace({"remat": planner.remat_that_fits(int(gib * GIB))[0]})
+        planner = programs.Planner(config, mesh)
+    whole = planner.step
+    sizes, moved = planner.sizes()
     collectives = hlo.collectives(programs.compiled(whole).as_text(), n)
     state, frozen, _ = whole.arguments
     trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, frozen))
@@ -60,14 +62,14 @@ def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, 
         "trained": trained,
         "remat": config.remat,
         "bytes": sizes,
-        "model_flops": programs.model_flops(config, sharding.one_device()),
+        "model_flops": programs.Planner(config, sharding.one_device()).model_flops(),
         "device_flops": flops.count(whole.step, *whole.arguments) / n,
         "bytes_moved": moved,
         "collectives": [c._asdict() | {"sent": c.sent} for c in collectives],
     }
 
 
-def bounds(config: Config, planned: dict[str, Any], machine: Machine) -> dict[str, float]:
+def bounds(data: DataConfig, dtype: str, planned: dict[str, Any], machine: Machine) -> dict[str, float]:
     """Return the seconds of a step by each resource alone; `planned`: what :func:`plan` returned."""
     nvlink = network = 0.0
     for c in planned["collectives"]:
@@ -75,27 +77,27 @@ def bounds(config: Config, planned: dict[str, Any], machine: Machine) -> dict[st
         inside, volume = len(c["group"]) // nodes, c["size"] * c["times"]
         nvlink += volume * hlo.share(c["kind"], inside) / machine.device.nvlink
         network += machine.per_node // inside * volume * hlo.share(c["kind"], nodes) / machine.network
-    workers = -(-planned["devices"] // machine.per_node) * max(config.data.workers, 1)
+    workers = -(-planned["devices"] // machine.per_node) * max(data.workers, 1)
     return {
-        "compute": planned["device_flops"] / peak(machine.device, config.dtype),
+        "compute": planned["device_flops"] / peak(machine.device, dtype),
         "memory bandwidth": planned["bytes_moved"] / machine.device.bandwidth,
         "NVLink": nvlink,
         "network": network,
-        "input": planned["images"] / workers / machine.decoding if config.data.cache == "none" else 0.0,
+        "input": planned["images"] / workers / machine.decoding if data.cache == "none" else 0.0,
     }
 
 
-def verdict(config: Config, planned: dict[str, Any], device: Device) -> str:
-    """Say whether it fits, and if not, what to set."""
+def verdict(kind: str, attention: str, trains: bool, planned: dict[str, Any], device: Device) -> str:
+    """Say whether a model of some kind fits, and if not, what to set."""
     least = sum(planned["bytes"].values()) / GIB
     most = least + planned["bytes"]["working set"] / GIB
     if most <= programs.FILLED * device.gib:
         return "fits"
-    layers = programs.has_layers(config)
+    layers = programs.has_layers(kind)
     remedies = {
-        "config.remat=full": layers and config.trains and planned["remat"] != "full",
-        "config.attention=cudnn": layers and config.attention == "xla",
-        "a larger config.accumulation": layers and config.trains,
+        "config.remat=full": layers and trains and planned["remat"] != "full",
+        "config.attention=cudnn": layers and attention == "xla",
+        "a larger config.accumulation": layers and trains,
         "a smaller batch or more devices": True,
     }
     remedy = next(what for what, applies in remedies.items() if applies)

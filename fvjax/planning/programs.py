@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,42 +39,143 @@ class Program(NamedTuple):
     task: Task
 
 
-def has_layers(config: Config) -> bool:
-    """Whether the network is a loop over layers, which can be recomputed and has a choice of attention kernels."""
-    return config.model.kind != "iresnet"
+def has_layers(kind: str) -> bool:
+    """Whether a kind of network is a loop over layers, which can be recomputed and has a choice of attention."""
+    return kind != "iresnet"
 
 
-def make_program(config: Config, mesh: Mesh, *, reference: bool | None = None) -> Program:
-    """Describe the training step of a config, or without training a batch of its predictions.
+@dataclass(frozen=True)
+class Planner:
+    """Plans the step of one config on one mesh, whose devices may be fake ones."""
 
-    reference: see :func:`open_model`; None: for an IResNet, whose arrangement for CPUs is not what is planned.
-    """
-    if config.attention == "cudnn":  # no other backend has it; this one takes as little memory and as few FLOPs
-        config = config.replace({"attention": "by_head"})
-    task = tasks.get(config.task).from_config(config, Path())
-    if reference is None:
-        reference = not has_layers(config)
-    model = open_model(config, task, mesh, reference=reference)
-    lengths = {"epochs": config.epochs, "steps_per_epoch": 1, "steps": config.steps}
-    learner = make_learner(config.optimizer, model.groups, **lengths)
+    config: Config
+    mesh: Mesh
 
-    def init(key: jax.Array) -> TrainState:
-        first = model.initial(key)
-        opt = learner.tx.init(first["trainable"]) if config.trains else {}
-        return TrainState(opt, first["stats"], jnp.zeros((), jnp.int32), first["trainable"])
+    @cached_property
+    def task(self) -> Task:
+        return tasks.get(self.config.task)(self.config, Path())
 
-    state = jax.eval_shape(init, model.key)
-    of_state = model.state_shardings(state, mesh)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.base_dtype), model.frozen)
-    of_frozen = trees.unflatten({name: model.shardings[name] for name in trees.flatten(frozen)})
-    batch = task.batch_shapes(config.batch_size // task.images_per_example)
-    of_batch = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
-    if config.trains:
-        recipe = Recipe(model, task, learner, config.accumulation, config.compat.last_micro_batch)
-        step, results = partial(train_step, recipe), (of_state, sharding.replicated(mesh))
-    else:
-        step, results = partial(_predict, task, model), NamedSharding(mesh, sharding.BATCH)
-    return Program(step, (state, frozen, batch), (of_state, of_frozen, of_batch), results, model, task)
+    def program(self, *, reference: bool | None = None) -> Program:
+        """Describe the training step of the config, or without training a batch of its predictions.
+
+        reference: see :func:`open_model`; None: for an IResNet, whose arrangement for CPUs is not what is planned.
+        """
+        config, mesh, task = self.config, self.mesh, self.task
+        if config.attention == "cudnn":  # no other backend has it; this one takes as little memory and as few FLOPs
+            config = config.replace({"attention": "by_head"})
+        if reference is None:
+            reference = not has_layers(config.model.kind)
+        model = open_model(config, task, mesh, reference=reference)
+        lengths = {"epochs": config.epochs, "steps_per_epoch": 1, "steps": config.steps}
+        learner = make_learner(config.optimizer, model.groups, **lengths)
+
+        def init(key: jax.Array) -> TrainState:
+            first = model.initial(key)
+            opt = learner.tx.init(first["trainable"]) if config.trains else {}
+            return TrainState(opt, first["stats"], jnp.zeros((), jnp.int32), first["trainable"])
+
+        state = jax.eval_shape(init, model.key)
+        of_state = model.state_shardings(state, mesh)
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.base_dtype), model.frozen)
+        of_frozen = trees.unflatten({name: model.shardings[name] for name in trees.flatten(frozen)})
+        batch = task.batch_shapes(config.batch_size // task.images_per_example)
+        of_batch = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)
+        if config.trains:
+            recipe = Recipe(model, task, learner, config.accumulation, config.compat.last_micro_batch)
+            step, results = partial(train_step, recipe), (of_state, sharding.replicated(mesh))
+        else:
+            step, results = partial(_predict, task, model), NamedSharding(mesh, sharding.BATCH)
+        return Program(step, (state, frozen, batch), (of_state, of_frozen, of_batch), results, model, task)
+
+    @cached_property
+    def step(self) -> Program:
+        """The program as the run compiles it."""
+        return self.program()
+
+    def model_flops(self) -> int:
+        """Return the FLOPs of one step as it is written, over all devices.
+
+        That is one plain step: accumulation and rematerialisation repeat forward passes, which are not model FLOPs.
+        """
+        plain = self.config.replace({"accumulation": 1, "compat.last_micro_batch": False})
+        program = Planner(plain, self.mesh).program(reference=True)
+        return flops.count(program.step, *program.arguments)
+
+    def sizes(self) -> tuple[dict[str, int], int]:
+        """Return the bytes of one device by what they are for (fvjax/plan.py has the formulas), and the bytes moved."""
+        config, whole = self.config, self.step
+        (state, frozen, batch), (of_state, of_frozen, of_batch) = whole.arguments, whole.shardings
+        estimate, gradients, layer = self._share_of_one_device()
+        layers = has_layers(config.model.kind)
+        working = sum(estimate.alive[layer:]) if layers else sum(estimate.alive) - gradients
+        without_optimizer = [(tree.trainable, tree.stats, tree.step) for tree in (state, of_state)]
+        return {
+            "base": bytes_per_device(frozen, of_frozen),
+            "trained": bytes_per_device(*without_optimizer),
+            "optimizer": bytes_per_device(state.opt, of_state.opt),
+            "gradients": bytes_per_device(state.trainable, of_state.trainable) if config.trains else 0,
+            "batch": 2 * bytes_per_device(batch["images"], of_batch["images"]),
+            "kept": max(sum(estimate.alive) - working - gradients, 0),
+            "working set": working,
+            "similarities": comparison_bytes(whole, self.mesh) if config.trains else 0,
+        }, estimate.moved
+
+    def _share_of_one_device(self) -> tuple[memory.Estimate, int, int]:
+        """Estimate the step of one device's share of the batch.
+
+        Returns the estimate, the bytes of its gradients (not sharded there), and how deep the loop over layers is.
+        """
+        config = self.config
+        share = config.replace(
+            {
+                "batch_size": config.batch_size // sharding.rows(self.mesh),
+                "compat.negatives_group": 0,
+                "compat.batch_norm_group": 0,
+            }
+        )
+        alone = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), list(self.mesh.devices.flatten()[:1]))
+        local = Planner(share, alone).program()
+        in_parts = config.trains and config.accumulation > 1 and not config.compat.last_micro_batch
+        layer = 1 + bool(in_parts)
+        kernels = layer + 1 if config.attention == "cudnn" else 0
+        estimate = memory.estimate(local.step, *local.arguments, kernels=kernels)
+        trainable = local.arguments[0].trainable, local.shardings[0].trainable
+        return estimate, bytes_per_device(*trainable) if config.trains else 0, layer
+
+    def remat_that_fits(self, limit: int) -> tuple[str, str]:
+        """Return the fastest of REMAT whose step surely fits in `limit` bytes, or "full"; and why, in one line."""
+        reasons = []
+        for choice in REMAT:
+            needed, _ = Planner(self.config.replace({"remat": choice}), self.mesh).sizes()
+            least = sum(needed.values())
+            most = least + needed["working set"]  # fvjax/plan.py: the working set is a range
+            reasons.append(f"{choice} needs {least / 2**30:.1f} to {most / 2**30:.1f} GiB")
+            if most <= FILLED * limit or not has_layers(self.config.model.kind):
+                break
+        else:
+            reasons.append("which may be too much: raise config.accumulation, or lower config.batch_size")
+        return choice, f"remat: {choice} ({', '.join(reasons)}; a device has {limit / 2**30:.1f})"
+
+    def choose_remat(self) -> str:
+        """Choose for this run's devices; of several processes the one with the smallest memory decides."""
+        choice, reason = self.remat_that_fits(device_memory())
+        say(reason)
+        return max(distributed.exchange(choice), key=REMAT.index)
+
+    def check_divides(self, rows: int) -> None:
+        """Raise ValueError unless batches divide over so many devices; names settings that do."""
+        config, per_example = self.config, self.task.images_per_example
+        unit = per_example * config.accumulation
+        sizes = {"eval.batch_size": ("eval.batch_size", config.eval.batch_size, 1)}
+        if config.trains:
+            parts = "" if config.accumulation == 1 else " / accumulation"
+            name = f"batch_size{f' / {per_example}' if per_example > 1 else ''}{parts}"
+            sizes[name] = ("batch_size", config.batch_size // unit, unit)
+        wrong = [f"config.{name} = {size}" for name, (_, size, _) in sizes.items() if size % rows]
+        remedy = [f"--config.{k}={-(-size // rows) * rows * unit}" for k, size, unit in sizes.values() if size % rows]
+        if wrong:
+            problem = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp"
+            raise ValueError(f"{problem} = {rows} devices; for example {' '.join(remedy)}")
 
 
 def _predict(task: Task, model: RunModel, state: TrainState, frozen: Any, batch: Any) -> jax.Array:
@@ -87,32 +189,6 @@ def compiled(program: Program) -> Any:
     )
     donated = 0 if isinstance(program.results, tuple) else ()
     return jax.jit(program.step, donate_argnums=donated, out_shardings=program.results).lower(*arguments).compile()
-
-
-def model_flops(config: Config, mesh: Mesh) -> int:
-    """Return the FLOPs of one step as it is written, over all devices.
-
-    That is one plain step: accumulation and rematerialisation repeat forward passes, which are not model FLOPs.
-    """
-    plain = config.replace({"accumulation": 1, "compat.last_micro_batch": False})
-    program = make_program(plain, mesh, reference=True)
-    return flops.count(program.step, *program.arguments)
-
-
-def check_divides(config: Config, task: Task, rows: int) -> None:
-    """Raise ValueError unless batches divide over `rows` devices; names settings that do."""
-    per_example = task.images_per_example
-    unit = per_example * config.accumulation
-    sizes = {"eval.batch_size": ("eval.batch_size", config.eval.batch_size, 1)}
-    if config.trains:
-        parts = "" if config.accumulation == 1 else " / accumulation"
-        name = f"batch_size{f' / {per_example}' if per_example > 1 else ''}{parts}"
-        sizes[name] = ("batch_size", config.batch_size // unit, unit)
-    wrong = [f"config.{name} = {size}" for name, (_, size, _) in sizes.items() if size % rows]
-    remedy = [f"--config.{k}={-(-size // rows) * rows * unit}" for k, size, unit in sizes.values() if size % rows]
-    if wrong:
-        problem = f"{' and '.join(wrong)} do{'es' * (len(wrong) == 1)} not divide over the mesh's data x fsdp"
-        raise ValueError(f"{problem} = {rows} devices; for example {' '.join(remedy)}")
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -148,67 +224,6 @@ def comparison_bytes(program: Program, mesh: Mesh) -> int:
     jitted = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows))
     analysis: Any = jitted.lower(embeddings, batch).compile().memory_analysis()
     return analysis.temp_size_in_bytes
-
-
-def sizes(config: Config, mesh: Mesh, whole: Program) -> tuple[dict[str, int], int]:
-    """Return the bytes of one device by what they are for (fvjax/plan.py has the formulas), and the bytes moved.
-
-    whole: the program of `config` on `mesh`.
-    """
-    (state, frozen, batch), (of_state, of_frozen, of_batch) = whole.arguments, whole.shardings
-    share = config.replace(  # one device's share of the batch
-        {
-            "batch_size": config.batch_size // sharding.rows(mesh),
-            "compat.negatives_group": 0,
-            "compat.batch_norm_group": 0,
-        }
-    )
-    alone = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), list(mesh.devices.flatten()[:1]))
-    local = make_program(share, alone)
-    in_parts = config.trains and config.accumulation > 1 and not config.compat.last_micro_batch
-    layer = 1 + bool(in_parts)  # how deep the loop over layers is nested
-    kernels = layer + 1 if config.attention == "cudnn" else 0
-    estimate = memory.estimate(local.step, *local.arguments, kernels=kernels)
-    # As in the estimate, gradients are not sharded.
-    gradients = bytes_per_device(local.arguments[0].trainable, local.shardings[0].trainable) if config.trains else 0
-    working = sum(estimate.alive[layer:]) if has_layers(config) else sum(estimate.alive) - gradients
-    without_optimizer = [(tree.trainable, tree.stats, tree.step) for tree in (state, of_state)]
-    return {
-        "base": bytes_per_device(frozen, of_frozen),
-        "trained": bytes_per_device(*without_optimizer),
-        "optimizer": bytes_per_device(state.opt, of_state.opt),
-        "gradients": bytes_per_device(state.trainable, of_state.trainable) if config.trains else 0,
-        "batch": 2 * bytes_per_device(batch["images"], of_batch["images"]),
-        "kept": max(sum(estimate.alive) - working - gradients, 0),
-        "working set": working,
-        "similarities": comparison_bytes(whole, mesh) if config.trains else 0,
-    }, estimate.moved
-
-
-# ---- rematerialisation -----------------------------------------------------------------------------------------------
-
-
-def remat_that_fits(config: Config, mesh: Mesh, limit: int) -> tuple[str, str]:
-    """Return the fastest of REMAT whose step surely fits in `limit` bytes, or "full"; and why, in one line."""
-    reasons = []
-    for choice in REMAT:
-        one = config.replace({"remat": choice})
-        needed, _ = sizes(one, mesh, make_program(one, mesh))
-        least = sum(needed.values())
-        most = least + needed["working set"]  # fvjax/plan.py: the working set is a range
-        reasons.append(f"{choice} needs {least / 2**30:.1f} to {most / 2**30:.1f} GiB")
-        if most <= FILLED * limit or not has_layers(config):
-            break
-    else:
-        reasons.append("which may be too much: raise config.accumulation, or lower config.batch_size")
-    return choice, f"remat: {choice} ({', '.join(reasons)}; a device has {limit / 2**30:.1f})"
-
-
-def choose_remat(config: Config, mesh: Mesh) -> str:
-    """Choose for this run's devices; of several processes the one with the smallest memory decides."""
-    choice, reason = remat_that_fits(config, mesh, device_memory())
-    say(reason)
-    return max(distributed.exchange(choice), key=REMAT.index)
 
 
 def device_memory() -> int:

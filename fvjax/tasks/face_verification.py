@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 
-from fvjax.config import Config
+from fvjax.config import CompatConfig, Config, PromptConfig
 from fvjax.data.pairs import PairsPlan
 from fvjax.data.stores import Store
 from fvjax.losses.accumulation import Inputs
@@ -28,13 +28,10 @@ class FaceVerification(Task):
     def __init__(self, config: Config, workdir: Path):
         self.name, self.seed, self.workdir = config.name, config.seed, workdir
         self.data, self.prompt, self.loss = config.data, config.prompt, config.loss
-        self.pairs_per_step = config.batch_size // 2
+        self.pairs_per_step, self.dtype = config.batch_size // 2, config.dtype
+        self.negatives_group, self.pooling = config.compat.negatives_group, config.model.pooling
         self.benchmarks = Benchmarks(config.eval, config.data, config.seed, workdir)
         self.image_size = faces.image_size(config.data, self.benchmarks.chosen)
-
-    @classmethod
-    def from_config(cls, config: Config, workdir: Path) -> Self:
-        return cls(config, workdir)
 
     @abstractmethod
     def plan(self, labels: np.ndarray) -> PairsPlan:
@@ -111,33 +108,27 @@ class VerificationEvaluator(Evaluator):
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def check_pairs(config: Config) -> None:
+def check_pairs(batch_size: int, parts: int, compat: CompatConfig, kind: str) -> None:
     """Raise ValueError unless a batch is made of whole pairs that divide into accumulation's parts."""
-    if config.batch_size % 2:
-        raise ValueError(f"config.batch_size={config.batch_size} must be even: it is made of pairs")
-    group = config.compat.batch_norm_group
-    if group and config.model.kind != "iresnet":
+    if batch_size % 2:
+        raise ValueError(f"config.batch_size={batch_size} must be even: it is made of pairs")
+    if compat.batch_norm_group and kind != "iresnet":
         raise ValueError("config.compat.batch_norm_group: only an iresnet has batch statistics")
-    pairs, parts = config.batch_size // 2, config.accumulation
-    if pairs % parts:
-        problem = f"its {pairs} pairs do not divide into config.accumulation={parts} parts"
-        raise ValueError(f"config.batch_size={config.batch_size}: {problem}")
-    check_group(config, "batch_norm_group", group)
+    if batch_size // 2 % parts:
+        problem = f"its {batch_size // 2} pairs do not divide into config.accumulation={parts} parts"
+        raise ValueError(f"config.batch_size={batch_size}: {problem}")
+    images = batch_size // parts if compat.last_micro_batch else batch_size
+    for key in ("negatives_group", "batch_norm_group"):
+        group = getattr(compat, key)
+        if group and (group % 2 or images % group):
+            raise ValueError(f"config.compat.{key}={group}: must be even and divide the {images} images of a step")
 
 
-def check_group(config: Config, key: str, images: int) -> None:
-    """Raise ValueError unless the images that a step sees divide into groups of pairs."""
-    seen = config.batch_size // config.accumulation if config.compat.last_micro_batch else config.batch_size
-    if images and (images % 2 or seen % images):
-        raise ValueError(f"config.compat.{key}={images}: must be even and divide the {seen} images of a step")
-
-
-def check_prompt(config: Config, answers: bool) -> None:
+def check_prompt(prompt: PromptConfig, kind: str, has_tokenizer: bool, answers: bool) -> None:
     """Raise ValueError for a prompt that contradicts itself, the model or the absence of a tokenizer."""
-    prompt, vlm = config.prompt, config.model.kind == "vlm"
+    vlm = kind == "vlm"
     if (prompt.text and prompt.ids) or (not vlm and (prompt.text or prompt.ids)):
         raise ValueError("config.prompt: give text or ids, and both only to a model of kind vlm")
-    has_tokenizer = config.init_from or config.init_parts.get("decoder")
     if not has_tokenizer and (prompt.text or (answers and not prompt.yes_no_ids)):
         raise ValueError(
             "config.prompt: without init_from there is no tokenizer; give ids, and for pair_answer yes_no_ids"

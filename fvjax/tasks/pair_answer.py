@@ -39,10 +39,6 @@ class PairAnswer(shared.FaceVerification):
     images_per_prediction = 2
     single_images = "in impostor pairs only"
 
-    def __init__(self, config: Config, workdir: Path):
-        super().__init__(config, workdir)
-        self.dtype = config.dtype
-
     @classmethod
     def check(cls, config: Config) -> None:
         if config.model.kind != "vlm":
@@ -55,8 +51,8 @@ class PairAnswer(shared.FaceVerification):
             raise ValueError("config.eval.flip_sum: an answer about two faces has no mirrored sum")
         if config.compat.negatives_group:
             raise ValueError("config.compat.negatives_group: pair_answer has no negatives")
-        shared.check_prompt(config, answers=True)
-        shared.check_pairs(config)
+        shared.check_prompt(config.prompt, config.model.kind, config.has_tokenizer, answers=True)
+        shared.check_pairs(config.batch_size, config.accumulation, config.compat, config.model.kind)
 
     def plan(self, labels: np.ndarray) -> GenuineImpostorPlan:
         return GenuineImpostorPlan(labels, self.pairs_per_step, self.data.pairs_per_epoch, self.seed)

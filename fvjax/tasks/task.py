@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -122,9 +122,8 @@ class Task(ABC):
         """Raise ValueError for settings that do not go with this task, before anything is read."""
         del config
 
-    @classmethod
     @abstractmethod
-    def from_config(cls, config: Config, workdir: Path) -> Self:
+    def __init__(self, config: Config, workdir: Path):
         """Make the task of a run. Reads nothing larger than a manifest."""
 
     # ---- examples

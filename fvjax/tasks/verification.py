@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,21 +31,16 @@ POOLS = {"visual_mean", "all_mean", "last_token"}  # of a VLM's embeddings
 class Verification(shared.FaceVerification):
     single_images = "never drawn"
 
-    def __init__(self, config: Config, workdir: Path):
-        super().__init__(config, workdir)
-        self.negatives_group, self.pooling = config.compat.negatives_group, config.model.pooling
-
     @classmethod
     def check(cls, config: Config) -> None:
-        shared.check_pairs(config)
+        shared.check_pairs(config.batch_size, config.accumulation, config.compat, config.model.kind)
         vlm, pools = config.model.kind == "vlm", set(config.eval.pools)
         if pools and not vlm:
             raise ValueError("config.eval.pools: only a VLM's embeddings have several")
         if pools and not {config.model.pooling} <= pools <= POOLS:
             choices = "visual_mean, all_mean, last_token are the choices, model.pooling must be one of them"
             raise ValueError(f"config.eval.pools: {choices}")
-        shared.check_prompt(config, answers=False)
-        shared.check_group(config, "negatives_group", config.compat.negatives_group)
+        shared.check_prompt(config.prompt, config.model.kind, config.has_tokenizer, answers=False)
 
     def plan(self, labels: np.ndarray) -> PairPlan:
         return PairPlan(labels, self.pairs_per_step, self.seed)

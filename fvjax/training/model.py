@@ -152,7 +152,10 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
     """
     pretrained = open_pretrained(config.init_from, config.init_parts, config.model.kind)
     text = task.text(lambda: Tokenizer(shipped.weights(config.init_from or config.init_parts["decoder"])))
-    changes = {"dtype": jnp.dtype(config.dtype), **_arrangement(config, reference)}
+    changes = {
+        "dtype": jnp.dtype(config.dtype),
+        **_arrangement(config.model.kind, config.remat, config.attention, reference),
+    }
     if plugins.is_spec(config.model.kind):
         encoder = plugins.load(config.model.kind)(config.plugin, dtype=jnp.dtype(config.dtype))
     else:
@@ -179,14 +182,14 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
     return dataclasses.replace(model, frozen=frozen, groups=groups, shardings=shardings)
 
 
-def _arrangement(config: Config, reference: bool) -> dict[str, Any]:
+def _arrangement(kind: str, remat: str, attention: str, reference: bool) -> dict[str, Any]:
     """Return the attributes of a network that change how it is computed and not what."""
-    if config.model.kind == "iresnet":
+    if kind == "iresnet":
         return {"on_cpu": jax.default_backend() == "cpu" and not reference}
     if reference:
         return {"remat": "none", "attention": "xla"}
     # By now training has chosen what "auto" means (planning.programs); without training nothing is recomputed.
-    return {"remat": "none" if config.remat == "auto" else config.remat, "attention": config.attention}
+    return {"remat": "none" if remat == "auto" else remat, "attention": attention}
 
 
 def open_pretrained(init_from: str, init_parts: Mapping[str, str], kind: str) -> Pretrained | None:
