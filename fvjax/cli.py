@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -72,3 +73,14 @@ def find_config(argv: list[str]) -> list[str]:
         else:
             out[i + 1] = f"{file}{colon}{row}"
     return out
+
+
+def use_huge_pages() -> None:
+    """Restart this process once with glibc set to take memory in huge pages.
+
+    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and page faults of small pages cost time
+    (measured in benchmarks/README.md, as is why freed memory is not kept). glibc reads its tunables at start only.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 
 import fvjax
-from fvjax import files, tasks, trees
+from fvjax import files, tasks
 from fvjax.config import Config
 from fvjax.console import say
 from fvjax.parallel import sharding
@@ -26,9 +25,9 @@ from fvjax.training.facts import create_workdir, run_facts
 from fvjax.training.loop import Saves, train
 from fvjax.training.metrics import Writer
 from fvjax.training.model import open_model, pretrained_hash, prompt_facts
-from fvjax.training.reporter import TrainReporter, Workload
+from fvjax.training.reporter import TrainReporter, Workload, describe_arrays
 from fvjax.training.state import TrainState, abstract_state, make_learner, start_state
-from fvjax.training.step import Recipe, train_step_with_request
+from fvjax.training.step import Recipe, compile_step
 from fvjax.training.validation import Evaluations, EvaluationSchedule
 
 
@@ -56,8 +55,7 @@ def run(
     state = experiment.load_state()
     experiment.describe(state)
     experiment.evaluate_before(state)
-    state = experiment.train(state)
-    return experiment.report(state)
+    return experiment.report(experiment.train(state))
 
 
 class Experiment:
@@ -68,6 +66,7 @@ class Experiment:
         self.seconds_before = 0.0  # of earlier starts
         self.code_version = fvjax.code_version()  # now, as the files may change while the run goes on
         self.workdir, self.trains, self.request, self.profile = workdir, trains, request, profile
+        self._before_file = workdir / "before_training.json"
         self.mesh = sharding.make_mesh(vars(config.mesh))
         self.task = tasks.get(config.task)(config, workdir)
         planner = programs.Planner(config, self.mesh)
@@ -81,9 +80,9 @@ class Experiment:
         self.facts = self._facts()
         self._start()
         create_workdir(workdir, config.to_json(), {**self.facts, **evaluation_hashes})
-        self.evaluator: Evaluator = self.task.evaluator(
-            self.model.encoder, Predictor(self.model.variables, self.frozen, self.mesh), self._seen()
-        )
+        predictor = Predictor(self.model.variables, self.frozen, self.mesh)
+        seen = set(self.store.identities) if self.store and self.examples else set()
+        self.evaluator: Evaluator = self.task.evaluator(self.model.encoder, predictor, seen)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.request.before_leaving = self.checkpoints.wait
         every = config.eval.every_epochs * self.steps_per_epoch
@@ -129,9 +128,6 @@ class Experiment:
             prompt=prompt_facts(self.model.encoder),
         )
 
-    def _seen(self) -> set[str]:
-        return set(self.store.identities) if self.store and self.examples else set()
-
     # ---- what a run does, in order
 
     def load_state(self) -> TrainState:
@@ -147,29 +143,16 @@ class Experiment:
             self.seconds_before = self.checkpoints.meta(step)["seconds"]
             say(f"Restored step {step} of {self.workdir}")
         del self.initial_state  # its arrays are donated to the first step, or not needed
-        self._check_profile(int(state.step))
+        left = self.total_steps - int(state.step) if self.trains else 0
+        profiling.check_steps(self.profile, left)
         return state
 
-    def _check_profile(self, step: int) -> None:
-        left = self.total_steps - step if self.trains else 0
-        if self.profile and left < profiling.SKIP + self.profile:
-            raise ValueError(
-                f"--profile={self.profile}: needs {profiling.SKIP} steps before, and only {left} are to be trained"
-            )
-
     def describe(self, state: TrainState) -> None:
-        """Print what there is: parameters and where they live, data and steps."""
-        trained = sum(x.size for x in trees.flatten(state.trainable).values())
-        total = trained + sum(x.size for x in trees.flatten(self.frozen).values())
-        kind = jax.devices()[0].device_kind
-        say(f"{self.config.name}: {total:,} parameters, {trained:,} train; mesh {dict(self.mesh.shape)} on {kind}")
-        say(
-            sharding.table(
-                {"frozen": self.frozen, "trainable": state.trainable, "stats": state.stats, "opt": state.opt}
-            )
-        )
+        """Print the parameters and where they live, the data and the steps."""
+        c = self.config
+        describe_arrays(c.name, self.mesh, self.frozen, state)
         if self.examples:
-            length = f"{self.config.steps} steps" if self.config.steps else f"{self.config.epochs} epochs"
+            length = f"{c.steps} steps" if c.steps else f"{c.epochs} epochs"
             say(f"{self.examples.description}, {length}")
 
     def evaluate_before(self, state: TrainState) -> None:
@@ -180,23 +163,13 @@ class Experiment:
             if jax.process_index() == 0:
                 files.replace_file(self._before_file, json.dumps(entries, indent=1))
 
-    @property
-    def _before_file(self) -> Path:
-        return self.workdir / "before_training.json"
-
     def train(self, state: TrainState) -> TrainState:
         """Train the steps that are left."""
         step = int(state.step)
         if not (self.trains and self.store and self.examples and step < self.total_steps):
             return state
         c = self.config
-        shardings = jax.tree.map(lambda x: x.sharding, self.state_shapes)
-        compiled = jax.jit(
-            functools.partial(train_step_with_request, self.recipe),
-            donate_argnums=0,
-            out_shardings=(shardings, sharding.replicated(self.mesh)),
-        )
-        workload = self._workload()
+        compiled = compile_step(self.recipe, self.state_shapes, self.mesh)
         plan, features = self.examples.plan, self.examples.features
         batches = feed.batches(
             c.data, self.store, plan, self.mesh, start_step=step, num_steps=self.total_steps - step, features=features
@@ -204,8 +177,8 @@ class Experiment:
         writer = Writer(c.name, self.workdir, c.log, step)
         writer.start(step, self.total_steps)
         trace = profiling.Trace(self.workdir, self.profile, step)
-        reporter = TrainReporter(writer, workload, c.log.every_steps, self.checkpoints.latest, self.elapsed)
-        every = c.checkpoint.every_steps
+        reporter = TrainReporter(writer, self._workload(), c.log.every_steps, self.checkpoints.latest, self.elapsed)
+        saves = Saves(self.checkpoints, c.checkpoint.every_steps, self.total_steps, self.facts, self.seconds)
         try:
             state = train(
                 state,
@@ -214,7 +187,7 @@ class Experiment:
                 compiled,
                 agreement=Agreement(self.request, c.checkpoint.every_minutes, self.mesh),
                 reporter=reporter,
-                saves=Saves(self.checkpoints, every, self.total_steps, self.facts, self.seconds),
+                saves=saves,
                 evaluations=self.evaluations,
                 trace=trace,
                 hash_every=c.log.state_hash_every,
@@ -238,9 +211,8 @@ class Experiment:
 
     def report(self, state: TrainState) -> dict[str, Any]:
         """Evaluate the final or the best state, write results.json and plots, print the table."""
-        c, trained = self.config, self.trains
-        step = int(state.step)
-        if trained:
+        c, step = self.config, int(state.step)
+        if self.trains:
             self.evaluations.catch_up(step, state, c.name)
         best = self.checkpoints.best() if c.data.val else None
         if best is not None and best != step:
@@ -251,7 +223,7 @@ class Experiment:
         validation = self.evaluations.validation_entry(step, state, c.name)
         before = json.loads(self._before_file.read_text()) if self._before_file.exists() else {}
         report = self.evaluator.report(state, before, validation)
-        if trained and step and not c.data.val:
+        if self.trains and step and not c.data.val:
             self.evaluations.append(step, report.summary)
         results = {
             **report.results,

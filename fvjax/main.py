@@ -135,17 +135,6 @@ def main(argv: list[str]) -> None:
         cli.fail(errors.line(error))
 
 
-def use_huge_pages() -> None:
-    """Restart this process once with glibc set to take memory in huge pages.
-
-    XLA's CPU backend takes gigabytes of scratch memory anew in every step, and page faults of small pages cost time
-    (measured in benchmarks/README.md, as is why freed memory is not kept). glibc reads its tunables at start only.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 if __name__ == "__main__":
-    use_huge_pages()
+    cli.use_huge_pages()
     app.run(main, flags_parser=partial(cli.parse, about=__doc__ or "", holders=FLAGS))

@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /import
 TABLE = "<!-- structure -->\n", "<!-- /structure -->"
 
 
+@functools.cache
 def imports(file: Path) -> set[str]:
     """Return the modules that a file imports, as dotted names."""
     found = set()
@@ -118,6 +120,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def edges() -> set[tuple[str, str]]:
     """Return pairs (module, imported module), both of fvjax. Imports inside functions count."""
     ours, out = modules(), set()

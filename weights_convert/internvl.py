@@ -27,7 +27,7 @@ def _decoder_table(config: Mapping[str, Any], location: str) -> ModuleType:
 
 
 def model_config(config: Mapping[str, Any], location: str) -> dict[str, Any]:
-    """Convert config.json to the attributes of fvjax.models.vlm.build.
+    """Convert config.json to the attributes of fvjax.models.encoder.build_vlm.
 
     Raises ValueError for a key that is missing or unknown, or has a value that is not supported.
     """

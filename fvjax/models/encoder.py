@@ -16,7 +16,9 @@ import jax.numpy as jnp
 
 from fvjax.models import vlm
 from fvjax.models.cache import Cache
+from fvjax.models.decoder import Decoder
 from fvjax.models.iresnet import IResNet
+from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
 from fvjax.typing import Embeddings, Images, Keys
 
@@ -149,10 +151,27 @@ def _check_text(net: vlm.VLM, pooling: str, prompt: tuple[int, ...], yes_no: tup
         raise ValueError(f"{sequence}, more than the decoder's {net.decoder.max_tokens} positions; shorten the prompt")
 
 
+def build_vlm(attributes: Mapping[str, Any], **changes: Any) -> vlm.VLM:
+    """Build a VLM from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …}.
+
+    ``changes`` override attributes of every part that has them (dtype=…, remat=…). Raises TypeError if no part does.
+    """
+    parts = {"vision": VisionTransformer, "projector": Projector, "decoder": Decoder}
+    fields = {name: set(cls.__dataclass_fields__) for name, cls in parts.items()}
+    unknown = set(changes) - set().union(*fields.values())
+    if unknown:
+        raise TypeError(f"no part of a VLM has {sorted(unknown)}")
+    built = {
+        name: cls(**{**attributes[name], **{k: v for k, v in changes.items() if k in fields[name]}})
+        for name, cls in parts.items()
+    }
+    return vlm.VLM(**built, bos=attributes["bos"])
+
+
 KINDS: dict[str, Kind] = {
     "iresnet": Kind(partial(_construct, IResNet), ("",), None),
     "vision_transformer": Kind(partial(_construct, VisionTransformer), ("mean", "cls"), None),
-    "vlm": Kind(vlm.build, ("", *vlm.POOLS), _check_text),
+    "vlm": Kind(build_vlm, ("", *vlm.POOLS), _check_text),
 }
 
 

@@ -1,7 +1,7 @@
 """Published model sizes by name: attributes of the network classes, as plain dictionaries.
 
     VisionTransformer(**presets.internvit_300m(), dtype=jnp.bfloat16)
-    vlm.build(presets.internvl2_2b(), remat="dots")
+    encoder.build_vlm(presets.internvl2_2b(), remat="dots")
 
 A converted checkpoint has the same attributes in its config.json; presets are for building a network without one.
 """
@@ -39,7 +39,7 @@ def internlm2_1_8b() -> dict[str, Any]:
 
 
 def internvl2_2b() -> dict[str, Any]:
-    """Return the parts of InternVL2-2B (2.2 billion parameters) for ``vlm.build``."""
+    """Return the parts of InternVL2-2B (2.2 billion parameters) for ``encoder.build_vlm``."""
     decoder = internlm2_1_8b()
     projector = {"width": decoder["width"], "shuffle": 2, "ps_version": "v2"}
     return {"vision": internvit_300m(), "projector": projector, "decoder": decoder, "bos": 1}

@@ -9,8 +9,7 @@ without chat template or image tags, as in LLM-FaceVerification.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -147,20 +146,3 @@ def pool_states(states: jax.Array, pool: str, visual: int) -> Embeddings:
     if pool == "last_token":
         return states[:, -1]
     return (states[:, 1 : 1 + visual] if pool == "visual_mean" else states).mean(axis=1)
-
-
-def build(attributes: Mapping[str, Any], **changes: Any) -> VLM:
-    """Build a VLM from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …}.
-
-    ``changes`` override attributes of every part that has them (dtype=…, remat=…). Raises TypeError if no part does.
-    """
-    parts = {"vision": VisionTransformer, "projector": Projector, "decoder": Decoder}
-    fields = {name: set(cls.__dataclass_fields__) for name, cls in parts.items()}
-    unknown = set(changes) - set().union(*fields.values())
-    if unknown:
-        raise TypeError(f"no part of a VLM has {sorted(unknown)}")
-    built = {
-        name: cls(**{**attributes[name], **{k: v for k, v in changes.items() if k in fields[name]}})
-        for name, cls in parts.items()
-    }
-    return VLM(**built, bos=attributes["bos"])

@@ -31,6 +31,12 @@ class Op(NamedTuple):
     end: float
 
 
+def check_steps(count: int, left: int) -> None:
+    """Raise ValueError if there are too few steps left to trace `count` of them."""
+    if count and left < SKIP + count:
+        raise ValueError(f"--profile={count}: needs {SKIP} steps before, and only {left} are to be trained")
+
+
 class Trace:
     """Traces some steps of a run, in process 0 only.
 

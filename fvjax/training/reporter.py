@@ -10,11 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fvjax import trees
-from fvjax.console import console
+from fvjax.console import console, say
 from fvjax.models import lora
+from fvjax.parallel import sharding
 from fvjax.training.metrics import Writer
+from fvjax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,16 @@ class TrainReporter:
                 f"step {step}: the loss is {values['loss']}, its gradient's norm {values['grad_norm']} (learning "
                 f"rate {values['lr']:.3g}); the last checkpoint is step {self.last_saved()}"
             )
+
+
+def describe_arrays(name: str, mesh: Mesh, frozen: Any, state: TrainState) -> None:
+    """Print how many parameters a run has and trains, and how its arrays lie on the mesh."""
+    trained = sum(x.size for x in trees.flatten(state.trainable).values())
+    total = trained + sum(x.size for x in trees.flatten(frozen).values())
+    kind = jax.devices()[0].device_kind
+    say(f"{name}: {total:,} parameters, {trained:,} train; mesh {dict(mesh.shape)} on {kind}")
+    parts = {"frozen": frozen, "trainable": state.trainable, "stats": state.stats, "opt": state.opt}
+    say(sharding.table(parts))
 
 
 def rates(work: Workload, seconds: float) -> str:

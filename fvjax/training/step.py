@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fvjax import trees
 from fvjax.losses import accumulation
 from fvjax.models import lora
+from fvjax.parallel import sharding
 from fvjax.tasks.task import Batch, Task
 from fvjax.training.model import RunModel
 from fvjax.training.state import Learner, TrainState
@@ -78,3 +82,12 @@ def train_step_with_request(
     """Do :func:`train_step` and return `request` among the values, so that a step waits for it (see agreement)."""
     state, values = train_step(recipe, state, frozen, batch)
     return state, {**values, "request": request}
+
+
+def compile_step(recipe: Recipe, state: TrainState, mesh: Mesh) -> Callable:
+    """Compile (state, frozen, batch, request) -> (state, values); the state's arrays are donated.
+
+    state: the state's leaves as shapes with shardings.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)
+    return jax.jit(partial(train_step_with_request, recipe), donate_argnums=0, out_shardings=shardings)

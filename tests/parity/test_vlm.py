@@ -279,14 +279,14 @@ def test_splice():
 
 def test_the_preset_is_the_published_internvl2_2b():
     file = GOLDEN / "internvl2_2b/config.json"
-    assert vlm.build(presets.internvl2_2b()) == vlm.build(
+    assert encoder.build_vlm(presets.internvl2_2b()) == encoder.build_vlm(
         internvl.model_config(json.loads(file.read_text()), str(file))
     )
 
 
 def test_parameter_counts():
     """Count InternVL2-2B and 120 adapters of rank 8 on fc1, fc2, w1, w2, w3, without computing anything."""
-    model = vlm.build(presets.internvl2_2b())
+    model = encoder.build_vlm(presets.internvl2_2b())
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 448, 448, 3))))
     params = trees.flatten(shapes["params"])
     assert sum(leaf.size for leaf in params.values()) == 2_205_754_368
