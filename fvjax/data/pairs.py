@@ -67,7 +67,7 @@ class PairPlan(PairsPlan):
                 f"identities with two or more images (and {self.single} with one) and none may be twice in a batch; "
                 f"choose 1 … {self.eligible}"
             )
-        # Nor do these change: where a pair starts among the records by identity, the pairs by round.
+        # These do not change either: where a pair starts among the records sorted by identity, and the pairs by round.
         position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
         starts = np.flatnonzero((position % 2 == 0) & (position + 1 < np.repeat(counts, counts)))
         by_round = np.argsort(position[starts] // 2, kind="stable")
@@ -134,9 +134,9 @@ class GenuineImpostorPlan(PairsPlan):
         counts, starts = self._counts, np.cumsum(self._counts) - self._counts
         images = self._order[shuffle_within(self._identity, bits)]  # each identity's in random order
 
-        who, turn = _take_turns(counts * (counts - 1) // 2, n // 2, bits)
-        i, j = _match(turn, counts[who])
-        genuine = images[starts[who] + i], images[starts[who] + j]
+        owner, turn = _take_turns(counts * (counts - 1) // 2, n // 2, bits)
+        i, j = _match(turn, counts[owner])
+        genuine = images[starts[owner] + i], images[starts[owner] + j]
 
         people = shuffle_within(np.zeros(len(counts), int), bits)
         size = n - n // 2
@@ -155,7 +155,7 @@ class GenuineImpostorPlan(PairsPlan):
 
 
 def validation(labels: np.ndarray, count: int, seed: int, folds: int = 10) -> Pairs:
-    """Pairs to validate on, as :class:`GenuineImpostorPlan` draws them; every fold has as many of both kinds.
+    """Draw pairs to validate on, as :class:`GenuineImpostorPlan` does; every fold has equally many of both kinds.
 
     count: a multiple of 2 * folds. Raises ValueError as the plan does.
     """
@@ -171,13 +171,16 @@ def validation(labels: np.ndarray, count: int, seed: int, folds: int = 10) -> Pa
 
 
 def _take_turns(capacity: np.ndarray, n: int, bits: np.random.PCG64) -> tuple[np.ndarray, np.ndarray]:
-    """Deal ``n`` turns out evenly: int64 [n] whose it is and int64 [n] its how-manieth (from 0).
+    """Deal ``n`` turns out evenly.
 
-    Nobody has more turns than its capacity before all have as many, and then all start again; nobody is two turns
-    ahead of another that has turns left. Whose the last turns are is drawn.
+    Nobody gets more turns than its capacity before everybody has reached theirs; then all start again. Nobody is two
+    turns ahead of another that has turns left. Who gets the last turns is random.
+
+    Returns:
+        ``owner`` int64 [n]: which identity takes the turn; ``turn`` int64 [n]: how many turns it has had before.
     """
     rounds, n = divmod(n, int(capacity.sum()))
-    low, high = 0, int(capacity.max())  # the most turns that everybody (with that capacity) can have
+    low, high = 0, int(capacity.max())  # bisection for the most turns that everybody with that capacity can have
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(capacity, middle).sum() <= n else (low, middle - 1)
@@ -190,9 +193,10 @@ def _take_turns(capacity: np.ndarray, n: int, bits: np.random.PCG64) -> tuple[np
 
 
 def _match(k: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair number ``k`` of the size * (size - 1) / 2 pairs of 0 … size - 1, counted on from the first after the last.
+    """Return pair number ``k`` of the size * (size - 1) / 2 pairs of 0 … size - 1; after the last comes the first again.
 
-    A round-robin tournament by the circle method: every size // 2 pairs from the first on are disjoint.
+    The order is that of a round-robin tournament by the circle method, so every size // 2 consecutive pairs (counted
+    from the first) are disjoint.
     """
     around = (size - 1) | 1
     day, table = np.divmod(k, np.maximum(size // 2, 1))
