@@ -39,7 +39,7 @@ def copy(store: Path, split: str, to: Path) -> Path:
     Store(store, split)  # raises an error that names the file if the store is incomplete
     if dst.exists():
         if (dst / "manifest.json").read_bytes() != (store / "manifest.json").read_bytes():
-            raise ValueError(f"{dst}: copied from {store} before that changed; remove the copy")
+            raise ValueError(f"{dst}: copied from {store} before that store changed; remove the copy")
         return dst
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dst.parent) as tmp:

@@ -2030,7 +2030,8 @@ def table(caught: dict[str, str], missed: list[str], before: str) -> str:
 
     changed = "+" if git("status", "--porcelain", "--", ".", ":!tests/MUTATIONS.md") else ""
     now = f"{git('show', '-s', '--format=%cs %h', 'HEAD')}{changed}"
-    known = dict(re.findall(r"^\| (\w+) \|.*\| (`.+` \| .+) \|$", before, re.MULTILINE))
+    row = r"^\| (\w+) \| .* \| `[^`]+` \| (`[^`]+` \| [^|]+) \|$"  # not of a row that says "not run yet"
+    known = dict(re.findall(row, before, re.MULTILINE))
     known |= {name: f"`{test.removeprefix('tests/')}` | {now}" for name, test in caught.items()}
     known |= dict.fromkeys(missed, f"**nothing** | {now}")
     rows = [f"| {f.name} | {f.breaks} | `{f.file}` | {known.get(f.name, 'not run yet |')} |" for f in FAULTS]

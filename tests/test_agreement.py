@@ -137,7 +137,7 @@ def test_what_is_exchanged_is_in_the_processes_order_and_of_its_round(process, m
 def test_each_process_tells_jax_who_it_is(monkeypatch, process, processes):
     asked, started = {}, []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.update(given))
-    monkeypatch.setattr(distributed.Watch, "start", lambda watch: started.append((watch.heartbeat, watch.where)))
+    monkeypatch.setattr(distributed.Watch, "start", lambda watch: started.append((watch.heartbeat, watch.processes)))
     monkeypatch.setattr(distributed, "check_port", lambda place: None)
     monkeypatch.setattr(distributed, "_watch", None, raising=False)
     here = [f"host{i}, pid {i}" for i in range(processes)]
@@ -204,7 +204,7 @@ def test_a_silent_process_is_lost_after_the_heartbeat_and_named(watching, me):
     watch.seen = [("", float("inf")) for _ in watch.seen]
     watch.seen[2] = ("5", 0.0)
     with pytest.raises(Ended) as ended:
-        watch._look()
+        watch._check()
     code, text, when = ended.value.args
     assert (code, when) == (69, 10.5), "at 10 s exactly it is not yet lost"
     assert text.startswith("no sign of life of process 2 (host2, pid 12) for 10 s; the same command goes on from")
@@ -214,18 +214,18 @@ def test_nobody_misses_oneself(watching):
     watch = watching(1, Clock(100))
     watch.seen = [("", float("inf")), ("", 0.0), ("", float("inf"))]
     with pytest.raises(Ended, match="nothing happened"):
-        watch._look()
+        watch._check()
 
 
 def test_who_stood_still_itself_starts_counting_again(watching):
     """After a closed laptop lid or a debugger, the others have continued; their signs of life are only read late."""
     watch = watching(0, Clock(100, {3: 60.0}))
     with pytest.raises(Ended) as ended:
-        watch._look()
+        watch._check()
     assert ended.value.args[2] == 1.5 + 60 + 10.5
     watch = watching(0, Clock(100, {3: 5.0}))  # half a heartbeat is still early enough
     with pytest.raises(Ended) as ended:
-        watch._look()
+        watch._check()
     assert ended.value.args[2] == 10.5
 
 
@@ -234,7 +234,7 @@ def test_who_ended_well_is_not_missed_and_who_did_not_ends_the_others(watching, 
     watch._ended(1, "0", "")
     watch._ended(2, "0", "")
     with pytest.raises(Ended, match="nothing happened"):
-        watch._look()
+        watch._check()
     with pytest.raises(Ended) as ended:
         watch._ended(1, "75", "stopped by SIGTERM")
     assert ended.value.args[:2] == (75, "process 1 (host1, pid 11) ended: stopped by SIGTERM")
@@ -252,7 +252,7 @@ def test_only_a_new_sign_of_life_is_one(watching, monkeypatch, alive):
     told = {"fvjax/beat": lambda: [("fvjax/beat/000001", str(next(beats)) if alive else "7")], "fvjax/ended": list}
     monkeypatch.setattr(distributed._store, "key_value_dir_get", lambda name: told[name]())
     with pytest.raises(Ended, match="nothing happened"):
-        watch._say()
+        watch._send_and_read()
     assert distributed._store.values == {"fvjax/beat/000000": "11"}
     assert watch.seen[1][1] == (5.0 if alive else 0.0)
     assert watch.seen[0][1] == 5.0, "process 0 has answered"
@@ -275,7 +275,7 @@ def test_last_words_reach_the_others(watching, monkeypatch):
         lambda name: [("fvjax/ended/000002", "2 config.x: no such file")] if "ended" in name else [],
     )
     with pytest.raises(Ended) as ended:
-        watch._say()
+        watch._send_and_read()
     assert ended.value.args[:2] == (2, "process 2 (host2, pid 12) ended: config.x: no such file")
 
 

@@ -438,7 +438,7 @@ def test_pickles_are_refused_by_name(run, tiny, tmp_path, name):
     (tiny / name).rename(tiny / "model.safetensors")
     said = run.refuses("convert", f"--src={tiny}", f"--dst={tmp_path / 'dst'}")
     assert "model.safetensors is not a complete safetensors file" in said
-    assert "convert a pickle to safetensors first" in said
+    assert "convert them to safetensors first" in said
     assert snapshot(tmp_path).keys() == {k.replace(name, "model.safetensors") for k in kept}
 
 

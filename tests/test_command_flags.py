@@ -390,7 +390,7 @@ def test_a_tower_is_pretrained_for_as_long_as_flags_say(monkeypatch, tmp_path):
     told: list[tuple] = []
     tower = {"params": {"blocks": {"ls1": np.zeros(1), "ls2": np.zeros(1)}}}
     monkeypatch.setattr(pretrain.encoder, "build", lambda *_: SimpleNamespace(init=lambda _: tower))
-    monkeypatch.setattr(pretrain, "draw_all", drawn)
+    monkeypatch.setattr(pretrain, "generate", drawn)
     monkeypatch.setattr(pretrain.optax, "warmup_cosine_decay_schedule", schedule)
     few = ["--people=40", "--shots=3", "--epochs=4", "--batch=10", "--lr=0.5"]  # two people remain for the measurement
     assert run(*few) == [(40, 3), (0.0, 0.5, 4 * 11 // 20, 4 * 11)]

@@ -40,7 +40,7 @@ def test_more_faces_than_memory_are_refused(store, monkeypatch):
     assert 2**20 < pipeline.available_memory() < 2**50
     monkeypatch.setattr(pipeline, "available_memory", lambda: 2.0**20)
     with pytest.raises(
-        ValueError, match=r"faces: 32 decoded faces need 0\.0 GiB, 0\.0 GiB are free; set config.data.cache"
+        ValueError, match=r"faces: 32 decoded images need 0\.0 GiB, 0\.0 GiB are free; set config.data.cache"
     ):
         pipeline.decode_all(store, threads=1, track=lambda what, n: what)
 

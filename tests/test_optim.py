@@ -5,18 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 
 from fvjax import trees
+from fvjax.config import OptimizerConfig
 from fvjax.parallel import sharding
-from fvjax.training import optimizer, train_state
+from fvjax.training import optimizer
+from fvjax.training.model import shardings_of_state
 
 BASE = {"name": "sgd", "lr": 0.1, "warmup_epochs": 2, "clip": 1e9, "weight_decay": 0.0, "momentum": 0.0}
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "lr_scale": {}}
 
 
 def settings(**changes):
-    return ConfigDict(BASE | ADAM | changes)
+    return OptimizerConfig(**(BASE | ADAM | changes))
 
 
 def updates(config, gradients, w=2.0, rate=lambda step: 0.1, name="w", group="all"):
@@ -101,7 +102,7 @@ def test_unknown_names_are_refused():
     ],
 )
 def test_the_rate_at_the_edges_of_an_epoch(warm, epochs, expected):
-    lr = optimizer.schedule(settings(lr=0.3, warmup_epochs=warm), epochs, 5)
+    lr = optimizer.schedule(settings(lr=0.3, warmup_epochs=warm), epochs=epochs, steps_per_epoch=5)
     for epoch, share in enumerate(expected):
         for step in (5 * epoch, 5 * epoch + 4):
             assert float(lr(jnp.int32(step))) == pytest.approx(0.3 * share, rel=1e-6), (epoch, step)
@@ -136,7 +137,7 @@ def test_moments_live_where_their_parameters_live(name, moments):
     groups = {name: "deep" if "blocks" in name else "shallow" for name in leaves}
     tx = optimizer.make(settings(name=name), groups, lambda step: 0.1)
     state = {"trainable": trainable, "stats": {}, "opt": jax.eval_shape(tx.init, trainable)}
-    where = train_state.state_shardings(state, placed, mesh)
+    where = shardings_of_state(state, placed, mesh)
     for of, count in ((where["trainable"], 1), (where["opt"], moments)):
         found = [(jax.tree_util.keystr(path), at.spec) for path, at in jax.tree_util.tree_flatten_with_path(of)[0]]
         assert [spec for key, spec in found if "'fc1'" in key and "kernel" in key] == [

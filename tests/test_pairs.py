@@ -53,7 +53,7 @@ def test_random_access_equals_sequential(drawn, places):
     plan, _ = drawn
     fresh = PairPlan(plan.labels, plan.examples_per_step, plan.seed)
     want = pairs_of(plan, range(max(places) + 1))
-    assert [fresh[i] for i in places] == [want[i] for i in places]
+    assert pairs_of(fresh, places) == [want[i] for i in places]
 
 
 LABELS = np.repeat(np.arange(20), np.arange(20) % 6 + 1)
@@ -102,7 +102,7 @@ def test_pickled_plan_is_the_same_plan():
     plan = PairPlan(LABELS, 4, 5)
     want = pairs_of(plan, range(30))
     copy = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
-    assert [copy[i] for i in range(30)] == want
+    assert pairs_of(copy, range(30)) == want
 
 
 def test_impossible_batches_are_refused():
@@ -174,7 +174,7 @@ def test_identities_and_images_take_turns(plan, epoch):
 def test_random_access_to_genuine_and_impostor_pairs(plan, places):
     fresh = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes; a copy whose epochs are not drawn yet)
     want = pairs_of(plan, range(max(places) + 1))
-    assert [fresh[i] for i in places] == [want[i] for i in places]
+    assert pairs_of(fresh, places) == [want[i] for i in places]
 
 
 def test_an_epoch_of_the_seeds_size():

@@ -87,7 +87,7 @@ def test_a_killed_worker_process_is_told_from_a_mistake(faces, plan):
 
 
 def test_what_does_not_fit_is_refused(faces, plan):
-    with pytest.raises(ValueError, match="rows 3 to 4 of a batch that has 4 pairs"):
+    with pytest.raises(ValueError, match="rows 3 to 4 of a batch that has 4 examples"):
         batches(faces, plan, rows=np.array([3, 4]))
     with pytest.raises(ValueError, match="rows -1 to 0 of a batch"):
         batches(faces, plan, rows=np.array([-1, 0]))

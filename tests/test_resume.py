@@ -244,12 +244,13 @@ def test_each_fact_of_a_checkpoint_is_compared(saved, meta, message):
     checkpoints.close()
 
 
-def test_facts_that_earlier_versions_did_not_note_are_not_asked_of_their_checkpoints(tmp_path):
+def test_a_checkpoint_without_a_fact_that_this_run_has_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, base().checkpoint)
     checkpoints.save(3, state(), {"base_hash": "b"})
     checkpoints.wait()
-    meta = {"base_hash": "b", "prompt_ids": [[1], []], "val_data_hash": "v"}
-    assert checkpoints.restore(3, abstract(state()), meta)["step"] == 3
+    assert checkpoints.restore(3, abstract(state()), {"base_hash": "b"})["step"] == 3
+    with pytest.raises(ValueError, match="3: val_data_hash is None, this run has 'v'; choose another --workdir"):
+        checkpoints.restore(3, abstract(state()), {"base_hash": "b", "val_data_hash": "v"})
     checkpoints.close()
 
 

@@ -195,7 +195,7 @@ def test_checkpoints_are_named_by_the_steps_done_and_say_what_they_hang_on(run):
     meta = checkpoints.meta(8)
     assert meta["base_hash"] == results(run.dir)["base_hash"]
     assert meta["train_data_hash"] == results(run.dir)["train_data_hash"] == manifest(run, "train")["data_hash"]
-    assert meta["pairs"] == [3, 4], "the seed, and pairs a step"
+    assert meta["plan"] == [3, 4], "the seed, and pairs a step"
     accuracies = {line["step"]: line["validation"]["accuracy@best_threshold"] for line in evaluations(run)}
     assert lines(run.dir / "validation.json") == [{str(step): value for step, value in accuracies.items()}]
 

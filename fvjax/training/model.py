@@ -128,20 +128,25 @@ class RunModel:
         return trees.unflatten(flat)
 
     def state_shardings(self, shapes: Any, mesh: Mesh) -> Any:
-        """Return a sharding for every leaf of a training state.
+        """Return a sharding for every leaf of a training state, see :func:`shardings_of_state`."""
+        return shardings_of_state(shapes, self.shardings, mesh)
 
-        Optimizer leaves live where the parameter of the same name lives; scalars are replicated.
-        """
 
-        def one(path, leaf):
-            keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-            for start in range(len(keys)):
-                name = "/".join(keys[start:])
-                if name in self.shardings and leaf.ndim:
-                    return self.shardings[name]
-            return sharding.replicated(mesh)
+def shardings_of_state(shapes: Any, shardings: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Return a sharding for every leaf of a training state; `shardings`: of the parameters, by name.
 
-        return jax.tree_util.tree_map_with_path(one, shapes)
+    Optimizer leaves live where the parameter of the same name lives; scalars are replicated.
+    """
+
+    def one(path, leaf):
+        keys = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in shardings and leaf.ndim:
+                return shardings[name]
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = False) -> RunModel:
