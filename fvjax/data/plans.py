@@ -46,7 +46,7 @@ class EpochPlan(Plan):
         if len(index) and index.min() < 0:
             raise IndexError(f"example {index.min()}: the plan starts at 0")
         epochs, places = np.divmod(index, self.steps_per_epoch * self.examples_per_step)
-        parts = [(epoch, places[epochs == epoch]) for epoch in np.unique(epochs)]
+        parts = [(epoch, places[epochs == epoch]) for epoch in (np.unique(epochs) if len(index) else (0,))]
         columns = [{name: x[at] for name, x in self._epoch(int(epoch)).items()} for epoch, at in parts]
         if len(columns) == 1:
             return columns[0]
