@@ -130,7 +130,9 @@ def test_batch_statistics_need_the_whole_batch():
 
     _, stats, _ = Additive(loss).gradients(same, W, INPUTS, STATS, 1)
     assert float(stats["batch_stats"]) == 2.5, "the new ones"
-    with pytest.raises(ValueError, match=r"^2 chunks: a model with batch norm must see the whole batch at once; use 1$"):
+    with pytest.raises(
+        ValueError, match=r"^2 chunks: a model with batch norm must see the whole batch at once; use 1$"
+    ):
         Additive(loss).gradients(same, W, INPUTS, STATS, 2)
 
 

@@ -4,13 +4,15 @@ import importlib
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import pytest
 
 from fvjax import main, runtime, tasks, trees
-from fvjax.config import base, differences, experiments, typed
+from fvjax.config import Config, base, differences, experiments, typed
+from fvjax.models import presets
 from fvjax.parallel import sharding
 from fvjax.planning import programs
 from fvjax.training.model import open_model
@@ -120,3 +122,12 @@ def test_a_cpu_gets_as_many_devices_as_a_part_of_the_batch_divides_by(monkeypatc
     assert runtime.cpu_devices(main.batches([config]), 1) == 4
     config = config.replace({"accumulation": 4})  # two pairs a part
     assert runtime.cpu_devices(main.batches([config]), 1) == 2
+
+
+def test_the_defaults_of_the_config_are_the_named_presets():
+    model = Config().model
+    tower, decoder = asdict(model.vision_transformer), asdict(model.decoder)
+    assert {k: v for k, v in tower.items() if v is not None} == presets.internvit_300m()
+    assert decoder == {k: v for k, v in presets.internlm2_1_8b().items() if k in decoder}
+    assert asdict(model.iresnet) == presets.iresnet50() | {"dropout": 0.0, "conv_init": "normal"}
+    assert asdict(model.projector) | {"width": model.decoder.width} == presets.internvl2_2b()["projector"]

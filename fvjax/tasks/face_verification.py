@@ -16,7 +16,8 @@ from fvjax.data.stores import Store
 from fvjax.losses.accumulation import Inputs
 from fvjax.tasks import benchmarks, faces
 from fvjax.tasks.benchmarks import Benchmarks, Curves, Entries, Score
-from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Task, Trained, Validation
+from fvjax.tasks.predictor import Trained
+from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Task, Validation
 
 
 class FaceVerification(Task):

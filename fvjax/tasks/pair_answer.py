@@ -31,8 +31,8 @@ from fvjax.models.encoder import Encoder
 from fvjax.parallel import sharding
 from fvjax.tasks import face_verification as shared
 from fvjax.tasks.benchmarks import Benchmarks, Score
-from fvjax.tasks.predictor import Predictor
-from fvjax.tasks.task import Batch, Evaluator, Text, Trained
+from fvjax.tasks.predictor import Predictor, Trained
+from fvjax.tasks.task import Batch, Evaluator, Text
 
 
 class PairAnswer(shared.FaceVerification):

@@ -6,14 +6,23 @@ Of several processes each has all inputs and all results on its host; its device
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fvjax.parallel import sharding
-from fvjax.tasks.task import Trained
+
+
+class Trained(Protocol):
+    """What a prediction needs of a training state."""
+
+    @property
+    def trainable(self) -> Any: ...
+
+    @property
+    def stats(self) -> Any: ...
 
 
 class Predictor:

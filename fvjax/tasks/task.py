@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,6 +21,7 @@ from fvjax.data.stores import Store
 from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.losses.accumulation import Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
+from fvjax.tasks.predictor import Predictor, Trained
 
 Batch = Mapping[str, jax.Array]  # arrays of a step's examples, see fvjax.data.pipeline.train_batches
 
@@ -33,16 +34,6 @@ class Examples:
     plan: Plan
     description: str
     features: tuple[str, ...] = ()  # arrays of the store's records that a batch holds beside the images
-
-
-class Trained(Protocol):
-    """What a prediction needs of a training state."""
-
-    @property
-    def trainable(self) -> Any: ...
-
-    @property
-    def stats(self) -> Any: ...
 
 
 class Text(NamedTuple):
@@ -183,7 +174,7 @@ class Task(ABC):
         """Return what the model says about the examples of a batch, without augmentation: embeddings, answers …"""
 
     @abstractmethod
-    def evaluator(self, encoder: Encoder, predictor: Any, seen: set[str]) -> Evaluator:
+    def evaluator(self, encoder: Encoder, predictor: Predictor, seen: set[str]) -> Evaluator:
         """Return the judge of this run's states.
 
         Args:

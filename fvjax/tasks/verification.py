@@ -22,8 +22,8 @@ from fvjax.losses.accumulation import Inputs, Objective, Variables, WholeBatch
 from fvjax.models.encoder import Encoder
 from fvjax.tasks import face_verification as shared
 from fvjax.tasks.benchmarks import Benchmarks, CosineScore, Curves, Entries
-from fvjax.tasks.predictor import Predictor
-from fvjax.tasks.task import Batch, Evaluator, Text, Trained
+from fvjax.tasks.predictor import Predictor, Trained
+from fvjax.tasks.task import Batch, Evaluator, Text
 
 POOLS = {"visual_mean", "all_mean", "last_token"}  # of a VLM's embeddings
 
