@@ -193,7 +193,7 @@ def _take_turns(capacity: np.ndarray, n: int, bits: np.random.PCG64) -> tuple[np
 
 
 def _match(k: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return pair number ``k`` of the size * (size - 1) / 2 pairs of 0 … size - 1; after the last comes the first again.
+    """Return pair number ``k`` of the size * (size - 1) / 2 pairs of 0 … size - 1, starting again after the last.
 
     The order is that of a round-robin tournament by the circle method, so every size // 2 consecutive pairs (counted
     from the first) are disjoint.
