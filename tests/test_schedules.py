@@ -52,7 +52,9 @@ def transformers_factor(schedule: str, step: int, total: int, warm: int) -> floa
 
 
 @pytest.mark.parametrize("schedule", BY_STEPS)
-@pytest.mark.parametrize(("total", "warm"), [(10, 0), (10, 1), (10, 4), (10, 9), (10, 10), (1, 0), (1, 1), (2, 1), (97, 13)])
+@pytest.mark.parametrize(
+    ("total", "warm"), [(10, 0), (10, 1), (10, 4), (10, 9), (10, 10), (1, 0), (1, 1), (2, 1), (97, 13)]
+)
 def test_the_rate_of_each_step(schedule, total, warm):
     found = rates(total, schedule=schedule, warmup_steps=warm)
     np.testing.assert_allclose(found, by_hand(schedule, total, warm), rtol=1e-5, atol=1e-7)
@@ -142,7 +144,7 @@ def settings(steps=0, epochs=0, **changes) -> Config:
     return dataclasses.replace(Config(steps=steps, epochs=epochs), optimizer=OptimizerConfig(**changes))
 
 
-WITH_EPOCHS = "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go with"
+WITH_EPOCHS = "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go"
 REFUSED = {
     "steps and epochs": (
         settings(steps=5, epochs=2, schedule="cosine"),
