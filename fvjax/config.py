@@ -379,7 +379,7 @@ def _replace(node: Any, path: list[str], value: Any) -> Any:
     first, *rest = path
     if isinstance(node, Mapping):
         return {**node, first: _replace(node[first], rest, value) if rest else value}
-    if first not in {f.name for f in dataclasses.fields(node)}:
+    if first not in getattr(node, "__dataclass_fields__", {}):
         raise KeyError(f"{type(node).__name__} has no key {first!r}")
     return dataclasses.replace(node, **{first: _replace(getattr(node, first), rest, value) if rest else value})
 

@@ -25,11 +25,12 @@ def load(spec: str) -> Any:
     module, _, name = spec.partition(":")
     _search_working_folder()
     try:
-        return getattr(importlib.import_module(module), name)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"{spec}: there is no module {error.name!r} here or in this environment") from error
-    except AttributeError as error:
-        raise ValueError(f"{spec}: the module {module} has no {name!r}") from error
+    if not hasattr(loaded, name):
+        raise ValueError(f"{spec}: the module {module} has no {name!r}")
+    return getattr(loaded, name)
 
 
 def source_hash(spec: str) -> str:

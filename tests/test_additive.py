@@ -35,7 +35,7 @@ def test_sums_are_divided_once_by_the_weight_of_the_whole_batch(parts):
 
 
 def test_a_mean_of_the_parts_means_would_be_another_loss():
-    """The parts' means are 10 / 4 and 8 / 2 times w: their mean is 3.25 w, not 3 w. Otherwise this file tests nothing."""
+    """The parts' means are 10 / 4 and 8 / 2 times w: their mean is 3.25 w, not 3 w."""
     parts = [Additive(weighted_product).gradients(same, W, part, {}, 1)[0] for part in halves(INPUTS)]
     assert [float(loss) for loss in parts] == [5.0, 8.0]
     assert float(np.mean(parts)) == 6.5

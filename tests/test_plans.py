@@ -75,7 +75,7 @@ def test_the_order_is_that_of_random_bits():
         raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(20)
         expected = sorted(range(20), key=lambda i: int(raw[i]) >> 24)
         assert ids(ShufflePlan(20, 4, seed), np.arange(20 * epoch, 20 * epoch + 20)) == expected
-    golden = [3, 2, 1, 6, 0, 7, 4, 5] + [7, 4, 5, 1, 6, 2, 0, 3]
+    golden = [3, 2, 1, 6, 0, 7, 4, 5, 7, 4, 5, 1, 6, 2, 0, 3]
     assert ids(ShufflePlan(8, 4, seed=0), range(16)) == golden
 
 

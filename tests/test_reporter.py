@@ -186,6 +186,16 @@ def test_the_rate_where_results_come_later(run, clock):
     assert rates_of(reported) == [32 / 2, 32 / 4, 32 / 8]
 
 
+def test_the_time_of_a_step_that_is_waited_for_does_not_end_where_it_was_started(run, clock):
+    """The first step after a checkpoint: started after 1 s, done after 5, and reported at once for the next save."""
+    reported = run()
+    reported.restart_clock()
+    clock.now = 101
+    reported.add(0, values(clock, arrives=105))
+    reported.flush()
+    assert rates_of(reported) == [32 / 5]
+
+
 def test_a_result_that_came_before_the_last_report_counts_from_it(run, clock):
     """A step was started before the report of the one before, so its start does not say how long it took."""
     reported = run()

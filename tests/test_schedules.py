@@ -144,9 +144,7 @@ def settings(steps=0, epochs=0, **changes) -> Config:
     return dataclasses.replace(Config(steps=steps, epochs=epochs), optimizer=OptimizerConfig(**changes))
 
 
-WITH_EPOCHS = (
-    "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go with"
-)
+WITH_EPOCHS = "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go"
 REFUSED = {
     "steps and epochs": (
         settings(steps=5, epochs=2, schedule="cosine"),

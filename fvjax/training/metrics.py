@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -77,16 +76,26 @@ class Writer:
             self.progress.console.print(text)
 
     def close(self) -> None:
+        """Close the file and all trackers, also if one of them fails.
+
+        Raises the first error, unless the run has failed already: then that error is the one to report.
+        """
         if not self.active:
             return
-        # If something has failed already, that error is the one to report, not that closing failed as well.
-        ignored = (OSError,) if sys.exc_info()[1] else ()
+        failing = sys.exc_info()[1] is not None
+        problem: Exception | None = None
         self.progress.stop()
-        with contextlib.suppress(*ignored), errors.naming(self.file.name):
+        for close in (self._close_file, *(tracker.close for tracker in self.trackers)):
+            try:
+                close()
+            except Exception as error:  # trackers have their packages' own types
+                problem = problem or error
+        if problem and not failing:
+            raise problem
+
+    def _close_file(self) -> None:
+        with errors.naming(self.file.name):
             self.file.close()
-        for tracker in self.trackers:
-            with contextlib.suppress(*ignored):
-                tracker.close()
 
 
 class Board:
