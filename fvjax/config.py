@@ -459,7 +459,10 @@ def benchmark(store: str, pairs: str, names: str = "") -> EditableConfig:
 
 
 def typed(config: EditableConfig) -> Config:
-    """Turn a ConfigDict that began as :func:`base` into a Config. Raises ValueError for unknown or missing keys."""
+    """Turn a ConfigDict that began as :func:`base` into a Config.
+
+    Raises ValueError for unknown keys, and for missing ones that have no default.
+    """
     return _typed(Config, config.to_dict(), "config")
 
 

@@ -83,8 +83,12 @@ def test_steps_that_are_evaluated(every_steps, total_steps, validates, due):
 
 def test_an_evaluation_is_missing_if_its_step_is_saved_but_has_no_line(tmp_path):
     (tmp_path / "evaluations.jsonl").write_text('{"step": 4}\n{"step": 8, "ep')  # the second was cut short by a kill
-    evaluations = Run(tmp_path).evaluations
+    run = Run(tmp_path)
+    run.kept.accuracies = {4: 0.5}
+    evaluations = run.evaluations
     assert [step for step in range(9) if evaluations.missing(step)] == [8], "4 is done, and 0 is before training"
+    run.kept.accuracies = {}
+    assert evaluations.missing(4), "a kill came before its accuracy was noted with the checkpoints"
     assert [step for step in range(9) if Run(tmp_path, validates=False).evaluations.missing(step)] == []
     assert not Run(tmp_path, every_steps=0).evaluations.missing(8)
 

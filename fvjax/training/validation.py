@@ -63,8 +63,9 @@ class Evaluations:
         return self.schedule.due(step)
 
     def missing(self, step: int) -> bool:
-        """Whether a kill came between the checkpoint of a step and its evaluation."""
-        return bool(step) and self.due(step) and step not in self.done
+        """Whether a kill came between the checkpoint of a step and the end of its evaluation."""
+        judged = not self.schedule.validates or step in self.checkpoints.accuracies
+        return bool(step) and self.due(step) and not (step in self.done and judged)
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Evaluate a state that has just been saved."""
