@@ -1256,7 +1256,7 @@ FAULTS = (
         "an evaluation that was cut short is left out by the next start",
         "fvjax/training/validation.py",
         "return bool(step) and self.due(step) and not (step in self.done and judged)",
-        "return bool(step) and self.due(step) and bool(self.done) and step not in self.done",
+        "return bool(step) and self.due(step) and bool(self.done) and not (step in self.done and judged)",
         ("tests/test_preemption.py::test_an_evaluation_that_was_cut_short_is_made_up_for",),
     ),
     Fault(
