@@ -388,12 +388,12 @@ def test_freed_memory_is_no_room(request):
     """`little_memory` also limits freed blocks that glibc has kept."""
     large = np.ones(31 << 20, np.uint8)
     del large  # from now on, smaller blocks come from the heap
-    blocks = [np.ones(20 << 20, np.uint8) for _ in range(20)]
+    blocks = [np.ones(20 << 20, np.uint8) for _ in range(40)]
     above = [bytes(5000) for _ in range(2000)]
     del blocks
     request.getfixturevalue("little_memory")
     with pytest.raises(MemoryError):
-        np.zeros(300 << 20, np.uint8)
+        np.zeros(700 << 20, np.uint8)  # would fit into what was freed, and exceeds the limit by far
     assert above
 
 

@@ -337,12 +337,11 @@ def test_remat_tells_what_each_choice_needs_in_gib(monkeypatch):
     """The choice is the largest that fits in nine tenths of the device."""
     upper = {"none": (30, 10), "dots": (20, 8), "full": (10, 4)}  # GiB kept, GiB of the working set
 
-    def sizes(config, mesh, program):
-        kept, working = upper[config.remat]
+    def sizes(planner):
+        kept, working = upper[planner.config.remat]
         return {"kept": kept * GIB, "working set": working * GIB}, 0
 
-    monkeypatch.setattr(programs, "make_program", lambda config, mesh: None)
-    monkeypatch.setattr(programs, "sizes", sizes)
+    monkeypatch.setattr(programs.Planner, "sizes", sizes)
     lora, mesh = typed(config()), sharding.one_device()
     told = "none needs 40.0 to 50.0 GiB"
     assert programs.Planner(lora, mesh).remat_that_fits(int(50 / 0.9 * GIB) + 1) == (
@@ -379,7 +378,7 @@ def test_a_devices_memory_is_its_allocators_or_its_share_of_the_machines(monkeyp
 @pytest.mark.parametrize("told", [True, False])
 def test_several_processes_take_what_fits_the_smallest(monkeypatch, told):
     monkeypatch.setattr(programs, "device_memory", lambda: 11)
-    monkeypatch.setattr(programs, "remat_that_fits", lambda config, mesh, limit: ("none", f"why, of {limit}"))
+    monkeypatch.setattr(programs.Planner, "remat_that_fits", lambda planner, limit: ("none", f"why, of {limit}"))
     monkeypatch.setattr(programs.distributed, "exchange", lambda mine: [mine, "full" if told else "none", "dots"])
     said = []
     monkeypatch.setattr(programs, "say", said.append)
