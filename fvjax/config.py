@@ -360,10 +360,10 @@ class Config:
 
         The sources of plugged-in code are part of it.
         """
-        kept = {key: value for key, value in self.flat().items() if not _may_change(key)}
+        computed = {key: value for key, value in self.flat().items() if not _may_change(key)}
         if sources := self.plugin_sources():
-            kept["plugin sources"] = sources
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+            computed["plugin sources"] = sources
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
 
     def plugin_sources(self) -> dict[str, str]:
         """Hashes of the source files of the task, loss and backbone that are not fvjax's own, by config key."""

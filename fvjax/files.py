@@ -27,8 +27,8 @@ def read_lines(path: Path) -> list[dict]:
 
 def keep_before(path: Path, step: int) -> None:
     """Cut a JSON-lines file back to the lines before `step`; a line that a kill cut short goes too."""
-    kept = [line for line in path.read_text().splitlines() if _step(line) < step] if path.exists() else []
-    replace_file(path, "".join(f"{line}\n" for line in kept))
+    earlier = [line for line in path.read_text().splitlines() if _step(line) < step] if path.exists() else []
+    replace_file(path, "".join(f"{line}\n" for line in earlier))
 
 
 def _step(line: str) -> float:

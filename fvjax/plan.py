@@ -112,8 +112,8 @@ def _communication(planned: dict[str, Any]) -> dict[str, str]:
     """Return a line for each kind of collective: megabytes sent by a device, and in how many collectives."""
     lines = {}
     for kind in hlo.KINDS:
-        if found := [c for c in planned["collectives"] if c["kind"] == kind]:
-            megabytes, times = sum(c["sent"] for c in found) / 1e6, sum(c["times"] for c in found)
+        if of_kind := [c for c in planned["collectives"] if c["kind"] == kind]:
+            megabytes, times = sum(c["sent"] for c in of_kind) / 1e6, sum(c["times"] for c in of_kind)
             lines[f"MB sent by {kind}"] = f"{megabytes:,.2f} in {times}"
     return lines
 

@@ -38,12 +38,12 @@ def source_hash(spec: str) -> str:
     module = spec.partition(":")[0]
     _search_working_folder()
     try:
-        found = find_spec(module)
+        spec_of_module = find_spec(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None or not found.has_location or found.origin is None:
+        spec_of_module = None
+    if spec_of_module is None or not spec_of_module.has_location or spec_of_module.origin is None:
         raise ValueError(f"{spec}: there is no module {module!r} with a source file here or in this environment")
-    with open(found.origin, "rb") as file:
+    with open(spec_of_module.origin, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -1014,8 +1014,8 @@ FAULTS = (
         "cache_swaps_faces",
         "faces cached on the device come in another order than the batch's labels",
         "fvjax/training/feed.py",
-        'gather(table, placed.pop("ids"))',
-        'gather(table, placed.pop("ids")[::-1])',
+        'gather(table, arrays.pop("ids"))',
+        'gather(table, arrays.pop("ids")[::-1])',
         ("tests/test_feed.py::test_batches_are_the_plans_wherever_the_faces_are[1-device]",),
     ),
     Fault(

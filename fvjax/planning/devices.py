@@ -36,5 +36,5 @@ def peak(device: Device, dtype: str) -> float:
 def peak_flops(kind: str, dtype: str) -> float:
     """Return FLOP/s at most of a device of this process, by jax's name for its kind; 0 if it is not known."""
     names = {"h200": "h200", "h100": "h100", "a100": "a100-80gb"}
-    found = next((DEVICES[name] for part, name in names.items() if part in kind.lower()), None)
-    return peak(found, dtype) if found else 0.0
+    device = next((DEVICES[name] for part, name in names.items() if part in kind.lower()), None)
+    return peak(device, dtype) if device else 0.0

@@ -53,12 +53,12 @@ def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, 
     sizes, moved = planner.sizes()
     collectives = hlo.collectives(programs.compiled(whole).as_text(), n)
     state, frozen, _ = whole.arguments
-    trained, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, frozen))
+    trained, fixed = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, frozen))
     return {
         "devices": n,
         "mesh": dict(mesh.shape),
         "images": config.batch_size,
-        "parameters": trained + kept,
+        "parameters": trained + fixed,
         "trained": trained,
         "remat": config.remat,
         "bytes": sizes,

@@ -126,12 +126,12 @@ def _inline(jaxpr: Any, inputs: list, program: list) -> list:
 
 def _needed(program: list[tuple], results: list) -> list[tuple]:
     """Remove equations whose results are never used (dead code elimination)."""
-    wanted, kept = set(results), []
+    wanted, needed = set(results), []
     for step in reversed(program):
         if wanted & set(step[2]):
             wanted |= set(step[1])
-            kept.append(step)
-    return kept[::-1]
+            needed.append(step)
+    return needed[::-1]
 
 
 def _store(program: list[tuple], results: list) -> None:

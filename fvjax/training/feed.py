@@ -55,7 +55,7 @@ def batches(
         features=features,
     ):
         ids = batch.pop("ids")
-        placed = sharding.batch(batch if table is None else {**batch, "ids": ids}, mesh)
+        arrays = sharding.batch(batch if table is None else {**batch, "ids": ids}, mesh)
         if table is not None:
-            placed["images"] = gather(table, placed.pop("ids"))
-        yield placed
+            arrays["images"] = gather(table, arrays.pop("ids"))
+        yield arrays
