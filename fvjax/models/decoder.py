@@ -18,7 +18,7 @@ from jax import lax
 
 from fvjax.models.cache import Cache, append
 from fvjax.models.layers import REMAT, Attend, Dense, DType, RMSNorm, attend, self_attend
-from fvjax.models.rotary import Positions, Scaling, rope_frequencies, rotate
+from fvjax.models.rotary import Positions, Scaling, packed_index, rope_frequencies, rotate
 
 
 def last_token(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
@@ -61,7 +61,10 @@ class Attention(nn.Module):
         q = rotate(project(x, self.heads, "q"), queries)
         if past is not None:
             k, v = past = append(past, (k, v), positions.start)
-        if positions.start is None and not self.last:
+        if positions.segments is not None:
+            same = positions.segments[:, :, None] == positions.segments[:, None]
+            y = attend(q, k, v, same & (positions.index[:, None] <= positions.index[:, :, None]))
+        elif positions.start is None and not self.last:
             y = self_attend(q, k, v, causal=True, implementation=self.implementation)
         else:
             y = attend(q, k, v, jnp.arange(k.shape[1]) <= queries.index[:, :, None])
@@ -183,16 +186,29 @@ class Decoder(nn.Module):
         states, kernel = states.astype(self.dtype), kernel.astype(self.dtype)
         return jnp.einsum("...d,vd->...v", states, kernel, preferred_element_type=jnp.float32)
 
-    def __call__(self, x: jax.Array, *, last: bool = False, lengths: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        last: bool = False,
+        lengths: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
         """Run the layers on embeddings [N,T,D] -> states [N,T,D].
 
         Args:
             last: return only the last token's state, [N,1,D]. The last layer then computes keys and values of all
                 tokens, and everything else for the last one only.
             lengths: int32 [N], number of tokens before the padding of right-padded rows; decides which token is last.
-        Raises ValueError for more tokens than ``max_tokens``.
+            segments: int32 [N,T], for rows in which several sequences follow each other: a number for each token, equal
+                within a sequence. Each sequence then has the states that it has in a row of its own.
+        Raises ValueError for more tokens than ``max_tokens``, or for the last token of packed rows.
         """
         positions = self._next_positions(x.shape[1], None, lengths, None)
+        if segments is not None:
+            if last:
+                raise ValueError("rows of several sequences have no last token; ask for all states")
+            positions = self._packed_positions(segments)
         return self.final_norm(self._run(x, None, positions, last)[0])
 
     def extend(
@@ -250,6 +266,13 @@ class Decoder(nn.Module):
         self._check_length(max(tokens, count))
         angles = index[:, :, None].astype(jnp.float32) * rope_frequencies(self, tokens)
         return Positions(jnp.cos(angles), jnp.sin(angles), index, start, lengths)
+
+    @nn.nowrap
+    def _packed_positions(self, segments: jax.Array) -> Positions:
+        """Return the positions of the tokens of packed rows, which count from 0 in each sequence."""
+        index = packed_index(segments)
+        angles = index[:, :, None].astype(jnp.float32) * rope_frequencies(self, segments.shape[1])
+        return Positions(jnp.cos(angles), jnp.sin(angles), index, None, None, segments)
 
     def _run(self, x, past, positions: Positions, last: bool):
         """Run all layers -> (states before the final norm, keys and values of the cached and the new tokens)."""

@@ -33,6 +33,18 @@ class Positions(NamedTuple):
     index: jax.Array  # int32 [N or 1, T]: position in the sequence, from 0
     start: jax.Array | None  # int32 [N]: row of the cache to write at; None without a cache, or if it is appended to
     lengths: jax.Array | None  # int32 [N]: tokens of each row before its padding; None if no row is padded
+    # int32 [N, T]: which of the sequences packed into a row a token belongs to; None: each row is one sequence
+    segments: jax.Array | None = None
+
+
+def packed_index(segments: jax.Array) -> jax.Array:
+    """Return the position of each token in its own sequence, int32 [N,T], for rows of consecutive sequences.
+
+    segments: int32 [N,T], equal for the tokens of one sequence and different from the sequence before it.
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def rotate(x: jax.Array, positions: Positions) -> jax.Array:
