@@ -1,4 +1,4 @@
-"""Run every test on the CPU with eight fake devices. These are set before jax is imported anywhere."""
+"""Run every test on the CPU with eight fake devices. They must be configured before anything imports jax."""
 
 import atexit
 import gc
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Level 1 halves the compile time, and golden and parity tests pass as with XLA's default. Programs that tests start
-# with their own XLA_FLAGS are optimised as for users.
+# Optimisation level 1 halves the compile time, and golden and parity tests pass as they do with XLA's default level.
+# Programs that tests start with their own XLA_FLAGS are optimised as they are for users.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 
 
@@ -56,13 +56,13 @@ def address_space() -> int:
 
 @pytest.fixture
 def little_memory():
-    """Allow 256 MB more address space than now. Threads that libraries start later count too, with megabytes each."""
+    """Limit the process to 256 MB more address space than now. Threads that libraries start later count as well."""
     if not Path("/proc/self/statm").exists():
         yield  # macOS has no such limit
         return
     gc.collect()  # memory freed later, and holes in glibc's heap (filled here), would add to the limit
     holes, grown = [], 0
-    while grown < 3:  # several that fitted into no hole: another thread may have made the space grow
+    while grown < 3:  # more than one, because another thread may also have made the space grow
         before = address_space()
         holes.append(np.empty(16 << 20, np.uint8))
         grown += address_space() > before

@@ -77,7 +77,7 @@ class Score:
 
     @property
     def percent(self) -> float:
-        """Percentage of killed mutants among the judged ones that change anything; 100 if there are none."""
+        """The percentage of killed mutants among the judged ones that have an effect; 100 if there are none."""
         counted = self.judged - len(self.equivalent)
         return 100 * self.killed / counted if counted else 100.0
 

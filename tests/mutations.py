@@ -57,7 +57,7 @@ FAULTS = (
     ),
     Fault(
         "layernorm_eps",
-        "layer norm adds 1e-5 to the variance instead of 1e-6",
+        "the layer norm adds 1e-5 to the variance instead of 1e-6",
         "fvjax/models/vision_transformer.py",
         "norm = partial(NORM[self.norm], self.norm_eps, self.dtype)",
         "norm = partial(NORM[self.norm], 1e-5, self.dtype)",
@@ -65,7 +65,7 @@ FAULTS = (
     ),
     Fault(
         "default_eps",
-        "a tower without a checkpoint has another layer norm epsilon than InternViT",
+        "a tower that is built without a checkpoint uses 1e-5 as layer norm epsilon instead of InternViT's 1e-6",
         "fvjax/models/vision_transformer.py",
         "norm_eps: float = 1e-6",
         "norm_eps: float = 1e-5",
@@ -73,7 +73,7 @@ FAULTS = (
     ),
     Fault(
         "biased_variance",
-        "the running variance is the biased one (flax's, not torch's)",
+        "batch norm stores the biased running variance, as flax does, instead of torch's unbiased one",
         "fvjax/models/layers.py",
         " * (count / (count - 1))",
         "",
@@ -81,7 +81,7 @@ FAULTS = (
     ),
     Fault(
         "tanh_gelu",
-        "GELU by its tanh approximation",
+        "GELU is computed by its tanh approximation instead of exactly",
         "fvjax/models/vision_transformer.py",
         '"gelu": partial(jax.nn.gelu, approximate=False)',
         '"gelu": partial(jax.nn.gelu, approximate=True)',
@@ -89,7 +89,7 @@ FAULTS = (
     ),
     Fault(
         "positions_shifted",
-        "position embeddings off by one token",
+        "the position embeddings are shifted by one token",
         "fvjax/models/vision_transformer.py",
         "resize_positions(pos, (grid, grid), (rows, cols)).astype",
         "jnp.roll(resize_positions(pos, (grid, grid), (rows, cols)), 1, 0).astype",
@@ -113,7 +113,7 @@ FAULTS = (
     ),
     Fault(
         "drop_path_unscaled",
-        "what drop-path keeps is not scaled up",
+        "drop-path does not scale up the branches that it keeps",
         "fvjax/models/vision_transformer.py",
         "y / (1 - rate).astype(self.dtype)",
         "y",
@@ -121,7 +121,7 @@ FAULTS = (
     ),
     Fault(
         "dropout_by_row",
-        "dropout follows the row in the batch instead of the image",
+        "dropout depends on the row in the batch instead of on the image",
         "fvjax/models/layers.py",
         "(fold_in(keys, DROPOUT))",
         "(jax.random.split(jax.random.key(0), x.shape[0]))",
@@ -137,7 +137,7 @@ FAULTS = (
     ),
     Fault(
         "cubic_input",
-        "faces are enlarged to 448 pixels bicubically",
+        "faces are enlarged to 448 pixels by bicubic instead of bilinear interpolation",
         "fvjax/models/preprocess.py",
         '"bilinear", antialias=False',
         '"cubic", antialias=False',
@@ -145,7 +145,7 @@ FAULTS = (
     ),
     Fault(
         "flip_upside_down",
-        "augmentation mirrors top and bottom instead of left and right",
+        "the flip augmentation swaps top and bottom instead of left and right",
         "fvjax/models/preprocess.py",
         "images[:, :, ::-1]",
         "images[:, ::-1]",
@@ -153,7 +153,7 @@ FAULTS = (
     ),
     Fault(
         "never_in_training_mode",
-        "training applies the network in evaluation mode: no batch statistics, no dropout",
+        "training applies the network in evaluation mode, without batch statistics and dropout",
         "fvjax/models/encoder.py",
         "train=train, keys=keys, mutable=mutable",
         "train=False, keys=keys, mutable=mutable",
@@ -162,7 +162,7 @@ FAULTS = (
     # ---- decoder, projector, VLM
     Fault(
         "pixel_shuffle_v1",
-        "pixel shuffle leaves the grid transposed although the checkpoint says v2",
+        "pixel shuffle uses the transposed order of v1 although the checkpoint says v2",
         "fvjax/models/projector.py",
         '"v2": (0, 1, 3, 2, 4, 5)',
         '"v2": (0, 3, 1, 2, 4, 5)',
@@ -170,7 +170,7 @@ FAULTS = (
     ),
     Fault(
         "rope_theta",
-        "rotary positions turn with the base 10,000 instead of the checkpoint's",
+        "rotary positions use base 10,000 instead of the checkpoint's rope_theta",
         "weights_convert/llama.py",
         'return {"rope": kind, "rope_theta": float(theta)}',
         'return {"rope": kind, "rope_theta": 10000.0}',
@@ -188,7 +188,7 @@ FAULTS = (
     ),
     Fault(
         "parts_share_an_a",
-        "q, k and v with an a each are written with the first one's only",
+        "when q, k and v have an A matrix each, the first one's is written for all three",
         "weights_convert/peft.py",
         "(a[0] if shared else np.concatenate(a, 1)).T)",
         "np.concatenate([a[0]] * (1 if shared else len(a)), 1).T)",
@@ -196,7 +196,8 @@ FAULTS = (
     ),
     Fault(
         "alpha_of_the_wider_adapter",
-        "an adapter of three times the rank keeps the plain alpha, so PEFT scales it by a third",
+        "an adapter with three times the rank is written with an unscaled alpha, so PEFT multiplies it by a third "
+        "of the scale",
         "weights_convert/peft.py",
         "{key: alpha * r / rank for key, r in other.items()}",
         "dict.fromkeys(other, alpha)",
@@ -204,7 +205,7 @@ FAULTS = (
     ),
     Fault(
         "any_base_will_do",
-        "adapters are attached to weights other than they were trained on",
+        "adapters are accepted for base weights other than those on which they were trained",
         "weights_convert/peft.py",
         "    if not recorded:\n",
         "    if recorded:\n",
@@ -212,7 +213,7 @@ FAULTS = (
     ),
     Fault(
         "merge_loses_negative_zeros",
-        "merging adapters that are zero turns -0.0 into 0.0",
+        "merging adapters whose product is zero changes -0.0 in the base to 0.0",
         "fvjax/models/lora.py",
         "jnp.where(delta == 0, kernel, total)",
         "total",
@@ -220,7 +221,7 @@ FAULTS = (
     ),
     Fault(
         "merge_without_the_scale",
-        "merged adapters are not scaled by alpha / rank",
+        "merging does not multiply the adapters by alpha / rank",
         "fvjax/export.py",
         "scale = config.lora.alpha / config.lora.rank if adapters else 0.0",
         "scale = 1.0",
@@ -228,7 +229,7 @@ FAULTS = (
     ),
     Fault(
         "projector_left_behind",
-        "a merged export keeps the base's weights where a run trained them in full",
+        "a merged export contains the base's weights for parts that the run trained in full",
         "fvjax/export.py",
         "changes | {name: partial(take, name) for name in whole}",
         "changes",
@@ -236,7 +237,7 @@ FAULTS = (
     ),
     Fault(
         "two_shards_in_memory",
-        "a shard is kept while the next one is read",
+        "conversion keeps a shard in memory while it reads the next one",
         "weights_convert/write.py",
         "total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())",
         "total = sum(_write_shard(temporary / file, kept := {k: (lambda v=v(): v) for k, v in shard.items()}) "
@@ -245,7 +246,7 @@ FAULTS = (
     ),
     Fault(
         "downloads_pickles",
-        "every file of a repository is downloaded",
+        "a download fetches every file of the repository, including pickles",
         "weights_convert/hub.py",
         "allow_patterns=WANTED, ",
         "",
@@ -253,7 +254,7 @@ FAULTS = (
     ),
     Fault(
         "prompts_of_any_length",
-        "a prompt that is longer than the decoder's positions is found only when it runs",
+        "a prompt longer than the decoder's maximum length is not refused when the encoder is built",
         "fvjax/models/encoder.py",
         "if tokens > net.decoder.max_tokens:",
         "if tokens > 2 * net.decoder.max_tokens:",
@@ -261,7 +262,7 @@ FAULTS = (
     ),
     Fault(
         "before_the_final_norm",
-        "embeddings are pooled from the states before the final norm",
+        "embeddings are pooled from the decoder's states before the final norm",
         "fvjax/models/decoder.py",
         "return self.final_norm(self._run(x, None, positions, last)[0])",
         "return (self.final_norm if self.is_initializing() else lambda y: y)(self._run(x, None, positions, last)[0])",
@@ -269,7 +270,7 @@ FAULTS = (
     ),
     Fault(
         "kv_groups",
-        "wqkv is read as (query groups and k, v) x key head instead of key head x (queries, k, v)",
+        "wqkv's rows are read as (queries and k, v; key head) instead of (key head; queries and k, v)",
         "weights_convert/internlm2.py",
         "        return x.reshape(*dims, *x.shape[1:])[:, part]",
         "        return x.reshape(dims[1], dims[0], dims[2], *x.shape[1:]).swapaxes(0, 1)[:, part]",
@@ -277,7 +278,7 @@ FAULTS = (
     ),
     Fault(
         "sees_the_next_token",
-        "the causal mask is off by one: every token sees the one after it",
+        "the causal mask is off by one, so every token attends to the one after it",
         "fvjax/models/layers.py",
         "jnp.tri(tokens, keys, keys - tokens, dtype=bool), logits",
         "jnp.tri(tokens, keys, keys - tokens + 1, dtype=bool), logits",
@@ -285,7 +286,7 @@ FAULTS = (
     ),
     Fault(
         "cache_sees_the_next_place",
-        "a token on a cache sees one place too far",
+        "with a cache, a token attends to one position beyond its own",
         "fvjax/models/decoder.py",
         "<= queries.index[:, :, None]",
         "<= queries.index[:, :, None] + 1",
@@ -293,7 +294,7 @@ FAULTS = (
     ),
     Fault(
         "prefix_of_another_image",
-        "a pair is continued from the prefix of another image",
+        "a pair continues from the cached prefix of another image",
         "fvjax/models/vlm.py",
         "self.decoder.extend(x, prefix, last=True)",
         "self.decoder.extend(x, prefix._replace(k=jnp.roll(prefix.k, 1, 1), v=jnp.roll(prefix.v, 1, 1)), last=True)",
@@ -301,7 +302,7 @@ FAULTS = (
     ),
     Fault(
         "lora_scale",
-        "adapters are scaled by 2 alpha / rank",
+        "adapters are scaled by 2 alpha / rank instead of alpha / rank",
         "fvjax/models/lora.py",
         "leaf * scale if",
         "leaf * 2 * scale if",
@@ -309,7 +310,7 @@ FAULTS = (
     ),
     Fault(
         "lora_scale_in_training",
-        "the training step scales adapters by 2 alpha / rank",
+        "the training step scales adapters by 2 alpha / rank instead of alpha / rank",
         "fvjax/training/model.py",
         "self.adapters.alpha / self.adapters.rank",
         "2 * self.adapters.alpha / self.adapters.rank",
@@ -317,16 +318,16 @@ FAULTS = (
     ),
     Fault(
         "lora_b_not_zero",
-        "B does not start at zero, so the adapted model does not start as the base",
+        "B is not initialised to zero, so the adapted model does not start as the base model",
         "fvjax/models/lora.py",
         "jnp.zeros((*stack, rank, outputs)",
         "jnp.ones((*stack, rank, outputs)",
         (LORA + "test_init",),
     ),
-    # ---- the step
+    # ---- training step
     Fault(
         "frozen_leaves_train",
-        "leaves with the group frozen get gradients and updates",
+        "parameters of the frozen group get gradients and updates",
         "fvjax/training/optimizer.py",
         "for n, g in groups.items() if g != FROZEN}",
         "for n, g in groups.items()}",
@@ -334,7 +335,7 @@ FAULTS = (
     ),
     Fault(
         "base_trains",
-        "vit_lora trains the whole base with the adapters",
+        "the config vit_lora trains the whole base together with the adapters",
         "configs/vit_lora.py",
         '(".*", "frozen")',
         '(".*", "adapter")',
@@ -342,7 +343,7 @@ FAULTS = (
     ),
     Fault(
         "statistics_lost",
-        "the step throws the new running statistics away",
+        "the training step discards the new running statistics",
         "fvjax/training/step.py",
         "TrainState(opt, stats, state.step + 1",
         "TrainState(opt, state.stats, state.step + 1",
@@ -350,7 +351,7 @@ FAULTS = (
     ),
     Fault(
         "keys_by_row",
-        "flip and drop-path follow the row in the batch instead of the pair",
+        "flip and drop-path depend on the row in the batch instead of on the pair",
         "fvjax/tasks/faces.py",
         '(count * batch["index"][:, None] + jnp.arange(count)).reshape(-1)',
         'jnp.arange(count * len(batch["index"]))',
@@ -358,7 +359,7 @@ FAULTS = (
     ),
     Fault(
         "partners_apart_in_the_step",
-        "the step hands the loss all first images, then all second ones",
+        "the loss receives all first images and then all second ones, instead of pair by pair",
         "fvjax/tasks/verification.py",
         "images.reshape(-1, *images.shape[2:]), train=True",
         "images.swapaxes(0, 1).reshape(-1, *images.shape[2:]), train=True",
@@ -366,7 +367,7 @@ FAULTS = (
     ),
     Fault(
         "wrong_diagonal",
-        "InfoNCE masks another similarity than each image's own",
+        "InfoNCE masks the similarity to a neighbouring image instead of each image's similarity to itself",
         "fvjax/losses/contrastive.py",
         "own[:, None] == jnp.arange(n)",
         "own[:, None] == jnp.arange(n) + 1",
@@ -374,7 +375,7 @@ FAULTS = (
     ),
     Fault(
         "temperature_of_negatives",
-        "the similarities are not divided by the temperature",
+        "InfoNCE does not divide the similarities by the temperature",
         "fvjax/losses/contrastive.py",
         "precision=jax.lax.Precision.HIGHEST) / temperature",
         "precision=jax.lax.Precision.HIGHEST)",
@@ -382,7 +383,7 @@ FAULTS = (
     ),
     Fault(
         "temperature_of_the_config",
-        "config.loss.temperature is ignored",
+        "the training loss ignores config.loss.temperature and uses 0.07",
         "fvjax/tasks/verification.py",
         "temperature=self.loss.temperature",
         "temperature=0.07",
@@ -390,7 +391,7 @@ FAULTS = (
     ),
     Fault(
         "decay_after_momentum",
-        "weight decay does not enter the momentum",
+        "weight decay is added after the momentum instead of before it",
         "fvjax/training/optimizer.py",
         "optax.chain(decay, optax.trace(config.momentum), rate)",
         "optax.chain(optax.trace(config.momentum), decay, rate)",
@@ -398,7 +399,7 @@ FAULTS = (
     ),
     Fault(
         "clipped_last",
-        "the update is clipped instead of the gradient",
+        "clipping applies to the update instead of the gradient",
         "fvjax/training/optimizer.py",
         "optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))",
         "optax.chain(optax.partition(per_group, labels), optax.clip_by_global_norm(config.clip))",
@@ -406,7 +407,7 @@ FAULTS = (
     ),
     Fault(
         "weights_not_read",
-        "what trains starts from random weights although there is an init_from",
+        "trained parameters start from random values although the config has an init_from",
         "fvjax/training/model.py",
         'return {part: self._read_pretrained(tree, "float32") for part, tree in initial.items()}',
         'return {**initial, "stats": self._read_pretrained(initial["stats"], "float32")}',
@@ -414,7 +415,7 @@ FAULTS = (
     ),
     Fault(
         "statistics_not_read",
-        "running statistics start at 0 and 1 although there is an init_from",
+        "running statistics start at 0 and 1 although the config has an init_from",
         "fvjax/training/model.py",
         'return {part: self._read_pretrained(tree, "float32") for part, tree in initial.items()}',
         'return {**initial, "trainable": self._read_pretrained(initial["trainable"], "float32")}',
@@ -431,7 +432,7 @@ FAULTS = (
     ),
     Fault(
         "partners_apart_in_the_plan",
-        "the two images of a pair are of two identities",
+        "the two images of a genuine pair show two identities",
         "fvjax/data/pairs.py",
         "order[at], order[at + 1]",
         "order[at], order[np.roll(at, 1) + 1]",
@@ -439,16 +440,16 @@ FAULTS = (
     ),
     Fault(
         "identity_twice_in_a_batch",
-        "an identity may come twice in a batch, as its own negative",
+        "an identity may occur twice in a batch and become its own negative",
         "fvjax/data/pairs.py",
         "self._round = position[self._starts] // 2",
         "self._round = 0 * position[self._starts]",
         (PAIRS + "test_every_epoch",),
     ),
-    # ---- pairwise answers, prompts, chunks
+    # ---- pairwise answers, prompts, dead adapters, accumulation
     Fault(
         "tournament_repeats",
-        "the circle method lets some pairs meet twice",
+        "the round-robin schedule repeats some pairs before all pairs have been drawn",
         "fvjax/data/pairs.py",
         "(day - table - 1) % around",
         "(day - table - 2) % around",
@@ -456,7 +457,7 @@ FAULTS = (
     ),
     Fault(
         "impostors_of_one_identity",
-        "the second image of an impostor pair is of the first one's identity",
+        "both images of an impostor pair show the same identity",
         "fvjax/data/pairs.py",
         "images[starts[a] + i], images[starts[b] + j]",
         "images[starts[a] + i], images[starts[a] + j]",
@@ -464,7 +465,7 @@ FAULTS = (
     ),
     Fault(
         "kinds_swapped",
-        "genuine pairs are labelled 0",
+        "genuine pairs are labelled 0 and impostor pairs 1",
         "fvjax/data/pairs.py",
         "np.repeat([1, 0]",
         "np.repeat([0, 1]",
@@ -472,7 +473,7 @@ FAULTS = (
     ),
     Fault(
         "same_pairs_every_epoch",
-        "every epoch draws the first one's pairs",
+        "every epoch draws the same pairs as the first one",
         "fvjax/data/plans.py",
         "SeedSequence([self.seed, epoch])",
         "SeedSequence([self.seed, 0])",
@@ -480,7 +481,7 @@ FAULTS = (
     ),
     Fault(
         "half_of_the_couples",
-        "an epoch's impostor pairs are of half as many pairs of identities, each taken twice",
+        "an epoch's impostor pairs come from half as many pairs of identities, each used twice",
         "fvjax/data/pairs.py",
         "np.arange(min(size, len(people)",
         "np.arange(min(1 + size // 2, len(people)",
@@ -488,7 +489,7 @@ FAULTS = (
     ),
     Fault(
         "turns_without_pairs",
-        "an identity goes on having turns when its pairs of images are used up",
+        "an identity is still drawn after all its pairs of images have been used",
         "fvjax/data/pairs.py",
         "counts * (counts - 1) // 2, n // 2",
         "counts * (counts - 1), n // 2",
@@ -496,7 +497,7 @@ FAULTS = (
     ),
     Fault(
         "kinds_in_order",
-        "an epoch has its genuine pairs first",
+        "an epoch has all its genuine pairs before its impostor pairs instead of in random order",
         "fvjax/data/pairs.py",
         "return first[order], second[order], label[order]",
         "return first, second, label",
@@ -504,7 +505,7 @@ FAULTS = (
     ),
     Fault(
         "one_image_of_each",
-        "an identity's impostor pairs all show the same image in an epoch",
+        "within an epoch, all impostor pairs of an identity show the same one of its images",
         "fvjax/data/pairs.py",
         "(some % (counts[a] * counts[b]) + turn)",
         "turn",
@@ -512,7 +513,7 @@ FAULTS = (
     ),
     Fault(
         "shortest_added_token",
-        "where several added tokens fit the shortest is taken",
+        "where several added tokens match, the tokenizer takes the shortest instead of the longest",
         "fvjax/data/tokenizers/internlm2.py",
         "key=len, reverse=True",
         "key=len",
@@ -520,7 +521,7 @@ FAULTS = (
     ),
     Fault(
         "added_token_contradiction",
-        "added tokens may leave gaps after the model's pieces",
+        "the tokenizer accepts added tokens whose ids leave gaps after the model's pieces",
         "fvjax/data/tokenizers/internlm2.py",
         "if beyond != set(",
         "if beyond < set(",
@@ -528,7 +529,7 @@ FAULTS = (
     ),
     Fault(
         "unknown_special_token",
-        "a special token without an id becomes the unknown one",
+        "a special token without an id becomes the unknown token instead of an error",
         "fvjax/data/tokenizers/internlm2.py",
         "if id == self._pieces.unk_id() and",
         "if id < 0 and",
@@ -536,7 +537,7 @@ FAULTS = (
     ),
     Fault(
         "answers_of_two_tokens",
-        "of an answer split into several tokens the first counts",
+        "for an answer that is split into several tokens, the first token is used instead of an error",
         "fvjax/data/prompts.py",
         "if len(yes) != 1 or len(no) != 1 or",
         "if",
@@ -544,7 +545,7 @@ FAULTS = (
     ),
     Fault(
         "answers_swapped_in_the_loss",
-        "genuine pairs are taught No",
+        "the loss teaches the answer No for genuine pairs",
         "fvjax/losses/pair_answer.py",
         "labels == 1",
         "labels == 0",
@@ -552,7 +553,7 @@ FAULTS = (
     ),
     Fault(
         "answers_swapped_in_the_score",
-        "P(Yes) is P(No)",
+        "the score is the probability of No instead of Yes",
         "fvjax/losses/pair_answer.py",
         "logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32)",
         "logits[:, no].astype(jnp.float32) - logits[:, yes].astype(jnp.float32)",
@@ -560,7 +561,7 @@ FAULTS = (
     ),
     Fault(
         "p_yes_of_the_vocabulary",
-        "P(Yes) is among all tokens",
+        "P(Yes) is normalised over the whole vocabulary instead of over Yes and No",
         "fvjax/losses/pair_answer.py",
         "jax.nn.sigmoid(logits[:, yes].astype(jnp.float32) - logits[:, no].astype(jnp.float32))",
         "jax.nn.softmax(logits.astype(jnp.float32))[:, yes]",
@@ -568,7 +569,7 @@ FAULTS = (
     ),
     Fault(
         "two_tokens_by_default",
-        "the loss is over Yes and No unless asked for the vocabulary",
+        "by default the answer loss is over Yes and No instead of the whole vocabulary",
         "fvjax/losses/pair_answer.py",
         'over: str = "vocab"',
         'over: str = "yes_no"',
@@ -576,7 +577,7 @@ FAULTS = (
     ),
     Fault(
         "answer_loss_in_half_precision",
-        "the loss is computed in the logits' type",
+        "the answer loss is computed in the dtype of the logits instead of float32",
         "fvjax/losses/pair_answer.py",
         "logits = logits.astype(jnp.float32)",
         "logits = logits",
@@ -584,7 +585,7 @@ FAULTS = (
     ),
     Fault(
         "gate_halves_swapped",
-        "the dead-adapter gate looks at a first and then at b",
+        "the dead-adapter check inspects A at the first step and B at the second, instead of B first",
         "fvjax/models/lora.py",
         '(1, "/b", first), (2, "/a", second)',
         '(1, "/a", first), (2, "/b", second)',
@@ -592,7 +593,7 @@ FAULTS = (
     ),
     Fault(
         "gate_any_zero",
-        "one zero element makes an adapter dead",
+        "the dead-adapter check reports an adapter of which a single gradient element is zero",
         "fvjax/models/lora.py",
         "(g == 0).all(",
         "(g == 0).any(",
@@ -600,7 +601,7 @@ FAULTS = (
     ),
     Fault(
         "gate_whole_stack",
-        "a dead layer hides behind the living ones of its stack",
+        "the dead-adapter check reports a stack only if all its layers are dead, and so misses a single dead layer",
         "fvjax/models/lora.py",
         "(g == 0).all(axis=(-2, -1))",
         "(g == 0).all()",
@@ -608,7 +609,7 @@ FAULTS = (
     ),
     Fault(
         "cached_keys",
-        "the backward pass drops other paths than the forward pass",
+        "the backward pass of GradCache drops other paths than its forward pass",
         "fvjax/losses/accumulation.py",
         "_, vjp = jax.vjp(lambda trainable: embed(trainable, part), trainable)",
         "def turn(x):\n                return x[::-1] if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x\n"
@@ -617,7 +618,7 @@ FAULTS = (
     ),
     Fault(
         "cached_rows",
-        "chunks get other rows' part of the loss's gradient",
+        "GradCache gives a chunk the loss's gradient for the rows of other chunks",
         "fvjax/losses/accumulation.py",
         "(divided, split(pull, parts))",
         "(divided, pull.reshape(parts, -1, *pull.shape[1:]))",
@@ -625,7 +626,7 @@ FAULTS = (
     ),
     Fault(
         "last_chunk_only",
-        "only the last chunk's gradient is kept",
+        "accumulation keeps the last chunk's gradient only",
         "fvjax/losses/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "0 * sum + g.astype(jnp.float32)",
@@ -633,7 +634,7 @@ FAULTS = (
     ),
     Fault(
         "half_precision_sum",
-        "chunks' gradients are summed in the parameters' type",
+        "accumulation sums the chunks' gradients in the parameters' dtype instead of float32",
         "fvjax/losses/accumulation.py",
         "sum + g.astype(jnp.float32)",
         "(sum.astype(g.dtype) + g).astype(jnp.float32)",
@@ -641,7 +642,7 @@ FAULTS = (
     ),
     Fault(
         "all_chunks_at_once",
-        "all chunks are embedded at once",
+        "GradCache embeds all chunks at once, so that the activations of the whole batch are in memory",
         "fvjax/losses/accumulation.py",
         "jax.lax.map(lambda part: embed(trainable, part), divided)",
         "jax.vmap(lambda part: embed(trainable, part))(divided)",
@@ -649,16 +650,16 @@ FAULTS = (
     ),
     Fault(
         "chunked_batch_norm",
-        "two chunks of a model with batch norm are let through",
+        "a model with batch norm is accepted with two accumulation chunks",
         "fvjax/losses/accumulation.py",
         "if parts > 1 and stats",
         "if parts > 2 and stats",
         (CACHE + "test_what_cannot_be_chunked_is_refused",),
     ),
-    # ---- hosts
+    # ---- several hosts, resuming, readers of foreign files, stores
     Fault(
         "hosts_overlap",
-        "every host reads the first host's pairs",
+        "every host reads the pairs of the first host",
         "fvjax/data/pipeline.py",
         "index = step * total + rows",
         "index = step * total + np.arange(len(rows))",
@@ -666,7 +667,7 @@ FAULTS = (
     ),
     Fault(
         "resume_repeats_a_batch",
-        "a resumed pipeline repeats the last batch",
+        "a resumed pipeline repeats the last batch before the checkpoint",
         "fvjax/data/pipeline.py",
         "range(start_step, start_step + num_steps)",
         "range(max(start_step - 1, 0), start_step + num_steps)",
@@ -674,7 +675,7 @@ FAULTS = (
     ),
     Fault(
         "resume_from_the_first_batch",
-        "a resumed run starts the data again",
+        "a resumed run reads the data from the first batch on",
         "fvjax/experiment.py",
         "start_step=step,",
         "start_step=0,",
@@ -682,7 +683,7 @@ FAULTS = (
     ),
     Fault(
         "any_checkpoint",
-        "a checkpoint of another base or other data is accepted",
+        "a checkpoint that was trained on another base or other data is accepted",
         "fvjax/training/checkpoint.py",
         "if saved.get(key) != value:",
         "if key not in saved:",
@@ -690,7 +691,7 @@ FAULTS = (
     ),
     Fault(
         "lfw_number",
-        "LFW's second image has the first one's number",
+        "the second image of an LFW pair gets the number of the first image",
         "fvjax/data/readers/benchmark_lists.py",
         "{b}_{int(cells[-1]):04d}",
         "{b}_{int(cells[1]):04d}",
@@ -698,7 +699,7 @@ FAULTS = (
     ),
     Fault(
         "bin_any_name",
-        "a .bin's call of a name that is not known makes an array",
+        "a .bin may call any unknown name, which then counts as creating an array, instead of being refused",
         "fvjax/data/readers/plain_pickle.py",
         "KNOWN.get(dotted)",
         'KNOWN.get(dotted, "array")',
@@ -706,7 +707,7 @@ FAULTS = (
     ),
     Fault(
         "bin_instructions_without_end",
-        "a .bin may hold any number of instructions",
+        "a .bin may have an unlimited number of pickle instructions",
         "fvjax/data/readers/plain_pickle.py",
         "if count > limit:",
         "if count > self.size:",
@@ -714,7 +715,7 @@ FAULTS = (
     ),
     Fault(
         "bin_genuine_pairs_join_nobody",
-        "the identities of a .bin are its images",
+        "the genuine pairs of a .bin do not join identities, so every image becomes an identity of its own",
         "fvjax/data/readers/insightface_bin.py",
         "parent[high] = low",
         "parent[low] = low",
@@ -722,7 +723,7 @@ FAULTS = (
     ),
     Fault(
         "bin_contradictions_stay",
-        "impostor pairs of one derived identity are not dropped",
+        "impostor pairs of a .bin are kept although the genuine pairs show both images to be one identity",
         "fvjax/data/readers/insightface_bin.py",
         "usable[contradictions] = False",
         "usable[contradictions] = True",
@@ -730,7 +731,7 @@ FAULTS = (
     ),
     Fault(
         "tfds_foreign_features",
-        "TFDS imports what features.json names",
+        "TFDS imports any module that features.json names",
         "fvjax/data/readers/tfds_source.py",
         "if not kind.startswith(ours)",
         "if not kind",
@@ -738,7 +739,7 @@ FAULTS = (
     ),
     Fault(
         "index_shape_believed",
-        "a store's index is as long as it says",
+        "the length that a store's index states is not compared with its contents",
         "fvjax/data/stores/store.py",
         "or shape != values.shape",
         "",
@@ -746,7 +747,7 @@ FAULTS = (
     ),
     Fault(
         "jpeg_scans",
-        "a JPEG may have any number of scans",
+        "a JPEG may have an unlimited number of scans",
         "fvjax/data/images.py",
         "* width * height > MAX_WORK",
         "* width * height < 0",
@@ -754,7 +755,7 @@ FAULTS = (
     ),
     Fault(
         "rec_parts",
-        "the magic number that cut a record is not put back",
+        "the magic number at which a record was split is not restored when its parts are joined",
         "fvjax/data/readers/recordio/records.py",
         "return MARK.join(parts), at",
         'return b"".join(parts), at',
@@ -762,7 +763,7 @@ FAULTS = (
     ),
     Fault(
         "rec_swallows",
-        "a record with too great a length takes the next ones with it",
+        "a record with too large a length swallows the records after it",
         "fvjax/data/readers/recordio/scanner.py",
         "(word <= LENGTH) & (end <= after)",
         "(word <= LENGTH)",
@@ -770,7 +771,7 @@ FAULTS = (
     ),
     Fault(
         "rec_stray_bytes",
-        "bytes between records are neither read nor rejected",
+        "bytes between two records are neither read nor counted as rejected",
         "fvjax/data/readers/recordio/scanner.py",
         "stray = end < after",
         "stray = end < 0",
@@ -778,7 +779,7 @@ FAULTS = (
     ),
     Fault(
         "rec_block_border",
-        "a record whose block ends before the next one starts loses its end",
+        "a record that extends beyond the end of a block is cut off there",
         "fvjax/data/readers/recordio/scanner.py",
         "yield rows[:-1], int(pending[0, 0])",
         "yield rows[:-1], first + 4 * block",
@@ -786,7 +787,7 @@ FAULTS = (
     ),
     Fault(
         "rec_range",
-        "an identity header may cover images of two labels",
+        "the range in an identity header may include images with another label",
         "fvjax/data/readers/recordio/companions.py",
         "np.flatnonzero(label != label[:1])",
         "np.flatnonzero(label != label)",
@@ -794,7 +795,7 @@ FAULTS = (
     ),
     Fault(
         "rec_val_share",
-        "one image too many of each identity is for validation",
+        "validation takes one image too many of each identity",
         "fvjax/data/readers/recordio/conversion.py",
         "rank < np.floor(counts",
         "rank <= np.floor(counts",
@@ -802,7 +803,7 @@ FAULTS = (
     ),
     Fault(
         "rec_top",
-        "--top keeps the identities with the fewest images",
+        "--top keeps the identities with the fewest images instead of the most",
         "fvjax/data/readers/recordio/conversion.py",
         "np.lexsort((names, -counts))",
         "np.lexsort((names, counts))",
@@ -810,7 +811,7 @@ FAULTS = (
     ),
     Fault(
         "rec_spoiled_shard",
-        "a finished shard is kept without a look at it",
+        "a finished shard is reused without comparing its hash",
         "fvjax/data/readers/recordio/shard_jobs.py",
         '["sha256"] == _sha256(job.file)',
         '["sha256"]',
@@ -818,7 +819,7 @@ FAULTS = (
     ),
     Fault(
         "rec_other_plan",
-        "finished shards of other options are kept",
+        "finished shards of a conversion with other options are reused",
         "fvjax/data/readers/recordio/conversion.py",
         "elif file.read_text() != plan:",
         "elif not file.read_text():",
@@ -826,7 +827,7 @@ FAULTS = (
     ),
     Fault(
         "check_header_only",
-        "what is stored is checked by its header alone",
+        "images are stored after a check of their header alone, without decoding them",
         "fvjax/data/images.py",
         'simplejpeg.decode_jpeg(jpeg, colorspace="RGB", min_height=1, min_width=1, min_factor=8)',
         "pass",
@@ -834,7 +835,7 @@ FAULTS = (
     ),
     Fault(
         "hash_of_nothing",
-        "data_hash leaves the records out",
+        "data_hash does not include the records",
         "fvjax/data/stores/writer.py",
         "self._hash.update(self._shards[-1].add(jpeg, label, identity, source, encoded))",
         "self._shards[-1].add(jpeg, label, identity, source, encoded)",
@@ -842,7 +843,7 @@ FAULTS = (
     ),
     Fault(
         "feature_digest_without_type",
-        "a record's digest leaves out a feature's dtype and shape, so data_hash does not change with them",
+        "a record's digest omits a feature's dtype and shape, so data_hash does not change when they do",
         "fvjax/data/stores/shards.py",
         "parts += [value.name.encode(), value.type.encode(), value.data]",
         "parts += [value.name.encode(), value.data]",
@@ -858,7 +859,7 @@ FAULTS = (
     ),
     Fault(
         "feature_infinity",
-        "features may have infinite numbers",
+        "features may contain infinite numbers",
         "fvjax/data/stores/features.py",
         "not np.isfinite(array).all()",
         "np.isnan(array).any()",
@@ -867,7 +868,7 @@ FAULTS = (
     # ---- conversion
     Fault(
         "fc_layout",
-        "the fc's rows stay in torch's (C, H, W) order, in both directions",
+        "conversion leaves the input axis of the fc layer in torch's (C, H, W) order, in both directions",
         "weights_convert/iresnet.py",
         "return Transform(to_fvjax, to_original)",
         "return Transform(lambda x: x.T, lambda x: x.T)",
@@ -875,16 +876,16 @@ FAULTS = (
     ),
     Fault(
         "lenient_conversion",
-        "keys that nothing knows are ignored",
+        "conversion ignores unknown keys instead of refusing them",
         "weights_convert/rules.py",
         "any(re.fullmatch(p, key) for p in ignored)",
         "True",
         ("tests/test_convert.py::test_weights_that_do_not_fit",),
     ),
-    # ---- parts of a batch, the reference's switches, pools and pairs
+    # ---- config.compat, attention by head, convolutions, remat, shared images
     Fault(
         "first_part_instead_of_the_last",
-        "compat.last_micro_batch keeps the gradient of the first part",
+        "compat.last_micro_batch keeps the gradient of the first part of the batch instead of the last",
         "fvjax/training/step.py",
         "accumulation.split(x, parts)[-1]",
         "accumulation.split(x, parts)[0]",
@@ -892,7 +893,7 @@ FAULTS = (
     ),
     Fault(
         "last_part_undivided",
-        "compat.last_micro_batch does not divide by the number of parts",
+        "compat.last_micro_batch does not divide the gradient by the number of parts",
         "fvjax/training/step.py",
         "lambda g: g / recipe.parts",
         "lambda g: g",
@@ -900,7 +901,7 @@ FAULTS = (
     ),
     Fault(
         "sum_of_the_parts",
-        "the gradient of answers is the sum over a batch's parts instead of their mean",
+        "the gradient of pair_answer is the sum over the parts of a batch instead of their mean",
         "fvjax/losses/accumulation.py",
         "jax.tree.map(lambda g: g / weight, grads)",
         "jax.tree.map(lambda g: g / (weight / parts), grads)",
@@ -908,7 +909,7 @@ FAULTS = (
     ),
     Fault(
         "keys_of_the_other_image",
-        "the two images of a pair draw their dropped paths with other images' keys",
+        "the two images of a pair use the drop-path keys of other images",
         "fvjax/models/vlm.py",
         "keys=None if keys is None else keys.reshape(-1))",
         "keys=None if keys is None else keys.T.reshape(-1))",
@@ -916,7 +917,7 @@ FAULTS = (
     ),
     Fault(
         "by_head_sees_ahead",
-        "attention by head lets a token look at the next one",
+        "attention by head lets a token attend to the next one",
         "fvjax/models/layers.py",
         "jnp.tri(tokens, keys, keys - tokens, dtype=bool)",
         "jnp.tri(tokens, keys, keys - tokens + 1, dtype=bool)",
@@ -924,7 +925,7 @@ FAULTS = (
     ),
     Fault(
         "by_head_leaves_keys_out",
-        "attention by head of a sequence that is not causal leaves out the keys behind a block of queries",
+        "non-causal attention by head leaves out the keys after the current block of queries",
         "fvjax/models/layers.py",
         "slice(0, keys - tokens + end if causal else keys)",
         "slice(0, keys - tokens + end)",
@@ -932,7 +933,7 @@ FAULTS = (
     ),
     Fault(
         "input_gradient_not_turned",
-        "a wide convolution's input gradient on the CPU takes the kernel as it is, not turned by 180 degrees",
+        "on the CPU, the input gradient of a wide convolution does not rotate the kernel by 180 degrees",
         "fvjax/models/cpu_conv.py",
         "for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)",
         "for i in (0, 1, 2, 3) for j in (0, 1, 2, 3)",
@@ -940,7 +941,7 @@ FAULTS = (
     ),
     Fault(
         "tiles_of_the_last_images",
-        "a wide convolution's weight gradient on the CPU is that of the last turn's images",
+        "on the CPU, the weight gradient of a wide convolution uses only the images of the last iteration",
         "fvjax/models/cpu_conv.py",
         "return [a + jnp.einsum(",
         "return [0 * a + jnp.einsum(",
@@ -948,7 +949,7 @@ FAULTS = (
     ),
     Fault(
         "strided_taps_exchanged",
-        "a strided convolution's input gradient on the CPU takes first and last row of the kernel for each other",
+        "on the CPU, the input gradient of a strided convolution swaps the first and last row of the kernel",
         "fvjax/models/cpu_conv.py",
         "slice(2, None, -2)",
         "slice(0, None, 2)",
@@ -956,7 +957,7 @@ FAULTS = (
     ),
     Fault(
         "weight_gradient_of_the_last_image",
-        "a convolution's weight gradient on the CPU is that of the last image of each device",
+        "on the CPU, the weight gradient of a convolution uses only the last image of each device",
         "fvjax/models/cpu_conv.py",
         "return total + jnp.einsum(",
         "return 0 * total + jnp.einsum(",
@@ -964,7 +965,7 @@ FAULTS = (
     ),
     Fault(
         "by_head_gradient_unscaled",
-        "the gradient of attention by head leaves out the scale of the logits",
+        "the gradient of attention by head omits the scale of the logits",
         "fvjax/models/layers.py",
         "(p * (dp - inner[:, :, rows]) * q.shape[-1] ** -0.5)",
         "(p * (dp - inner[:, :, rows]))",
@@ -972,7 +973,7 @@ FAULTS = (
     ),
     Fault(
         "by_head_twice",
-        "remat computes the forward pass of attention by head again",
+        "with remat, the backward pass repeats the forward pass of attention by head",
         "fvjax/models/layers.py",
         "checkpoint_name(lax.map(attend_head, (q, k, v)), SAVED)",
         "lax.map(attend_head, (q, k, v))",
@@ -980,7 +981,7 @@ FAULTS = (
     ),
     Fault(
         "products_twice",
-        "remat computes a layer's matrix products again",
+        "with remat, the backward pass repeats a layer's matrix products",
         "fvjax/models/layers.py",
         "return checkpoint_name(y, SAVED)",
         "return y",
@@ -988,7 +989,7 @@ FAULTS = (
     ),
     Fault(
         "adapters_inner_twice",
-        "remat computes an adapter's product with its input again",
+        "with remat, the backward pass repeats an adapter's product of A with its input",
         "fvjax/models/layers.py",
         "checkpoint_name(x @ a.T, SAVED)",
         "x @ a.T",
@@ -996,7 +997,7 @@ FAULTS = (
     ),
     Fault(
         "newest_for_best",
-        "the newest checkpoint is taken for the best",
+        "the newest checkpoint is used as the best one",
         "fvjax/training/checkpoint.py",
         "key=lambda step: (accuracies.get(step, 0.0), step), default",
         "key=lambda step: step, default",
@@ -1004,7 +1005,7 @@ FAULTS = (
     ),
     Fault(
         "validation_folds_mixed",
-        "validation pairs lie in the order they were drawn in, not fold by fold",
+        "validation pairs are stored in the order in which they were drawn instead of fold by fold",
         "fvjax/data/pairs.py",
         'order = np.argsort(fold, kind="stable")',
         "order = np.arange(count)",
@@ -1012,7 +1013,7 @@ FAULTS = (
     ),
     Fault(
         "cache_swaps_faces",
-        "faces cached on the device come in another order than the batch's labels",
+        "faces from the cache on the device have another order than the batch's labels",
         "fvjax/training/feed.py",
         'gather(table, arrays.pop("ids"))',
         'gather(table, arrays.pop("ids")[::-1])',
@@ -1020,7 +1021,7 @@ FAULTS = (
     ),
     Fault(
         "every_device_does_all",
-        "visual tokens are put in their places by row numbers, for which a sharded batch is gathered first",
+        "visual tokens are inserted by row number, for which a sharded batch is first gathered on every device",
         "fvjax/models/vlm.py",
         "return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), index)",
         "return embedded.at[np.arange(len(index))[:, None], index].set(tokens.astype(embedded.dtype))",
@@ -1028,7 +1029,7 @@ FAULTS = (
     ),
     Fault(
         "groups_summed",
-        "compat.negatives_group adds the groups' losses up",
+        "compat.negatives_group sums the groups' losses instead of averaging them",
         "fvjax/losses/contrastive.py",
         "return jnp.mean(jax.vmap(",
         "return jnp.sum(jax.vmap(",
@@ -1036,7 +1037,7 @@ FAULTS = (
     ),
     Fault(
         "statistics_of_the_last_group",
-        "compat.batch_norm_group keeps the last group's running statistics",
+        "compat.batch_norm_group keeps the running statistics of the last group instead of the first",
         "fvjax/models/encoder.py",
         "lambda s: s[0], new",
         "lambda s: s[-1], new",
@@ -1044,7 +1045,7 @@ FAULTS = (
     ),
     Fault(
         "gate_left_open",
-        "training never looks at dead adapters",
+        "training never checks for dead adapters",
         "fvjax/training/reporter.py",
         "if len(self.gate) == 2:",
         "if len(self.gate) == 3:",
@@ -1052,7 +1053,7 @@ FAULTS = (
     ),
     Fault(
         "pools_in_another_order",
-        "several pools of one pass come in another order",
+        "several poolings computed in one pass are returned in reverse order",
         "fvjax/models/vlm.py",
         "for pool in pools], axis=1)",
         "for pool in pools[::-1]], axis=1)",
@@ -1060,7 +1061,7 @@ FAULTS = (
     ),
     Fault(
         "second_image_of_another_pair",
-        "pairs that share a first image are answered about each other's second one",
+        "pairs that share a first image are answered with the second image of another pair",
         "fvjax/evals/verification.py",
         "visual[pairs.b[padded]]",
         "visual[np.roll(pairs.b[padded], 1)]",
@@ -1068,16 +1069,16 @@ FAULTS = (
     ),
     Fault(
         "kept_of_another_first_image",
-        "a pair is answered with what was kept of another first image",
+        "a pair is answered with the cache of another first image",
         "fvjax/evals/verification.py",
         "after(cache, cache_rows,",
         "after(cache, cache_rows * 0,",
         (VERIFICATION + "test_answers_share_what_is_kept_of_a_first_image",),
     ),
-    # ---- evaluation
+    # ---- evaluation, checkpoints, several processes, profiling
     Fault(
         "evaluated_in_training_mode",
-        "evaluation uses the statistics of its own batch",
+        "evaluation normalises with the statistics of its own batch instead of the running ones",
         "fvjax/tasks/verification.py",
         "encoder(variables, faces)[0]",
         "encoder(variables, faces, train=True)[0]",
@@ -1085,7 +1086,7 @@ FAULTS = (
     ),
     Fault(
         "not_cosine",
-        "scores are dot products",
+        "scores are dot products instead of cosine similarities",
         "fvjax/evals/verification.py",
         "products / norms[a] / norms[b]",
         "products",
@@ -1093,7 +1094,7 @@ FAULTS = (
     ),
     Fault(
         "labels_swapped_in_the_protocol",
-        "genuine and impostor are swapped",
+        "the protocol treats genuine pairs as impostors and impostors as genuine",
         "fvjax/evals/folds.py",
         "labels = labels.astype(bool)",
         "labels = ~labels.astype(bool)",
@@ -1101,7 +1102,7 @@ FAULTS = (
     ),
     Fault(
         "labels_swapped_in_the_entry",
-        "the benchmark's genuine and impostor pairs are handed over swapped",
+        "a benchmark passes its genuine and impostor labels to the protocol swapped",
         "fvjax/evals/verification.py",
         "pairs.same[rows],",
         "~pairs.same[rows],",
@@ -1109,7 +1110,7 @@ FAULTS = (
     ),
     Fault(
         "roc_axes",
-        "FAR and TAR are swapped",
+        "the ROC returns FAR as TAR and TAR as FAR",
         "fvjax/evals/folds.py",
         "return accept_rate(~labels), accept_rate(labels)",
         "return accept_rate(labels), accept_rate(~labels)",
@@ -1117,7 +1118,7 @@ FAULTS = (
     ),
     Fault(
         "strict_threshold",
-        "a score at the threshold counts as another person",
+        "a score equal to the threshold counts as a different person",
         "fvjax/evals/folds.py",
         "(scores[test] >= threshold[:, None])",
         "(scores[test] > threshold[:, None])",
@@ -1125,7 +1126,7 @@ FAULTS = (
     ),
     Fault(
         "leak_test_fold",
-        "the threshold is chosen on the fold it is judged on",
+        "the threshold of a fold is chosen on the fold itself",
         "fvjax/evals/folds.py",
         "test, train = fold == f, fold != f",
         "test, train = fold == f, fold == f",
@@ -1133,7 +1134,7 @@ FAULTS = (
     ),
     Fault(
         "leak_all_folds",
-        "the threshold is chosen on all folds, the judged one included",
+        "the threshold of a fold is chosen on all folds, including the fold itself",
         "fvjax/evals/folds.py",
         "test, train = fold == f, fold != f",
         "test, train = fold == f, fold >= 0",
@@ -1141,7 +1142,7 @@ FAULTS = (
     ),
     Fault(
         "far_rank",
-        "k is rounded up, so that one more impostor is let through",
+        "k is rounded up instead of down, so the threshold accepts one impostor too many",
         "fvjax/evals/folds.py",
         "np.floor(above[:, -1] * FOLD_FAR + 1e-9)",
         "np.ceil(above[:, -1] * FOLD_FAR - 1e-9)",
@@ -1149,7 +1150,7 @@ FAULTS = (
     ),
     Fault(
         "bootstrap_over_pairs",
-        "intervals ignore that pairs share persons",
+        "confidence intervals ignore that several pairs share a person",
         "fvjax/evals/verification.py",
         "            identities_a=pairs.identity_a[rows],\n            identities_b=pairs.identity_b[rows],\n",
         "",
@@ -1157,7 +1158,7 @@ FAULTS = (
     ),
     Fault(
         "genuine_pairs_weigh_twice",
-        "a genuine pair weighs the square of its identity's multiplicity",
+        "in the bootstrap, a genuine pair has the square of its identity's multiplicity as weight",
         "fvjax/evals/folds.py",
         "np.where(labels, np.int32(1), weights[:, identities[1]])",
         "weights[:, identities[1]]",
@@ -1165,7 +1166,7 @@ FAULTS = (
     ),
     Fault(
         "seen_not_marked",
-        "a benchmark's identities that training has seen get no row of their own",
+        "a benchmark's results omit the part on identities that were not trained on",
         "fvjax/tasks/benchmarks.py",
         "seen=known or None,",
         "seen=None,",
@@ -1173,7 +1174,7 @@ FAULTS = (
     ),
     Fault(
         "seen_across_namings",
-        "folder 100 of one data set counts as person 100 of another",
+        "person 100 of one data set counts as person 100 of another, although the data sets are unrelated",
         "fvjax/tasks/benchmarks.py",
         "comparable = seen and benchmark.names and benchmark.names == self.data.names",
         "comparable = seen",
@@ -1181,7 +1182,7 @@ FAULTS = (
     ),
     Fault(
         "seen_on_one_side",
-        "pairs whose second person was seen in training count as unseen",
+        "a pair whose second person was seen in training counts as unseen",
         "fvjax/evals/verification.py",
         " | np.isin(pairs.identity_b, list(seen))",
         "",
@@ -1189,7 +1190,7 @@ FAULTS = (
     ),
     Fault(
         "hash_of_a_checkpoint_ignored",
-        "a checkpoint that reads well is taken, whatever its hash",
+        "a checkpoint that can be read is restored even if its hash does not match",
         "fvjax/training/checkpoint.py",
         "if (now := digest(tree)) != saved",
         "if (now := digest(tree)) == 0 != saved",
@@ -1197,7 +1198,7 @@ FAULTS = (
     ),
     Fault(
         "damaged_checkpoint_stays",
-        "a damaged checkpoint stays where the next one of its step would go",
+        "a damaged checkpoint is not moved aside and blocks the next save of its step",
         "fvjax/training/checkpoint.py",
         "(self.path / str(step)).rename(_free(aside))",
         "pass",
@@ -1205,7 +1206,7 @@ FAULTS = (
     ),
     Fault(
         "remat_by_the_lower_estimate",
-        "remat is chosen by the lower end of what a step may need",
+        "remat is chosen by the lower instead of the upper estimate of a step's memory",
         "fvjax/planning/programs.py",
         'most = least + needed["working set"]',
         "most = least",
@@ -1213,7 +1214,7 @@ FAULTS = (
     ),
     Fault(
         "adapter_gradient_turned",
-        "the gradient of an adapter is a product for which XLA transposes the activations",
+        "the gradient of an adapter is written as a product for which XLA transposes the activations",
         "fvjax/models/layers.py",
         "over_rows(inner, dy)",
         "over_rows(dy, inner).T",
@@ -1221,7 +1222,7 @@ FAULTS = (
     ),
     Fault(
         "failed_save_not_awaited",
-        "a save that failed in one part is called lost while another part is still written",
+        "a save that failed in one thread is reported while another thread of it is still writing",
         "fvjax/training/checkpoint.py",
         "thread.join(60)",
         "pass",
@@ -1229,7 +1230,7 @@ FAULTS = (
     ),
     Fault(
         "hash_without_places",
-        "a hash does not see values that change their places",
+        "the hash of a checkpoint does not change when values swap places",
         "fvjax/training/checkpoint.py",
         "^ (place + name) *",
         "^ (0 * place + name) *",
@@ -1237,7 +1238,7 @@ FAULTS = (
     ),
     Fault(
         "failed_save_unnoticed",
-        "a save that fails in the background is told by nobody",
+        "a failed background save is never reported",
         "fvjax/training/checkpoint.py",
         "self._named(self.manager.latest_step(), self.manager.wait_until_finished)",
         "pass",
@@ -1245,7 +1246,7 @@ FAULTS = (
     ),
     Fault(
         "asked_and_not_saved",
-        "a signal while steps are unsaved is not listened to",
+        "a single process ignores a signal to stop that arrives during a step",
         "fvjax/training/agreement.py",
         "        if self.alone and self.request.asked:\n            return Action.STOP\n",
         "        if self.alone:\n            return Action.GO_ON\n",
@@ -1253,7 +1254,7 @@ FAULTS = (
     ),
     Fault(
         "evaluation_left_out",
-        "an evaluation that was cut short is left out by the next start",
+        "a restart does not repeat an evaluation that was interrupted before any evaluation had finished",
         "fvjax/training/validation.py",
         "return bool(step) and self.due(step) and not (step in self.done and judged)",
         "return bool(step) and self.due(step) and bool(self.done) and not (step in self.done and judged)",
@@ -1261,7 +1262,7 @@ FAULTS = (
     ),
     Fault(
         "disagreement_unnoticed",
-        "processes with different configs train together",
+        "processes with different configs start training together",
         "fvjax/parallel/distributed.py",
         "if value != expected:",
         "if value is None:",
@@ -1269,7 +1270,7 @@ FAULTS = (
     ),
     Fault(
         "one_hears_of_its_problem",
-        "what one process lacks only that one hears of",
+        "a problem of one process is reported to that process only, not to the others",
         "fvjax/parallel/distributed.py",
         'for i, one in enumerate(messages) if one["problem"]',
         'for i, one in enumerate(messages) if one["problem"] and i == _me',
@@ -1277,7 +1278,8 @@ FAULTS = (
     ),
     Fault(
         "frozen_peer_unnoticed",
-        "nobody looks for signs of life, and jax's own heartbeat names no process",
+        "a process that has stopped responding is not noticed by the others, so jax's heartbeat ends the run "
+        "without naming it",
         "fvjax/parallel/distributed.py",
         "if now - when > self.heartbeat and i != _me:",
         "if now - when > 100 * self.heartbeat and i != _me:",
@@ -1285,7 +1287,7 @@ FAULTS = (
     ),
     Fault(
         "worker_lost_as_a_bug",
-        "a killed data worker ends the run like a bug",
+        "the loss of a killed data worker ends the run with a traceback, as a bug would",
         "fvjax/data/pipeline.py",
         "raise errors.WorkerLost(reason) from None",
         "pass",
@@ -1293,7 +1295,7 @@ FAULTS = (
     ),
     Fault(
         "waits_in_vain",
-        "processes that do not come are waited for until jax aborts",
+        "a process waits for absent ones until jax aborts it, instead of ending with a message of its own",
         "fvjax/parallel/distributed.py",
         "    absent.start()",
         "    pass",
@@ -1301,7 +1303,7 @@ FAULTS = (
     ),
     Fault(
         "taken_port_left_to_jax",
-        "process 0 asks jax for a port that somebody else has",
+        "process 0 does not check whether its port is free before it hands the port to jax",
         "fvjax/parallel/distributed.py",
         "if place.process == 0:",
         "if place.process == -1:",
@@ -1309,7 +1311,7 @@ FAULTS = (
     ),
     Fault(
         "coordinator_without_a_port",
-        "whatever is given as the coordinator is handed to jax",
+        "any text given as --coordinator is passed on to jax",
         "fvjax/parallel/distributed.py",
         "if not (host and port.isdecimal()",
         "if place.coordinator is None and not (host and port.isdecimal()",
@@ -1317,7 +1319,7 @@ FAULTS = (
     ),
     Fault(
         "overlaps_are_busy_twice",
-        "operations at the same time count as busy one after the other",
+        "the profile counts simultaneous operations as if they had run one after the other",
         "fvjax/training/profiling.py",
         "op.end - max(op.start, until)",
         "op.end - op.start",
@@ -1325,7 +1327,7 @@ FAULTS = (
     ),
     Fault(
         "loops_count_with_what_is_in_them",
-        "a loop's time is added to that of the operations in it",
+        "the profile counts a loop's time in addition to the time of the operations inside it",
         "fvjax/training/profiling.py",
         " and known[op.name][0] not in CONTAINERS",
         "",
@@ -1333,7 +1335,7 @@ FAULTS = (
     ),
     Fault(
         "names_of_another_program",
-        "a trace is read without the compiled step's names",
+        "the profile does not read operation names from the compiled step",
         "fvjax/training/profiling.py",
         "self.text = step.as_text()",
         "pass",
@@ -1341,7 +1343,7 @@ FAULTS = (
     ),
     Fault(
         "a_cpus_programs_are_kept",
-        "what is compiled for one CPU is kept for another",
+        "compiled programs are cached on CPUs too, where another machine's CPU may not be able to run them",
         "fvjax/runtime.py",
         'if jax.default_backend() != "cpu" and "JAX_COMPILATION',
         'if "JAX_COMPILATION',
@@ -1349,16 +1351,16 @@ FAULTS = (
     ),
     Fault(
         "similarities_all_kept",
-        "a large batch keeps all rows of the similarity matrix for the backward pass",
+        "InfoNCE keeps all rows of the similarity matrix of a large batch for the backward pass",
         "fvjax/losses/contrastive.py",
         "jax.lax.map(jax.checkpoint(denominators), tuple(parts))",
         "jax.lax.map(denominators, tuple(parts))",
         ("tests/test_contrastive.py::test_memory_of_32768_images_is_bounded",),
     ),
-    # ---- what users rely on: once put in, these passed every test
+    # ---- effects on which users rely; when these were first tried, every test passed
     Fault(
         "train_images_per_s",
-        "images/s counts pairs, not images",
+        "images_per_s counts pairs instead of images",
         "fvjax/training/reporter.py",
         'values["images_per_s"] = self.work.images_per_step / seconds',
         'values["images_per_s"] = self.work.images_per_step // 2 / seconds',
@@ -1366,7 +1368,7 @@ FAULTS = (
     ),
     Fault(
         "plots_roc_axes",
-        "roc.png has FAR and TAR axes swapped",
+        "roc.png has the axes of FAR and TAR swapped",
         "fvjax/evals/plots.py",
         'axes.plot(x, y, drawstyle="steps-post"',
         'axes.plot(y, x, drawstyle="steps-post"',
@@ -1374,7 +1376,7 @@ FAULTS = (
     ),
     Fault(
         "table_auc_eer",
-        "the table shows AUC under EER and EER under AUC",
+        "the table shows AUC in the column EER and EER in the column AUC",
         "fvjax/evals/verification.py",
         'for key in ("auc", "eer")]',
         'for key in ("eer", "auc")]',
@@ -1382,7 +1384,7 @@ FAULTS = (
     ),
     Fault(
         "synthetic_stale_key",
-        "the name of a synthetic set leaves out its difficulty",
+        "the name of a synthetic set does not include its difficulty, so sets of other difficulty are reused",
         "fvjax/tasks/faces.py",
         "(*sizes, config.difficulty, config.seed)",
         "(*sizes, config.seed)",
@@ -1390,7 +1392,7 @@ FAULTS = (
     ),
     Fault(
         "pipeline_memory_unit",
-        "MemAvailable is taken for MB, so faces that do not fit are never refused",
+        "MemAvailable is read as MB instead of kB, so faces that do not fit into memory are never refused",
         "fvjax/data/pipeline.py",
         "1024 * float(line.split()[1])",
         "1024**2 * float(line.split()[1])",
@@ -1398,7 +1400,7 @@ FAULTS = (
     ),
     Fault(
         "feed_table_split",
-        "the table of faces cached on the devices is split over the mesh",
+        "the table of faces cached on the devices is split over the mesh instead of replicated",
         "fvjax/training/feed.py",
         "sharding.whole(decoded, mesh, PartitionSpec())",
         "sharding.whole(decoded, mesh)",
@@ -1406,7 +1408,7 @@ FAULTS = (
     ),
     Fault(
         "prepare_walk_order",
-        "sub-folders are listed in the file system's order",
+        "sub-folders are read in the file system's order instead of sorted by name",
         "fvjax/data/readers/folders.py",
         "in sorted(os.walk(src / name, followlinks=True))",
         "in os.walk(src / name, followlinks=True)",
@@ -1414,7 +1416,7 @@ FAULTS = (
     ),
     Fault(
         "store_single_counts",
-        "identities without an image count as identities with a single image",
+        "the manifest counts identities without an image as identities with a single image",
         "fvjax/data/stores/writer.py",
         '"single_image_identities": int((counts == 1).sum())',
         '"single_image_identities": int((counts <= 1).sum())',
@@ -1422,7 +1424,7 @@ FAULTS = (
     ),
     Fault(
         "recordio_labels_shifted",
-        "after a record rejected in a shard the index's labels are shifted",
+        "after a rejected record, the labels of the index are shifted for the rest of the shard",
         "fvjax/data/readers/recordio/conversion.py",
         "labels.append(job.labels[good])",
         "labels.append(job.labels[: len(good)])",
@@ -1430,7 +1432,7 @@ FAULTS = (
     ),
     Fault(
         "prompts_single_word",
-        "an added token that is single_word is taken, though the tokenizer cannot do that",
+        "an added token with single_word is accepted although the tokenizer does not implement it",
         "fvjax/data/tokenizers/internlm2.py",
         '("lstrip", "rstrip", "single_word")',
         '("lstrip", "rstrip")',
@@ -1438,7 +1440,7 @@ FAULTS = (
     ),
     Fault(
         "optim_b2",
-        "config.optimizer.b2 is ignored",
+        "the optimizer ignores config.optimizer.b2",
         "fvjax/training/optimizer.py",
         "optax.scale_by_adam(config.b1, config.b2, config.eps)",
         "optax.scale_by_adam(config.b1, eps=config.eps)",
@@ -1446,7 +1448,7 @@ FAULTS = (
     ),
     Fault(
         "lora_one_draw",
-        "all modules draw their A from the same key",
+        "all modules initialise their A matrix with the same key",
         "fvjax/models/lora.py",
         "module_key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
         "module_key = key",
@@ -1454,7 +1456,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint_base_config",
-        "the base's hash leaves out config.json",
+        "the hash of the base does not include config.json",
         "fvjax/training/checkpoint.py",
         'p.suffix == ".safetensors" or p.name == "config.json"',
         'p.suffix == ".safetensors"',
@@ -1462,7 +1464,7 @@ FAULTS = (
     ),
     Fault(
         "distributed_agree_keys",
-        "facts that only a later process has are not compared",
+        "processes do not compare facts that the first process lacks",
         "fvjax/parallel/distributed.py",
         'sorted(set(first) | set(one["facts"]))',
         "sorted(set(first))",
@@ -1470,7 +1472,7 @@ FAULTS = (
     ),
     Fault(
         "layers_rms_half",
-        "RMSNorm is computed in the model's type instead of float32",
+        "RMSNorm is computed in the model's dtype instead of float32",
         "fvjax/models/layers.py",
         "        x = x.astype(jnp.float32)\n        x = x * lax.rsqrt(lax.square(x).mean(-1, keepdims=True) "
         "+ self.eps)\n        return (x * scale).astype(self.dtype)",
@@ -1480,7 +1482,7 @@ FAULTS = (
     ),
     Fault(
         "iresnet_half_fc",
-        "the last layers of an IResNet are bfloat16 where the rest is",
+        "the last layers of an IResNet are computed in bfloat16 if the rest of the model is",
         "fvjax/models/iresnet.py",
         "full = jnp.promote_types(self.dtype, jnp.float32)",
         "full = self.dtype",
@@ -1488,16 +1490,16 @@ FAULTS = (
     ),
     Fault(
         "vlm_prefix_tokens",
-        "a shared prefix is told a sequence without the second image: dynamic rope frequencies differ",
+        "the length passed with a shared prefix omits the second image, so dynamic rotary frequencies are wrong",
         "fvjax/models/vlm.py",
         "tokens=x.shape[1] + tokens)[1]",
         "tokens=x.shape[1])[1]",
         ("tests/test_precision.py::test_a_shared_prefix_knows_how_long_the_sequence_will_be",),
     ),
-    # ---- written by somebody who had not seen the tests
+    # ---- written by an author who had not seen the tests
     Fault(
         "store_counts_all_names",
-        "the manifest counts names as identities, also those of which the store holds no image",
+        "the manifest counts every name as an identity, including names without an image in the store",
         "fvjax/data/stores/writer.py",
         '"identities": int((counts > 0).sum()), "rejected"',
         '"identities": len(identities), "rejected"',
@@ -1505,7 +1507,7 @@ FAULTS = (
     ),
     Fault(
         "main_cpu_devices_by_images",
-        "the number of CPU devices is made to divide a part's images instead of its pairs",
+        "the number of CPU devices is chosen to divide the images of a part instead of its pairs",
         "fvjax/main.py",
         "c.batch_size // task.images_per_example // c.accumulation",
         "c.batch_size // c.accumulation",
@@ -1513,7 +1515,7 @@ FAULTS = (
     ),
     Fault(
         "plots_percent_of_100",
-        "the TAR axis of roc.png says 1.0% where it means 100%",
+        "the TAR axis of roc.png shows 1.0% instead of 100%",
         "fvjax/evals/plots.py",
         "PercentFormatter(1)",
         "PercentFormatter()",
@@ -1521,7 +1523,7 @@ FAULTS = (
     ),
     Fault(
         "optim_warmup_scale",
-        "in warm-up epoch e the rate is lr (e+1)/(W+1) instead of lr (e+1)/W: warm-up never reaches lr",
+        "the rate in warm-up epoch e is lr (e+1)/(W+1) instead of lr (e+1)/W, so warm-up never reaches lr",
         "fvjax/training/optimizer.py",
         "(e + 1) / max(warm, 1)",
         "(e + 1) / (warm + 1)",
@@ -1529,7 +1531,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint_best_deleted",
-        "the checkpoint of the best validation accuracy is deleted once it is not among the newest",
+        "the checkpoint with the best validation accuracy is deleted once it is not among the newest",
         "fvjax/training/checkpoint.py",
         "for old in set(steps[: -self.keep]) - {self.best()}:",
         "for old in set(steps[: -self.keep]) - {step}:",
@@ -1537,7 +1539,7 @@ FAULTS = (
     ),
     Fault(
         "layers_running_var_biased",
-        "BatchNorm's running variance is the biased one, unlike torch's",
+        "batch norm stores the biased running variance, unlike torch",
         "fvjax/models/layers.py",
         "m * var * (count / (count - 1))",
         "m * var",
@@ -1545,7 +1547,7 @@ FAULTS = (
     ),
     Fault(
         "tfds_unlabelled_is_last_name",
-        "a TFDS record without label (-1) is given the last identity's name instead of being refused",
+        "a TFDS record without a label (-1) gets the name of the last identity instead of being refused",
         "fvjax/data/readers/tfds_source.py",
         "if names and min(values) < 0:",
         "if names and max(values) < 0:",
@@ -1553,7 +1555,7 @@ FAULTS = (
     ),
     Fault(
         "pipeline_prefetch_ignored",
-        "config.data.prefetch has no effect: only as many batches are kept ready as there are threads",
+        "config.data.prefetch has no effect; the number of threads decides how many batches are prefetched",
         "fvjax/data/pipeline.py",
         "prefetch_buffer_size=max(threads, prefetch))",
         "prefetch_buffer_size=threads)",
@@ -1561,7 +1563,7 @@ FAULTS = (
     ),
     Fault(
         "predict_visual_float16",
-        "visual tokens wait on the disk as float16 whatever config.dtype, between tower and decoder of pair_answer",
+        "pair_answer stores visual tokens on disk as float16, whatever config.dtype is",
         "fvjax/tasks/pair_answer.py",
         'np.memmap(file, self.dtype, "w+"',
         'np.memmap(file, np.float16, "w+"',
@@ -1569,7 +1571,7 @@ FAULTS = (
     ),
     Fault(
         "prompts_shortest_added_first",
-        "where one added token begins with another, the shorter one is found, and the rest becomes other pieces",
+        "of two added tokens with the same beginning, the tokenizer takes the shorter and splits the rest into pieces",
         "fvjax/data/tokenizers/internlm2.py",
         "longest_first = sorted(self.added, key=len, reverse=True)",
         "longest_first = sorted(self.added, key=len)",
@@ -1577,7 +1579,8 @@ FAULTS = (
     ),
     Fault(
         "align_nearest_axes",
-        "the photograph's middle is (h/2, w/2) instead of (w/2, h/2), so in an oblong one another face may be taken",
+        "the centre of a photograph is computed as (h/2, w/2) instead of (w/2, h/2), so another face may be "
+        "chosen in one that is not square",
         "fvjax/data/alignment/detectors.py",
         "middle = np.array(photograph.shape[1::-1]) / 2",
         "middle = np.array(photograph.shape[:2]) / 2",
@@ -1585,7 +1588,7 @@ FAULTS = (
     ),
     Fault(
         "train_vote_of_process_0",
-        "of several processes only the first one's wish counts: a signal to another one does not stop the run",
+        "only process 0 decides when to save and stop, so a signal to another process does not stop the run",
         "fvjax/training/agreement.py",
         "jnp.max(wanted) + 0 * step",
         "wanted[0] + 0 * step",
@@ -1593,7 +1596,7 @@ FAULTS = (
     ),
     Fault(
         "contrastive_group_of_pairs",
-        "compat.negatives_group counts pairs: groups are twice as large as asked for",
+        "compat.negatives_group counts pairs instead of images, so groups are twice as large as configured",
         "fvjax/losses/contrastive.py",
         "groups = embeddings.reshape(-1, group, embeddings.shape[-1])",
         "groups = embeddings.reshape(-1, 2 * group, embeddings.shape[-1])",
@@ -1601,8 +1604,8 @@ FAULTS = (
     ),
     Fault(
         "layers_softmax_half",
-        "softmax of attention is computed in the model's type (attention xla, and the decoder with a cache "
-        "or at the last token)",
+        "the softmax of attention is computed in the model's dtype (attention xla, and the decoder with a cache "
+        "or for the last token)",
         "fvjax/models/layers.py",
         "jax.nn.softmax(logits).astype(v.dtype)",
         "jax.nn.softmax(logits.astype(v.dtype))",
@@ -1610,7 +1613,7 @@ FAULTS = (
     ),
     Fault(
         "store_digest_without_identity",
-        "a record's digest leaves out the identity's name, so data_hash does not change when images are relabelled",
+        "a record's digest omits the identity's name, so data_hash does not change when images are relabelled",
         "fvjax/data/stores/shards.py",
         "    parts = [jpeg, identity.encode(), source.encode()]\n",
         "    parts = [jpeg, source.encode()]\n",
@@ -1618,7 +1621,7 @@ FAULTS = (
     ),
     Fault(
         "folds_genuine_weight_squared",
-        "in the vertex bootstrap a genuine pair weighs its identity's multiplicity squared",
+        "in the vertex bootstrap, a genuine pair has the square of its identity's multiplicity as weight",
         "fvjax/evals/folds.py",
         "weights = weights[:, identities[0]] * np.where(labels, np.int32(1), weights[:, identities[1]])",
         "weights = weights[:, identities[0]] * weights[:, identities[1]]",
@@ -1626,8 +1629,8 @@ FAULTS = (
     ),
     Fault(
         "run_state_moments_replicated",
-        "the optimizer's leaves are whole on every device where their parameters are split (names deeper "
-        "than two keys are not tried)",
+        "optimizer state is replicated on every device although its parameter is sharded, if the parameter's path "
+        "is long",
         "fvjax/training/model.py",
         "for start in range(len(keys)):",
         "for start in range(2):",
@@ -1635,8 +1638,7 @@ FAULTS = (
     ),
     Fault(
         "evaluate_other_naming_comparable",
-        "a benchmark with another naming than the training data's is checked for identities seen in training "
-        "all the same",
+        "seen identities are looked for in a benchmark although its naming differs from that of the training data",
         "fvjax/tasks/benchmarks.py",
         "comparable = seen and benchmark.names and benchmark.names == self.data.names",
         "comparable = seen and benchmark.names",
@@ -1644,7 +1646,7 @@ FAULTS = (
     ),
     Fault(
         "pipeline_num_steps_is_end",
-        "num_steps is taken for the last step: a run resumed at step s of T gets batches s ... T - s only",
+        "num_steps is read as the last step, so a run of T steps resumed at step s gets the batches s … T - s only",
         "fvjax/data/pipeline.py",
         "grain.MapDataset.source(range(start_step, start_step + num_steps)).map(load)",
         "grain.MapDataset.source(range(start_step, max(start_step, num_steps))).map(load)",
@@ -1652,7 +1654,7 @@ FAULTS = (
     ),
     Fault(
         "train_grad_norm_of_updates",
-        "grad_norm in metrics.jsonl is the norm of the optimizer's updates, after clipping and learning rate",
+        "grad_norm in metrics.jsonl is the norm of the optimizer's updates, after clipping and the learning rate",
         "fvjax/training/step.py",
         '"grad_norm": optax.global_norm(grads),',
         '"grad_norm": optax.global_norm(updates),',
@@ -1660,7 +1662,7 @@ FAULTS = (
     ),
     Fault(
         "pairs_seed_plus_epoch",
-        "an epoch's plan is drawn from seed + epoch: seed 1 is seed 0 one epoch later",
+        "an epoch's plan is seeded with seed + epoch, so seed 1 equals seed 0 one epoch later",
         "fvjax/data/plans.py",
         "np.random.SeedSequence([self.seed, epoch])",
         "np.random.SeedSequence([self.seed + epoch])",
@@ -1668,7 +1670,7 @@ FAULTS = (
     ),
     Fault(
         "distributed_peer_code",
-        "a process that ends because another one ended leaves with 69 whatever that one's code was",
+        "a process that ends because another one ended exits with 69 instead of the other's exit code",
         "fvjax/parallel/distributed.py",
         '_exit(int(code), f"process {i} ({self.processes[i]}) ended: {text}")',
         '_exit(PEER_LOST, f"process {i} ({self.processes[i]}) ended: {text}")',
@@ -1684,7 +1686,7 @@ FAULTS = (
     ),
     Fault(
         "recordio_numbers_after_damage",
-        "stray bytes of one block are not counted on, so in all later blocks record numbers are too small",
+        "stray bytes in one block are not counted, so record numbers in all later blocks are too small",
         "fvjax/data/readers/recordio/scanner.py",
         "            record_count += len(rows) + int(block.stray.sum())\n",
         "            record_count += len(rows)\n",
@@ -1692,7 +1694,7 @@ FAULTS = (
     ),
     Fault(
         "peft_rslora_taken",
-        "adapters with use_rslora are taken and scaled by alpha / r instead of alpha / sqrt(r)",
+        "adapters with use_rslora are accepted and scaled by alpha / r instead of alpha / sqrt(r)",
         "weights_convert/peft.py",
         'VARIANTS = ("use_dora", "use_rslora", ',
         'IGNORED_NOW = ("use_rslora",)\nVARIANTS = ("use_dora", ',
@@ -1700,7 +1702,7 @@ FAULTS = (
     ),
     Fault(
         "vit_drop_path_keys_shared",
-        "a layer's MLP branch and the next layer's attention branch draw drop-path from one key",
+        "a layer's MLP branch and the next layer's attention branch share a drop-path key",
         "fvjax/models/vision_transformer.py",
         "(keys, 2 * index + i)",
         "(keys, index + i)",
@@ -1708,7 +1710,7 @@ FAULTS = (
     ),
     Fault(
         "internvit_select_layer_section",
-        "select_layer is looked for in vision_config, where it is not, so the tower's last layer is always taken",
+        "select_layer is read from vision_config, which does not have it, so the tower's last layer is always used",
         "weights_convert/internvit.py",
         '_tower(vision, chat.get("select_layer", -1))',
         '_tower(vision, (chat.get("select_layer", -1), vision.get("select_layer", -1))[1])',
@@ -1718,7 +1720,7 @@ FAULTS = (
     ),
     Fault(
         "prepare_folder_fallback_fails",
-        "folder with --policy=fallback ends at the first broken file instead of leaving it out",
+        "prepare folder with --policy=fallback stops at the first broken file instead of leaving it out",
         "fvjax/data/readers/folders.py",
         'drop=policy != "fail", crop=next(crops))',
         'drop=policy == "drop", crop=next(crops))',
@@ -1734,13 +1736,13 @@ FAULTS = (
     ),
     Fault(
         "metrics_board_purges_all",
-        "TensorBoard's restart event has no step, so a restart hides all steps before it",
+        "TensorBoard's restart event has no step, so a restart hides all earlier steps",
         "fvjax/training/metrics.py",
         "self.event(wall_time=time.time(), step=step, session_log=start)",
         "self.event(wall_time=time.time(), session_log=start)",
         ("tests/test_run_files.py::test_tensorboard_shows_the_figures_of_metrics_at_their_steps",),
     ),
-    # ---- written by somebody who had not seen the tests, and judged when the tests were done
+    # ---- written by an author who had not seen the tests, and tried after the tests were finished
     Fault(
         "train_epoch_off_by_one",
         "the progress line of an epoch's last step names the next epoch",
@@ -1751,7 +1753,7 @@ FAULTS = (
     ),
     Fault(
         "baselines_mean_of_batch",
-        "the raw-pixel baseline subtracts the batch's mean face, not the face's own mean",
+        "the raw-pixel baseline subtracts the mean face of the batch instead of each face's own mean",
         "fvjax/evals/baselines.py",
         "flat.mean(1, keepdims=True)",
         "flat.mean(0, keepdims=True)",
@@ -1759,7 +1761,7 @@ FAULTS = (
     ),
     Fault(
         "profiling_operations_of_all_steps",
-        "the column 'operations' counts those of all traced steps, beside 'ms a step'",
+        "the column 'operations' counts the operations of all traced steps instead of one step",
         "fvjax/training/profiling.py",
         'f"{len(times) / steps:,.0f}"',
         'f"{len(times):,.0f}"',
@@ -1767,7 +1769,7 @@ FAULTS = (
     ),
     Fault(
         "code_version_top_folder",
-        "code_version hashes the files of fvjax/ itself only, not those of models/, data/, evals/ and tasks/",
+        "code_version hashes the files directly in fvjax/ only, not those in its sub-folders",
         "fvjax/__init__.py",
         'root.glob("fvjax/**/*.py")',
         'root.glob("fvjax/*.py")',
@@ -1775,7 +1777,7 @@ FAULTS = (
     ),
     Fault(
         "verify_flip_sum_of_config",
-        "verify scores with config.json's flip_sum, not with that of the evaluation whose threshold it uses",
+        "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
         "fvjax/verify.py",
         'flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False',
         "flip_sum = network.run.config.eval.flip_sum if network.run else False",
@@ -1783,7 +1785,7 @@ FAULTS = (
     ),
     Fault(
         "evaluate_curve_line_twice",
-        "evaluations.jsonl keeps the old line of the step that is evaluated again",
+        "evaluations.jsonl keeps the old line of a step that is evaluated again",
         "fvjax/training/validation.py",
         "files.keep_before(path, step)\n",
         "files.keep_before(path, step + 1)\n",
@@ -1791,7 +1793,7 @@ FAULTS = (
     ),
     Fault(
         "prepare_fta_without_no_face",
-        "photographs in which no face was found are not counted as failures to acquire where their centre is taken",
+        "photographs without a detected face do not count as failures to acquire if their centre is used",
         "fvjax/data/readers/benchmarks.py",
         "failure_to_acquire=len((used - number.keys()) | used.intersection(no_face)),",
         "failure_to_acquire=len(used - number.keys()),",
@@ -1799,7 +1801,7 @@ FAULTS = (
     ),
     Fault(
         "synthetic_grain_by_number",
-        "the noise's seed is the shot's number: shot k of every person has the same noise",
+        "the noise is seeded with the shot's number, so shot k of every person has the same noise",
         "fvjax/data/synthetic.py",
         '"grain": int(rng.integers(2**31)),',
         '"grain": number,',
@@ -1807,7 +1809,7 @@ FAULTS = (
     ),
     Fault(
         "flops_dilated_zeros",
-        "zeros that a strided convolution's input gradient inserts count as arithmetic",
+        "FLOPs include the zeros that the input gradient of a strided convolution inserts",
         "fvjax/planning/flops.py",
         '2 * macs // math.prod(eqn.params["lhs_dilation"])',
         "2 * macs",
@@ -1815,7 +1817,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoint_base_hash_order",
-        "the base's hash takes a directory's files in the order of the file system",
+        "the hash of the base depends on the order in which the file system lists its files",
         "fvjax/training/checkpoint.py",
         'files = sorted(p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json")',
         'files = [p for p in Path(path).iterdir() if p.suffix == ".safetensors" or p.name == "config.json"]',
@@ -1823,7 +1825,7 @@ FAULTS = (
     ),
     Fault(
         "run_state_base_wins",
-        "where base and config both have drop_path, the base's counts",
+        "where both the base and the config set drop_path, the base's value is used",
         "fvjax/training/model.py",
         "return {**theirs, **ours}",
         "return {**ours, **theirs}",
@@ -1831,7 +1833,7 @@ FAULTS = (
     ),
     Fault(
         "run_state_lora_scale_inverted",
-        "adapters are scaled by rank / alpha: the same where they are equal, as in all shipped configs",
+        "adapters are scaled by rank / alpha, which shows only where the two differ (in no shipped config)",
         "fvjax/training/model.py",
         'lora.scaled(trees.flatten(variables["lora"]), self.adapters.alpha / self.adapters.rank)',
         'lora.scaled(trees.flatten(variables["lora"]), self.adapters.rank / self.adapters.alpha)',
@@ -1839,7 +1841,7 @@ FAULTS = (
     ),
     Fault(
         "folds_ci_90",
-        "what is called ci95 is the 90% interval",
+        "ci95 holds the 90% interval",
         "fvjax/evals/folds.py",
         "np.percentile(sample, [2.5, 97.5])",
         "np.percentile(sample, [5, 95])",
@@ -1847,7 +1849,7 @@ FAULTS = (
     ),
     Fault(
         "lora_gate_only_all_layers",
-        "the dead-adapter gate sees a stack only if all of its layers are dead",
+        "the dead-adapter check reports a stack only if all of its layers are dead",
         "fvjax/models/lora.py",
         "            if layers.any():\n",
         "            if layers.all():\n",
@@ -1855,7 +1857,7 @@ FAULTS = (
     ),
     Fault(
         "verification_half_seen_is_unseen",
-        "identity_disjoint keeps pairs of which only one identity was trained on",
+        "identity_disjoint keeps pairs of which one identity was trained on",
         "fvjax/evals/verification.py",
         "np.isin(pairs.identity_a, list(seen)) | np.isin(pairs.identity_b, list(seen))",
         "np.isin(pairs.identity_a, list(seen)) & np.isin(pairs.identity_b, list(seen))",
@@ -1863,7 +1865,7 @@ FAULTS = (
     ),
     Fault(
         "decoder_cache_counts_padding",
-        "after right-padded rows the cache's length is the padded one: later tokens look at padding, at wrong places",
+        "the cache's length includes right padding, so later tokens attend to padding and have wrong positions",
         "fvjax/models/decoder.py",
         "start + (x.shape[1] if lengths is None else lengths)",
         "start + x.shape[1]",
@@ -1871,7 +1873,7 @@ FAULTS = (
     ),
     Fault(
         "api_p_same_swapped",
-        "p_same(a, b) shows the model b first",
+        "p_same(a, b) passes b to the model before a",
         "fvjax/api.py",
         "encoder.answer(variables, a, b, encoder.yes_no)",
         "encoder.answer(variables, b, a, encoder.yes_no)",
@@ -1879,7 +1881,7 @@ FAULTS = (
     ),
     Fault(
         "stage_by_last_name",
-        "a staged copy is named by the store's last folder alone: data/a/faces and data/b/faces are one",
+        "a staged copy is named after the last folder of a store's path, so data/a/faces and data/b/faces collide",
         "launch/stage.py",
         'dst = to / store.absolute().relative_to("/")',
         "dst = to / store.name",
@@ -1887,7 +1889,8 @@ FAULTS = (
     ),
     Fault(
         "folds_tar_below_far",
-        "TAR at FAR takes the lowest threshold with FAR < X, not <= X: of 3,000 impostors 299 instead of 300 at 1e-1",
+        "TAR at FAR X uses the lowest threshold with FAR < X instead of <= X (for 1e-1 of 3,000 impostors, 299 "
+        "instead of 300)",
         "fvjax/evals/folds.py",
         "index = (np.sum(far <= target + 1e-9, -1) - 1)[:, None]",
         "index = (np.sum(far < target, -1) - 1)[:, None]",
@@ -1903,7 +1906,7 @@ FAULTS = (
     ),
     Fault(
         "llama_rope_theta_of_parameters",
-        "rope_parameters.rope_theta is ignored where rope_theta is given or, for LLaMA, filled in as 10,000",
+        "rope_parameters.rope_theta is ignored if the config also has rope_theta (for LLaMA, also the default 10,000)",
         "weights_convert/llama.py",
         'theta = scaling.get("rope_theta", options.get("rope_theta", theta))',
         'theta = options.get("rope_theta", scaling.get("rope_theta", theta))',
@@ -1911,7 +1914,7 @@ FAULTS = (
     ),
     Fault(
         "bin_fta_counts_repeats",
-        "failure_to_acquire of a .bin counts a broken image once for each pair that repeats it",
+        "failure_to_acquire of a .bin counts a broken image once for every pair that repeats it",
         "fvjax/data/readers/insightface_bin.py",
         "failure_to_acquire=len(reasons),",
         "failure_to_acquire=len(writer.rejected),",
@@ -1919,7 +1922,7 @@ FAULTS = (
     ),
     Fault(
         "needs_cpu_memory_undivided",
-        "every CPU device is taken to have the whole machine's memory",
+        "every CPU device is assumed to have the memory of the whole machine",
         "fvjax/planning/programs.py",
         'os.sysconf("SC_PHYS_PAGES") // len(local)',
         'os.sysconf("SC_PHYS_PAGES")',
@@ -1927,7 +1930,7 @@ FAULTS = (
     ),
     Fault(
         "vit_pool_half",
-        "the mean over patch tokens is rounded to the model's type before it becomes float32",
+        "the mean over patch tokens is rounded to the model's dtype before it becomes float32",
         "fvjax/models/vision_transformer.py",
         "return tokens[:, 1:].astype(jnp.float32).mean(axis=1)",
         "return tokens[:, 1:].mean(axis=1).astype(jnp.float32)",
@@ -1935,7 +1938,7 @@ FAULTS = (
     ),
     Fault(
         "recordio_plan_without_options",
-        "plan.json leaves out --top, --val, --seed, --resize: a conversion goes on from shards of other options",
+        "plan.json omits --top, --val, --seed and --resize, so a conversion continues from shards of other options",
         "fvjax/data/readers/recordio/conversion.py",
         "plan = json.dumps({**options, **sizes,",
         "plan = json.dumps({**sizes,",
@@ -1943,7 +1946,7 @@ FAULTS = (
     ),
     Fault(
         "cpu_conv_winograd_in_half",
-        "wide convolutions on a CPU are Winograd's in bfloat16 as well, whose sums of inputs are then rounded",
+        "wide convolutions on a CPU use Winograd's method in bfloat16 too, which rounds its sums of inputs",
         "fvjax/models/cpu_conv.py",
         "work >= WORK and x.dtype == jnp.float32 and min(",
         "work >= WORK and min(",
@@ -1951,7 +1954,7 @@ FAULTS = (
     ),
     Fault(
         "images_exif_behind_jfif",
-        "EXIF is looked for in the first segment only: behind a JFIF header its orientation is overlooked",
+        "EXIF is read from the first segment only, so an orientation after a JFIF header is ignored",
         "fvjax/data/images.py",
         'if b"Exif\\0\\0" not in jpeg:',
         'if b"Exif\\0\\0" not in jpeg[:12]:',
@@ -1959,7 +1962,7 @@ FAULTS = (
     ),
     Fault(
         "plan_steps_by_images",
-        "plan divides pairs_per_epoch by images a step: half as many steps and hours",
+        "plan divides pairs_per_epoch by the images per step, so it shows half as many steps and hours",
         "fvjax/plan.py",
         "task.steps_per_epoch(batch_size // task.images_per_example)",
         "task.steps_per_epoch(batch_size)",
@@ -1967,7 +1970,7 @@ FAULTS = (
     ),
     Fault(
         "local_signal_exit_code",
-        "after a process that a signal ended the exit code is 128 minus the signal's number",
+        "if a signal ended a process, the exit code is 128 minus the signal's number instead of 128 plus",
         "launch/local.py",
         "return code if code >= 0 else 128 - code",
         "return code if code >= 0 else 128 + code",

@@ -1,4 +1,4 @@
-"""The parts of a run that tests build by themselves, from the ConfigDict of a config file."""
+"""Build single parts of a run for tests, from the ConfigDict of a config file."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def start_of(recipe: Recipe, mesh: Mesh | None = None) -> TrainState:
 
 
 def plan_of(config, folder: Path):
-    """(store, plan) of the training data, drawn if they are synthetic."""
+    """Return (store, plan) of the training data. Synthetic data are drawn first."""
     task = task_of(config, folder)
     store = task.open_store()
     assert store is not None
@@ -44,13 +44,13 @@ def plan_of(config, folder: Path):
 
 
 def pairs_of(plan, numbers) -> list[tuple[int, int, int]]:
-    """(first record, second record, label) of the pairs with these global numbers."""
+    """Return (first record, second record, label) of the pairs with these global numbers."""
     columns = plan.examples(np.array(list(numbers), np.int64))
     return [(int(a), int(b), int(label)) for (a, b), label in zip(columns["ids"], columns["labels"])]
 
 
 def check(config) -> None:
-    """The config's own rules, then its task's."""
+    """Check a config by its own rules and then by those of its task."""
     typed(config).check()
     tasks.get(config.task).check(typed(config))
 

@@ -1,4 +1,4 @@
-"""Measure the structure of the code: how long the reading path is, who sees the whole config, what names a task.
+"""Measure the structure of the code: the length of the reading path, uses of the whole config, mentions of a task.
 
 `python -m tests.test_imports` writes the table into docs/architecture.md. `python -m tests.structure DIR` prints the
 figures of another checkout, such as one of an earlier commit.
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from fvjax import config
 
-# What is read one after the other to understand a run.
+# The files that a newcomer reads in this order to understand a run.
 PATH = ("main", "experiment", "training/loop", "tasks/verification", "models/vlm", "models/decoder")
 PATH_BEFORE = ("main", "train", "tasks/contrastive", "models/vlm", "models/decoder")
 TASK_NAMES = {"contrastive", "pair_answer"}
 COMMANDS = {"main", "plan", "verify", "export", "pretrain", "prepare"}
-# The same at commit f41f023, by `python -m tests.structure` of that checkout.
+# The same figures at commit f41f023, from running `python -m tests.structure` on that checkout.
 BEFORE: dict[str, int | str] = {
     "lines of the reading path": 1246,
     "functions that take the whole config": 47,
@@ -45,7 +45,7 @@ def sections() -> list[set[str]]:
 
 
 def takes_the_whole_config(function: ast.FunctionDef) -> bool:
-    """Whether a parameter is a config of which more than one section is used, or which is handed on as a whole.
+    """Return whether a parameter is a config of which several sections are used, or which is passed on as a whole.
 
     Before the config was typed, its sections had the same annotation as the whole.
     """
@@ -109,7 +109,7 @@ def measure(root: Path, path: tuple[str, ...] = PATH) -> dict[str, int | str]:
 
 
 def table(cycles: int) -> str:
-    """Return the table of before and now, as Markdown."""
+    """Return the table of the earlier and the current figures as Markdown."""
     now = {**measure(Path()), "import cycles": cycles}
     rows = [f"| {name} | {BEFORE[name]} | {value} |" for name, value in now.items()]
     path = " → ".join(f"`{name}`" for name in PATH)

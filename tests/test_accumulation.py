@@ -1,4 +1,4 @@
-"""Test GradCache: any number of chunks equals one batch, on any number of devices, also with dropped paths."""
+"""Test GradCache: any number of chunks gives the result of one batch, on any number of devices and with drop-path."""
 
 import functools
 import re
@@ -45,7 +45,7 @@ def chunked(chunks, trainable, faces, keys):
 
 
 def cached(embed, loss, trainable, faces, keys, chunks, stats=MappingProxyType({})):
-    """(loss, gradients) of a loss over the whole batch."""
+    """Return (loss, gradients) of a loss over the whole batch, computed in the given number of chunks."""
     objective = accumulation.WholeBatch(
         lambda trainable, inputs: (embed(trainable, *inputs), {}), lambda embeddings, _: loss(embeddings)
     )
@@ -63,7 +63,7 @@ def inputs():
 
 
 def on(devices: int, inputs):
-    """Return the same inputs, with faces and keys split over some devices."""
+    """Return the same inputs, with faces and keys split over this number of devices."""
     mesh = sharding.make_mesh(base().mesh, jax.devices()[:devices])
     place = functools.partial(jax.device_put, device=jax.sharding.NamedSharding(mesh, sharding.BATCH))
     adapters, faces, keys = inputs
@@ -84,7 +84,7 @@ def test_chunks_equal_one_batch(inputs, chunks, devices):
 
 
 def test_paths_are_dropped_in_these_tests(inputs):
-    """Without dropped paths, these tests would not detect a wrong key."""
+    """The tests of keys detect a wrong key only if some paths are really dropped."""
     adapters, faces, keys = inputs
     run = jax.jit(embed, static_argnums=3)
     dropped, other = run(adapters, faces, keys), run(adapters, faces, keys[::-1])
@@ -138,7 +138,7 @@ def test_what_cannot_be_chunked_is_refused(inputs):
 
 @pytest.fixture(scope="module")
 def linear():
-    """A step of a few pixels times a matrix: recipe, what trains and a batch of 8 pairs."""
+    """Return recipe, trained parameters and a batch of 8 pairs for a model that multiplies some pixels by a matrix."""
 
     def encoder(variables, faces, **_):
         return faces.reshape(len(faces), -1)[:, ::4001].astype(jnp.float32) @ variables["params"]["w"] / 255, {}
@@ -170,7 +170,7 @@ def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear
 
 
 def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
-    """Test compat.last_micro_batch, the reference's way. test_gradients.py has the reference's own loop (slow)."""
+    """Test compat.last_micro_batch, which imitates the reference. test_gradients.py has the reference's loop (slow)."""
     recipe, trainable, batch = linear
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
     loss, _, alone = gradients(recipe, state_with(trainable), {}, last)

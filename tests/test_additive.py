@@ -1,4 +1,4 @@
-"""Test losses that add up over examples or tokens: any number of parts equals the whole batch, by hand and by jax."""
+"""Test losses that add up over examples or tokens: any number of parts gives the result of the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,18 @@ def same(trainable):
 
 
 def weighted_product(variables, inputs):
-    """The loss of an example is w x, its weight m."""
+    """Return the sum of m w x and the sum of m: every example has the loss w x and the weight m."""
     return (inputs["m"] * inputs["x"] * variables["w"]).sum(), inputs["m"].sum(), {}
 
 
-# Part k of K has examples k, k + K, …, so in two parts the weights are 4 and 2, in four one part has none at all.
+# Part k of K has examples k, k + K, …, so two parts have the weights 4 and 2, and one of four parts has the weight 0.
 INPUTS = {"x": jnp.array([1.0, 2.0, 3.0, 4.0]), "m": jnp.array([1.0, 0.0, 3.0, 2.0])}
 W = {"w": jnp.float32(2.0)}
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_sums_are_divided_once_by_the_weight_of_the_whole_batch(parts):
-    """The sum of m x is 1 + 0 + 9 + 8 = 18, that of m is 6: the gradient is 3, and the loss twice that."""
+    """The sum of m x is 1 + 0 + 9 + 8 = 18 and that of m is 6, so the gradient is 3 and the loss, with w = 2, is 6."""
     loss, stats, grads = Additive(weighted_product).gradients(same, W, INPUTS, {}, parts)
     assert float(loss) == pytest.approx(6.0, rel=1e-6)
     assert float(grads["w"]) == pytest.approx(3.0, rel=1e-6)
@@ -35,7 +35,7 @@ def test_sums_are_divided_once_by_the_weight_of_the_whole_batch(parts):
 
 
 def test_a_mean_of_the_parts_means_would_be_another_loss():
-    """The parts' means are 10 / 4 and 8 / 2 times w: their mean is 3.25 w, not 3 w."""
+    """The means of the parts are 10 / 4 w and 8 / 2 w, so the mean of the means is 3.25 w and not 3 w."""
     parts = [Additive(weighted_product).gradients(same, W, part, {}, 1)[0] for part in halves(INPUTS)]
     assert [float(loss) for loss in parts] == [5.0, 8.0]
     assert float(np.mean(parts)) == 6.5
@@ -47,7 +47,7 @@ def halves(inputs):
 
 
 def token_loss(variables, inputs):
-    """Cross-entropy of the next token over the labelled ones, as of a conversation of which only answers count."""
+    """Return the summed cross-entropy of labelled tokens and their number, as for a conversation's answers."""
     logits = inputs["hidden"] @ variables["params"]["head"] + variables["params"]["bias"]
     each = -jnp.take_along_axis(jax.nn.log_softmax(logits), inputs["labels"][..., None], axis=-1)[..., 0]
     return jnp.where(inputs["mask"], each, 0).sum(), inputs["mask"].sum().astype(jnp.float32), {}
@@ -55,7 +55,7 @@ def token_loss(variables, inputs):
 
 @pytest.fixture(scope="module")
 def tokens():
-    """Return (what trains, inputs): 8 rows of 5 tokens, with 0 to 5 labels in a row."""
+    """Return (trained parameters, inputs): 8 rows of 5 tokens, of which 0 to 5 are labelled."""
     draw = np.random.default_rng(0)
     trainable = {"params": {"head": draw.normal(size=(6, 7)), "bias": draw.normal(size=7)}}
     inputs = {
@@ -85,7 +85,7 @@ def test_label_tokens_in_parts_equal_the_whole_batch(tokens, parts):
 
 
 def test_what_trains_is_bound_to_what_is_frozen(tokens):
-    """Only what trains has a gradient, also where it reaches the loss through other parameters."""
+    """Only trained parameters have a gradient, even if they reach the loss through frozen parameters."""
     trainable, inputs = tokens
     frozen = {"bias": trainable["params"]["bias"]}
 
@@ -102,7 +102,7 @@ def test_what_trains_is_bound_to_what_is_frozen(tokens):
 
 
 def test_half_precision_gradients_are_summed_in_float32():
-    """Eight parts with gradients 256, 1, 1, …: in bfloat16 256 + 1 would be 256."""
+    """Sum eight parts with gradients 256, 1, 1, …; in bfloat16, 256 + 1 would be 256."""
     inputs = {"x": jnp.ones(8, jnp.bfloat16).at[0].set(256), "m": jnp.ones(8, jnp.float32) / 8}
 
     def loss(variables, part):

@@ -30,7 +30,7 @@ from tests.test_tfds_source import IMAGE, dataset
 
 JPEGS = [images.encode(smooth_face(i), 60) for i in range(12)]
 BROKEN = JPEGS[0][:400]
-# which of twelve items are broken; a shard has four
+# the indices of the broken ones among twelve items; a shard has four items
 WHICH = {
     "the first": {0},
     "the first of a shard": {4},
@@ -102,7 +102,7 @@ def test_records_of_a_rec_keep_what_is_theirs(tmp_path, capsys, monkeypatch, whi
 
 @pytest.mark.parametrize("which", ["the first", "across shards", "in every shard"])
 def test_training_and_validation_keep_theirs(tmp_path, capsys, monkeypatch, which):
-    """The two stores together have what is left, with the same identity numbers, and list each rejection once."""
+    """Together, the two stores have all undamaged records with the same identity numbers, and each rejection once."""
     monkeypatch.setattr(shards, "SHARD_RECORDS", 2)
     harmed(tmp_path / "src", WHICH[which], "picture")
     made = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0.5", "--seed=1")
@@ -207,7 +207,7 @@ def test_crops_are_of_their_own_photographs(tmp_path, capsys, which, policy):
     assert report["several_faces"] is None
 
 
-# ---- benchmarks: a pair shows what its file names
+# ---- benchmarks: a pair shows the images that its protocol names
 
 GENUINE = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]
 IMPOSTOR = [(0, 3), (2, 5), (4, 7), (6, 9), (8, 11), (10, 1)]
@@ -300,7 +300,7 @@ def test_pairs_of_a_bin_show_what_stands_there(tmp_path, capsys, which):
     made = stores.Store(tmp_path / "s", "test")
     firsts = {i: entries.index(pictures[i]) for i in range(12)}  # a picture's source is its first occurrence
     order = sorted((i for i in range(12) if i not in gone), key=firsts.get)
-    # an identity is the number, among different pictures, of the first that its genuine pairs connect
+    # an identity is numbered by the first of the pictures that its genuine pairs connect, without counting repetitions
     rank = {i: n for n, i in enumerate(sorted(range(12), key=firsts.get))}
     holds(
         made,
@@ -388,7 +388,7 @@ def test_a_folder_is_the_same_store_however_it_is_listed(tmp_path, capsys, liste
     assert run(capsys, "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", "--limit=2")[0] == 0
     made = stores.Store(tmp_path / "s")
     assert made.identities == ["a", "b"]
-    folders = ("", "x/", "x-/", "x/z/", "y/")  # by their whole path, in which "-" comes before "/"
+    folders = ("", "x/", "x-/", "x/z/", "y/")  # sorted by the whole path, in which "-" comes before "/"
     assert made.sources == [f"{who}/{sub}{i}.jpg" for who in "ab" for sub in folders for i in (1, 2)]
     assert all(made.jpeg(i) == (tmp_path / "src" / source).read_bytes() for i, source in enumerate(made.sources))
 
@@ -443,12 +443,12 @@ IN_ANY_ORDER = (
     'self.path.glob("*.orbax-checkpoint-tmp")',  # each is removed
     "self.path.iterdir()",  # step numbers, of which the largest or a given one is used
     '(work / "done").glob("*.tmp")',  # each is removed
-    "os.scandir(require_directory(src))",  # the people of a folder, sorted by name when it is known who is left out
+    "os.scandir(require_directory(src))",  # the people of a folder, sorted by name after some are excluded
 )
 
 
 def test_whatever_lists_a_folder_puts_it_in_order():
-    """Every place in the code that lists a folder must sort the result, or be named above."""
+    """Every call in the code that lists a folder must sort the result or be listed above."""
     root, unordered = Path(__file__).resolve().parents[1], []
     for folder in ("fvjax", "weights_convert", "launch"):
         for file in sorted((root / folder).rglob("*.py")):

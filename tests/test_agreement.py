@@ -1,4 +1,4 @@
-"""Test what several processes exchange and what each of them keeps, one process after the other.
+"""Test what several processes exchange and which data each of them holds, by simulating one process at a time.
 
 jax's key-value store, the clock and the other processes are simulated here. tests/test_processes.py has real ones.
 """
@@ -145,7 +145,7 @@ def test_each_process_tells_jax_who_it_is(monkeypatch, process, processes):
     monkeypatch.setattr(distributed.os, "getpid", lambda: 1)
     monkeypatch.setattr(global_state, "client", KeyValues(1, [here]))
     monkeypatch.setattr(global_state, "process_id", 1)
-    process(0, [])  # undo at the end what `start` sets
+    process(0, [])  # lets monkeypatch undo, at the end, what `start` sets
     distributed.start(distributed.Place(processes, "host0:1234", 1), 20.5)
     assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == ("host0:1234", processes, 1)
     assert asked["heartbeat_timeout_seconds"] > 20.5 < asked["initialization_timeout"], "ours come first"
@@ -218,7 +218,7 @@ def test_nobody_misses_oneself(watching):
 
 
 def test_who_stood_still_itself_starts_counting_again(watching):
-    """After a closed laptop lid or a debugger, the others have continued; their signs of life are only read late."""
+    """After a closed laptop lid or a debugger stop, the others have gone on; their signs of life are only read late."""
     watch = watching(0, Clock(100, {3: 60.0}))
     with pytest.raises(Ended) as ended:
         watch._check()
@@ -245,7 +245,7 @@ def test_who_ended_well_is_not_missed_and_who_did_not_ends_the_others(watching, 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_only_a_new_sign_of_life_is_one(watching, monkeypatch, alive):
-    """An old entry of a dead process in the store is no sign of life."""
+    """The last entry of a dead process stays in the store and must not count as a sign of life."""
     clock = Clock(5)
     watch = watching(0, clock)
     beats = iter(range(100))
@@ -332,14 +332,14 @@ def test_flags_or_the_scheduler_say_which_process_this_is(monkeypatch, variables
 
 
 def test_a_config_without_a_workdir_seen_by_all_is_refused_by_all(process, tmp_path):
-    """Each process reports what it does not see, and the process that sees the workdir learns of it."""
+    """A process reports a workdir that it does not see, and the process that sees it stops with the same error."""
     problems = ["", f"{tmp_path} of process 0 is not seen here"]
     process(0, [said([{}, {}], problems)])
     with pytest.raises(ValueError, match=f"process 1: {tmp_path} of process 0 is not seen here"):
         distributed.agree({}, "")
 
 
-# ---- what each process holds
+# ---- the rows and faces of each process
 
 
 def mesh_of(**sizes) -> jax.sharding.Mesh:
@@ -394,7 +394,7 @@ def test_cached_faces_need_not_divide_among_the_devices(odd_number, monkeypatch,
 @pytest.mark.parametrize("cache", ["none", "host", "device"])
 @pytest.mark.parametrize("rows", [[0, 1], [2, 3], [1, 3]])
 def test_a_process_decodes_the_rows_of_its_own_devices(odd_number, monkeypatch, cache, rows):
-    """It passes on only these rows; `sharding.batch` makes one global array of the rows of all processes."""
+    """A process passes on its own rows only; `sharding.batch` makes one global array of the rows of all processes."""
     config, plan, sent = base(), PairPlan(odd_number.labels, 4, seed=3), []
     config.data.cache = cache
     monkeypatch.setattr(
@@ -472,7 +472,7 @@ def test_the_table_of_what_lives_where_counts_mebibytes():
 
 
 def test_a_request_to_stop_is_asked_of_all_by_one(monkeypatch):
-    """`saved` also ends a process that received no request, and says which process received the signal."""
+    """`saved` also ends a process that received no signal itself, and says that another process received one."""
     request = preemption.Request()
     request.unsaved = True
     request.saved(stop=False)
@@ -517,6 +517,6 @@ def test_steps_beyond_the_epoch_and_rows_of_a_process_are_the_plans(odd_number):
 
 @pytest.mark.parametrize("wanted", [[2, 0, 0, 0], [0, 0, 2, 1], [0, 1, 0, 2]])
 def test_the_highest_priority_action_of_all_processes_counts(wanted):
-    """Whichever process it comes from: 2, to save and stop, over 1, to save."""
+    """STOP (2) takes priority over SAVE (1), whichever process asks for it."""
     at = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec())
     assert int(agreement._maximum(np.array(wanted, np.int32), np.int32(7), at)) == 2

@@ -1,4 +1,4 @@
-"""Test when a single process saves and stops, with a clock made by hand. tests/test_agreement.py has several."""
+"""Test when a single process saves and stops, with a simulated clock. tests/test_agreement.py has several processes."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def alone(every_minutes=0.0) -> Agreement:
 
 
 def stop(request: Request, name="SIGTERM") -> None:
-    """Do what the signal's handler does while something is unsaved."""
+    """Do what the signal handler does while there are unsaved steps."""
     request.asked, request.name = True, name
 
 
@@ -41,7 +41,7 @@ def test_actions_rise_in_priority():
 
 
 def test_nothing_is_asked_of_the_device(clock, monkeypatch):
-    """A single process knows what it wants, so it need not wait for the step before."""
+    """A single process decides alone, so it need not wait for the device to finish the previous step."""
     monkeypatch.setattr(agreement, "highest", lambda *_: pytest.fail("no other process is there"))
     proposed = alone().propose(STEP)
     assert isinstance(proposed, int)
@@ -80,7 +80,7 @@ def test_a_stop_during_a_step_ends_the_run_after_that_step(clock):
         agreed.saved(Action.STOP)
 
 
-@pytest.mark.parametrize("action", [Action.GO_ON, Action.SAVE])  # saved by the schedule of steps, or by the clock
+@pytest.mark.parametrize("action", [Action.GO_ON, Action.SAVE])  # a save caused by the schedule of steps, or the clock
 def test_a_stop_while_a_checkpoint_is_saved_ends_the_run_then(clock, action):
     agreed = alone(every_minutes=1)
     clock.now += 61 if action else 0
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_asked_for_after_so_many_minutes(clock, minutes, late):
 def test_a_checkpoint_for_another_reason_starts_the_minutes_again(clock):
     agreed = alone(2.0)
     clock.now += 119
-    agreed.saved(after_a_step(agreed))  # the schedule of steps asked for it
+    agreed.saved(after_a_step(agreed))  # the schedule of steps caused this save
     clock.now += 119
     assert after_a_step(agreed) is Action.GO_ON
     clock.now += 2
@@ -128,7 +128,7 @@ def test_to_stop_comes_before_to_save(clock):
 
 
 def test_only_process_0_looks_at_the_clock(clock, monkeypatch):
-    """Clocks differ, and one that asks is enough. Any process may be asked to stop."""
+    """Clocks differ, so only process 0 asks for saves by time. Every process may receive a signal to stop."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     agreed = alone(1.0)
     clock.now += 1000

@@ -76,7 +76,7 @@ def test_every_scenario_has_a_kind_a_pool_and_a_batch_size():
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
 def test_the_models_precision_is_the_matrix_products(precision):
-    """Float32 weights are multiplied in float32, also where a device would use a shorter format."""
+    """Float32 weights are multiplied in float32, even on devices that would use a shorter format by default."""
     model = Model(Colours(), {"scale": jnp.float32(1)}, 2, precision)
     seen = []
     model._embed = lambda variables, faces: (seen.append(jax.config.jax_default_matmul_precision), faces[:, 0, 0])[1]

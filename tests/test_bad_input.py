@@ -226,7 +226,7 @@ def test_odd_images(run, tmp_path):
             f"{made.sources[i]} is not upright or another colour"
         )
     assert made.jpeg(0) == files["a_plain.jpg"]
-    for i in range(4):  # readable like any other store
+    for i in range(4):  # stored upright and as RGB, without an EXIF orientation
         with Image.open(io.BytesIO(made.jpeg(i))) as stored:
             assert (stored.mode, stored.getexif().get(0x0112, 1)) == ("RGB", 1)
     rejected = {r["file"]: r["reason"] for r in made.manifest["rejected"]}
@@ -482,7 +482,7 @@ def test_adapters_of_another_base(tiny, tmp_path):
     [("mllm", "all_mean", 290 - 257), ("mllm", "last_token", 33), ("pair", None, 600 - 513)],
 )
 def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
-    """BOS, 256 tokens per image and the prompt: one token more than there are positions is refused at loading."""
+    """If BOS, 256 tokens per image and the prompt exceed the decoder's positions by one, loading fails."""
     positions = 600 if scenario == "pair" else 290
     change_llm(tiny, max_position_embeddings=positions, rope_scaling=None)
     options: dict[str, Any] = {"yes_no_ids": (2, 3)} if scenario == "pair" else {"pool": pool}
@@ -495,7 +495,7 @@ def test_a_prompt_longer_than_the_positions(tiny, scenario, pool, most):
         fvjax.load(tiny, scenario, pool="visual_mean", prompt_ids=[1] * (most + 1))
 
 
-# ---- where nothing can be written
+# ---- places that cannot be written to
 
 
 @pytest.fixture
@@ -625,7 +625,7 @@ def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces, mo
 def test_a_full_disk_while_results_are_written(run, disk, monkeypatch, finished, faces):
     workdir = shutil.copytree(finished[0], disk.path / "x")
     kept = snapshot(workdir)
-    full_from(monkeypatch, disk, benchmarks, "report")  # what is called just before they are written
+    full_from(monkeypatch, disk, benchmarks, "report")  # the function called just before the results are written
     said = run.refuses("main", small(faces), workdir, "eval")
     assert f"{workdir}/results.json: " in said
     assert tells_of_a_full_disk(said), said

@@ -98,7 +98,7 @@ def test_a_child_that_fails_says_why(tmp_path, capsys):
     with pytest.raises(SystemExit, match="resnet50, best: no memory left"):
         step_time.call(options("cpu"), "best", script=script)
     with step_time.started(options("gpu"), "best", script=script) as turn:
-        assert [turn(), turn()] == [{"error": "no memory left"}] * 2  # the second writes to a pipe without a reader
+        assert [turn(), turn()] == [{"error": "no memory left"}] * 2  # the second call writes to a pipe without reader
     assert "no memory left" in capsys.readouterr().err
 
 
@@ -108,4 +108,4 @@ def test_turns_measure_after_the_warm_up():
     found = next(turns), next(turns)
     assert [len(turn["seconds"]) for turn in found] == [3, 3]
     assert [turn["loss"] for turn in found] == [0.0, 0.0]
-    assert next(steps) == {"loss": 11.0}  # 1 + 2 and 3 of the first turn, 2 and 3 of the second
+    assert next(steps) == {"loss": 11.0}  # 1 step to compile; 2 warm-up and 3 measured ones per turn

@@ -25,7 +25,7 @@ from weights_convert import hub, internlm2, internvit, internvl, iresnet, llama,
 from weights_convert.options import COMMON
 from weights_convert.read import hashes
 
-# What transformers 4 writes of a text model whether it is set or not, as in the llm_config of OpenGVLab/InternVL2_5-2B.
+# Keys that transformers 4 writes for every text model, as in the llm_config of OpenGVLab/InternVL2_5-2B.
 DUMP: dict[str, Any] = {
     "_name_or_path": "internlm/internlm2_5-1_8b-chat", "add_cross_attention": False,
     "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"}, "bad_words_ids": None,
@@ -50,7 +50,7 @@ INTERNLM2: dict[str, Any] = DUMP | {
     "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 2.0, "type": "dynamic"},
     "rope_theta": 1000000, "tie_word_embeddings": False, "torch_dtype": "float16", "vocab_size": 92553,
 }  # fmt: skip
-# of OpenGVLab/InternVL3-1B, as transformers 4.5x prints it
+# The text model of OpenGVLab/InternVL3-1B, as transformers 4.5x prints it.
 QWEN2: dict[str, Any] = {
     "_name_or_path": "./pretrained/Qwen2.5-32B-Instruct", "architectures": ["Qwen2ForCausalLM"],
     "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu",
@@ -62,7 +62,7 @@ QWEN2: dict[str, Any] = {
     "sliding_window": None, "torch_dtype": "bfloat16", "use_bfloat16": True, "use_cache": False,
     "use_sliding_window": False, "vocab_size": 151674,
 }  # fmt: skip
-# of a Vicuna, and the keys of later LLaMAs
+# The keys of Vicuna and those that later LLaMAs added.
 LLAMA: dict[str, Any] = {
     "_name_or_path": "vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"], "attention_bias": False,
     "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128, "hidden_act": "silu",
@@ -72,7 +72,7 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "torch_dtype": "float16", "transformers_version": "4.33.1", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
-# what LlamaConfig().to_dict() and Qwen2Config().to_dict() of transformers 5 have beside the sizes
+# The keys other than sizes in LlamaConfig().to_dict() and Qwen2Config().to_dict() of transformers 5.
 DUMP5: dict[str, Any] = {
     "_name_or_path": "", "chunk_size_feed_forward": 0, "dtype": None, "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
     "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "output_attentions": False,
@@ -300,7 +300,7 @@ def test_a_key_that_is_irrelevant_changes_no_attribute(name):
     config, table, _, _, irrelevant = CASES[name]
     before = attributes(table, config)
     for key in irrelevant:
-        if key == "bos_token_id":  # of a bare decoder; a whole InternVL model has it as an attribute
+        if key == "bos_token_id":  # irrelevant for a bare decoder, but an attribute of a whole InternVL model
             assert attributes(table, config | {key: 5}) == before
             continue
         for value in ("other", 7, True, {"a": 1}):
@@ -310,8 +310,8 @@ def test_a_key_that_is_irrelevant_changes_no_attribute(name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_attribute_of_a_model_comes_from_a_key_or_is_a_fact_of_the_architecture(name):
     """An attribute without a key would keep a default that some checkpoint contradicts."""
-    facts = {"dtype", "remat", "attention", "parent", "name", "on_cpu", "dropout", "conv_init"}  # ours, or of training
-    facts |= {"pre_norm", "final_norm", "layer_scale", "patch_bias"}  # InternViT's code
+    facts = {"dtype", "remat", "attention", "parent", "name", "on_cpu", "dropout", "conv_init"}  # ours, or for training
+    facts |= {"pre_norm", "final_norm", "layer_scale", "patch_bias"}  # fixed in InternViT's code
     config, table, used, _, _ = CASES[name]
     reached = {k for _, changed in used.values() for k in changed} | set(attributes(table, config))
     if name == "InternVL":
@@ -319,7 +319,7 @@ def test_every_attribute_of_a_model_comes_from_a_key_or_is_a_fact_of_the_archite
     module = {"vision_transformer": VisionTransformer, "decoder": Decoder, "iresnet": IResNet, "vlm": Projector}[
         table.KIND
     ]
-    rope = {"rope_factor", "rope_original", "rope_low", "rope_high", "select_layer"}  # tested with their kinds below
+    rope = {"rope_factor", "rope_original", "rope_low", "rope_high", "select_layer"}  # have their own tests below
     assert set(module.__dataclass_fields__) - reached - facts <= rope
 
 
@@ -499,7 +499,7 @@ def test_a_tower_alone_is_read_from_a_whole_as_within_it():
     [(None, None, False), (None, True, True), (False, None, False), (False, True, False), (True, True, True)],
 )
 def test_a_wholes_own_word_on_tied_embeddings_decides(top, llm, tied):
-    """InternVL 2.5 and later say false for every size, also if the decoder's own configuration says true."""
+    """InternVL 2.5 and later say false for every size, even if the decoder's own configuration says true."""
     config = chat(llm={"tie_word_embeddings": llm}, tie_word_embeddings=top)
     assert internvl.model_config(config, "config.json")["decoder"]["tied"] is tied
 

@@ -171,7 +171,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--dir": f"{HERE}::test_records_that_are_converted",
     },
 }
-# Benchmarks of many hours, for the developers' ledger. Each of their results records the command.
+# Benchmarks for the developers' ledger, which take many hours. Each of their results records the command.
 NOT_TESTED = {"benchmarks/ablations.py", "benchmarks/evaluation.py", "benchmarks/kills.py", "benchmarks/step_time.py"}
 
 
@@ -205,7 +205,7 @@ def by_command(name: str, parser: argparse.ArgumentParser) -> dict[str, set[str]
 def all_flags() -> dict[str, set[str]]:
     defined = flags.FLAGS.flags_by_module_dict()
     found = {name: {flag.name for flag in defined[name]} for name in ("fvjax.main", "fvjax.plan")}
-    found["fvjax.main"] |= {flag.name for flag in defined["fvjax.cli"]}  # which fvjax.plan has too
+    found["fvjax.main"] |= {flag.name for flag in defined["fvjax.cli"]}  # fvjax.plan has these flags too
     commands = {
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.export": lambda: export.main([]),
@@ -327,7 +327,7 @@ def test_a_traceback_is_shown_where_it_is_asked_for(called, capsys):
 
 
 def test_a_plan_is_of_the_machine_that_flags_describe(monkeypatch, capsys):
-    """Each resource's minimum time follows the flags that describe it; the amount of computation stays the same."""
+    """Each resource's minimum time follows from the flags that describe it; the amount of computation is unchanged."""
     found = {"devices": 8, "mesh": {"data": 8}, "images": 64, "parameters": 1, "trained": 1, "remat": "none"}
     found |= {"bytes": {"kept": 100 * 2**30, "working set": 1}, "model_flops": 1e15, "device_flops": 989e12}
     across = {"kind": "all-gather", "size": 8_000_000, "group": tuple(range(8)), "times": 1, "sent": 1}
@@ -406,7 +406,7 @@ def test_a_tower_is_pretrained_for_as_long_as_flags_say(monkeypatch, tmp_path):
 
 @pytest.fixture
 def told(monkeypatch):
-    """Return the arguments of the functions behind the sub-commands of prepare, which make nothing here."""
+    """Return a function that runs prepare, whose sub-commands only record their arguments, and returns these."""
     found: dict[str, Any] = {}
 
     def one(name):
@@ -527,7 +527,7 @@ def convert_names(folder: Path) -> list[str]:
     return [name for file in Path(folder).glob("*.safetensors") for name in open_file(file)]
 
 
-# ---- benchmarks: what they are asked to measure, with something in place of the measuring ----------------------------
+# ---- benchmarks: what their flags ask for; the measurement itself is replaced ----------------------------------------
 
 
 @pytest.fixture

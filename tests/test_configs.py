@@ -72,7 +72,7 @@ def test_rows_are_experiments_of_their_own():
 
 
 def without_weights(config):
-    """The config as a Config whose model starts at random, so that no pretrained weights are opened."""
+    """Return the typed config with a randomly initialised model, so that no pretrained weights are opened."""
     return typed(config).replace({"init_from": "", "init_parts": {}})
 
 

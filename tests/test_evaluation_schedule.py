@@ -1,4 +1,4 @@
-"""Test when a run is evaluated and saved, and what is noted of it, with an evaluator and checkpoints made by hand."""
+"""Test when a run is evaluated and saved and what it records, with stand-ins for the evaluator and checkpoints."""
 
 import json
 
@@ -12,7 +12,7 @@ from fvjax.training.validation import Evaluations, EvaluationSchedule
 
 
 class Judge(Evaluator):
-    """An evaluator whose accuracy is the state, a number."""
+    """An evaluator for states that are numbers: the accuracy is the state itself."""
 
     def __init__(self, calls):
         self.calls = calls
@@ -36,7 +36,7 @@ class Judge(Evaluator):
 
 
 class Kept:
-    """Checkpoints that note only their accuracies."""
+    """A stand-in for checkpoints that only records their accuracies."""
 
     def __init__(self, calls):
         self.calls, self.accuracies = calls, {}
@@ -47,7 +47,7 @@ class Kept:
 
 
 class Run:
-    """Evaluations of 8 steps with 4 in an epoch, evaluated after every 4, or as `changes` say."""
+    """A run of 8 steps with 4 steps per epoch, which is evaluated after every `every_steps`."""
 
     def __init__(self, workdir, validates=True, every_steps=4):
         self.calls, self.workdir = [], workdir
@@ -72,7 +72,7 @@ class Run:
         (1, 3, True, [1, 2, 3]),
         (9, 8, True, [8]),
         (9, 8, False, []),
-        (0, 8, True, []),  # only at the end, by the report
+        (0, 8, True, []),  # the report evaluates at the end, and nothing before
         (0, 8, False, []),
     ],
 )

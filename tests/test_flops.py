@@ -52,7 +52,7 @@ def test_the_evaluation_counts_what_its_schedule_computes():
     again, alone = count(SimpleNamespace(a=np.array([0, 3]), b=np.array([1, 2])))
     pair, forward = flops.of_a_pair(config, recipe, variables)["forward pass"]
     assert naive == again == 2 * pair
-    # of one image in 257 tokens: 23 of 24 layers, and the last one's keys and values
+    # the FLOPs of one image's 257 tokens in 23 of 24 layers, and of the last layer's keys and values
     assert alone - shared == pytest.approx(776e9, rel=0.02)
     assert alone == pytest.approx(2 * forward, rel=0.02), "without images shared it is the plain forward pass"
 

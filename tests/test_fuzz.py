@@ -330,7 +330,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_a_forged_index_is_refused(faces, trap):
-    """Its hash is right, so its contents must be checked."""
+    """The hash of the forged index is right, so a reader must check the contents."""
     labels, sources = TRAPS[trap]
     path, files = faces
     changes = with_index(faces, npz(labels=labels, sources=sources))
@@ -378,7 +378,7 @@ WORDS = st.sampled_from(
 @example(text=b"-1\t-1\nAnn_A\t1\t2\nAnn_A\t1\tBob_B\t1\n")
 @example(text=b"1" * 5000)
 def test_lfw_pairs(folder, text):
-    """This runs the command, so that it must handle everything that the parser accepts."""
+    """The test runs the whole command, because the command must handle everything that the parser accepts."""
     (folder / "pairs.txt").write_bytes(text)
     (folder / "lfw").mkdir(exist_ok=True)
 
@@ -448,7 +448,7 @@ def test_safetensors(folder, data):
         shutil.rmtree(path)
 
 
-# ---- the bounds themselves
+# ---- the limits of time and memory themselves
 
 
 def slow():

@@ -80,7 +80,7 @@ def assert_equal(got, expected):
     [(tiny_vit, 1), (tiny_siamese, 2), pytest.param(tiny_pair, 1, marks=pytest.mark.slow), (tiny_pair, 2)],
 )
 def test_a_batch_in_parts_is_the_whole_batch(make, devices):
-    """This includes dropped paths, because their keys follow the pair."""
+    """The test includes drop-path, whose keys depend on the pair and not on its place in the batch."""
     config, whole = make(), whole_batch(make)
     config.accumulation = 4
     assert_equal(gradient(config, devices), whole)
@@ -90,7 +90,7 @@ def test_a_batch_in_parts_is_the_whole_batch(make, devices):
 
 @pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
-    """Use the papers' sharding rules, for embeddings together with GradCache."""
+    """Use the papers' sharding rules; for embeddings, use GradCache as well."""
     config, whole = make(), whole_batch(make)
     config.sharding, config.accumulation = paper.BLOCKS + paper.WORDS + paper.REST, 2
     assert_equal(gradient(config, 8, data=2, fsdp=2, tensor=2), whole)
@@ -98,7 +98,7 @@ def test_a_base_in_parts_on_all_axes_is_the_whole_base(make):
 
 @pytest.mark.parametrize("make", [tiny_siamese, pytest.param(tiny_pair, marks=pytest.mark.slow)])
 def test_devices_share_the_work(make):
-    """A device must not compute everything, which would give the same results."""
+    """If every device computed the whole batch, results would be the same, so the test counts each device's work."""
 
     def arithmetic(devices):
         config = make()

@@ -52,7 +52,7 @@ def replaced(which: int, part: int, value) -> list[tuple]:
 
 
 def flipped(jpeg: bytes) -> bytes:
-    """Return the same picture in other bytes: one bit of a comment differs."""
+    """Return the same picture with a comment, so that only the bytes of the file differ."""
     comment = b"\xff\xfe\x00\x05abc"
     return jpeg[:2] + comment + jpeg[2:]
 
@@ -152,7 +152,7 @@ def test_other_pairs_than_the_manifest_knows_are_refused(tmp_path, change):
 
 
 def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_validation_data(tmp_path):
-    """What a task's hashes give is what several processes must agree on before they compute anything together."""
+    """Several processes must agree on a task's hashes before they compute anything together."""
 
     def check(config) -> dict[str, str]:
         task = tasks.get(config.task)(typed(config), tmp_path)
@@ -182,7 +182,7 @@ def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_valid
     assert [key for key in after if after[key] != last[key]] == ["val_data_hash"]
 
 
-# ---- synthetic sets: their name is what they are found by
+# ---- synthetic sets, which are found by their name
 
 
 SYNTHETIC = {
@@ -237,7 +237,7 @@ def open_store(config, workdir: Path) -> stores.Store:
 
 @pytest.mark.parametrize("key", ["difficulty", "seed", "identities"])
 def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypatch, key):
-    """It is not tested on people on whom it trains."""
+    """With the faces of another config, a run could be tested on people on whom it trained."""
     drawn = []
     real = synthetic.write
     monkeypatch.setattr(synthetic, "write", lambda path, *a, **b: drawn.append(path) or real(path, *a, **b))
@@ -260,7 +260,7 @@ def test_a_run_with_other_faces_in_a_shared_folder_draws_them(tmp_path, monkeypa
     assert np.abs(test.image(2).astype(int) - synthetic.face(c.identities + 1, 0, c.seed, c.difficulty)).mean() < 6
 
 
-# ---- a conversion that was killed goes on with the shards that are there: of the same source and options alone
+# ---- a conversion that was killed continues from finished shards only with the same source and options
 
 
 def harm_labels(tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_the_same_state_has_the_same_hash_in_whatever_order_it_is_named():
 
 
 def test_the_hash_of_a_state_is_that_of_yesterday():
-    """A checkpoint is compared with the hash that an earlier version wrote; another algorithm would call it damaged."""
+    """Checkpoints contain hashes from earlier versions; another algorithm would report them as damaged."""
     tree = {"w": jnp.arange(12, dtype=jnp.float32).reshape(3, 4), "n": jnp.asarray(3, jnp.int32)}
     assert checkpoint.digest(tree) == "b08e2a322f1e272e"
     assert checkpoint.digest({"h": jnp.arange(5).astype(jnp.bfloat16)}) == "945c1e6ee50fe61f"
@@ -525,7 +525,7 @@ def test_the_config_hash_holds_every_key_that_decides_what_is_computed():
         config.update_from_flattened_dict({key: another(value)})
         of_the_run = any(f"{key}.".startswith(f"{start}.") for start in MAY_CHANGE)
         assert (typed(config).hash() == want) == of_the_run, key
-    rates, parts, plugin = base(), base(), base()  # whose keys an experiment names
+    rates, parts, plugin = base(), base(), base()  # sections whose keys are chosen by the experiment
     rates.optimizer.lr_scale.lora, parts.init_parts.vision, plugin.plugin.size = 2.0, "x", 3
     assert len({want, *(typed(config).hash() for config in (rates, parts, plugin))}) == 4
 

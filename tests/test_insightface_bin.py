@@ -38,7 +38,7 @@ def write(path, what, protocol=4):
     return f"--src={path}"
 
 
-# ---- what such files hold
+# ---- the contents of .bin files
 
 
 def python2(entries, same) -> bytes:
@@ -101,7 +101,7 @@ def test_the_store(tmp_path, capsys):
     s = stores.Store(tmp_path / "s", "test")
     assert [s.jpeg(i) for i in range(6)] == [JPEGS[i] for i in (0, 1, 2, 3, 4, 5)]
     assert s.sources == ["x.bin#0", "x.bin#1", "x.bin#2", "x.bin#3", "x.bin#5", "x.bin#6"]
-    # 0-1 and 1-4 are genuine, so 0, 1, 4 are one person; whether 2, 3, 5 are more is unknown
+    # 0-1 and 1-4 are genuine, so 0, 1 and 4 are one person; 2, 3 and 5 may be further people or not
     assert [s.identities[i] for i in s.labels] == [f"derived {i:06d}" for i in (0, 0, 2, 3, 0, 5)]
     pairs = stores.read_pairs(tmp_path / "s", "mine")
     assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 2, 1, 5], [1, 3, 4, 0])

@@ -28,7 +28,7 @@ def stage(tmp_path: Path, *flags: str, code: str = ""):
 
 @pytest.fixture
 def flags(tmp_path) -> list[str]:
-    """Return small_real's flags with new stores: training with validation inside, as recordio makes it; LFW; no CFP."""
+    """Return flags of small_real for new stores: training data with a validation store inside, and LFW, but no CFP."""
     records = [(images.encode(smooth_face(i)), f"{i // 2}", f"{i}.jpg") for i in range(6)]
     for where, split in (("ms1m", "train"), ("ms1m/val", "val"), ("lfw", "test")):
         stores.write(tmp_path / "data" / where.replace("/", "_"), records, split=split, sources=["here"])

@@ -128,7 +128,7 @@ FROZEN_OF = {"mllm_frozen": "mllm_lora", "pair_frozen": "pair_lora"}
 TRAINED = (
     "mllm_lora",
     "mllm_lora_vit",
-    pytest.param("mllm_lora_llm", marks=pytest.mark.slow),  # they differ by a regex; tests/test_configs.py counts
+    pytest.param("mllm_lora_llm", marks=pytest.mark.slow),  # differs by one regex; test_configs.py counts its adapters
     "mllm_lora_projector",
     "pair_lora",
     pytest.param("pair_lora_llm", marks=pytest.mark.slow),

@@ -43,7 +43,7 @@ def test_code_that_decides_nothing_is_not_mutated(monkeypatch):
     pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: uv sync --extra dev")
     monkeypatch.syspath_prepend(ROOT / "tests")
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "")  # which the module sets; undone at the end
+        monkeypatch.setenv(name, "")  # the module sets these variables; monkeypatch restores them at the end
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     import mutation_scores
 

@@ -13,7 +13,7 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.name)
 def test_the_list_fits_the_code(fault):
-    mutations.broken(fault, (mutations.ROOT / fault.file).read_text())  # raises where it does not
+    mutations.broken(fault, (mutations.ROOT / fault.file).read_text())  # raises ValueError if it does not
     for test in fault.tests:
         file, name = re.sub(r"\[.*", "", test).split("::")
         assert f"\ndef {name}(" in (mutations.ROOT / file).read_text(), f"{fault.name}: {test} is gone"

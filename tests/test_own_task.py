@@ -1,4 +1,4 @@
-"""Test a task of a user's own (tests/plugins): it goes through the same loop and planning as the others."""
+"""Test a user's own task (tests/plugins): it uses the same training loop and planning as the built-in tasks."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, name: str, devices: int = 1, **options) -> tuple[dict, list[dict]]:
-    """Return results.json and the lines of metrics.jsonl of a run on so many devices."""
+    """Return results.json and the lines of metrics.jsonl of a run on this number of devices."""
     chosen = jax.devices()[:devices]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: chosen)
@@ -89,7 +89,7 @@ def test_it_is_planned_and_counted(folder, monkeypatch):
     counted = programs.Planner(typed(config(folder)), sharding.one_device()).model_flops()
     tokens, width, mlp = 65, 128, 512
     layer = tokens * (4 * width * width + 2 * width * mlp) + 2 * tokens * tokens * width
-    products = 16 * (4 * layer + 64 * 14 * 14 * 3 * width)  # the tower forward; the head's own are next to nothing
+    products = 16 * (4 * layer + 64 * 14 * 14 * 3 * width)  # of the tower, forward; the head's are negligible
     assert counted == pytest.approx(2 * products, rel=0.01)
 
 

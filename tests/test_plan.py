@@ -96,7 +96,7 @@ def test_collectives_of_fsdp_over_layers():
 
 
 def test_collectives_of_tensor_parallelism():
-    """Each layer has Megatron's two all-reduces: an MLP's result, and its input's gradient with the adapters' rank."""
+    """Each layer has Megatron's two all-reduces: of an MLP's result and its input's gradient. Adapters add columns."""
     rules = (
         ("params/blocks/mlp/fc1/kernel", (None, None, "tensor")),
         ("params/blocks/mlp/fc2/kernel", (None, "tensor", None)),
@@ -211,7 +211,7 @@ def test_attention_by_one_kernel_moves_no_logits():
     alone = sharding.make_mesh(config.mesh, jax.devices()[:1])
     program = programs.Planner(typed(config), alone).program()
     apart, whole = (memory.estimate(program.step, *program.arguments, kernels=depth) for depth in (0, 2))
-    logits = 4 * 64 * 4 * 1025**2  # of one layer; read and written several times in each of three
+    logits = 4 * 64 * 4 * 1025**2  # bytes in one layer; read and written several times in each of three layers
     assert apart.moved - whole.moved > 10 * logits
     assert sum(whole.alive) <= sum(apart.alive)
 

@@ -175,7 +175,7 @@ def test_steps_of_an_epoch_are_told_or_follow_from_images_or_pairs(flags, monkey
 
 
 def test_devices_are_their_datasheets():
-    """FLOP/s in bfloat16, bytes/s of memory, GiB for a program, bytes/s of NVLink in one direction."""
+    """The figures are FLOP/s in bfloat16, bytes/s of memory, GiB for a program, bytes/s of NVLink in one direction."""
     assert {kind: tuple(device) for kind, device in devices.DEVICES.items()} == {
         "h200": (989e12, 4.8e12, 139, 450e9),
         "h100": (989e12, 3.35e12, 79, 450e9),
@@ -221,7 +221,7 @@ def test_it_fits_up_to_nine_tenths_of_the_device_by_the_upper_end():
     assert verdict(91, 0, **{"model.kind": "iresnet"}).endswith("try a smaller batch or more devices")
 
 
-# ---- what the figures are counted from
+# ---- the counts from which the figures follow
 
 HLO = """HloModule step
 

@@ -21,7 +21,7 @@ def step_ids(plan, step) -> list[int]:
 
 
 class Numbered(EpochPlan):
-    """A plan of 2 steps of 3 examples, whose columns name the epoch (how many were worked out before) and the place."""
+    """A plan of 2 steps of 3 examples; "epoch" counts the epochs that were computed before, "name" is the position."""
 
     steps_per_epoch = 2
 
@@ -66,7 +66,7 @@ def test_which_records_are_left_out_and_the_order_change_with_the_epoch():
 def test_records_are_equally_often_anywhere():
     plan = ShufflePlan(4, 2, seed=1)
     first = [ids(plan, [4 * epoch])[0] for epoch in range(400)]
-    assert np.bincount(first, minlength=4) == pytest.approx([100] * 4, abs=30)  # over three standard deviations
+    assert np.bincount(first, minlength=4) == pytest.approx([100] * 4, abs=30)  # more than three standard deviations
 
 
 def test_the_order_is_that_of_random_bits():

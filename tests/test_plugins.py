@@ -1,4 +1,4 @@
-"""Test code of a user's own, named `module:name` in a config: what is loaded, hashed and called, and its errors."""
+"""Test users' own code, named `module:name` in a config: what is loaded, hashed and called, and the errors."""
 
 import hashlib
 import importlib
@@ -64,7 +64,7 @@ def test_an_object_is_loaded_by_module_and_name(module):
 
 
 def test_a_module_in_the_folder_that_a_command_is_started_in_is_found(tmp_path, monkeypatch):
-    """A console script has its own folder on the path instead."""
+    """Python puts the folder of a console script on the path, not the current folder."""
     (tmp_path / "beside_the_command.py").write_text("x = 3\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
@@ -94,7 +94,7 @@ def test_what_is_missing_is_named(module, case):
 
 
 def test_a_mistake_in_the_module_itself_is_shown_as_it_is(module):
-    """It is no missing name, and its traceback shows where it is."""
+    """Such an error must not be reported as a missing name; its traceback shows its place."""
     module("mistaken", "import math\nmath.no_such_function(1)\ndef f(): pass\n")
     with pytest.raises(AttributeError, match="no_such_function"):
         plugins.load("mistaken:f")
@@ -171,17 +171,17 @@ def test_which_keys_take_code(key):
         Config(dtype="anywhere:f").check()  # type: ignore[arg-type]
 
 
-# ---- a loss and a backbone (that a training step then uses them: tests/test_config_keys.py)
+# ---- a loss and a backbone (tests/test_config_keys.py tests that a training step uses them)
 
 
 def pull_together(embeddings, labels):
-    """A loss over embeddings [2P, D] and the identities [P] that keeps what it was called with."""
+    """Compute a loss from embeddings [2P, D] and identities [P], and record the arguments."""
     CALLS.append((embeddings, labels))
     return jnp.square(embeddings[::2] - embeddings[1::2]).sum() + labels.sum()
 
 
 def cost_of_answers(logits, labels, columns):
-    """A loss of each pair, from logits [P, V], labels [P] and the columns of (Yes, No)."""
+    """Compute a loss per pair from logits [P, V], labels [P] and the columns of (Yes, No), and record the arguments."""
     CALLS.append((logits, labels, columns))
     return logits[:, columns[0]] * labels
 
@@ -227,7 +227,7 @@ def test_a_loss_of_answers_gets_all_logits_and_the_columns_of_yes_and_no():
 
 
 class Pixel(nn.Module):
-    """A network with one weight for each feature, on the first pixel."""
+    """A network that multiplies one value of the first pixel by a weight per feature."""
 
     features: int
     dtype: object

@@ -187,7 +187,7 @@ def test_a_score_at_the_threshold_is_the_same_person(verified):
     [(1110, 10, 999, 0), (1111, 10, 1000, 1), (5000, 5, 4000, 4), (11_111, 10, 10_000, 10), (11_110, 10, 9999, 9)],
 )
 def test_what_a_threshold_rests_on_is_counted(verified, impostors, folds, others, above):
-    """k = floor(n / 1000) of the impostor pairs of the other folds, as in the protocol."""
+    """As in the protocol, the threshold rests on k = floor(n / 1000) of the n impostor scores of the other folds."""
     entries = {"lfw": measured(0.75, impostors, folds)}
     _, lines = verified(0.9, entries)
     assert lines[:2] == [

@@ -35,7 +35,7 @@ SMALL = {
 class Run:
     """`python -m fvjax.main` as `count` processes with `devices` CPU devices each; their output in files.
 
-    `settings`: of the config. `each`: further ones of each process.
+    `settings`: settings of the config, for all processes. `each`: additional settings for each process.
     """
 
     def __init__(self, workdir: Path, count: int, devices: int, each=(), **settings):

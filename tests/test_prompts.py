@@ -20,7 +20,7 @@ from fvjax.parallel import sharding
 from fvjax.training import model
 
 GOLDEN = json.loads(Path("tests/golden/internlm2_tokenizer.json").read_text())
-# OpenGVLab/InternVL2-2B; 92544 and on are not pieces of tokenizer.model
+# The added tokens of OpenGVLab/InternVL2-2B. Those from 92544 on are not pieces of tokenizer.model.
 ADDED = {"<unk>": 0, "<s>": 1, "</s>": 2, "<|plugin|>": 92538, "<|interpreter|>": 92539, "<|action_end|>": 92540}
 ADDED |= {"<|action_start|>": 92541, "<|im_end|>": 92542, "<|im_start|>": 92543, "<img>": 92544, "</img>": 92545}
 ADDED |= {"<IMG_CONTEXT>": 92546, "<quad>": 92547, "</quad>": 92548, "<ref>": 92549, "</ref>": 92550, "<box>": 92551}
@@ -282,7 +282,7 @@ def test_answers_of_several_tokens_are_refused(small, monkeypatch):
 def test_a_configs_text_becomes_ids(name, internvl, monkeypatch):
     config = importlib.import_module(f"configs.{name}").get_config()
     text, config.init_from = config.prompt.text, str(internvl)
-    monkeypatch.setattr(model, "open_pretrained", lambda *_: None)  # there is a tokenizer alone
+    monkeypatch.setattr(model, "open_pretrained", lambda *_: None)  # the directory has a tokenizer but no weights
 
     def ids_of_model() -> tuple:
         task = tasks.get(config.task)(typed(config), Path())
@@ -293,5 +293,5 @@ def test_a_configs_text_becomes_ids(name, internvl, monkeypatch):
     assert ids == tuple(GOLDEN["encode"][text])
     assert yes_no == ((9583, 2917) if name == "pair_lora" else ())
     config.prompt.update({"text": "", "ids": (1, 2), "yes_no_ids": (3, 4)})
-    config.init_from = ""  # no tokenizer is asked
+    config.init_from = ""  # so the ids cannot come from a tokenizer
     assert ids_of_model() == ((1, 2), (3, 4) if name == "pair_lora" else ())

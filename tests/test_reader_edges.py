@@ -212,7 +212,7 @@ def test_a_fold_of_which_nothing_is_left_is_named_also_the_last(lost, tmp_path):
 
 
 def test_a_small_file_has_few_instructions():
-    """The limit is 10,000, and one per 16 bytes. More instructions would be work without data."""
+    """The limit is 10,000 instructions and one more per 16 bytes. More would take time without giving data."""
     marks = b"(" * 20_000 + b"."
     with pytest.raises(ValueError, match="more than 11250 instructions in a file of 20001 bytes"):
         plain_pickle.load(io.BytesIO(marks), len(marks))
@@ -336,7 +336,7 @@ BAD_ROWS = {
 
 @pytest.fixture(scope="module")
 def two_faces(tmp_path_factory):
-    """Write two faces into new folders."""
+    """Write a store of two faces into folders that do not exist yet."""
     dst = tmp_path_factory.mktemp("stores") / "some" / "where"
     return stores.write(dst, [(JPEG, "ann", "1"), (JPEG, "ann", "2")], split="test", sources=[])
 
@@ -345,7 +345,7 @@ def two_faces(tmp_path_factory):
 def test_rows_of_a_benchmark_that_are_none(case, two_faces):
     data = f"a,b,same,fold\n{BAD_ROWS[case]}".encode()
     entries = manifest.read_manifest(two_faces.path)
-    entries["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # as its author would write it
+    entries["benchmarks"]["x"] = {"hash": hashlib.sha256(data).hexdigest()}  # valid, as its author would write it
     manifest.write_manifest(two_faces.path, entries)
     (two_faces.path / "pairs_x.csv").write_bytes(data)
     with pytest.raises(ValueError, match=r"pairs_x\.csv: not rows of a,b,same,fold \(.*\); prepare the store again"):
@@ -353,7 +353,7 @@ def test_rows_of_a_benchmark_that_are_none(case, two_faces):
 
 
 def test_a_shard_holds_a_hundred_thousand_records(two_faces):
-    """People copy files by size and name, and a conversion that continues compares them."""
+    """Another number would change the names and sizes of files, which a conversion compares before it continues."""
     assert shards.SHARD_RECORDS == 100_000
     assert [shard["file"] for shard in two_faces.manifest["shards"]] == shards.shard_names("test", 1)
 

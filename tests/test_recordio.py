@@ -112,7 +112,7 @@ def content(s: stores.Store) -> list[tuple[bytes, str]]:
     return [(s.jpeg(i), s.identities[s.labels[i]]) for i in range(len(s))]
 
 
-# ---- what is read
+# ---- records, labels and images that are read
 
 
 def test_insightfaces_layout(tmp_path, capsys):
@@ -644,7 +644,7 @@ def test_killed_at_twenty_random_moments(tmp_path, capsys, monkeypatch, workers)
     assert kept
 
 
-# ---- the same as a folder of the same crops
+# ---- a .rec gives the same store as a folder of the same crops
 
 
 @pytest.mark.parametrize("faces", ["synthetic", "real"])
@@ -679,7 +679,7 @@ def test_trains_to_the_same_bits_as_a_folder(tmp_path, capsys, monkeypatch, requ
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-# ---- anything at all
+# ---- arbitrary bytes
 
 CASES = int(os.environ.get("FVJAX_FUZZ_CASES", 300))
 WORDS = [0, 1, 2, 24, 28, 1 << 16, (1 << 29) - 1, 1 << 29, 2 << 29, 3 << 29, 7 << 29, 0xFFFFFFFF, 0x7FC00000]

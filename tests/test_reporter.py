@@ -1,4 +1,4 @@
-"""Test what a run reports about each step, with a clock that stands still and results that are only numbers."""
+"""Test what a run reports about each step, with a simulated clock and simulated results."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Result:
-    """A scalar on a device. `arrives`: when it is computed; asking for its value before waits until then."""
+    """A scalar on a device. `arrives`: the time at which it is computed; reading the value earlier waits until then."""
 
     def __init__(self, value, clock, arrives=0.0):
         self.value, self.clock, self.arrives = value, clock, arrives
@@ -137,7 +137,7 @@ def dead(a, b):
 
 
 def test_adapters_without_a_gradient_end_the_run_after_two_steps(run, clock):
-    """At step 1 every a is without a gradient, because b is 0; only the b count. At step 2 the a count."""
+    """At step 1 no A has a gradient, because B is 0, so only gradients of B are checked; at step 2, those of A."""
     for first, second, found in (
         (dead([True, True], [False, True]), dead([False, False], [False, False]), "blocks/fc/b layers [1] (step 1)"),
         (dead([True, True], [False, False]), dead([True, False], [False, False]), "blocks/fc/a layers [0] (step 2)"),
@@ -145,7 +145,7 @@ def test_adapters_without_a_gradient_end_the_run_after_two_steps(run, clock):
         reported = run()
         clock.now += 1
         reported.add(0, values(clock, dead=first))
-        reported.flush()  # nothing is wrong yet: it takes two steps to know
+        reported.flush()  # no error yet, because the check needs two steps
         reported.add(1, values(clock, dead=second))
         with pytest.raises(ValueError, match="dead adapters") as error:
             reported.flush()
@@ -167,7 +167,7 @@ def test_adapters_that_learn_and_those_of_a_resumed_run_pass(run, clock):
 
 
 def test_the_rate_where_a_step_returns_when_it_is_done(run, clock):
-    """As on a CPU: steps take 1, 2 and 4 s, whatever happens between a step and its report."""
+    """On a CPU, steps take 1, 2 and 4 s here; the time between the last step and its report does not count."""
     reported = run()
     for step, seconds in enumerate((1, 2, 4)):
         clock.now += seconds
@@ -178,7 +178,7 @@ def test_the_rate_where_a_step_returns_when_it_is_done(run, clock):
 
 
 def test_the_rate_where_results_come_later(run, clock):
-    """As on a GPU: steps are started at once, and their results arrive after 2, 6 and 14 s."""
+    """On a GPU, all steps are started at once here, and their results arrive after 2, 6 and 14 s."""
     reported = run()
     for step, arrives in enumerate((102, 106, 114)):
         reported.add(step, values(clock, arrives=arrives))
@@ -187,7 +187,7 @@ def test_the_rate_where_results_come_later(run, clock):
 
 
 def test_the_time_of_a_step_that_is_waited_for_does_not_end_where_it_was_started(run, clock):
-    """The first step after a checkpoint: started after 1 s, done after 5, and reported at once for the next save."""
+    """The first step after a checkpoint starts after 1 s, ends after 5 s, and is reported at once for the next save."""
     reported = run()
     reported.restart_clock()
     clock.now = 101
@@ -197,7 +197,7 @@ def test_the_time_of_a_step_that_is_waited_for_does_not_end_where_it_was_started
 
 
 def test_a_result_that_came_before_the_last_report_counts_from_it(run, clock):
-    """A step was started before the report of the one before, so its start does not say how long it took."""
+    """A step was started before the previous one was reported, so its start does not tell how long it took."""
     reported = run()
     reported.add(0, values(clock, arrives=104))
     reported.add(1, values(clock, arrives=108))  # waits for step 0 until 104

@@ -103,8 +103,10 @@ def experiment(folder: Path):
 class Start:
     """One start of the command: what it printed and drew, and when it ran.
 
-        Args:         seconds_a_line: how long a line of metrics.jsonl takes, by the clock that decides about saving.
-    clock: in place of time.perf_counter.
+    Args:
+        seconds_a_line: how long a line of metrics.jsonl takes by time.monotonic, which decides when to save; 0: the
+            real time.
+        clock: used in place of time.perf_counter.
     """
 
     def __init__(self, config, workdir: Path, mode: str = "train", seconds_a_line: int = 0, clock=None):
@@ -165,7 +167,7 @@ def results(workdir: Path) -> dict:
     return json.loads((workdir / "results.json").read_text())
 
 
-# ---- what is there
+# ---- the files of a run
 
 
 def test_every_documented_file_is_there_and_no_other(run):

@@ -17,7 +17,7 @@ BY_STEPS = ("cosine", "linear", "constant")
 
 
 def rates(total: int, *, epochs: int = 0, steps_per_epoch: int = 1, **changes) -> list[float]:
-    """Return the learning rate of each of `total` steps, trained for by steps or (with `epochs`) by epochs."""
+    """Return the learning rate of each of `total` steps; the length is set in steps or, with `epochs`, in epochs."""
     steps = 0 if epochs else total
     settings = OptimizerConfig(**{"lr": LR, "schedule": "cosine", **changes})
     rate = optimizer.schedule(settings, epochs=epochs, steps_per_epoch=steps_per_epoch, steps=steps)

@@ -1,4 +1,4 @@
-"""Stores of other image sizes and with further features: round trips, hashes, and errors that name what is wrong."""
+"""Test stores with other image sizes and further features: round trips, hashes, and errors that name the problem."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ FEATURES = {
 
 
 def pattern(i: int, height: int = 112, width: int = 112) -> np.ndarray:
-    """A picture by integer arithmetic, the same on every machine."""
+    """Return a picture made by integer arithmetic, so that it is the same on every machine."""
     y, x, channel = np.indices((height, width, 3))
     return ((y * (i + 1) + x * (channel + 2)) // 2 % 256).astype(np.uint8)
 
@@ -58,7 +58,7 @@ def make(path: Path, features=None, size=SIZE, n=5, change=lambda i, given: give
     return stores.Store(path)
 
 
-# ---- what was written before there were features
+# ---- stores from before there were features
 
 
 PINNED = {
@@ -262,7 +262,7 @@ def test_names_of_features(tmp_path, name):
 
 
 def test_any_other_name_will_do(tmp_path):
-    """Also those of the parameters of Writer.add."""
+    """Even the names of the parameters of Writer.add are allowed."""
     some = {name: Feature("text") for name in ("self", "jpeg", "values")}
     assert make(tmp_path / "s", some).read([2], ["jpeg"])["jpeg"][0] == value(Feature("text"), 2)
 
@@ -352,7 +352,7 @@ def test_what_the_store_does_not_have(tmp_path):
             s.read([i], ["yaw"])
 
 
-# By the type that a forged manifest gives to four bytes: the message.
+# Each case: the type that a forged manifest gives to four bytes, and the error message.
 WRONG_TYPES = {
     "shape": ({"dtype": "float32", "shape": [2]}, r"4 bytes, but float32 \[2\] has 8"),
     "size": ({"dtype": "float64", "shape": []}, r"4 bytes, but float64 \[\] has 8"),
@@ -361,7 +361,7 @@ WRONG_TYPES = {
     "numbers": ({"dtype": "float16", "shape": [2]}, "not finite"),
 }
 BITS = dict.fromkeys(WRONG_TYPES, np.uint32(0x3F800080).view(np.float32))
-BITS["numbers"] = np.uint32(0x7C007C00).view(np.float32)  # infinity twice, as float16
+BITS["numbers"] = np.uint32(0x7C007C00).view(np.float32)  # two infinities as float16
 
 
 @pytest.mark.parametrize("case", WRONG_TYPES)

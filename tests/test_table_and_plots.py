@@ -136,13 +136,13 @@ def of(config, workdir: Path) -> benchmarks.Benchmarks:
 
 
 def evaluations(workdir: Path, seconds: float) -> Evaluations:
-    """Return what notes a run's evaluations; an epoch has 8 steps."""
+    """Return the object that records a run's evaluations; an epoch has 8 steps."""
     judge, schedule = Judge("net", of(base(), workdir), set()), EvaluationSchedule(8, 24, False)
     return Evaluations(judge, schedule, cast(Any, None), workdir, 8, lambda: seconds)
 
 
 def drawn(patch) -> dict:
-    """Return the figures by file name, kept when the plots save them."""
+    """Return a dict that receives each figure by file name when it is saved."""
     kept = {}
     real = FigureCanvasAgg.print_png
 

@@ -1,4 +1,4 @@
-"""Test further places for the metrics of a run: wandb and mlflow (stand-ins that note their calls) and a user's own."""
+"""Test trackers of a run's metrics: wandb and mlflow (stand-ins that record their calls) and a user's own."""
 
 import builtins
 import json
@@ -17,7 +17,7 @@ OPENED: list["Own"] = []  # trackers of this file that were opened, in order
 
 
 class Own:
-    """A tracker of a user's own. `error`: what its `close` raises."""
+    """A user's own tracker. `error`: what its `close` raises."""
 
     error: BaseException | None = None
 
@@ -49,7 +49,7 @@ def _none_opened_yet():
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Put a module in wandb's place, and return the list of calls of it."""
+    """Put a stand-in module in wandb's place, and return the list of its calls."""
     calls: list[tuple] = []
     run = SimpleNamespace(
         log=lambda values, step: calls.append(("log", values, step)), finish=lambda: calls.append(("finish",))

@@ -58,7 +58,7 @@ def test_sections_are_classes_with_the_keys_of_the_config_file():
 
 
 def test_a_config_file_refuses_keys_that_do_not_exist():
-    """With the nearest one as a hint, and except for what an experiment names itself."""
+    """The error suggests the nearest key. Sections whose keys are chosen by the experiment accept any key."""
     c = base()
     with pytest.raises(AttributeError, match=r"optimizer"):
         c.optimiser = 1
@@ -71,7 +71,7 @@ def test_a_config_file_refuses_keys_that_do_not_exist():
         node.anything = 1
 
 
-# ---- from the one to the other
+# ---- conversion between the two forms
 
 
 UNKNOWN: dict[str, tuple[dict, str]] = {
@@ -100,7 +100,7 @@ UNKNOWN: dict[str, tuple[dict, str]] = {
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_unknown_and_missing_keys_are_named_with_the_ones_there_are(case):
     changes, message = UNKNOWN[case]
-    values: typing.Any = ConfigDict(base().to_dict())  # not locked, as a file that began with other keys
+    values: typing.Any = ConfigDict(base().to_dict())  # not locked, like a config that does not start from base()
     values.update(ConfigDict(changes))
     with pytest.raises(ValueError) as error:
         typed(values)
@@ -215,7 +215,7 @@ def test_choices_of_a_new_key_need_no_second_list():
     assert configs._choices(Outer, "top.") == {"top.inner.kind": ("a", "b"), "top.mode": ("x",)}
 
 
-# ---- rows
+# ---- rows: several experiments in one config
 
 
 def test_a_config_without_rows_is_one_experiment_in_its_own_folder():

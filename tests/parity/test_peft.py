@@ -73,7 +73,7 @@ def test_the_whole_model_in_peft(twin, golden, tmp_path):
 
 @pytest.mark.parametrize("parts", ["qkv", "qv"])
 def test_heads_of_their_own_in_one_matrix(twin, golden, tmp_path, recwarn, parts):
-    """q, k and v with an a each, besides adapters of the usual rank, work in peft and are read back from its files."""
+    """Adapters with an A matrix each for q, k and v, beside ones of the usual rank, work in peft and are read back."""
     _, params = load(TINY, "vlm")
     targets = (f"decoder/blocks/attn/[{parts}o]", "decoder/blocks/mlp/up")
     adapters = lora.init(params, targets, 2, 3 * (len(parts) + 2), jax.random.key(0))

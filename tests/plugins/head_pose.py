@@ -1,4 +1,4 @@
-"""A task of a user's own: the yaw and pitch of a head from one picture, on synthetic faces that know theirs.
+"""A user's own task: estimate the yaw and pitch of a head from one picture, on synthetic faces with known angles.
 
 Everything that makes it a task is in this file, and everything that makes it a run is in head_pose_config.py.
 """
@@ -63,7 +63,7 @@ class HeadPose(Task):
         return {"images": batch["images"][:, 0], "angles": jnp.concatenate([batch[name] for name in ANGLES], axis=1)}
 
     def _angles(self, encoder, variables, images, train: bool = False) -> jax.Array:
-        """Pictures uint8 [N,112,112,3] -> radians [N, 2]."""
+        """Return (yaw, pitch) in radians [N, 2] for pictures uint8 [N,112,112,3]."""
         head = variables["head"]
         network = {name: tree for name, tree in variables.items() if name != "head"}
         return encoder(network, images, train=train)[0] @ head["kernel"] + head["bias"]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A Slurm of this machine's own for tests: `cluster.sh start DIR` installs what is missing (Debian, Ubuntu; root), then
-# starts munged, slurmctld and two slurmds as two nodes, all with keys, state and logs in DIR. `cluster.sh stop DIR` ends
-# them. With SLURM_CONF=DIR/slurm.conf the usual commands (sbatch, squeue, scontrol) speak to it. Nothing of a Slurm that
-# is installed already is changed.
+# Run a Slurm cluster of two nodes on this machine, for tests. `cluster.sh start DIR` needs root. It installs missing
+# packages (on Debian and Ubuntu) and starts munged, slurmctld and one slurmd per node, with all keys, state and logs in
+# DIR. `cluster.sh stop DIR` ends these programs. With SLURM_CONF=DIR/slurm.conf, the usual commands (sbatch, squeue,
+# scontrol) use this cluster. A Slurm that is already installed keeps its configuration.
 set -euo pipefail
 PATH=$PATH:/usr/sbin
 [[ ${1:-} =~ ^(start|stop)$ && $# == 2 ]] || { echo "usage: cluster.sh start|stop DIR" >&2; exit 2; }
@@ -19,7 +19,7 @@ stop() {
 }
 
 [[ $1 == start ]] || { stop; exit; }
-((EUID == 0)) || { echo "cluster.sh: slurmd and munged want root" >&2; exit 1; }
+((EUID == 0)) || { echo "cluster.sh: slurmd and munged must be started as root" >&2; exit 1; }
 if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge >"$dir/install.log"
@@ -29,8 +29,8 @@ chmod 755 "$dir"
 head -c 1024 /dev/urandom >"$dir/munge.key"
 chmod 600 "$dir/munge.key"
 port=$((20000 + RANDOM % 10000))
-host=$(hostname -s) # the first node's name, as that is the coordinator's address; the second's name need not resolve
-# cred_expire: a requeued job waits so long before it starts again (120 s otherwise).
+host=$(hostname -s) # names the first node, which is the coordinator's address; the second node's name need not resolve
+# cred_expire is the time in seconds that a requeued job waits before it starts again (Slurm's default is 120).
 cat >"$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -58,7 +58,7 @@ NodeName=$host-2nd NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs
 PartitionName=all Nodes=ALL Default=YES MaxTime=60
 CONF
 for i in {0..3}; do [[ -e $dir/gpu$i ]] || mknod "$dir/gpu$i" c 1 3; done
-echo "Name=gpu File=$dir/gpu[0-3]" >"$dir/gres.conf" # /dev/null in place of GPUs: Slurm deals them out
+echo "Name=gpu File=$dir/gpu[0-3]" >"$dir/gres.conf" # copies of /dev/null that Slurm allocates as GPUs
 cat >"$dir/prolog" <<'PROLOG'
 #!/bin/sh
 echo
@@ -75,5 +75,5 @@ for _ in {1..60}; do
   [[ $(sinfo -h -o %D -t idle 2>/dev/null) == 2 ]] && exit
   sleep 0.5
 done
-echo "cluster.sh: the two nodes are not up after 30 s; see $dir/*.log" >&2
+echo "cluster.sh: the two nodes did not become idle within 30 s; see $dir/*.log" >&2
 false

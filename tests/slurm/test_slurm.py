@@ -33,7 +33,7 @@ TWO_NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-gpu=2")
 
 
 class Slurm:
-    """The tests' access to the cluster."""
+    """A client of the test cluster: submits jobs, reads their state and their logs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
