@@ -73,7 +73,7 @@ class DecoderConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     # iresnet | vision_transformer (pooling mean or cls) | vlm: a vision transformer, a projector and a decoder (pooling
-    # visual_mean, all_mean or last_token; "" for pair_answer) | module:name of your own (see fvjax/plugins.py)
+    # visual_mean, all_mean or last_token; "" for pair_answer and conversation) | module:name of your own (see fvjax/plugins.py)
     kind: str = "iresnet"
     pooling: str = ""
     iresnet: IResNetConfig = field(default_factory=IResNetConfig)
@@ -93,9 +93,36 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
+class ChatConfig:
+    """How conversations become tokens and tiles (task conversation)."""
+
+    template: str = "internvl2_5"  # see fvjax/data/chat.py
+    system: str = "default"  # default: the template's system message | "": none | a text
+    # Which tokens of an answer are learned. llamafactory: all, with the line break at its end; internvl_chat: without.
+    labels: Literal["llamafactory", "internvl_chat"] = "llamafactory"
+    tokenizer: str = ""  # directory; "": that of the pretrained decoder
+    length: int = 2048  # of a row, in tokens. Nothing is cut: a longer conversation is an error, or dropped
+    too_long: Literal["error", "drop"] = "error"
+    buckets: tuple[int, ...] = ()  # shorter lengths that a step's rows may have; a step is compiled for each one
+    by_length: bool = False  # let conversations of similar length share a step
+    packed: bool = False  # put several conversations into a row; they do not see each other
+    max_tiles: int = 1  # of a picture, its thumbnail apart
+    # What several pictures in a conversation do to max_tiles. each: nothing | internvl_chat: they share it | vlmevalkit:
+    # they share 64.
+    tile_rule: Literal["each", "internvl_chat", "vlmevalkit"] = "each"
+    hide_pictures: bool = False  # a grey picture in place of every picture: the control that sees the text alone
+    eval_template: str = ""  # of evaluation; "": as in training
+    eval_max_tiles: int = 0  # of evaluation; 0: as in training
+    max_new_tokens: int = 64  # of a generated answer
+    answers: int = 3  # generated answers that are printed with each validation
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     rank: int = 0  # 0: no adapters
     alpha: float = 0.0
+    # Bound of a's uniform start. kaiming: sqrt(6 / in), LLM-FaceVerification's | peft: 1 / sqrt(in), PEFT's
+    init: Literal["kaiming", "peft"] = "kaiming"
     targets: tuple[str, ...] = ()  # regexes over module names
     count: int = 0  # how many adapters the targets must give; a stack of L layers counts L
 
@@ -233,8 +260,8 @@ class Config:
     seed: int = 0
     epochs: int = 0  # 0: nothing is trained, the model is evaluated as it is
     steps: int = 0  # instead of epochs: train for so many steps
-    # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces) | module:name of a task
-    # of your own
+    # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces) | conversation (a VLM
+    # answers questions about pictures) | module:name of a task of your own
     task: str = "contrastive"
     # Settings of your own task, loss or backbone; fvjax's own read none of them.
     plugin: Mapping[str, Any] = field(default_factory=dict)
@@ -246,6 +273,7 @@ class Config:
     remat: Literal["none", "dots", "full", "auto"] = "none"
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     # auto (by_head on a CPU, otherwise xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
     attention: Literal["auto", "xla", "by_head", "cudnn"] = "auto"
     init_from: str = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
@@ -396,7 +424,7 @@ def _choices(cls: Any, prefix: str = "") -> dict[str, tuple[str, ...]]:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("contrastive", "pair_answer"),
+    "task": ("contrastive", "pair_answer", "conversation"),
     "model.kind": ("iresnet", "vision_transformer", "vlm"),
     "loss.function": ("",),
     **_choices(Config),

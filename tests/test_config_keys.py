@@ -194,7 +194,7 @@ def plugged():
     return c
 
 
-# ---- where effects are looked for ------------------------------------------------------------------------------------
+# ---- observations in which effects must appear -----------------------------------------------------------------------
 
 
 def program(fn: Callable, *args: Any) -> tuple:
@@ -263,7 +263,7 @@ def placement(config, _) -> tuple:
 
 
 def values(config, folder) -> dict[str, list]:
-    """Return where the linear network starts: trained and frozen variables, and results without training."""
+    """Return the linear network's initial variables, trained and frozen, and the results of a run without training."""
     with linear_network(config.mesh):
         model = opened(config)
         begun = start_state(learner(config, model), model, sharding.make_mesh(config.mesh))
@@ -295,7 +295,7 @@ def base_hash(config, _) -> str:
 
 
 def open_data(config, folder) -> tuple:
-    """The store to train on and the plan of its batches."""
+    """Return the store to train on and the plan of its batches."""
     task = task_of(config, folder)
     store = task.open_store()
     return store, task.examples(store).plan
@@ -430,7 +430,7 @@ def validation_pairs(config, folder) -> list:
 
 
 class Ran(NamedTuple):
-    """The files and the output of a run."""
+    """The files and the printed output of a run."""
 
     folder: Path
     results: dict
@@ -515,7 +515,7 @@ def updates(config, _) -> list:
 
 
 def by_hand(config) -> list:
-    """:func:`updates` as config.py and optimizer.py describe them, in float64."""
+    """Compute :func:`updates` in float64, as config.py and optimizer.py describe them."""
     o, out = config.optimizer, []
     params = {name: np.asarray(x, np.float64) for name, x in TREE.items()}
     first, second = ({name: np.zeros_like(x) for name, x in params.items()} for _ in range(2))
@@ -545,7 +545,7 @@ def by_hand(config) -> list:
 
 
 def rates(config, _) -> list:
-    """The learning rate of ten steps, two of them an epoch."""
+    """Return the learning rates of ten steps, with two steps per epoch."""
     lr = optimizer.schedule(config.optimizer, epochs=config.epochs, steps_per_epoch=2, steps=config.steps)
     return [float(lr(step)) for step in range(10)]
 
@@ -1138,7 +1138,7 @@ NEEDED |= {"dtype", "epochs", "eval.flip_sum"}
 
 @pytest.mark.parametrize("key", sorted(NEEDED))
 def test_a_workdir_that_lacks_what_decides_its_embeddings_is_of_another_version(key, tmp_path):
-    """Otherwise the default would replace what an older version did."""
+    """Without this check, a default would replace what an older version of the code did."""
     values = base().to_dict()
     *parents, last = key.split(".")
     section = functools.reduce(lambda at, name: at[name], parents, values)
@@ -1215,7 +1215,7 @@ def test_attention_is_chosen_by_the_device(folder, monkeypatch, here):
 
 
 def check(config) -> None:
-    """What `fvjax.main` checks of a config's values."""
+    """Check a config's values as `fvjax.main` does."""
     c = typed(config)
     c.check()
     tasks.get(c.task).check(c)
