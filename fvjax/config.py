@@ -73,7 +73,8 @@ class DecoderConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     # iresnet | vision_transformer (pooling mean or cls) | vlm: a vision transformer, a projector and a decoder (pooling
-    # visual_mean, all_mean or last_token; "" for pair_answer and conversation) | module:name of your own (see fvjax/plugins.py)
+    # visual_mean, all_mean or last_token; "" for pair_answer and conversation) | module:name of your own (see
+    # fvjax/plugins.py)
     kind: str = "iresnet"
     pooling: str = ""
     iresnet: IResNetConfig = field(default_factory=IResNetConfig)
@@ -107,8 +108,8 @@ class ChatConfig:
     by_length: bool = False  # let conversations of similar length share a step
     packed: bool = False  # put several conversations into a row; they do not see each other
     max_tiles: int = 1  # of a picture, its thumbnail apart
-    # What several pictures in a conversation do to max_tiles. each: nothing | internvl_chat: they share it | vlmevalkit:
-    # they share 64.
+    # What several pictures in a conversation do to max_tiles. each: nothing | internvl_chat: they share it |
+    # vlmevalkit: they share 64.
     tile_rule: Literal["each", "internvl_chat", "vlmevalkit"] = "each"
     hide_pictures: bool = False  # a grey picture in place of every picture: the control that sees the text alone
     eval_template: str = ""  # of evaluation; "": as in training
@@ -432,6 +433,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 PLUGGABLE = ("task", "model.kind", "loss.function")  # also take module:name
 POSITIVE = (
     "batch_size",
+    "chat.length",
+    "chat.max_tiles",
+    "chat.max_new_tokens",
     "accumulation",
     "data.pairs_per_epoch",
     "eval.batch_size",

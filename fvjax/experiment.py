@@ -81,7 +81,7 @@ class Experiment:
         self._start()
         create_workdir(workdir, config.to_json(), {**self.facts, **evaluation_hashes})
         predictor = Predictor(self.model.variables, self.frozen, self.mesh)
-        seen = set(self.store.identities) if self.store and self.examples else set()
+        seen = set(self.examples.identities) if self.examples else set()
         self.evaluator: Evaluator = self.task.evaluator(self.model.encoder, predictor, seen)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.request.before_leaving = self.checkpoints.wait
@@ -126,6 +126,7 @@ class Experiment:
             validation_hash=self.task.validation_hash(),
             plugin_sources=c.plugin_sources(),
             prompt=prompt_facts(self.model.encoder),
+            task=self.task.facts(),
         )
 
     # ---- what a run does, in order
@@ -170,9 +171,15 @@ class Experiment:
             return state
         c = self.config
         compiled = compile_step(self.recipe, self.state_shapes, self.mesh)
-        plan, features = self.examples.plan, self.examples.features
         batches = feed.batches(
-            c.data, self.store, plan, self.mesh, start_step=step, num_steps=self.total_steps - step, features=features
+            c.data,
+            self.examples.store,
+            self.examples.plan,
+            self.mesh,
+            start_step=step,
+            num_steps=self.total_steps - step,
+            features=self.examples.features,
+            read=self.examples.read,
         )
         writer = Writer(c.name, self.workdir, c.log, step)
         writer.start(step, self.total_steps)
@@ -202,6 +209,7 @@ class Experiment:
         c = self.config
         return Workload(
             images_per_step=c.batch_size,
+            unit=self.task.unit,
             flops_per_step=programs.Planner(c, self.mesh).model_flops(),
             steps_per_epoch=self.steps_per_epoch,
             epochs=c.epochs,
@@ -218,7 +226,7 @@ class Experiment:
         if best is not None and best != step:
             state = TrainState.from_dict(self.checkpoints.restore(best, self.state_shapes.as_dict(), self.facts))
             step = best
-            say(f"Step {step} had the best validation accuracy: it is what is evaluated")
+            say(f"Step {step} had the best validation score: it is what is evaluated")
         self.checkpoints.close()
         validation = self.evaluations.validation_entry(step, state, c.name)
         before = json.loads(self._before_file.read_text()) if self._before_file.exists() else {}

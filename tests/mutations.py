@@ -1023,8 +1023,8 @@ FAULTS = (
         "every_device_does_all",
         "visual tokens are inserted by row number, for which a sharded batch is first gathered on every device",
         "fvjax/models/vlm.py",
-        "return jax.vmap(lambda row, new, at: row.at[at].set(new))(embedded, tokens.astype(embedded.dtype), index)",
-        "return embedded.at[np.arange(len(index))[:, None], index].set(tokens.astype(embedded.dtype))",
+        "return put(embedded, tokens.astype(embedded.dtype), index)",
+        'return embedded.at[np.arange(len(index))[:, None], index].set(tokens.astype(embedded.dtype), mode="drop")',
         (GRADIENTS + "test_devices_share_the_work[tiny_siamese]",),
     ),
     Fault(

@@ -501,7 +501,7 @@ def test_the_best_validated_step_is_what_is_evaluated(run, tmp_path):
     best = max(accuracies, key=lambda step: (accuracies[step], step))
     assert found["step"] == best
     assert found["validation"]["accuracy@best_threshold"]["mean"] == pytest.approx(accuracies[best])
-    told = f"Step {best} had the best validation accuracy: it is what is evaluated" in run.second.out
+    told = f"Step {best} had the best validation score: it is what is evaluated" in run.second.out
     assert told == (best != STEPS)
 
     # the file names another checkpoint; its results were measured when it was the newest
@@ -509,7 +509,7 @@ def test_the_best_validated_step_is_what_is_evaluated(run, tmp_path):
     again = shutil.copytree(run.dir, tmp_path / "again")
     (again / "validation.json").write_text(json.dumps({**{step: 0.5 for step in accuracies}, other: 0.9}))
     out = Start(run.config, again, "eval").out
-    assert f"Step {other} had the best validation accuracy: it is what is evaluated" in out
+    assert f"Step {other} had the best validation score: it is what is evaluated" in out
     now, then = results(again), evaluations(run)[other // PER_EPOCH - 1]
     assert now["step"] == other
     for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grain
 import numpy as np
@@ -14,10 +16,13 @@ from absl import flags
 from fvjax import errors
 from fvjax.data.plans import Plan
 from fvjax.data.stores import Store
+from fvjax.data.stores.store import RecordStore
+
+Read = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def train_batches(
-    store: Store,
+    store: RecordStore,
     plan: Plan,
     *,
     start_step: int,
@@ -29,6 +34,7 @@ def train_batches(
     decoded: np.ndarray | None = None,
     images: bool = True,
     features: Sequence[str] = (),
+    read: Read | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches ``start_step`` … ``start_step + num_steps - 1`` of ``plan``, this host's part of each.
 
@@ -39,10 +45,11 @@ def train_batches(
         decoded: all of the store's images as :func:`decode_all` gives them; None decodes each when it is needed.
         images: False leaves them out, for a caller that has them by record number.
         features: further arrays of the store's records that a batch holds under their names.
+        read: instead, a picklable function from the plan's columns of this host's examples to all arrays of a batch.
     Yields:
         the plan's columns ("ids" int64 [p, …], record numbers, and what else it has), "index" int64 [p] (the global
         number of each example, to derive random keys from), "images" uint8 [p, …, H, W, 3] RGB in the shape of the
-        ids, and the features likewise.
+        ids, and the features likewise. With `read`: what it returns and "index".
     Raises:
         ValueError: the plan is not of this store, there is no such row, or a record is broken (named).
         errors.WorkerLost: a decoding process was killed.
@@ -56,20 +63,29 @@ def train_batches(
     if start_step < 0 or num_steps < 0:
         raise ValueError(f"start_step={start_step} and num_steps={num_steps} must not be negative")
 
+    read = read or partial(read_faces, cast(Store, store), decoded, images, tuple(features))
+
     def load(step: int) -> dict[str, np.ndarray]:
         index = step * total + rows
-        out = {**plan.examples(index), "index": index}
-        ids = out["ids"]
-        if images:
-            flat = store.images(ids.reshape(-1)) if decoded is None else decoded[ids.reshape(-1)]
-            out["images"] = flat.reshape(*ids.shape, *flat.shape[1:])
-        for name, values in store.read(ids.reshape(-1), features).items():
-            out[name] = values.reshape(*ids.shape, *values.shape[1:])
-        return out
+        return {**read(plan.examples(index)), "index": index}
 
     # Grain's elements are whole batches, which threads and workers take in turn: the same sequence for any number.
     batches = grain.MapDataset.source(range(start_step, start_step + num_steps)).map(load)
     return _watched(_read(batches, workers, threads, prefetch))
+
+
+def read_faces(
+    store: Store, decoded: np.ndarray | None, images: bool, features: Sequence[str], columns: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of some examples that a face store has: the plan's columns, images and further features."""
+    ids = columns["ids"]
+    out = dict(columns)
+    if images:
+        flat = store.images(ids.reshape(-1)) if decoded is None else decoded[ids.reshape(-1)]
+        out["images"] = flat.reshape(*ids.shape, *flat.shape[1:])
+    for name, values in store.read(ids.reshape(-1), features).items():
+        out[name] = values.reshape(*ids.shape, *values.shape[1:])
+    return out
 
 
 def decode_all(store: Store, *, threads: int, track: Callable[[Iterable, int], Iterable]) -> np.ndarray:

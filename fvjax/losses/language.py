@@ -43,8 +43,10 @@ def next_token_loss(
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + loss_of_chunk(*part), None
 
-    parts = tuple(jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0) for x in (states, targets))
-    total, _ = jax.lax.scan(add, jnp.float32(0), parts)
+    def in_chunks(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), (in_chunks(states), in_chunks(targets)))
     return total, (targets != NONE).sum().astype(jnp.float32)
 
 

@@ -17,15 +17,8 @@ import numpy as np
 from jax import lax
 
 from fvjax.models.cache import Cache, append
-from fvjax.models.layers import REMAT, Attend, Dense, DType, RMSNorm, attend, self_attend
-from fvjax.models.rotary import Positions, Scaling, packed_index, rope_frequencies, rotate
-
-
-def last_token(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """Return the last token of each row before its padding: x [N,T,…] -> [N,1,…]."""
-    if lengths is None:
-        return x[:, -1:]
-    return jnp.take_along_axis(x, (lengths - 1).reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+from fvjax.models.layers import REMAT, Attend, Dense, DType, GatedMlp, RMSNorm, attend, last_token, self_attend
+from fvjax.models.rotary import Positions, Scaling, packed_positions, positions_at, rotate
 
 
 class Attention(nn.Module):
@@ -72,20 +65,6 @@ class Attention(nn.Module):
         return Dense(width, use_bias=self.out_bias, dtype=self.dtype, name="o")(y), past
 
 
-class Mlp(nn.Module):
-    """Gated MLP: down(silu(gate(x)) * up(x))."""
-
-    dim: int
-    bias: bool
-    dtype: DType
-
-    @nn.compact
-    def __call__(self, x):
-        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
-        y = jax.nn.silu(dense(self.dim, name="gate")(x)) * dense(self.dim, name="up")(x)
-        return dense(x.shape[-1], name="down")(y)
-
-
 class Block(nn.Module):
     """Attention and MLP, each on normalised input. `last`: compute the output of the last token only, [N,1,D]."""
 
@@ -116,7 +95,7 @@ class Block(nn.Module):
             name="attn",
         )(norm(name="norm1")(x), past, positions)
         x = (last_token(x, positions.lengths) if self.last else x) + y
-        return x + Mlp(self.mlp_dim, self.mlp_bias, self.dtype, name="mlp")(norm(name="norm2")(x)), past
+        return x + GatedMlp(self.mlp_dim, self.mlp_bias, self.dtype, name="mlp")(norm(name="norm2")(x)), past
 
 
 class Decoder(nn.Module):
@@ -208,7 +187,7 @@ class Decoder(nn.Module):
         if segments is not None:
             if last:
                 raise ValueError("rows of several sequences have no last token; ask for all states")
-            positions = self._packed_positions(segments)
+            positions = packed_positions(self, segments)
         return self.final_norm(self._run(x, None, positions, last)[0])
 
     def extend(
@@ -260,19 +239,11 @@ class Decoder(nn.Module):
     ) -> Positions:
         """Return the positions of ``count`` tokens after the cached ones. Raise ValueError if there are too many."""
         capacity, start = (0, None) if cache is None else (cache.k.shape[2], cache.length)
-        index = jnp.arange(count)[None] + (capacity if start is None else start[:, None])
         # Dynamic scaling depends on the final length, because frequencies must not change while a cache fills.
         tokens = tokens or (capacity + count if start is None else capacity)
         self._check_length(max(tokens, count))
-        angles = index[:, :, None].astype(jnp.float32) * rope_frequencies(self, tokens)
-        return Positions(jnp.cos(angles), jnp.sin(angles), index, start, lengths)
-
-    @nn.nowrap
-    def _packed_positions(self, segments: jax.Array) -> Positions:
-        """Return the positions of the tokens of packed rows, which count from 0 in each sequence."""
-        index = packed_index(segments)
-        angles = index[:, :, None].astype(jnp.float32) * rope_frequencies(self, segments.shape[1])
-        return Positions(jnp.cos(angles), jnp.sin(angles), index, None, None, segments)
+        index = jnp.arange(count)[None] + (capacity if start is None else start[:, None])
+        return positions_at(self, index, tokens)._replace(start=start, lengths=lengths)
 
     def _run(self, x, past, positions: Positions, last: bool):
         """Run all layers -> (states before the final norm, keys and values of the cached and the new tokens)."""

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fvjax.models import vlm
+from fvjax.models import conversation, vlm
 from fvjax.models.cache import Cache
 from fvjax.models.decoder import Decoder
+from fvjax.models.generation import generate
 from fvjax.models.iresnet import IResNet
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
@@ -118,6 +119,41 @@ class Encoder:
         return self.net.apply(variables, *inputs, train=train, keys=keys, method="pair")
 
 
+    # ---- conversations, see fvjax.models.conversation
+
+    def read_conversation(
+        self,
+        variables: Mapping[str, Any],
+        tokens: jax.Array,
+        tiles: jax.Array,
+        places: jax.Array,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """Read rows of conversations -> the decoder's states, [N,T,D]."""
+        return self.net.apply(variables, tokens, tiles, places, segments, method=conversation.read)
+
+    def logits(self, variables: Mapping[str, Any], states: jax.Array) -> jax.Array:
+        """Compute logits of the decoder's states, [..., D] -> float32 [..., vocab]."""
+        return self.net.apply(variables, states, method=conversation.logits)
+
+    def continue_conversation(
+        self,
+        variables: Mapping[str, Any],
+        tokens: jax.Array,
+        tiles: jax.Array,
+        places: jax.Array,
+        lengths: jax.Array,
+        **settings: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Answer the prompts of some rows: (ids, numbers of tokens) as :func:`fvjax.models.generation.generate`.
+
+        lengths: int32 [N], tokens of each row before its padding. settings: of that function.
+        """
+        embedded = self.net.apply(variables, tokens, tiles, places, method=conversation.embed)
+        decoder = {name: tree["decoder"] for name, tree in variables.items() if "decoder" in tree}
+        return generate(self.net.decoder, decoder, embedded, lengths, **settings)
+
+
 def _construct(network: Callable[..., Any], attributes: Mapping[str, Any], **changes: Any) -> Any:
     return network(**{**attributes, **changes})
 
@@ -132,7 +168,7 @@ class Kind(NamedTuple):
 
 def _check_text(net: vlm.VLM, pooling: str, prompt: tuple[int, ...], yes_no: tuple[int, ...]) -> None:
     """Raise ValueError if the prompt or the answers' ids do not fit the VLM."""
-    if not prompt and pooling != "visual_mean":  # visual_mean does not depend on the text
+    if not prompt and (yes_no or pooling not in ("", "visual_mean")):  # visual_mean does not depend on the text
         raise ValueError(f"a VLM with pooling {pooling!r} needs a prompt")
     vocab = net.decoder.vocab
     outside = [i for i in prompt if not 0 <= i < vocab]

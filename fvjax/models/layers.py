@@ -117,6 +117,27 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
+class GatedMlp(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
+    dim: int
+    bias: bool
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x):
+        dense = partial(Dense, use_bias=self.bias, dtype=self.dtype)
+        y = jax.nn.silu(dense(self.dim, name="gate")(x)) * dense(self.dim, name="up")(x)
+        return dense(x.shape[-1], name="down")(y)
+
+
+def last_token(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """Return the last token of each row before its padding: x [N,T,…] -> [N,1,…]."""
+    if lengths is None:
+        return x[:, -1:]
+    return jnp.take_along_axis(x, (lengths - 1).reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+
+
 def attend(q, k, v, mask=None):
     """Compute softmax attention, like `jax.nn.dot_product_attention` but without transposing the logits on a CPU.
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 Scaling = Literal["plain", "linear", "dynamic", "llama3"]
 
@@ -37,14 +38,21 @@ class Positions(NamedTuple):
     segments: jax.Array | None = None
 
 
-def packed_index(segments: jax.Array) -> jax.Array:
-    """Return the position of each token in its own sequence, int32 [N,T], for rows of consecutive sequences.
+def positions_at(model: RotarySettings, index: jax.Array, tokens: int) -> Positions:
+    """Return positions int32 [N or 1, T] with their rotations, in a sequence of ``tokens`` in the end."""
+    angles = index[:, :, None].astype(jnp.float32) * rope_frequencies(model, tokens)
+    return Positions(jnp.cos(angles), jnp.sin(angles), index, None, None)
+
+
+def packed_positions(model: RotarySettings, segments: jax.Array) -> Positions:
+    """Return the positions of tokens in rows of consecutive sequences; they count from 0 in each sequence.
 
     segments: int32 [N,T], equal for the tokens of one sequence and different from the sequence before it.
     """
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    place = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    index = place - lax.cummax(jnp.where(begins, place, 0), axis=1)
+    return positions_at(model, index, segments.shape[1])._replace(segments=segments)
 
 
 def rotate(x: jax.Array, positions: Positions) -> jax.Array:

@@ -4,8 +4,7 @@ It embeds an image, or answers a question about two images with the next token. 
 
     [BOS] + visual tokens of one or more images + text ids
 
-without chat template or image tags, as in LLM-FaceVerification. It also reads conversations, whose token ids the caller
-gives in full, with a placeholder for every visual token.
+without chat template or image tags, as in LLM-FaceVerification. For conversations see fvjax/models/conversation.py.
 """
 
 from __future__ import annotations
@@ -126,30 +125,6 @@ class VLM(nn.Module):
         x = jnp.concatenate([visual, self._embed_text(text, visual.shape[0])], axis=1)
         return self.decoder.logits(self.decoder.extend(x, prefix, last=True)[0][:, 0], rows)
 
-    # ---- conversations: the caller gives all token ids, begin-of-text and image tags included
-
-    def embed_conversation(self, ids: jax.Array, visual: jax.Array, places: jax.Array) -> jax.Array:
-        """Embed token ids int32 [N,T] and put each row's visual tokens over its placeholders -> [N,T,D].
-
-        Args:
-            visual: [N,V,D], visual tokens of all tiles of a row in order. Rows may have fewer than V.
-            places: int32 [N,V], where in the row each visual token goes; T or more for one that the row does not have.
-        """
-        return splice(self.decoder.embed_tokens(ids), visual, places)
-
-    def read_conversation(
-        self, ids: jax.Array, visual: jax.Array, places: jax.Array, segments: jax.Array | None = None
-    ) -> jax.Array:
-        """Read conversations -> the decoder's states after its final norm, [N,T,D]; arguments as above.
-
-        segments: int32 [N,T] if several conversations share a row, see :meth:`Decoder.__call__`.
-        """
-        return self.decoder(self.embed_conversation(ids, visual, places), segments=segments)
-
-    def logits(self, states: jax.Array, rows: Sequence[int] | None = None) -> jax.Array:
-        """Compute logits of states [..., D], see :meth:`Decoder.logits`."""
-        return self.decoder.logits(states, rows)
-
     def __call__(self, pixels: Pixels, text: Sequence[int] = ()) -> jax.Array:
         """Read one image and a text -> logits of the next token, float32 [N, vocab]."""
         return self.answer(self.visual(pixels), text)
@@ -160,10 +135,7 @@ class VLM(nn.Module):
 
 
 def splice(embedded: jax.Array, tokens: jax.Array, index: jax.Array | np.ndarray) -> jax.Array:
-    """Replace the placeholders of a sequence: embedded [N,T,D] at index int [N,V] becomes tokens [N,V,D].
-
-    An index of T or more drops its token.
-    """
+    """Put tokens [N,V,D] into embedded [N,T,D] at index int [N,V]; an index of T or more drops its token."""
     # By vmap over rows: otherwise a sharded batch is gathered, and every device computes all that follows.
     put = jax.vmap(lambda row, new, at: row.at[at].set(new, mode="drop"))
     return put(embedded, tokens.astype(embedded.dtype), index)

@@ -114,7 +114,7 @@ class Planner:
             "trained": bytes_per_device(*without_optimizer),
             "optimizer": bytes_per_device(state.opt, of_state.opt),
             "gradients": bytes_per_device(state.trainable, of_state.trainable) if config.trains else 0,
-            "batch": 2 * bytes_per_device(batch["images"], of_batch["images"]),
+            "batch": 2 * bytes_per_device(batch, of_batch),
             "kept": max(sum(estimate.alive) - working - gradients, 0),
             "working set": working,
             "similarities": comparison_bytes(whole, self.mesh) if config.trains else 0,

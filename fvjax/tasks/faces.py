@@ -75,7 +75,7 @@ def pair_examples(store: Store, plan: PairsPlan, single: str) -> Examples:
     """Describe a plan of pairs for the log; `single`: what becomes of identities with one image."""
     people = f"{plan.eligible + plan.single:,} identities ({plan.single:,} with one image, {single})"
     steps = f"{plan.examples_per_step} pairs a step, {plan.steps_per_epoch} steps an epoch"
-    return Examples(store, plan, f"{len(store):,} images, {people}; {steps}")
+    return Examples(store, plan, f"{len(store):,} images, {people}; {steps}", identities=store.identities)
 
 
 def pair_shapes(count: int, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -8,7 +8,7 @@ own is a subclass of :class:`Task` in any module, named `module:Class` in `confi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 
 from fvjax.config import Config
+from fvjax.data.pipeline import Read
 from fvjax.data.plans import Plan
-from fvjax.data.stores import Store
+from fvjax.data.stores.store import RecordStore
 from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.losses.accumulation import Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
@@ -30,10 +31,12 @@ Batch = Mapping[str, jax.Array]  # arrays of a step's examples, see fvjax.data.p
 class Examples:
     """What a task trains on: a store, which of its records make up each step, and a line about them for the log."""
 
-    store: Store
+    store: RecordStore
     plan: Plan
     description: str
-    features: tuple[str, ...] = ()  # arrays of the store's records that a batch holds beside the images
+    features: tuple[str, ...] = ()  # arrays of a face store's records that a batch holds beside the images
+    identities: Sequence[str] = ()  # names of those trained on, to find them in benchmarks
+    read: Read | None = None  # for another store: from the plan's columns to a batch, see pipeline.train_batches
 
 
 class Text(NamedTuple):
@@ -101,11 +104,13 @@ class Task(ABC):
     Attributes:
         images_per_example: images that a training example holds; batch sizes in a config count images.
         images_per_prediction: images of one prediction; `eval.batch_size` counts predictions.
+        unit: what `config.batch_size` counts, for rates.
         image_size: height and width of the pictures.
     """
 
     images_per_example: int = 1
     images_per_prediction: int = 1
+    unit: str = "images"
     image_size: tuple[int, int]
 
     @classmethod
@@ -120,11 +125,11 @@ class Task(ABC):
     # ---- examples
 
     @abstractmethod
-    def open_store(self) -> Store | None:
+    def open_store(self) -> RecordStore | None:
         """Open (or make) the training data; None: the config names none. All of several processes call this."""
 
     @abstractmethod
-    def examples(self, store: Store) -> Examples:
+    def examples(self, store: Any) -> Examples:
         """Return what each step trains on. Raises ValueError: the store cannot be used."""
 
     @abstractmethod
@@ -141,6 +146,10 @@ class Task(ABC):
 
         Raises ValueError naming what is missing or wrong.
         """
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree on beside data and settings, as JSON: a tokenizer's files …"""
         return {}
 
     def validation_hash(self) -> str:
@@ -162,6 +171,11 @@ class Task(ABC):
     @abstractmethod
     def prepare(self, batch: Batch) -> Inputs:
         """Turn a batch into the inputs of the loss, on the device: augmentation, random keys."""
+
+    def counts(self, batch: Batch) -> dict[str, jax.Array]:
+        """Return how much a batch holds beside examples, by name as in metrics.jsonl; "tokens" gives tokens/s."""
+        del batch
+        return {}
 
     @abstractmethod
     def objective(self, encoder: Encoder) -> Objective:

@@ -10,30 +10,33 @@ import jax
 
 from fvjax import files
 from fvjax.data.plans import Plan
-from fvjax.data.stores import Store
+from fvjax.data.stores.store import RecordStore
 from fvjax.parallel import distributed
 
 
 def run_facts(
     base_hash: str,
-    store: Store | None,
+    store: RecordStore | None,
     plan: Plan | None,
     seed: int,
     validation_hash: str,
     plugin_sources: Mapping[str, str],
     prompt: Mapping[str, Any],
+    task: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what must agree with a checkpoint for a run to resume from it (JSON).
 
     Args:
         base_hash: of the pretrained files. validation_hash: of the data by which the best checkpoint is chosen.
         plugin_sources: hashes of the user's own code. prompt: token ids, see `prompt_facts` in training/model.py.
+        task: what the task adds.
     """
     facts = {
         "base_hash": base_hash,
         "train_data_hash": store.data_hash if store else "",
         "plan": [seed, plan.examples_per_step if plan else 0],
         **prompt,
+        **task,
     }
     optional = {"val_data_hash": validation_hash, "plugin_sources": dict(plugin_sources)}
     return facts | {key: value for key, value in optional.items() if value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -12,20 +13,25 @@ from fvjax.console import progress
 from fvjax.data import pipeline
 from fvjax.data.plans import Plan
 from fvjax.data.stores import Store
+from fvjax.data.stores.store import RecordStore
 from fvjax.parallel import sharding
 
 
 def batches(
     data: DataConfig,
-    store: Store,
+    store: RecordStore,
     plan: Plan,
     mesh: Mesh,
     *,
     start_step: int,
     num_steps: int,
     features: Sequence[str] = (),
+    read: pipeline.Read | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
     """Yield the batches from `start_step` on, split over the mesh; the same ones whatever `data` says about caching.
+
+    Args:
+        features, read: what a batch holds, see :func:`fvjax.data.pipeline.train_batches`.
 
     Yields:
         what :func:`fvjax.data.pipeline.train_batches` yields, as global arrays, without the record numbers. Every
@@ -36,7 +42,7 @@ def batches(
     table, decoded = None, None
     if data.cache != "none":
         decoded = pipeline.decode_all(
-            store, threads=data.threads, track=lambda what, n: progress(what, "decoding faces", n)
+            cast(Store, store), threads=data.threads, track=lambda what, n: progress(what, "decoding faces", n)
         )
     if data.cache == "device" and decoded is not None:  # whole on each device: a step may need any image
         table, decoded = sharding.whole(decoded, mesh, PartitionSpec()), None
@@ -53,9 +59,11 @@ def batches(
         decoded=decoded,
         images=table is None,
         features=features,
+        read=read,
     ):
-        ids = batch.pop("ids")
-        arrays = sharding.batch(batch if table is None else {**batch, "ids": ids}, mesh)
+        if table is None:
+            batch.pop("ids", None)
+        arrays = sharding.batch(batch, mesh)
         if table is not None:
             arrays["images"] = gather(table, arrays.pop("ids"))
         yield arrays

@@ -25,7 +25,8 @@ class Workload:
     """How much a run has to do, for rates and the time that is left.
 
     Attributes:
-        images_per_step: over all devices. flops_per_step: of the model as it is written, over all devices.
+        images_per_step: over all devices. unit: what they are, if not images.
+        flops_per_step: of the model as it is written, over all devices.
         peak_flops: of all devices together, per second, in the dtype that is computed in; 0: not known.
     """
 
@@ -35,6 +36,7 @@ class Workload:
     epochs: int
     total_steps: int
     peak_flops: float = 0.0
+    unit: str = "images"
 
 
 class TrainReporter:
@@ -94,10 +96,14 @@ class TrainReporter:
         now = added if was_ready and added > self.clock else time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.steps_seen += 1
-        values["images_per_s"] = self.work.images_per_step / seconds
+        values[f"{self.work.unit}_per_s"] = self.work.images_per_step / seconds
+        if tokens := values.get("tokens"):
+            values["tokens_per_s"] = tokens / seconds
         if step % self.every_steps == 0:
             self.writer.write(step, values)
-        text = f"epoch {self._epoch(step)} loss {values['loss']:.4f} {rates(self.work, seconds)}"
+        text = (
+            f"epoch {self._epoch(step)} loss {values['loss']:.4f} {rates(self.work, seconds, values.get('tokens', 0))}"
+        )
         self.writer.show(step + 1, text)
         if (step + 1) % self.work.steps_per_epoch == 0 and not console.is_terminal:
             self.writer.say(f"{text}, {self.elapsed():.0f} s since start, about {self._left(step, now):.0f} s left")
@@ -133,10 +139,12 @@ def describe_arrays(name: str, mesh: Mesh, frozen: Any, state: TrainState) -> No
     say(sharding.table(parts))
 
 
-def rates(work: Workload, seconds: float) -> str:
-    """Describe the speed of a step that took so long: images and FLOPs per second, MFU, memory in use."""
+def rates(work: Workload, seconds: float, tokens: float = 0) -> str:
+    """Describe the speed of a step that took so long: images, tokens and FLOPs per second, MFU, memory in use."""
     flops = work.flops_per_step / seconds
-    text = f"{work.images_per_step / seconds:.0f} images/s {flops / 1e9:.0f} GFLOP/s"
+    text = f"{work.images_per_step / seconds:.0f} {work.unit}/s {flops / 1e9:.0f} GFLOP/s"
+    if tokens:
+        text = f"{tokens / seconds:.0f} tokens/s {text}"
     if work.peak_flops:
         text += f" MFU {flops / work.peak_flops:.1%}"
     if used := memory_in_use():

@@ -71,6 +71,7 @@ def train_step(recipe: Recipe, state: TrainState, frozen: Any, batch: Batch) -> 
         "lr": recipe.learner.rate(state.step),
         "grad_norm": optax.global_norm(grads),
     }
+    values |= recipe.task.counts(batch)
     if "lora" in grads:
         values["dead"] = lora.is_zero(trees.flatten(grads["lora"]))
     return TrainState(opt, stats, state.step + 1, trainable), values

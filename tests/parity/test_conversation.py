@@ -10,7 +10,7 @@ import pytest
 from fvjax import trees
 from fvjax.config import OptimizerConfig
 from fvjax.losses import language
-from fvjax.models import lora
+from fvjax.models import conversation, lora
 from fvjax.models.generation import generate
 from fvjax.training import optimizer
 from tests.parity import close, gradients_close, load
@@ -72,23 +72,18 @@ def batch(golden, rows=(0, 1, 2, 3), ids=None):
     return ids, tiles, places(ids, tiles.shape[1])
 
 
-def visual(model, variables, tiles):
-    pixels = model.preprocess(tiles.reshape(-1, *tiles.shape[2:]))
-    out = model.apply(variables, pixels, method="visual")
-    return out.reshape(len(tiles), -1, out.shape[-1])
-
-
 @functools.partial(jax.jit, static_argnames="model")
 def read(model, variables, ids, tiles, at, segments=None):
     """Return the logits of every position, float32 [N,T,vocab]."""
-    states = model.apply(variables, ids, visual(model, variables, tiles), at, segments, method="read_conversation")
-    return model.apply(variables, states, method="logits")
+    states = model.apply(variables, ids, tiles, at, segments, method=conversation.read)
+    return model.apply(variables, states, method=conversation.logits)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def loss(model, variables, ids, tiles, at, targets, segments=None, chunk=language.CHUNK):
-    states = model.apply(variables, ids, visual(model, variables, tiles), at, segments, method="read_conversation")
-    return language.next_token_loss(lambda part: model.apply(variables, part, method="logits"), states, targets, chunk)
+    states = model.apply(variables, ids, tiles, at, segments, method=conversation.read)
+    logits = functools.partial(model.apply, variables, method=conversation.logits)
+    return language.next_token_loss(logits, states, targets, chunk)
 
 
 def targets_of(golden, convention):
@@ -100,7 +95,8 @@ def targets_of(golden, convention):
 
 def test_visual_tokens(tiny, golden):
     model, variables = tiny[:2]
-    close(visual(model, variables, golden["tiles"][:, None]), golden["visual_embeds"], 1e-5, "visual_embeds")
+    visual = model.apply(variables, golden["tiles"][:, None], method=conversation.visual_tokens)
+    close(visual, golden["visual_embeds"], 1e-5, "visual_embeds")
 
 
 @pytest.mark.parametrize("row", [1, 3])
@@ -230,7 +226,7 @@ def test_letters_and_greedy_generation(tiny, golden, adapted):
 
     expected = {i: golden[key] for i, name in enumerate(ROWS) if (key := f"generate_{name}{ending}") in golden}
     unused = next(i for i in range(model.decoder.vocab) if not any(i in ids for ids in expected.values()))
-    x = model.apply(variables, ids, visual(model, variables, tiles), at, method="embed_conversation")
+    x = model.apply(variables, ids, tiles, at, method=conversation.embed)
     decoder = {name: tree["decoder"] for name, tree in variables.items()}
     got, _ = generate(model.decoder, decoder, x, lengths, max_tokens=12, eos=(unused,))
     assert len(expected) >= 3
