@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,16 +107,16 @@ def pack(tokens: np.ndarray, capacity: int) -> np.ndarray:
         int64 [rows, S], conversations in each row, filled up with -1.
     """
     rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the room that is left in them
+    room: list[tuple[int, int]] = []  # (tokens that still fit, row), sorted
     for i in np.argsort(-tokens, kind="stable"):
         need = int(tokens[i])
-        room = next((r for r in range(need, capacity + 1) if by_room[r]), None)
-        if room is None:
-            rows.append([])
-            row, room = len(rows) - 1, capacity
+        at = bisect.bisect_left(room, (need, -1))
+        if at < len(room):
+            left, row = room.pop(at)
         else:
-            row = by_room[room].pop()
+            left, row = capacity, len(rows)
+            rows.append([])
         rows[row].append(int(i))
-        by_room[room - need].append(row)
+        bisect.insort(room, (left - need, row))
     widest = max(map(len, rows), default=1)
     return np.array([row + [-1] * (widest - len(row)) for row in rows], np.int64).reshape(-1, widest)

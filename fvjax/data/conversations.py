@@ -40,11 +40,6 @@ class Format:
     tile_tokens: int
     hide_pictures: bool = False
 
-    @property
-    def context_id(self) -> int:
-        """The id of the placeholder of a visual token."""
-        return self.tokenizer.added[chat.CONTEXT]
-
     def tile_counts(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Return how many tiles the pictures of one conversation have; `sizes`: (width, height) of each."""
         limit = tiling.max_tiles_for(len(sizes), self.max_tiles, self.tile_rule)
@@ -154,10 +149,8 @@ def pack_rows(rows: Sequence[Sequence[Piece]], format: Format, length: int, tile
             targets[r, start : end - 1] = np.where(rendered.label_mask[1:], ids[1:], NO_TARGET)
             segments[r, start:end] = number
             pixels[r, used : used + len(own)] = own
-            at = start + np.flatnonzero(ids == format.context_id)
-            if len(at) != len(own) * format.tile_tokens:
-                raise ValueError(f"{len(at)} placeholders of visual tokens for {len(own)} tiles")
-            places[r, used * format.tile_tokens : used * format.tile_tokens + len(at)] = at
+            at = [place for image in rendered.images for place in image[1:-1]]  # without the tags around them
+            places[r, used * format.tile_tokens : (used + len(own)) * format.tile_tokens] = start + np.array(at, int)
             used += len(own)
         segments[r, end:] = len(row)
     return {"tokens": tokens, "targets": targets, "segments": segments, "tiles": pixels, "places": places}

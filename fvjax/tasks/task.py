@@ -19,7 +19,7 @@ from fvjax.config import Config
 from fvjax.data.pipeline import Read
 from fvjax.data.plans import Plan
 from fvjax.data.stores.store import RecordStore
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data.tokenizers import Tokenizer
 from fvjax.losses.accumulation import Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
 from fvjax.tasks.predictor import Predictor, Trained
