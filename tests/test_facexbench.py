@@ -458,6 +458,7 @@ def test_comparison_cells():
     assert lines[starts[0] + 2].split() == ["n=6", "n=4", "n=2"]
     assert lines[starts[1] + 1].split()[0] == "letters"
     assert lines[starts[0] + 3].split() == ["without", "50.00", "50.00", "50.00"]
+    assert lines[starts[1] + 3].split() == ["without", "75.00", "100.00", "50.00"]
     assert lines[starts[0] + 5].split() == ["n=4", "n=2", "n=2"]
     (majority,) = (line.split() for line in lines if line.startswith("majority"))
     assert majority[-6:] == ["50.00", "B", "75.00", "B", "50.00", "C"]
