@@ -96,7 +96,8 @@ def test_models_know_arrays_only():
 
 
 def test_data_and_protocols_need_no_jax():
-    for file in [*files("data"), Path("fvjax/evals/folds.py")]:
+    protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
+    for file in [*files("data"), *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 
 
