@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -24,8 +25,9 @@ class ConversationPlan(EpochPlan):
         buckets: lengths in tokens, ascending.
         by_length: let rows of similar length share a step: rows of 50 steps are sorted, then those steps shuffled.
         packed: put several conversations into a row as long as they fit into the last bucket.
+        leave_out: conversations that are not used.
     Raises:
-        ValueError: a conversation is longer than the last bucket.
+        ValueError: no conversation is left, or one is longer than the last bucket.
     """
 
     def __init__(
@@ -38,23 +40,30 @@ class ConversationPlan(EpochPlan):
         buckets: Sequence[int],
         by_length: bool = False,
         packed: bool = False,
+        leave_out: Sequence[int] | np.ndarray = (),
     ):
         super().__init__(len(tokens), rows_per_step, seed)
         self.tokens, self.tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
         self.buckets, self.by_length, self.packed = tuple(buckets), by_length, packed
-        if len(tokens) and self.tokens.max() > self.buckets[-1]:
-            worst = int(self.tokens.argmax())
-            raise ValueError(f"conversation {worst} has {tokens[worst]} tokens, more than {self.buckets[-1]}")
-        capacity = self.buckets[-1] if packed else 0
-        self._rows = pack(self.tokens, capacity) if packed else np.arange(len(tokens))[:, None]
+        self.leave_out = np.asarray(leave_out, np.int64)
+        used = np.setdiff1d(np.arange(len(tokens)), self.leave_out)
+        if not len(used):
+            raise ValueError("not one conversation to train on: every one is left out")
+        if self.tokens[used].max() > self.buckets[-1]:
+            worst = used[self.tokens[used].argmax()]
+            raise ValueError(f"conversation {worst} has {self.tokens[worst]} tokens, more than {self.buckets[-1]}")
+        self._rows = used[:, None]
+        if packed:
+            packs = pack(self.tokens[used], self.buckets[-1])
+            self._rows = np.where(packs >= 0, used[packs], -1)
         taken = self._rows >= 0
         self._row_tokens = np.where(taken, self.tokens[self._rows], 0).sum(1)
         self._row_tiles = np.where(taken, self.tiles[self._rows], 0).sum(1)
         self.steps_per_epoch = -(-len(self._rows) // rows_per_step)
 
     def __reduce__(self):
-        arguments = self.tokens, self.tiles, self.examples_per_step, self.seed
-        return _rebuild, (arguments, self.buckets, self.by_length, self.packed)
+        settings = {name: getattr(self, name) for name in ("buckets", "by_length", "packed", "leave_out")}
+        return partial(ConversationPlan, **settings), (self.tokens, self.tiles, self.examples_per_step, self.seed)
 
     @property
     def rows(self) -> int:
@@ -63,7 +72,7 @@ class ConversationPlan(EpochPlan):
 
     def padding(self, epoch: int = 0) -> float:
         """Return the share of an epoch's tokens that are padding."""
-        return float(1 - self.tokens.sum() / self._epoch(epoch)["length"].sum())
+        return float(1 - self._row_tokens.sum() / self._epoch(epoch)["length"].sum())
 
     def epoch_columns(self, bits: np.random.PCG64) -> dict[str, np.ndarray]:
         """Return "ids" int64 [P steps, S] (-1: none), and "length" and "tiles" of the step that a row belongs to."""
@@ -89,10 +98,6 @@ class ConversationPlan(EpochPlan):
         steps = shuffle_within(np.arange(full) // GROUPED_STEPS, bits)
         whole = order[: full * self.examples_per_step].reshape(full, -1)[steps].reshape(-1)
         return np.append(whole, order[full * self.examples_per_step :])
-
-
-def _rebuild(arguments: tuple, buckets: tuple[int, ...], by_length: bool, packed: bool) -> ConversationPlan:
-    return ConversationPlan(*arguments, buckets=buckets, by_length=by_length, packed=packed)
 
 
 def pack(tokens: np.ndarray, capacity: int) -> np.ndarray:

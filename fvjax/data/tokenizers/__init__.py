@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,7 +10,18 @@ from fvjax.data.tokenizers import byte_level, internlm2, llama
 from fvjax.data.tokenizers.files import read_json
 from fvjax.data.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer", "load"]
+__all__ = ["Tokenizer", "fingerprint", "load"]
+
+# Files that decide which ids a text has.
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
@@ -34,3 +46,12 @@ def load(path: str | os.PathLike) -> Tokenizer:
         f"{folder}: no tokenizer (tokenizer.json, vocab.json with merges.txt, or tokenizer.model); copy its files from "
         "the checkpoint"
     )
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """Return a hash of a tokenizer's files, for a checkpoint to know which ids it was trained on."""
+    digest = hashlib.sha256()
+    for name in FILES:
+        if (file := Path(path) / name).is_file():
+            digest.update(f"{name}:{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
