@@ -131,6 +131,12 @@ TESTED: dict[str, dict[str, str]] = {
         "--folds": "test_insightface_bin::test_the_store",
         "--policy": "test_insightface_bin::test_rejections_are_counted_and_located",
     },
+    "fvjax.data.prepare facexbench": {
+        "--src": "test_facexbench_store::test_the_store_has_the_golden_questions",
+        "--dst": "test_facexbench_store::test_the_store_has_the_golden_questions",
+        "--setting": "test_facexbench_store::test_setting_and_layout",
+        "--layout": "test_facexbench_store::test_setting_and_layout",
+    },
     "weights_convert": {
         "--src": "test_convert::test_command_line",
         "--dst": "test_convert::test_command_line",

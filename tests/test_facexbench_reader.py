@@ -143,14 +143,14 @@ UNUSABLE = {
     "no image_paths": question(image_paths=None),
     "no image_paths ": question(image_paths=[]),
     "an image path is no text": question(image_paths=[7]),
-    "picture missing": question(image_paths=["images/one.png", "images/two.png"]),
-    "picture missing ": question(image_paths=["images"]),
-    "picture missing  ": question(image_paths=["x" * 5000]),
-    "picture missing   ": question(image_paths=["a\0b"]),
-    "picture outside benchmark/": question(image_paths=["../secret.png"]),
-    "picture outside benchmark/ ": question(image_paths=["images/../../secret.png"]),
-    "picture outside benchmark/  ": question(image_paths=["images/link.png"]),
-    "picture outside benchmark/   ": question(image_paths=["/etc/hostname"]),
+    "missing picture": question(image_paths=["images/one.png", "images/two.png"]),
+    "missing picture ": question(image_paths=["images"]),
+    "missing picture  ": question(image_paths=["x" * 5000]),
+    "missing picture   ": question(image_paths=["a\0b"]),
+    "picture outside the folder": question(image_paths=["../secret.png"]),
+    "picture outside the folder ": question(image_paths=["images/../../secret.png"]),
+    "picture outside the folder  ": question(image_paths=["images/link.png"]),
+    "picture outside the folder   ": question(image_paths=["/etc/hostname"]),
     "placeholder in a text": question(question_text="Is <image> young?"),
     "placeholder in a text ": question(options=["<image>", "no"]),
     "text that is not UTF-8": question(question_text="\ud800"),
@@ -172,7 +172,7 @@ def test_rejections_are_counted_by_kind(put):
     missing = {str(n): question(image_paths=[f"images/{n}.png"]) for n in range(2, 5)}
     src = put(content({"1": question(), **missing, "5": question(correct_answer_option=None)}))
     benchmark = facexbench.read(src)
-    assert benchmark.rejected_by_reason == {"picture missing": 3, "no correct_answer_option": 1}
+    assert benchmark.rejected_by_reason == {"missing picture": 3, "no correct_answer_option": 1}
 
 
 def test_pictures_may_be_absent_only_in_a_file_without_pictures(put):

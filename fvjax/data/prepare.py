@@ -7,6 +7,7 @@
     python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
     python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
+    python -m fvjax.data.prepare facexbench --src=DIR --dst=STORE          DIR/benchmark/*.json -> benchmark facexbench
 
 Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte. Other formats, CMYK and images that EXIF
 says are rotated are re-encoded, upright and in RGB.
@@ -27,6 +28,8 @@ with the most images. It works on all cores (--workers), and the same command re
 `conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
 keeps byte for byte. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
 of a twentieth of the pictures go to STORE/val.
+
+`facexbench` reads the multiple-choice questions of FaceXBench (docs/facexbench.md).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from PIL import Image
 from fvjax import errors
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import conversations, insightface_bin
+from fvjax.data.readers import conversations, facexbench_store, insightface_bin
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -128,6 +131,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
     insightface_bin.add_command(commands)
     conversations.add_command(commands)
+    facexbench_store.add_command(commands)
     return parser
 
 

@@ -282,13 +282,14 @@ def _pictures(entry: Mapping[str, Any], file: _File, root: Path) -> Iterator[Pat
             raise _Unusable(f"an image path is no text: {name!r:.40}")
         try:
             path = (root / name).resolve()
-            inside, exists = path.is_relative_to(root.resolve()), path.is_file()
+            inside = path.is_relative_to(root.resolve()) and not Path(name).is_absolute()
+            exists = path.is_file()
         except (OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of a link to itself
             inside, exists = True, False
         if not inside:
-            raise _Unusable(f"picture outside benchmark/: {name!r:.200}")
+            raise _Unusable(f"picture outside the folder: {name!r:.200}")
         if not exists:
-            raise _Unusable(f"picture missing: {name!r:.200}")
+            raise _Unusable(f"missing picture: {name!r:.200}")
         yield root / name
 
 
