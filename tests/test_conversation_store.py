@@ -178,7 +178,7 @@ def test_an_exception_and_nothing_usable_leave_nothing(tmp_path):
         writer.add(*RECORDS[0][:3])
         raise KeyboardInterrupt
     with (
-        pytest.raises(ValueError, match="not one usable conversation; first rejected: .*too dark"),
+        pytest.raises(ValueError, match=r"not one usable conversation; first rejected: .*too dark"),
         Writer(tmp_path / "s", split="train", sources=[]) as writer,
     ):
         writer.reject("a", "too dark: all of it")
@@ -294,9 +294,9 @@ def test_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(conversations, "MAX_PICTURES", 2)
     one = picture(0)
     with Writer(tmp_path / "s", split="train", sources=[]) as writer:
-        with pytest.raises(Unusable, match="x: too long: messages of 1.. bytes, at most 100"):
+        with pytest.raises(Unusable, match=r"x: too long: messages of 1.. bytes, at most 100"):
             writer.add(chat("a" * 60, "b"), [], "x")
-        with pytest.raises(Unusable, match="x: too long: meta of 1.. bytes, at most 100"):
+        with pytest.raises(Unusable, match=r"x: too long: meta of 1.. bytes, at most 100"):
             writer.add(chat("a", "b"), [], "x", tag="a" * 100)
         with pytest.raises(Unusable, match="x: too many pictures: 3 of"):
             writer.add(chat("<image>" * 3, "b"), [one] * 3, "x")

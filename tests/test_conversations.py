@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from fvjax.data.readers import chat_formats, json_stream
+from fvjax.data.readers import json_stream
 from fvjax.data.readers.chat_formats import parse
 from fvjax.data.stores.conversations import ConversationStore
 from tests.test_conversation_store import picture
@@ -78,9 +78,9 @@ def test_fairfacegpt(people, tmp_path, capsys):
         {"role": "assistant", "content": "Answer 2 about drawing 1."},
     ]
     assert record.pictures == ((tmp_path / "pictures/val/1.jpg").read_bytes(),)
-    assert record.source == "data.json record 10 (line 134)"
+    assert record.source == "data.json record 10 (line 132)"
     assert record.meta == {"image": "val/1.jpg"}
-    line = (tmp_path / "data.json").read_text().splitlines()[133]
+    line = (tmp_path / "data.json").read_text().splitlines()[131]
     assert line.strip() == "{"
     expected = {"read": 48, "written": 48, "validation": 0, "rejected": 0, "placeholder_added": 48}
     assert s.manifest["conversion"] == {**expected, "val": 0.0, "seed": 0}
@@ -452,7 +452,7 @@ def test_a_huge_object_is_refused_without_reading_it_all(tmp_path, monkeypatch, 
         list(json_stream.items(file))
     assert traced_memory() < 1_000_000
     file.write_text('[{"a": oops, "b": "' + "x" * 5_000_000)
-    with pytest.raises(ValueError, match="not JSON or cut off .Expecting value, line 1"):
+    with pytest.raises(ValueError, match=r"not JSON or cut off .Expecting value, line 1"):
         list(json_stream.items(file))
 
 
@@ -483,7 +483,3 @@ def test_a_large_file_is_read_in_constant_memory_and_linear_time(tmp_path, trace
     assert traced_memory() < 9_000_000
     assert count == 30_000
     assert sum(advanced) == file.stat().st_size
-
-
-def test_formats_that_are_not_supported_are_said():
-    assert set(chat_formats.UNSUPPORTED) >= {"video", "audio", "tools"}

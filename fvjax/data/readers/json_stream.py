@@ -5,6 +5,7 @@ Only one object is in memory at a time, whatever the size of the file.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def items(file: Path, advance: Callable[[int], Any] = lambda _: None) -> Iterato
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; --src is a .json with a list of objects or a .jsonl")
-    with open(file, encoding="utf-8-sig", newline="\n") as text:
+    with open(file, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n") as text:
         try:
             first = text.read(1)
             skipped_lines = 0
@@ -62,7 +63,7 @@ def items(file: Path, advance: Callable[[int], Any] = lambda _: None) -> Iterato
             read = _list_items if first == "[" else _line_items
             at = 0
             for item in read(text, first, skipped_lines + 1, file):
-                position = text.buffer.tell()
+                position = raw.tell()
                 advance(position - at)
                 at = position
                 yield item
