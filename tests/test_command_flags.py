@@ -137,6 +137,14 @@ TESTED: dict[str, dict[str, str]] = {
         "--setting": "test_facexbench_store::test_setting_and_layout",
         "--layout": "test_facexbench_store::test_setting_and_layout",
     },
+    "fvjax.data.prepare conversations": {
+        "--src": "test_conversations::test_fairfacegpt",
+        "--dst": "test_conversations::test_fairfacegpt",
+        "--images": "test_conversations::test_texts_need_no_folder_and_pictures_do",
+        "--split": "test_conversations::test_split",
+        "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
+        "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
+    },
     "weights_convert": {
         "--src": "test_convert::test_command_line",
         "--dst": "test_convert::test_command_line",

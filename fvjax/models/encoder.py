@@ -118,7 +118,6 @@ class Encoder:
         inputs = (self.pixels(a), self.pixels(b), self.prompt, rows)
         return self.net.apply(variables, *inputs, train=train, keys=keys, method="pair")
 
-
     # ---- conversations, see fvjax.models.conversation
 
     def read_conversation(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Conversation(Task):
         if not (chat.tokenizer or config.has_tokenizer):
             raise ValueError("config.chat.tokenizer: without init_from there is no tokenizer; name its directory")
         lengths = (0, *chat.buckets, chat.length)
-        if any(a >= b for a, b in zip(lengths, lengths[1:])):
+        if any(a >= b for a, b in pairwise(lengths)):
             raise ValueError(f"config.chat.buckets={chat.buckets}: ascending lengths below chat.length={chat.length}")
         if config.batch_size % config.accumulation:
             raise ValueError(
@@ -156,8 +157,8 @@ class Conversation(Task):
         learned = sum(size.learned for i, size in enumerate(sizes) if i not in set(too_long))
         left_out = f", {len(too_long)} longer than {self.chat.length} tokens left out" if len(too_long) else ""
         description = (
-            f"{len(store) - len(too_long):,} conversations{left_out}, {plan.rows:,} rows, {learned:,} tokens with loss; "
-            f"{plan.examples_per_step} rows a step, {plan.steps_per_epoch} steps an epoch, "
+            f"{len(store) - len(too_long):,} conversations{left_out}, {plan.rows:,} rows, {learned:,} tokens with "
+            f"loss; {plan.examples_per_step} rows a step, {plan.steps_per_epoch} steps an epoch, "
             f"{plan.padding():.0%} padding in the first"
         )
         return Examples(store, plan, description, read=Reader(store, self.format))

@@ -1,9 +1,9 @@
-"""How a VLM that holds conversations is judged: questions with options, FaceXBench, and the loss of held-out answers."""
+"""How a VLM that answers is judged: by questions with options, and by the loss of held-out answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +26,9 @@ from fvjax.tasks.task import Evaluator, Report, Validation
 
 Entries = dict[str, dict[str, Any]]
 CAPTION = (
-    "'generated': the text that the model writes is the right answer; 'chosen': the right option is the one that it finds "
-    "most probable; with 95% Wilson intervals. 'majority': always the most frequent answer to each kind of question; "
-    "'random': expected from guessing."
+    "'generated': the text that the model writes is the right answer; 'chosen': the right option is the one that it "
+    "finds most probable; with 95% Wilson intervals. 'majority': always the most frequent answer to each kind of "
+    "question; 'random': expected from guessing."
 )
 
 
@@ -41,18 +41,13 @@ class Settings(Protocol):
     chat: ChatConfig
     workdir: Path
 
-    @property
-    def format(self) -> Format: ...
-
-    @property
-    def eval_format(self) -> Format: ...
+    format: cached_property[Format]
+    eval_format: cached_property[Format]
 
     @property
     def benchmarks(self) -> dict[str, Path]: ...
 
-    def sum_of_losses(
-        self, encoder: Encoder, variables: Variables, inputs: Inputs
-    ) -> tuple[jax.Array, jax.Array]: ...
+    def sum_of_losses(self, encoder: Encoder, variables: Variables, inputs: Inputs) -> tuple[jax.Array, jax.Array]: ...
 
     def sizes(self, store: ConversationStore, format: Format, title: str) -> list[Size]: ...
 

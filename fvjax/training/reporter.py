@@ -61,7 +61,8 @@ class TrainReporter:
         self.writer, self.work, self.every_steps = writer, workload, every_steps
         self.last_saved, self.elapsed = last_saved, elapsed
         self.pending: deque[tuple[int, dict[str, Any], float]] = deque()
-        self.gate: dict[int, dict] = {}  # which adapters had no gradient, by step
+        self.gate: dict[str, dict] = {}  # which adapters had no gradient at the first step
+        self.updated = False  # whether a step had a rate above 0
         self.steps_seen = 0
         self.started = self.clock = time.perf_counter()
 
@@ -86,12 +87,13 @@ class TrainReporter:
         self.clock = time.perf_counter()
 
     def _report(self, step: int, values: dict[str, Any], added: float) -> None:
-        if (dead := values.pop("dead", None)) is not None and step < 2:
-            self._check_adapters(step, dead)
+        dead = values.pop("dead", None)
         del values["request"]
         was_ready = values["loss"].is_ready()
         values = {key: value if isinstance(value, str) else float(value) for key, value in values.items()}
         self._check_finite(step, values)
+        if dead is not None:
+            self._check_adapters(step, dead, values["lr"])
         # A result that has been waiting does not say when it came. On a CPU that was when the step returned.
         now = added if was_ready and added > self.clock else time.perf_counter()
         seconds, self.clock = now - self.clock, now
@@ -116,10 +118,16 @@ class TrainReporter:
         number = step // self.work.steps_per_epoch + 1
         return f"{number}/{self.work.epochs}" if self.work.epochs else f"{number}"
 
-    def _check_adapters(self, step: int, dead: dict) -> None:
-        self.gate[step] = trees.flatten(jax.device_get(dead))
-        if len(self.gate) == 2:
-            lora.check_alive(self.gate[0], self.gate[1])
+    def _check_adapters(self, step: int, dead: dict, rate: float) -> None:
+        """Check a new run's adapters: every b at its first step, every a after the first update, which moves b from 0.
+
+        A warm-up begins with the rate 0, so the first update need not be that of the first step.
+        """
+        if step == 0:
+            self.gate["b"] = trees.flatten(jax.device_get(dead))
+        elif self.updated and "b" in self.gate:
+            lora.check_alive(self.gate.pop("b"), trees.flatten(jax.device_get(dead)))
+        self.updated = self.updated or rate > 0
 
     def _check_finite(self, step: int, values: dict[str, Any]) -> None:
         if not np.isfinite([values["loss"], values["grad_norm"]]).all():
