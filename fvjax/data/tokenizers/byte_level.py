@@ -12,7 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from fvjax.data.tokenizers.files import AGAIN, check_settings, read_json, read_text
+from fvjax.data.tokenizers.files import AGAIN, MAX_BYTES, check_settings, read_json, read_text
 
 # How Qwen2 cuts a text before merging: contractions, words, single digits, punctuation, line breaks, other space.
 QWEN2_SPLIT = (
@@ -115,10 +115,10 @@ class Tokenizer:
         return named
 
 
-def _texts(value: Any) -> list[Any]:
+def _texts(value: Any) -> list[str]:
     """Return the texts of one special token or of several, which are strings, or objects with "content"."""
     if isinstance(value, dict):
-        return [value["content"]] if "content" in value else [text for item in value.values() for text in _texts(item)]
+        value = value.get("content", list(value.values()))
     if isinstance(value, list):
         return [text for item in value for text in _texts(item)]
     return [] if value is None else [str(value)]
@@ -152,7 +152,7 @@ def _flags(token: dict[str, Any]) -> dict[str, bool]:
 
 def _qwen2_document(path: Path, described: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return what tokenizer.json would say, from vocab.json and merges.txt of Qwen2 and its added tokens."""
-    vocabulary = read_json(path / "vocab.json")
+    vocabulary = read_json(path / "vocab.json", MAX_BYTES)
     if not vocabulary:
         raise ValueError(f"{path / 'vocab.json'}: missing or empty; {AGAIN}")
     split = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
@@ -224,4 +224,4 @@ def _check_described(described: dict[int, dict[str, Any]], added: dict[int, toke
     for id, token in described.items():
         if any(getattr(added.get(id), key, None) != value for key, value in token.items()):
             others = f"tokenizer_config.json or added_tokens.json says {token}"
-            raise ValueError(f"{file}: token {id} is {added.get(id)}, {others}; {ONE_CHECKPOINT}")
+            raise ValueError(f"{file}: token {id} is {added.get(id)!r}, {others}; {ONE_CHECKPOINT}")

@@ -6,34 +6,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 32 << 20  # of one file; the largest published ones have 11 MB, and parsing takes several times their size
+# Parsing takes many times a file's size, so that nothing larger than published files is read.
+MAX_BYTES = 32 << 20  # of a vocabulary; Qwen2's tokenizer.json has 7 to 11 MB
+MAX_CONFIG_BYTES = 4 << 20  # of settings and added tokens
 AGAIN = "copy it from the checkpoint again"
 
 
-def read_bytes(file: Path, remedy: str = AGAIN) -> bytes:
-    """Read a whole file. Raises ValueError if it is missing or larger than any tokenizer's file."""
+def read_bytes(file: Path, remedy: str = AGAIN, limit: int = MAX_BYTES) -> bytes:
+    """Read a whole file. Raises ValueError: it is missing, or has more than ``limit`` bytes."""
     if not file.is_file():
         raise ValueError(f"{file}: missing; {remedy}")
     with file.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{file}: larger than {MAX_BYTES >> 20} MB, which no tokenizer's file is; {remedy}")
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{file}: larger than {limit >> 20} MB, which no tokenizer's file of this name is; {remedy}")
     return data
 
 
-def read_text(file: Path) -> str:
-    """Read a UTF-8 file. Raises ValueError if it is missing, too large or not UTF-8."""
+def read_text(file: Path, limit: int = MAX_BYTES) -> str:
+    """Read a UTF-8 file. Raises ValueError as :func:`read_bytes` does, and if it is not UTF-8."""
     try:
-        return read_bytes(file).decode()
+        return read_bytes(file, limit=limit).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 ({error}); {AGAIN}") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object, or {} if there is no such file. Raises ValueError if it is anything else."""
+def read_json(file: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read a JSON object, or {} if there is no such file. Raises ValueError if it is anything else, or too large."""
     if not file.is_file():
         return {}
-    text = read_text(file)
+    text = read_text(file, limit)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
