@@ -6,6 +6,8 @@ import time
 import tracemalloc
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fvjax.data.readers import json_stream
 from fvjax.data.readers.chat_formats import parse
@@ -483,3 +485,33 @@ def test_a_large_file_is_read_in_constant_memory_and_linear_time(tmp_path, trace
     assert traced_memory() < 9_000_000
     assert count == 30_000
     assert sum(advanced) == file.stat().st_size
+
+
+PIECES = st.sampled_from(
+    ["[", "]", ",", '{"a": 1}', '{"a": "', '"}', "\n", " ", "\0", "\ufeff", "7", "null", "\\", "[[["]
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(PIECES, max_size=12), tail=st.binary(max_size=3), chunk=st.integers(1, 9))
+def test_any_file_gives_elements_or_one_error(tmp_path, pieces, tail, chunk):
+    """A list is read as json.loads reads it, or refused; what it refuses is never read in part without an error."""
+    file = tmp_path / "data.json"
+    data = "".join(pieces).encode() + tail
+    file.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK", chunk)
+        try:
+            items = list(json_stream.items(file))
+        except ValueError as error:
+            assert str(error).startswith(f"{file}")  # noqa: PT017
+            items = None
+    try:
+        text = data.decode("utf-8-sig")
+        expected = json.loads(text) if text.lstrip(" \t\r\n")[:1] == "[" else None
+    except ValueError:
+        expected = None
+        assert items is None or text.lstrip(" \t\r\n")[:1] == "{"
+    if expected is not None:
+        assert items is not None
+        assert [item.value for item in items] == expected
