@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # of these suffixes; Pillow knows doze
 MAX_PIXELS = 4096 * 4096  # no aligned crop is larger; refused from the header, before memory is spent on it
 MAX_WORK = 16 * MAX_PIXELS  # pixels times scans; each scan of a progressive JPEG, of ten bytes, goes over all pixels
 MAX_PHOTOGRAPH = 8192 * 8192  # pixels, 200 MB decoded
+MAX_SIDE = 65_535  # pixels, JPEG's own limit; the tables of a resize grow with the side
 
 
 class WrongSize(ValueError):
@@ -116,14 +117,19 @@ def photograph(data: bytes, location: str) -> np.ndarray:
         data: the file's bytes.
         location: the file's name, for errors.
     Raises:
-        ValueError: not an image, broken, or of more than MAX_PHOTOGRAPH pixels.
+        ValueError: not an image, broken, of more than MAX_PHOTOGRAPH pixels, or with a side above MAX_SIDE.
     """
+    return np.array(open_photograph(data, location))
+
+
+def open_photograph(data: bytes, location: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Decode an image file of one of these ``formats`` as :func:`photograph` does, to a Pillow image in RGB."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PHOTOGRAPH:
+        image = Image.open(io.BytesIO(data), formats=formats)
+        if image.width * image.height > MAX_PHOTOGRAPH or max(image.size) > MAX_SIDE:
             raise ValueError(f"{image.width}x{image.height} pixels in the header, refused; scale it down")
         _check_scans(data, image.width, image.height, location)
-        return np.array(_to_rgb(image))
+        return _to_rgb(image)
     except Exception as error:  # as in _open
         raise ValueError(f"{location}: cannot be read as an image ({error})") from error
 

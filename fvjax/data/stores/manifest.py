@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,47 @@ FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """What distinguishes the manifests of one kind of store.
+
+    Args:
+        name: the kind in words, for errors.
+        format: the manifest's entry "format".
+        types: the type of each entry that the manifest must have.
+    """
+
+    name: str
+    format: int | str
+    types: Mapping[str, type]
+
+
+_COMMON_TYPES = {"split": str, "shards": list, "index_hash": str, "data_hash": str}
+FACES = Kind("face store", FORMAT, {**_COMMON_TYPES, "benchmarks": dict, "identities": list})
+CONVERSATIONS = Kind("store of conversations", "conversations 1", {**_COMMON_TYPES, "counts": dict, "rejected": list})
+
+
+def read_manifest(path: Path, kind: Kind = FACES) -> dict[str, Any]:
     """Read the manifest of the store ``path``.
 
     Raises:
-        ValueError: no store there, another format, or an entry that is missing or malformed.
+        ValueError: no store there, one of another kind or format, or an entry that is missing or malformed.
     """
     file = path / "manifest.json"
     if not file.is_file():
-        raise ValueError(f"{path}: no face store here (no manifest.json); python -m fvjax.data.prepare makes one")
+        raise ValueError(f"{path}: no {kind.name} here (no manifest.json); python -m fvjax.data.prepare makes one")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); prepare the store again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        written = repr(manifest.get("format") if isinstance(manifest, dict) else manifest)[:100]
-        raise ValueError(f"{file}: format {written}, this version reads {FORMAT}; prepare it again")
-    if malformed := _malformed_keys(manifest):
+    written = manifest.get("format") if isinstance(manifest, dict) else manifest
+    for other in (FACES, CONVERSATIONS):
+        if other is not kind and written == other.format:
+            raise ValueError(f"{path}: this is a {other.name}, expected a {kind.name}; choose another directory")
+    if not isinstance(manifest, dict) or written != kind.format:
+        shown = repr(written)[:100]
+        raise ValueError(f"{file}: format {shown}, this version reads {kind.format}; prepare it again")
+    if malformed := _malformed_keys(manifest, kind):
         raise ValueError(f"{file}: {malformed[0]!r} is missing or malformed; prepare the store again")
     return manifest
 
@@ -70,12 +95,12 @@ def is_image_size(size: Any) -> bool:
     return size[0] * size[1] <= images.MAX_PIXELS
 
 
-def _malformed_keys(manifest: dict[str, Any]) -> list[str]:
-    malformed = [key for key, kind in _TYPES.items() if not isinstance(manifest.get(key), kind)]
+def _malformed_keys(manifest: dict[str, Any], kind: Kind) -> list[str]:
+    malformed = [key for key, type_ in kind.types.items() if not isinstance(manifest.get(key), type_)]
     if malformed:
         return malformed
-    for key, is_well_formed in _ENTRIES.items():
-        malformed += [key for entry in _entries(manifest[key]) if not is_well_formed(entry)]
+    for key in _ENTRIES.keys() & kind.types.keys():
+        malformed += [key for entry in _entries(manifest[key]) if not _ENTRIES[key](entry)]
     if not is_image_size(manifest.get("image_size", images.FACE_SIZE)):
         malformed.append("image_size")
     if not _are_features(manifest.get("features", {})):
@@ -101,7 +126,6 @@ def _is_shard(entry: Any) -> bool:
     return well_formed and Path(entry["file"]).name == entry["file"]
 
 
-_TYPES = {"split": str, "shards": list, "benchmarks": dict, "identities": list, "index_hash": str, "data_hash": str}
 _ENTRIES = {
     "shards": _is_shard,
     "benchmarks": lambda entry: isinstance(entry, dict) and isinstance(entry.get("hash"), str),

@@ -18,9 +18,9 @@ EXAMPLE: Any = getattr(tf_example_pb2, "Example")  # noqa: B009 (made at run tim
 SHARD_RECORDS = 100_000  # about 1 GB of 112x112 JPEGs
 
 
-def shard_names(split: str, n: int) -> list[str]:
+def shard_names(split: str, n: int, content: str = "faces") -> list[str]:
     """Return the file names of a store's ``n`` shards in the form that TFDS expects."""
-    return [f"faces-{split}.array_record-{i:05d}-of-{n:05d}" for i in range(n)]
+    return [f"{content}-{split}.array_record-{i:05d}-of-{n:05d}" for i in range(n)]
 
 
 def record_digest(jpeg: bytes, identity: str, source: str, values: Sequence[EncodedValue] = ()) -> bytes:
@@ -28,6 +28,11 @@ def record_digest(jpeg: bytes, identity: str, source: str, values: Sequence[Enco
     parts = [jpeg, identity.encode(), source.encode()]
     for value in values:
         parts += [value.name.encode(), value.type.encode(), value.data]
+    return digest(parts)
+
+
+def digest(parts: Sequence[bytes]) -> bytes:
+    """Return the sha256 digest of a sequence of byte strings, each preceded by its length."""
     return hashlib.sha256(b"".join(struct.pack("<Q", len(part)) + part for part in parts)).digest()
 
 
@@ -62,6 +67,11 @@ class ShardWriter:
         feature["source"].bytes_list.value.append(source.encode())
         for value in values:
             feature[value.name].bytes_list.value.append(value.data)
+        self.append(example)
+        return record_digest(jpeg, identity, source, values)
+
+    def append(self, example: Any) -> None:
+        """Append one record, an EXAMPLE."""
         data = example.SerializeToString(deterministic=True)
         try:
             self._writer.write(data)
@@ -69,7 +79,6 @@ class ShardWriter:
             raise self._os_error(error) from error
         self.records += 1
         self.bytes += len(data)
-        return record_digest(jpeg, identity, source, values)
 
     def close(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Reading a face store."""
+"""Reading a store: the files that every kind of store has, and face stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,76 @@ from fvjax.data.stores.features import Feature
 from fvjax.data.stores.shards import EXAMPLE
 
 
-class Store:
+class RecordStore:
+    """The records of a store of any kind: manifest, index and ArrayRecord files. Picklable and thread-safe.
+
+    Args:
+        path: the store's directory.
+        split: the split that the store must have ("train", "val" or "test").
+        kind: the kind of store that it must be.
+    Raises:
+        ValueError: no store there, another kind, format or split, or files that do not agree with the manifest.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str, kind: manifests.Kind):
+        self.path = Path(path)
+        self.split = split
+        self.manifest = manifests.read_manifest(self.path, kind)
+        if self.manifest["split"] != split:
+            raise ValueError(f"{self.path}: its split is {self.manifest['split']!r}, but {split!r} was requested")
+        self.data_hash: str = self.manifest["data_hash"]
+        self._check_shards()
+        counts = [shard["records"] for shard in self.manifest["shards"]]
+        self._records = sum(counts)
+        self._first_records = list(itertools.accumulate(counts[:-1], initial=0))  # record number, per shard
+
+    def __len__(self) -> int:
+        return self._records
+
+    def __reduce__(self):
+        return type(self), (self.path, self.split)
+
+    def _check_number(self, i: int) -> None:
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.path}: no record {i}, the store has {len(self)}")
+
+    def _read_example(self, i: int) -> Any:
+        """Return the TFDS features of record ``i`` by name.
+
+        Raises:
+            RuntimeError, IndexError, DecodeError: the record is damaged.
+        """
+        shard = bisect.bisect_right(self._first_records, i) - 1
+        row = int(i) - self._first_records[shard]
+        # A range of one: ArrayRecord serves a list of numbers, which TFDS asks for, from a pool of threads.
+        (data,) = self._readers[shard].read(row, row + 1)
+        return EXAMPLE.FromString(data).features.feature  # TFDS's own parser takes five times as long
+
+    @cached_property
+    def _readers(self) -> list[Any]:
+        options = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice for random access
+        return [ArrayRecordReader(str(self.path / s["file"]), options) for s in self.manifest["shards"]]
+
+    def _check_shards(self) -> None:
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise ValueError(f"{file}: missing or not {shard['bytes']} bytes as written; prepare the store again")
+
+    def _read_index(self, columns: Mapping[str, Any]) -> list[np.ndarray]:
+        """Return these one-dimensional arrays (name, dtype) of index.npz. Raises ValueError if the file is damaged."""
+        file = self.path / "index.npz"
+        index = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
+            raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
+        return _parse_index(index, columns, self._shard_bytes, file)
+
+    @property
+    def _shard_bytes(self) -> int:
+        return sum(shard["bytes"] for shard in self.manifest["shards"])
+
+
+class Store(RecordStore):
     """A face store opened for reading. Picklable, and safe to read from several threads.
 
     Args:
@@ -42,26 +111,12 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike, split: str = "train"):
-        self.path = Path(path)
-        self.split = split
-        self.manifest = manifests.read_manifest(self.path)
-        if self.manifest["split"] != split:
-            raise ValueError(f"{self.path}: its split is {self.manifest['split']!r}, but {split!r} was requested")
+        super().__init__(path, split, manifests.FACES)
         self.image_size = manifests.image_size(self.manifest)
         self.features: dict[str, Feature] = manifests.features(self.manifest)
         self.identities: list[str] = self.manifest["identities"]
-        self.data_hash: str = self.manifest["data_hash"]
-        self._check_shards()
-        self.labels, self._source_lines = self._read_index()
+        self.labels, self._source_lines = self._read_index({"labels": np.int64, "sources": np.uint8})
         self._check_counts()
-        counts = [shard["records"] for shard in self.manifest["shards"]]
-        self._first_records = list(itertools.accumulate(counts[:-1], initial=0))  # record number, per shard
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __reduce__(self):
-        return Store, (self.path, self.split)
 
     @cached_property
     def sources(self) -> list[str]:
@@ -126,13 +181,9 @@ class Store:
 
     def _read_record(self, i: int) -> tuple[dict[str, Any], Any]:
         """Return record ``i`` as :meth:`record` does, and its parsed TFDS features by name."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.path}: no record {i}, the store has {len(self)}")
-        shard = bisect.bisect_right(self._first_records, i) - 1
-        row = int(i) - self._first_records[shard]
-        try:  # A range of one: ArrayRecord serves a list of numbers, which TFDS asks for, from a pool of threads.
-            (data,) = self._readers[shard].read(row, row + 1)
-            entries = EXAMPLE.FromString(data).features.feature  # TFDS's own parser takes five times as long
+        self._check_number(i)
+        try:
+            entries = self._read_example(i)
             (image,) = entries["image"].bytes_list.value
             (source,) = entries["source"].bytes_list.value
             (identity,) = entries["identity"].int64_list.value
@@ -143,29 +194,9 @@ class Store:
     def _location(self, i: int, record: dict[str, Any]) -> str:
         return f"{self.path} record {i} ({record['source'].decode()})"
 
-    @cached_property
-    def _readers(self) -> list[Any]:
-        options = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice for random access
-        return [ArrayRecordReader(str(self.path / s["file"]), options) for s in self.manifest["shards"]]
-
-    def _check_shards(self) -> None:
-        for shard in self.manifest["shards"]:
-            file = self.path / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise ValueError(f"{file}: missing or not {shard['bytes']} bytes as written; prepare the store again")
-
-    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels int64 [N] and the sources' bytes uint8, one source a line, from index.npz."""
-        file = self.path / "index.npz"
-        index = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
-            raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
-        return _parse_index(index, self._shard_bytes, file)
-
     def _check_counts(self) -> None:
         n = len(self.labels)
-        records = sum(shard["records"] for shard in self.manifest["shards"])
-        if n != records or not n or self.labels.min() < 0 or self.labels.max() >= len(self.identities):
+        if n != len(self) or not n or self.labels.min() < 0 or self.labels.max() >= len(self.identities):
             raise ValueError(f"{self.path}: index.npz and manifest.json disagree; prepare the store again")
         # Arrays are stored uncompressed, so a shape that needs more bytes than the shards have is wrong.
         if n * sum(feature.nbytes for feature in self.features.values()) > self._shard_bytes:
@@ -173,30 +204,27 @@ class Store:
                 f"{self.path}: the features in manifest.json do not fit its files; prepare the store again"
             )
 
-    @property
-    def _shard_bytes(self) -> int:
-        return sum(shard["bytes"] for shard in self.manifest["shards"])
 
-
-def _parse_index(index: bytes, max_bytes: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (int64 [N]) and sources (uint8, one a line) from the bytes of index.npz.
+def _parse_index(index: bytes, columns: Mapping[str, Any], max_bytes: int, file: Path) -> list[np.ndarray]:
+    """Return one-dimensional arrays from the bytes of index.npz.
 
     Args:
+        columns: name and dtype of each.
         max_bytes: the most that each array may have. The shards contain all that the index does and more, so a larger
             array is a decompression bomb.
     """
     arrays = []
     try:
         with zipfile.ZipFile(io.BytesIO(index)) as archive:
-            for name, dtype in (("labels.npy", np.int64), ("sources.npy", np.uint8)):
-                with archive.open(name) as part:
+            for name, dtype in columns.items():
+                with archive.open(f"{name}.npy") as part:
                     data = io.BytesIO(part.read(max_bytes + 1))
                 np.lib.format.read_magic(data)
                 shape, _, written = np.lib.format.read_array_header_1_0(data)
                 values = np.frombuffer(data.getbuffer()[data.tell() :], dtype)  # np.load would believe the shape
                 if written != dtype or shape != values.shape:
-                    raise ValueError(f"{name} is {written} {shape}, with {values.nbytes} bytes")
+                    raise ValueError(f"{name}.npy is {written} {shape}, with {values.nbytes} bytes")
                 arrays.append(values)
     except Exception as error:  # zip, zlib and numpy's parser raise many types
         raise ValueError(f"{file}: cannot be read ({error}); prepare the store again") from error
-    return arrays[0], arrays[1]
+    return arrays

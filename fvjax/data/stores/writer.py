@@ -1,4 +1,4 @@
-"""Writing a face store."""
+"""Writing a store: what every kind of store has in common, and face stores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import os
 import secrets
 import shutil
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,53 +25,37 @@ from fvjax.data.stores.shards import ShardWriter, shard_names
 from fvjax.data.stores.store import Store
 
 
-class Writer:
+class StoreWriter(ABC):
     """Write one store; use it as a context manager. A normal exit completes the store, an exception removes it.
 
     Args:
         dst: the store's directory; must not exist.
         split: "train", "val" or "test".
         sources: what the records were made from, for the manifest.
-        image_size: (height, width) of every image.
-        features: the type of each further feature, by name. Every record must have all of them.
     Attributes:
         info: further entries for the manifest; callers may add to it.
-        labels: the labels of the records added so far.
         rejected: the entries of :meth:`reject`.
     Raises:
-        ValueError: ``dst`` exists, an argument is invalid, or no record was added.
+        ValueError: ``dst`` exists, the split is unknown, or no record was added.
     """
 
-    def __init__(
-        self,
-        dst: str | os.PathLike,
-        *,
-        split: str,
-        sources: Sequence[str],
-        image_size: tuple[int, int] = images.FACE_SIZE,
-        features: Mapping[str, Feature] | None = None,
-    ):
+    content = "faces"  # part of the shards' file names
+    record_name = "image"
+
+    def __init__(self, dst: str | os.PathLike, *, split: str, sources: Sequence[str]):
         self.dst = Path(dst)
         self.split = split
-        self.image_size = image_size
-        self.features = dict(features or {})
         if split not in manifest.SPLITS:
             raise ValueError(f"{dst}: a store's split is 'train', 'val' or 'test', not {split!r}")
-        if not manifest.is_image_size(image_size):
-            raise ValueError(f"{dst}: image_size is {image_size!r}; expected (height, width)")
-        check_names(self.features)
         check_does_not_exist(self.dst)
         self.rejected: list[dict[str, str]] = []
         self.info: dict[str, Any] = {"sources": list(sources)}
-        self.labels = array("q")
         self._tmp = self.dst.with_name(f".{self.dst.name}.partial-{secrets.token_hex(4)}")
-        self._identities: dict[str, int] = {}
-        self._sources = bytearray()  # millions of strings would take ten times the memory
-        self._pairs: list[tuple[str, Pairs, dict]] = []
+        self._sources = bytearray()  # one a line; millions of strings would take ten times the memory
         self._shards: list[ShardWriter] = []
         self._hash = hashlib.sha256()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         self._tmp.mkdir(parents=True)
         return self
 
@@ -84,6 +69,70 @@ class Writer:
                 self._shards[-1].abandon()
         finally:
             shutil.rmtree(self._tmp, ignore_errors=True)
+
+    def reject(self, file: str, reason: str) -> None:
+        """Note a file that was left out; the manifest lists it."""
+        self.rejected.append({"file": printable(file), "reason": printable(reason)})
+
+    @abstractmethod
+    def _complete(self, shard_sizes: Sequence[tuple[int, int]]) -> None:
+        """Write all files of the store besides its shards, of which these are the (records, bytes)."""
+
+    def _is_full(self, shard: ShardWriter) -> bool:
+        return shard.records == shards.SHARD_RECORDS
+
+    def _open_shard(self) -> ShardWriter:
+        """Return the shard for the next record."""
+        if not self._shards or self._is_full(self._shards[-1]):
+            self._close_shard()
+            self._shards.append(ShardWriter(self._tmp / f"{len(self._shards)}", self.dst))
+        return self._shards[-1]
+
+    def _close_shard(self) -> None:
+        if self._shards:
+            self._shards[-1].close()
+
+    def _finish(self) -> None:
+        if not self._shards:
+            first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
+            raise ValueError(f"{self.dst}: not one usable {self.record_name}{first}")
+        for i, name in enumerate(shard_names(self.split, len(self._shards), self.content)):
+            (self._tmp / f"{i}").rename(self._tmp / name)
+        self._complete([(shard.records, shard.bytes) for shard in self._shards])
+        publish(self._tmp, self.dst)
+
+
+class Writer(StoreWriter):
+    """Write one face store; use it as a context manager, as every :class:`StoreWriter`.
+
+    Args:
+        dst, split, sources: as for :class:`StoreWriter`.
+        image_size: (height, width) of every image.
+        features: the type of each further feature, by name. Every record must have all of them.
+    Attributes:
+        labels: the labels of the records added so far.
+    Raises:
+        ValueError: ``dst`` exists, an argument is invalid, or no record was added.
+    """
+
+    def __init__(
+        self,
+        dst: str | os.PathLike,
+        *,
+        split: str,
+        sources: Sequence[str],
+        image_size: tuple[int, int] = images.FACE_SIZE,
+        features: Mapping[str, Feature] | None = None,
+    ):
+        super().__init__(dst, split=split, sources=sources)
+        self.image_size = image_size
+        self.features = dict(features or {})
+        if not manifest.is_image_size(image_size):
+            raise ValueError(f"{dst}: image_size is {image_size!r}; expected (height, width)")
+        check_names(self.features)
+        self.labels = array("q")
+        self._identities: dict[str, int] = {}
+        self._pairs: list[tuple[str, Pairs, dict]] = []
 
     def add(self, jpeg: bytes, identity: str, source: str, /, **values: Any) -> int:
         """Append one record and return its number.
@@ -100,40 +149,25 @@ class Writer:
         images.check(jpeg, source, self.image_size)
         # TFDS keeps one name a line and strips it; the index keeps one source a line.
         lines = [*identity.splitlines(), *source.split("\n")]
-        if [_printable(line) for line in lines] != [identity, source] or identity != identity.strip():
+        if [printable(line) for line in lines] != [identity, source] or identity != identity.strip():
             raise ValueError(f"{source!r}: identity and file name must be plain one-line UTF-8 text; rename the file")
         encoded = encode_values(self.features, values, source)
         label = self._identities.setdefault(identity, len(self._identities))
-        if not self._shards or self._shards[-1].records == shards.SHARD_RECORDS:
-            self._close_shard()
-            self._shards.append(ShardWriter(self._tmp / f"{len(self._shards)}", self.dst))
+        self._open_shard()
         self._hash.update(self._shards[-1].add(jpeg, label, identity, source, encoded))
         self.labels.append(label)
         self._sources += source.encode() + b"\n"
         return len(self.labels) - 1
 
-    def reject(self, file: str, reason: str) -> None:
-        """Note a file that was left out; the manifest lists it."""
-        self.rejected.append({"file": _printable(file), "reason": _printable(reason)})
-
     def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
         """Add a benchmark over the records, with the arguments of :func:`write_pairs`. Checked on exit."""
         self._pairs.append((name, pairs, info))
 
-    def _close_shard(self) -> None:
-        if self._shards:
-            self._shards[-1].close()
-
-    def _finish(self) -> None:
-        if not self.labels:
-            first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
-            raise ValueError(f"{self.dst}: not one usable image{first}")
-        for i, name in enumerate(shard_names(self.split, len(self._shards))):
-            (self._tmp / f"{i}").rename(self._tmp / name)
+    def _complete(self, shard_sizes: Sequence[tuple[int, int]]) -> None:
         write_metadata(
             self._tmp,
             self.split,
-            shards=[(shard.records, shard.bytes) for shard in self._shards],
+            shards=shard_sizes,
             labels=np.asarray(self.labels),
             sources=self._sources,
             identities=list(self._identities),
@@ -145,7 +179,6 @@ class Writer:
         )
         for name, pairs, info in self._pairs:
             write_pairs(self._tmp, name, pairs, **info)
-        publish(self._tmp, self.dst)
 
 
 def write(
@@ -200,7 +233,7 @@ def write_metadata(
         image_size, features: as for :class:`Writer`.
     """
     features = dict(features or {})
-    _write_tfds_files(path, split, shards, list(identities), image_size, features)
+    _write_face_files(path, split, shards, list(identities), image_size, features)
     np.savez_compressed(path / "index.npz", labels=labels, sources=np.frombuffer(sources, np.uint8)[:-1])
     counts = np.bincount(labels)
     entries = {
@@ -212,10 +245,7 @@ def write_metadata(
         "index_hash": hashlib.sha256((path / "index.npz").read_bytes()).hexdigest(),
         **manifest.layout_entries(image_size, features),
         **info,
-        "shards": [
-            {"file": name, "records": records, "bytes": (path / name).stat().st_size}
-            for name, (records, _) in zip(shard_names(split, len(shards)), shards)
-        ],
+        "shards": shard_entries(path, shard_names(split, len(shards)), shards),
         "benchmarks": {},
         "rejected": list(rejected),
         "identities": list(identities),
@@ -227,7 +257,7 @@ def write_metadata(
 DESCRIPTION = "Aligned 112x112 RGB face crops with identity and source file. Written by fvjax.data.store."
 
 
-def _write_tfds_files(
+def _write_face_files(
     path: Path,
     split: str,
     shards: Sequence[tuple[int, int]],
@@ -239,16 +269,26 @@ def _write_tfds_files(
     description = DESCRIPTION
     if image_size != images.FACE_SIZE:
         description = f"{width}x{height} RGB images with identity and source file. Written by fvjax.data.stores."
+    connectors = {
+        "image": tfds.features.Image(shape=(height, width, 3), encoding_format="jpeg"),
+        "identity": tfds.features.ClassLabel(names=identities),
+        "source": tfds.features.Text(),
+        **{name: features[name].to_tfds() for name in sorted(features)},
+    }
+    write_tfds_files(path, split, shards, connectors, description)
+
+
+def write_tfds_files(
+    path: Path,
+    split: str,
+    shards: Sequence[tuple[int, int]],
+    features: Mapping[str, tfds.features.FeatureConnector],
+    description: str,
+) -> None:
+    """Write features.json, dataset_info.json and the files of their features. `shards`: (records, bytes) of each."""
     tfds.folder_dataset.write_metadata(
         data_dir=path,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(height, width, 3), encoding_format="jpeg"),
-                "identity": tfds.features.ClassLabel(names=identities),
-                "source": tfds.features.Text(),
-                **{name: features[name].to_tfds() for name in sorted(features)},
-            }
-        ),
+        features=tfds.features.FeaturesDict(dict(features)),
         split_infos=[
             tfds.core.SplitInfo(
                 name=split,
@@ -262,6 +302,14 @@ def _write_tfds_files(
     )
 
 
-def _printable(text: str) -> str:
+def shard_entries(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Return the manifest's entries for the shards of the store ``path``."""
+    return [
+        {"file": name, "records": records, "bytes": (path / name).stat().st_size}
+        for name, (records, _) in zip(names, sizes)
+    ]
+
+
+def printable(text: str) -> str:
     """Escape what is not UTF-8: file names need not be, but JSON and terminals must."""
     return text.encode(errors="backslashreplace").decode()
