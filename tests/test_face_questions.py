@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fvjax.data import cartoon, face_questions, face_tokenizer, synthetic
+from fvjax.data import cartoon, face_questions, face_tokenizer, images, synthetic
 from fvjax.data.face_questions import KINDS, Unasked
 from fvjax.data.questions import Question, conversation
 
@@ -169,6 +169,67 @@ def test_a_conversation_shows_the_picture_once():
         {"role": "assistant", "content": "y"},
     ]
     assert turns[0].meta() == {"options": ["x", "y"], "answer": "x", "tag": "a"}
+
+
+# ---- Stores ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return face_questions.write(tmp_path_factory.mktemp("s") / "train", range(30), 2, 3, split="train", difficulty=2.0)
+
+
+def test_conversations_for_training(store):
+    lengths = Counter()
+    for i in range(len(store)):
+        record = store.conversation(i)
+        assert record.source == f"synthetic/3/{i // 2:06d}/{i % 2:03d}"
+        expected, _ = face_questions.questions(i // 2, i % 2, 3, 2.0)
+        turns = len(record.messages) // 2
+        assert record.messages == conversation(expected[:turns])
+        assert record.meta == {"kinds": [question.kind for question in expected[:turns]]}
+        lengths[turns] += 1
+        drawn = synthetic.face(i // 2, i % 2, 3, 2.0).astype(int)
+        assert np.abs(images.decode(record.pictures[0], "x").astype(int) - drawn).mean() < 8
+    assert set(lengths) == {1, 2, 3, 4}
+
+
+def test_every_kind_is_asked_about_or_counted(store):
+    counts = store.manifest["questions"]
+    answers = Counter()
+    for i in range(len(store)):
+        record = store.conversation(i)
+        replies = [message["content"] for message in record.messages if message["role"] == "assistant"]
+        answers.update(zip(record.meta["kinds"], replies))
+    assert answers == Counter({(k, a): n for k, its in counts["answers"].items() for a, n in its.items() if n})
+    for name in KINDS:
+        assert sum(counts["answers"][name].values()) + sum(counts["unasked"][name].values()) == 60
+    assert set(counts["unasked"]["skin"]) >= {Unasked.ENOUGH, Unasked.CLOSE}
+
+
+def test_one_question_a_record_for_evaluation(tmp_path, store):
+    arguments = {"split": "test", "difficulty": 2.0, "single": True, "questions_per_image": 3}
+    made = face_questions.write(tmp_path / "a", range(5), 1, 3, **arguments)
+    expected = [(i, q) for i in range(5) for q in face_questions.questions(i, 0, 3, 2.0)[0][:3]]
+    assert len(made) == len(expected) == 15
+    for record, (i, question) in zip(map(made.conversation, range(15)), expected):
+        assert record.messages == conversation([question])
+        assert record.source == f"synthetic/3/{i:06d}/000#{question.kind}"
+        assert record.meta == {"options": list(question.options), "answer": question.answer, "tag": question.kind}
+    assert face_questions.write(tmp_path / "b", range(5), 1, 3, **arguments).data_hash == made.data_hash
+    assert face_questions.write(tmp_path / "c", range(5), 1, 4, **arguments).data_hash != made.data_hash
+
+
+def test_pictures_without_a_question_are_counted(tmp_path):
+    made = face_questions.write(tmp_path / "a", range(40), 1, 0, split="train", kinds=["glasses"])
+    assert len(made) + len(made.manifest["rejected"]) == 40
+    assert made.manifest["rejected_by_reason"] == {"no question": 40 - len(made)}
+    unasked = made.manifest["questions"]["unasked"]
+    assert unasked == {"glasses": {"the answer is frequent enough": 40 - len(made)}}
+    with pytest.raises(ValueError, match="questions_per_image is 0"):
+        face_questions.write(tmp_path / "b", range(4), 1, 0, split="train", questions_per_image=0)
+    with pytest.raises(ValueError, match=r"not one usable conversation; first rejected: .*no question"):
+        face_questions.write(tmp_path / "c", range(4), 1, 0, split="train", difficulty=0, kinds=["glasses"])
 
 
 # ---- The tokenizer ---------------------------------------------------------------------------------------------------

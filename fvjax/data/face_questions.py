@@ -13,6 +13,7 @@ its questions. What is not asked is counted by reason.
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from fvjax.data import synthetic
-from fvjax.data.questions import Question
+from fvjax.data import images, synthetic
+from fvjax.data.questions import Question, add_questions, count_answers
+from fvjax.data.stores.conversations import ConversationStore, Writer
 
 Shape = Mapping[str, float]
 Shot = Mapping[str, Any]
@@ -323,3 +325,60 @@ def _verdict(name: str, shape: Shape, shot: Shot, rates: Mapping[str, float], ch
     if isinstance(verdict, Unasked):
         return verdict
     return verdict if chance < rates[verdict] else Unasked.FREQUENT
+
+
+def write(
+    dst: str | os.PathLike,
+    identities: Sequence[int],
+    images_per_identity: int,
+    seed: int,
+    *,
+    split: str,
+    difficulty: float = 1.0,
+    questions_per_image: int = 4,
+    single: bool = False,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> ConversationStore:
+    """Draw faces and store questions about them as conversations, with pictures of 112x112 pixels.
+
+    The manifest's entry "questions" counts the answers by kind, and what was not asked by kind and reason.
+
+    Args:
+        dst: the store's directory; must not exist.
+        identities, images_per_identity, seed, difficulty: as for :func:`fvjax.data.synthetic.write`.
+        split: "train", "val" or "test".
+        questions_per_image: the most questions about one picture. With `single` so many are asked if there are so many;
+            a conversation asks a random number of them, at least one.
+        single: store each question as a record of its own, for evaluation (see :func:`add_questions`).
+        kinds: what may be asked, of :data:`KINDS`.
+    Raises:
+        ValueError: `dst` exists, an unknown kind or split, a difficulty outside 0..3, or not one question.
+    """
+    if questions_per_image < 1:
+        raise ValueError(f"questions_per_image is {questions_per_image}; at least one question must be asked")
+    source = f"fvjax.data.face_questions seed={seed} difficulty={difficulty}"
+    answers: dict[str, dict[str, int]] = {}
+    unasked: dict[str, Counter[str]] = {name: Counter() for name in kinds}
+    with Writer(dst, split=split, sources=[source]) as writer:
+        for identity in identities:
+            for k in range(images_per_identity):
+                file = f"synthetic/{seed}/{identity:06d}/{k:03d}"
+                possible, reasons = questions(identity, k, seed, difficulty, kinds)
+                turns = questions_per_image if single else _turns(identity, k, seed, questions_per_image)
+                asked = possible[:turns]
+                reasons |= dict.fromkeys((question.kind for question in possible[turns:]), Unasked.ENOUGH)
+                for name, reason in reasons.items():
+                    unasked[name][reason.value] += 1
+                if not asked:
+                    writer.reject(file, "no question: no attribute is clear enough")
+                    continue
+                count_answers(asked, answers)
+                picture = images.encode(synthetic.face(identity, k, seed, difficulty))
+                add_questions(writer, picture, asked, file, single=single)
+        writer.info["questions"] = {"answers": answers, "unasked": {name: dict(c) for name, c in unasked.items()}}
+    return ConversationStore(dst, split)
+
+
+def _turns(identity: int, number: int, seed: int, most: int) -> int:
+    """Return how many questions to ask about a picture at most, from 1 to `most`."""
+    return int(np.random.default_rng([seed, 4, identity, number]).integers(1, most + 1))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fvjax.data.stores.conversations import Writer
+
 IMAGE = "<image>\n"  # opens the first question: the place of the picture
 
 
@@ -42,3 +44,28 @@ def conversation(questions: Sequence[Question]) -> list[dict[str, str]]:
         turns.append({"role": "user", "content": text})
         turns.append({"role": "assistant", "content": question.answer})
     return turns
+
+
+def add_questions(writer: Writer, picture: bytes, questions: Sequence[Question], source: str, *, single: bool) -> None:
+    """Store questions about one picture.
+
+    Args:
+        picture: the encoded file.
+        source: the file that the picture came from.
+        single: make a record of each question, for evaluation: its meta has options, answer and tag, and its source
+            ends in "#" and the kind. Otherwise one conversation asks them all, and its meta has their kinds.
+    Raises:
+        ValueError: the picture cannot be read, or a text cannot be stored. The message names the source.
+    """
+    if single:
+        for question in questions:
+            writer.add(conversation([question]), [picture], f"{source}#{question.kind}", **question.meta())
+    else:
+        writer.add(conversation(questions), [picture], source, kinds=[question.kind for question in questions])
+
+
+def count_answers(questions: Sequence[Question], counts: dict[str, dict[str, int]]) -> None:
+    """Add questions to the counts, by kind and by answer."""
+    for question in questions:
+        by_answer = counts.setdefault(question.kind, dict.fromkeys(question.options, 0))
+        by_answer[question.answer] += 1
