@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 
 def progress_bar() -> Progress:
@@ -22,7 +25,7 @@ def progress_bar() -> Progress:
     )
 
 
-def track(files: Sequence[str]) -> Iterable[str]:
-    """Iterate over ``files`` with a progress bar."""
+def track(items: Sequence[T], description: str = "faces") -> Iterable[T]:
+    """Iterate over ``items`` with a progress bar."""
     with progress_bar() as bar:
-        yield from bar.track(files, description="faces")
+        yield from bar.track(items, description=description)
