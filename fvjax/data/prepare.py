@@ -1,4 +1,4 @@
-"""Make face stores from aligned crops, or from photographs.
+"""Make face stores from aligned crops or photographs, and stores of conversations about pictures.
 
     python -m fvjax.data.prepare folder --src=DIR --dst=STORE              DIR/IDENTITY/**/*.jpg -> training store
     python -m fvjax.data.prepare recordio --src=DIR --dst=STORE            DIR/train.rec -> stores STORE, STORE/val
@@ -6,9 +6,10 @@
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
     python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
     python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
+    python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
 
-Images are 112x112 RGB. JPEGs of that size are stored byte for byte. Other formats, CMYK and images that EXIF says are
-rotated are re-encoded, upright and in RGB.
+Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte. Other formats, CMYK and images that EXIF
+says are rotated are re-encoded, upright and in RGB.
 
     --align[=mtcnn|scrfd]    the images are photographs of any size: find the face nearest the centre and align it
     --landmarks=FILE.tsv     the same with known points: file, five points x y, tab-separated
@@ -22,6 +23,10 @@ Exit code 0, or 2 with one line that says what is wrong; then nothing is left at
 `recordio` reads MXNet RecordIO (fvjax/data/readers/recordio). Of each identity's images a part (--val) goes to
 STORE/val, a store with the split "val" whose identities have the numbers they have in STORE. --top keeps the identities
 with the most images. It works on all cores (--workers), and the same command resumes a killed conversion.
+
+`conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
+keeps byte for byte. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
+of a twentieth of the pictures go to STORE/val.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ from PIL import Image
 from fvjax import errors
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import insightface_bin
+from fvjax.data.readers import conversations, insightface_bin
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -99,7 +104,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="python -m fvjax.data.prepare",
-        description="Make face stores from aligned 112x112 crops or from photographs.",
+        description="Make face stores from aligned 112x112 crops or photographs, and stores of conversations.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -122,6 +127,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
             sub.add_argument("--protocol", type=Path, required=src_required, help="folder with Pair_list_F.txt, Split")
         sub.set_defaults(run=run)
     insightface_bin.add_command(commands)
+    conversations.add_command(commands)
     return parser
 
 
@@ -144,7 +150,7 @@ def _add_recordio_flags(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = vars(_parser("--download" not in argv).parse_args(argv))
-    run = options.pop("run")
+    run, describe = options.pop("run"), options.pop("summary", summary)
     options.pop("command")
     # Pillow warns of images that we refuse, in one line, when they are far smaller.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -153,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with errors.naming(dst):
             if "align" in options:
                 flags.take_flags(options, read_lines)
-            print(summary(run(options.pop("src"), dst, **options)))
+            print(describe(run(options.pop("src"), dst, **options)))
     except (ValueError, OSError) as error:
         print(f"error: {errors.line(error)}", file=sys.stderr)
         return 2

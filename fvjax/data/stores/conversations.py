@@ -103,6 +103,8 @@ def check_messages(messages: Any, pictures: int) -> None:
             raise ValueError(f"malformed message: the content of message {number} is no text")
         if not message["content"].strip():
             raise ValueError(f"empty text: message {number} ({message['role']})")
+        if "\0" in message["content"]:
+            raise ValueError(f"NUL in a text: message {number} ({message['role']})")
         _check_special_tokens(message, number)
     _check_turns([message["role"] for message in messages])
     placeholders = sum(message["content"].count(PLACEHOLDER) for message in messages)
@@ -280,9 +282,7 @@ class ConversationStore(RecordStore):
 
     def _check_counts(self) -> None:
         sizes = np.concatenate([self._widths, self._heights])
-        counts_fit = (
-            len(self._counts) == len(self) > 0 and 0 <= self._counts.min() <= self._counts.max() <= MAX_PICTURES
-        )
+        counts_fit = len(self._counts) == len(self) > 0 and set(self._counts.tolist()) <= set(range(MAX_PICTURES + 1))
         sizes_fit = len(self._widths) == len(self._heights) == self._counts.sum() and (sizes > 0).all()
         if not counts_fit or not sizes_fit:
             raise ValueError(f"{self.path}: index.npz and manifest.json disagree; prepare the store again")

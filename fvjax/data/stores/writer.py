@@ -54,6 +54,7 @@ class StoreWriter(ABC):
         self._sources = bytearray()  # one a line; millions of strings would take ten times the memory
         self._shards: list[ShardWriter] = []
         self._hash = hashlib.sha256()
+        self._discarded = False
 
     def __enter__(self) -> Self:
         self._tmp.mkdir(parents=True)
@@ -61,7 +62,7 @@ class StoreWriter(ABC):
 
     def __exit__(self, kind, value, traceback) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._discarded:
                 with errors.naming(self.dst):
                     self._close_shard()
                     self._finish()
@@ -73,6 +74,19 @@ class StoreWriter(ABC):
     def reject(self, file: str, reason: str) -> None:
         """Note a file that was left out; the manifest lists it."""
         self.rejected.append({"file": printable(file), "reason": printable(reason)})
+
+    def discard(self) -> None:
+        """Leave nothing on exit, as after an exception."""
+        self._discarded = True
+
+    def path_within(self, name: str) -> Path:
+        """Return the path at which another store must be written to become the part ``name`` of this one."""
+        return self._tmp / name
+
+    @property
+    def records(self) -> int:
+        """The number of records so far."""
+        return sum(shard.records for shard in self._shards)
 
     @abstractmethod
     def _complete(self, shard_sizes: Sequence[tuple[int, int]]) -> None:
