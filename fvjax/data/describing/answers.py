@@ -2,9 +2,9 @@
 
     {"id": "val/1.jpg#detail", "image": "val/1.jpg", "conversations": [{"from": "human", …}, {"from": "gpt", …}]}
 
-A run that was stopped or killed goes on with the same command: answers that are in the file are not asked for again, and a
-line that a kill cut short is. FILE.settings.json beside the file says what it was made with; with other labels, prompts,
-model or length of answers a run refuses to add to it.
+A run that was stopped or killed goes on with the same command: answers that are in the file are not asked for again,
+and a line that a kill cut short is. FILE.settings.json beside the file says what it was made with; with other labels,
+prompts, model or length of answers a run refuses to add to it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fvjax.data import tiling
 from fvjax.data.describing.endpoint import Endpoint, NoAnswer, Stopped
 from fvjax.data.describing.prompts import Prompt, Prompts
 from fvjax.data.questions import IMAGE
+from fvjax.data.readers.conversations import PictureFolder
 from fvjax.data.readers.fairface import Label
-from fvjax.data.readers.files import read_inside
 from fvjax.data.stores.conversations import check_messages
 
 MAX_PICTURE = 20 << 20  # bytes of a file that is sent; endpoints refuse larger ones
@@ -103,7 +103,7 @@ def opened(file: Path, made_with: dict[str, Any]) -> Iterator[tuple[io.FileIO, s
     """Open the output for appending and yield it with the ids that it has; a line cut short is removed.
 
     Raises:
-        ValueError: another process writes to it, it was made with other settings, or a line is not as this module writes.
+        ValueError: another process writes to it, it was made with other settings, or a line is damaged.
     """
     settings_file = file.with_name(f"{file.name}.settings.json")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def opened(file: Path, made_with: dict[str, Any]) -> Iterator[tuple[io.FileIO, s
 
 def run(
     todo: Sequence[Job],
-    src: Path,
+    folder: PictureFolder,
     endpoint: Endpoint,
     output: io.FileIO,
     *,
@@ -135,7 +135,7 @@ def run(
 
     Args:
         todo: the questions to ask.
-        src: the folder of the pictures.
+        folder: the folder of the pictures.
         output: see :func:`opened`.
         system: the system message.
         parallel: how many requests may be on their way at a time.
@@ -146,17 +146,18 @@ def run(
         Refused: the endpoint will answer nothing.
     """
     waiting = iter(todo)
-    pending: dict[Future[str], Job] = {}
+    pending: set[Future[str]] = set()
     failures_in_a_row = 0
     with ThreadPoolExecutor(parallel) as pool:
         try:
             while True:
                 while len(pending) < parallel and (job := next(waiting, None)):
-                    pending[pool.submit(_ask, job, src, endpoint, system)] = job
+                    pending.add(pool.submit(_ask, job, folder, endpoint, system))
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    failure = _collect(future, pending.pop(future), output, counts)
+                    pending.remove(future)
+                    failure = _collect(future, output, counts)
                     failures_in_a_row = failures_in_a_row + 1 if failure else 0
                     advance()
                     if failures_in_a_row >= max_failures:
@@ -170,26 +171,27 @@ def run(
             endpoint.end()
             for future in wait(pending).done:
                 if not isinstance(future.exception(), (Stopped, ValueError)):
-                    _collect(future, pending[future], output, counts)
+                    _collect(future, output, counts)
 
 
 class _Unreadable(Exception):
     """A picture that cannot be sent. The text is the reason, to be counted."""
 
 
-def _ask(job: Job, src: Path, endpoint: Endpoint, system: str) -> str:
+def _ask(job: Job, folder: PictureFolder, endpoint: Endpoint, system: str) -> str:
     """Return the output's line for a question."""
     try:
-        picture = read_inside(src, job.label.file, MAX_PICTURE)
-        image = Image.open(io.BytesIO(picture), formats=tiling.FORMATS)
-        media_type = Image.MIME[str(image.format)]
+        picture = folder.read(job.label.file)
         tiling.decode_picture(picture, "unreadable picture")
-    except (ValueError, OSError, SyntaxError) as error:
+    except ValueError as error:
         raise _Unreadable(str(error).partition(":")[0]) from error
+    if len(picture) > MAX_PICTURE:
+        raise _Unreadable(f"a picture of more than {MAX_PICTURE} bytes")
+    media_type = Image.MIME[str(Image.open(io.BytesIO(picture), formats=tiling.FORMATS).format)]
     return job.line(endpoint.ask(system, job.prompt.filled(job.label), picture, media_type))
 
 
-def _collect(future: Future[str], job: Job, output: io.FileIO, counts: Counts) -> str:
+def _collect(future: Future[str], output: io.FileIO, counts: Counts) -> str:
     """Write the answer of a finished request, or count why there is none.
 
     Returns:
@@ -234,7 +236,7 @@ def _check_settings(file: Path, settings_file: Path, made_with: dict[str, Any]) 
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{settings_file}: damaged ({error}); choose another --dst") from error
     if different:
-        raise ValueError(f"{file}: it was made with another {different[0]}; choose another --dst, or use that one again")
+        raise ValueError(f"{file}: it was made with other {different[0]}; choose another --dst, or use the same again")
 
 
 def _read_ids(file: Path) -> set[str]:

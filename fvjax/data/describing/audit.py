@@ -1,7 +1,7 @@
 """The audit of answers by a person: a page with random samples beside their pictures, and the rate that its marks give.
 
-The page is one file that needs no network: pictures are embedded, and its content policy lets it load nothing and run no
-script but its own. It has faces in it, so it stays with whoever may see those.
+The page is one file that needs no network: pictures are embedded, and its content policy lets it load nothing and run
+no script but its own. It has faces in it, so it stays with whoever may see those.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def result(page_file: Path, marks_file: Path) -> Rate:
     """Return what the marks of a page say.
 
     Raises:
-        ValueError: not such files, marks of another audit or of answers that it does not have, or no answer that is right
-            or hallucinated.
+        ValueError: not such files, marks of another audit or of answers that it does not have, or no answer that is
+            marked right or hallucinated.
     """
     audit = _read_audit(page_file)
     try:
@@ -97,9 +97,10 @@ def result(page_file: Path, marks_file: Path) -> Rate:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{marks_file}: no marks of an audit ({error}); save them with the page's button") from error
     if audit_id != audit["id"]:
-        raise ValueError(f"{marks_file}: these are marks of another audit than {page_file}; name the page that they are of")
+        raise ValueError(f"{marks_file}: marks of another audit than {page_file}; name the page that they belong to")
     if unknown := (set(marks) - set(audit["answers"])) or (set(counts) - set(MARKS)):
-        raise ValueError(f"{marks_file}: {min(map(str, unknown))!r:.100} is no answer or mark of {page_file}; save them again")
+        name = min(map(str, unknown))
+        raise ValueError(f"{marks_file}: {name!r:.100} is no answer or mark of {page_file}; save the marks again")
     counts["unmarked"] = len(audit["answers"]) - len(marks)
     judged = counts["right"] + counts["hallucinated"]
     if not judged:
@@ -115,7 +116,8 @@ def _read_audit(file: Path) -> dict[str, Any]:
         audit = json.loads(text)
         return {"id": str(audit["id"]), "answers": [str(answer) for answer in audit["answers"]]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file}: no page of an audit ({error}); python -m fvjax.data.describe audit makes one") from error
+        remedy = "python -m fvjax.data.describe audit makes one"
+        raise ValueError(f"{file}: no page of an audit ({error}); {remedy}") from error
 
 
 def _read(file: Path, most: int) -> str:
@@ -144,7 +146,7 @@ def _section(record: Conversation, number: int) -> str:
     images = "".join(f'<img alt="" src="{_data_uri(data, record.source)}">' for data in record.pictures)
     texts, turn = [], 0
     for message in record.messages:
-        text = html.escape(message["content"].replace(PLACEHOLDER, "").strip())
+        text = _escape(message["content"].replace(PLACEHOLDER, "").strip())
         if message["role"] != "assistant":
             texts.append(f'<p class="text question">{text}</p>')
             continue
@@ -153,8 +155,13 @@ def _section(record: Conversation, number: int) -> str:
             f'<label><input type="radio" name="{number}:{turn}" value="{mark}"> {mark}</label>' for mark in MARKS
         )
         texts.append(f'<p class="text">{text}</p><p>{boxes}</p>')
-    source = f'<p class="source">{html.escape(record.source)}</p>'
+    source = f'<p class="source">{_escape(record.source)}</p>'
     return f'<section><div class="pictures">{images}{source}</div><div class="texts">{"".join(texts)}</div></section>'
+
+
+def _escape(text: str) -> str:
+    """Return a text as HTML in ASCII."""
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _data_uri(data: bytes, source: str) -> str:

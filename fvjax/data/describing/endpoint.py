@@ -84,7 +84,8 @@ class Endpoint:
         self._timeout = timeout
         self._budget = budget
         self._ending = threading.Event()
-        proxies = [urllib.request.ProxyHandler({})] if host in LOCAL else []  # a proxy would see what is for this machine
+        # A proxy would see what is meant for this machine.
+        proxies = [urllib.request.ProxyHandler({})] if host in LOCAL else []
         self._opener = urllib.request.build_opener(_NoRedirects(), *proxies)
 
     def end(self) -> None:
@@ -139,7 +140,7 @@ class Endpoint:
         if error.code in BUSY:
             return _Busy(f"HTTP status {error.code}", _seconds(error.headers.get("Retry-After")))
         if error.code in REFUSED or 300 <= error.code < 400:
-            remedy = {401: f"check {KEY_VARIABLE}", 403: f"check {KEY_VARIABLE}"}.get(error.code, "check --url, --model")
+            remedy = f"check {KEY_VARIABLE}" if error.code in (401, 403) else "check --url and --model"
             return Refused(f"{self._url}: HTTP status {error.code}; {remedy}")
         return NoAnswer(f"HTTP status {error.code}")
 
@@ -163,6 +164,8 @@ class Endpoint:
             raise NoAnswer("withheld by the endpoint's filter")
         if not isinstance(content, str) or not content.strip():
             raise NoAnswer("an empty answer")
+        if not _is_text(content):
+            raise NoAnswer("broken characters")
         if self._key and self._key in content:
             raise NoAnswer("the answer has the key in it")
         return content.strip()
@@ -224,6 +227,15 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise _Busy("no reply in time")
     return bytes(body)
+
+
+def _is_text(content: str) -> bool:
+    """Tell whether a text can be written as UTF-8: JSON can name halves of characters."""
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _seconds(retry_after: str | None) -> float:

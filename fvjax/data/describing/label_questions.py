@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from fvjax.data.progress import track
 from fvjax.data.questions import Question, add_questions, count_answers
+from fvjax.data.readers.conversations import PictureFolder
 from fvjax.data.readers.fairface import AGES, GENDERS, RACES, Label
-from fvjax.data.readers.files import read_inside
 from fvjax.data.stores.conversations import ConversationStore, Unusable, Writer
-
-MAX_PICTURE = 1 << 26  # bytes of a picture's file
 
 AGE_OPTIONS = (*AGES[:-1], "70 or more")
 GENDER_OPTIONS = ("man", "woman")
@@ -76,59 +75,64 @@ def questions(label: Label, seed: int) -> list[Question]:
 
 
 def write(
-    labels: Sequence[Label], src: Path, dst: Path, *, split: str, source: str, seed: int, single: bool
+    labels: Sequence[Label], src: Path, dst: Path, *, split: str, val: float, source: str, seed: int, single: bool
 ) -> ConversationStore:
     """Store the questions about labelled pictures as conversations.
 
-    The manifest's entry "questions" counts the answers by kind. Pictures that are missing or cannot be read are left out
-    and counted by reason.
+    The manifest's entry "questions" counts the answers by kind. Pictures that are missing or cannot be read are left
+    out and counted by reason, all in the manifest of `dst`.
 
     Args:
         src: the folder that the labels' files are relative to.
         dst: the store's directory; must not exist.
+        split: of the store.
+        val: about this share of the pictures goes to DST/val (split "val"); see :func:`is_for_validation`.
         source: what the labels came from, for the manifest.
-        seed: of the choice of wordings and their order.
+        seed: of that choice, and of the wordings and their order.
         single: store each question as a record of its own, for evaluation.
     Raises:
-        ValueError: `dst` exists, an unknown split, or not one usable picture.
+        ValueError: `dst` exists, an invalid option, or not one usable picture.
     """
-    answers: dict[str, dict[str, int]] = {}
-    with Writer(dst, split=split, sources=[source]) as writer:
+    if not 0 <= val < 1 or seed < 0:
+        raise ValueError(f"--val={val} --seed={seed}: expected 0 <= val < 1 and seed >= 0")
+    if val and split != "train":
+        raise ValueError(f"--val={val} --split={split}: only the split 'train' has a part for validation")
+    folder = PictureFolder(src)
+    with Writer(dst, split=split, sources=[source]) as writer, ExitStack() as stack:
+        parts = {False: _Part(writer)}
+        if val:
+            parts[True] = _Part(stack.enter_context(Writer(writer.path_within("val"), split="val", sources=[source])))
         for label in track(labels, "pictures"):
-            asked = questions(label, seed)
             try:
-                picture = read_inside(src, label.file, MAX_PICTURE)
-                add_questions(writer, picture, asked, label.file, single=single)
+                picture = folder.read(label.file)
+                part = parts[is_for_validation(picture, val, seed)]
+                part.add(picture, questions(label, seed), label.file, single)
             except Unusable as error:
                 writer.reject(label.file, error.reason)
             except ValueError as error:
                 writer.reject(label.file, str(error))
-            else:
-                count_answers(asked, answers)
-        writer.info["questions"] = {"answers": answers}
+        if val and not parts[True].writer.records:
+            parts[True].writer.discard()
     return ConversationStore(dst, split)
 
 
-def choose(labels: Sequence[Label], part: str, val: float, seed: int) -> list[Label]:
-    """Return the pictures of one part: "train" or "val".
+def is_for_validation(picture: bytes, val: float, seed: int) -> bool:
+    """Tell whether a picture belongs to the part for validation, a share `val` of all pictures.
 
-    The choice is a function of each file's name and the seed, so two calls share no picture and leave none out.
-
-    Args:
-        val: the share of pictures for validation, from 0 to below 1.
-    Raises:
-        ValueError: a share outside 0..1, or a part without pictures.
+    The choice depends on the seed and the picture's bytes alone, so copies of a picture are on the same side.
     """
-    if not 0 <= val < 1:
-        raise ValueError(f"a share of {val} for validation; expected a number from 0 to below 1")
-    is_val = [_fraction(label.file, seed) < val for label in labels]
-    chosen = [label for label, held_out in zip(labels, is_val) if held_out == (part == "val")]
-    if not chosen:
-        raise ValueError(f"no picture for {part!r}: the share for validation is {val} of {len(labels)} pictures")
-    return chosen
+    digest = hashlib.sha256(f"{seed} ".encode() + hashlib.sha256(picture).digest()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64 < val
 
 
-def _fraction(file: str, seed: int) -> float:
-    """Return a number in [0, 1) that depends on the file's name and the seed alone."""
-    digest = hashlib.sha256(f"{seed} {file}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little") / 2**64
+class _Part:
+    """The store of one part; its manifest counts the answers."""
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self._answers: dict[str, dict[str, int]] = {}
+        writer.info["questions"] = {"answers": self._answers}
+
+    def add(self, picture: bytes, asked: Sequence[Question], file: str, single: bool) -> None:
+        add_questions(self.writer, picture, asked, file, single=single)
+        count_answers(asked, self._answers)

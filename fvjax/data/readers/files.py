@@ -64,26 +64,3 @@ def add_file(
             raise ValueError(f"{src}: {error}; supply it, or leave out its pairs with --policy=drop") from error
         writer.reject(file, str(error))
         return None
-
-
-def read_inside(root: Path, name: str, most: int) -> bytes:
-    """Read a file that a list names, if it lies in the folder ``root``.
-
-    Args:
-        name: relative to ``root``.
-        most: the largest size in bytes.
-    Raises:
-        ValueError: a path that leaves ``root`` (absolute, "..", or through a link), no such file, or one that is larger.
-            What stands before the message's colon is the kind of mistake.
-    """
-    try:
-        file = (root / name).resolve()
-        if Path(name).is_absolute() or not file.is_relative_to(root.resolve()):
-            raise ValueError(f"picture outside the folder: {name!r:.200} leaves {root}")
-        if not file.is_file():
-            raise ValueError(f"missing picture: {name!r:.200} is no file of {root}")
-        if file.stat().st_size > most:
-            raise ValueError(f"picture too large: {name!r:.200} has {file.stat().st_size} bytes, at most {most}")
-        return file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"unreadable picture: {name!r:.200} ({error.strerror or error})") from error
