@@ -131,6 +131,14 @@ TESTED: dict[str, dict[str, str]] = {
         "--folds": "test_insightface_bin::test_the_store",
         "--policy": "test_insightface_bin::test_rejections_are_counted_and_located",
     },
+    "fvjax.data.prepare conversations": {
+        "--src": "test_conversations::test_fairfacegpt",
+        "--dst": "test_conversations::test_fairfacegpt",
+        "--images": "test_conversations::test_texts_need_no_folder_and_pictures_do",
+        "--split": "test_conversations::test_split",
+        "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
+        "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
+    },
     "fvjax.data.describe labels": {
         **dict.fromkeys(("--src", "--labels", "--dst"), "test_describe::test_a_store_of_the_labels"),
         "--repair-ages": "test_describe::test_mistakes_of_the_labels_command",

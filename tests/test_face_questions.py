@@ -142,6 +142,16 @@ def test_questions_are_a_function_of_seed_identity_and_image():
         assert without == [q for q in everything if q.kind != "skin"]
 
 
+def test_shots_of_one_person_get_other_wordings():
+    person = next(
+        i
+        for i in range(99)
+        if face_questions.KINDS["hair_length"].verdict(synthetic.identity_shape(i, 0), {}) == "long"
+    )
+    asked = [face_questions.questions(person, number, 0, kinds=["hair_length"])[0][0].text for number in range(20)]
+    assert len(set(asked)) == len(KINDS["hair_length"].wordings)
+
+
 def test_order_and_wordings_vary():
     firsts, texts = Counter(), defaultdict(set)
     for identity in range(300):

@@ -57,9 +57,10 @@ def parse(record: Any) -> Sample:
     if placeholder_added:
         messages = _with_placeholders(messages, len(pictures))
     check_messages(messages, len(pictures))
-    meta = {
-        key: value for key, value in record.items() if key not in ("conversations", "messages", "system", *UNSUPPORTED)
-    }
+    consumed = ("conversations", "messages", "system", *UNSUPPORTED)
+    meta = {key: value for key, value in record.items() if key not in consumed}
+    if paths_in_text:
+        meta["images"] = paths_in_text
     return Sample(messages, pictures, meta, placeholder_added)
 
 

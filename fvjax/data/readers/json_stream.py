@@ -5,6 +5,7 @@ Only one object is in memory at a time, whatever the size of the file.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def items(file: Path, advance: Callable[[int], Any] = lambda _: None) -> Iterato
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; --src is a .json with a list of objects or a .jsonl")
-    with open(file, encoding="utf-8-sig", newline="\n") as text:
+    with open(file, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n") as text:
         try:
             first = text.read(1)
             skipped_lines = 0
@@ -62,7 +63,7 @@ def items(file: Path, advance: Callable[[int], Any] = lambda _: None) -> Iterato
             read = _list_items if first == "[" else _line_items
             at = 0
             for item in read(text, first, skipped_lines + 1, file):
-                position = text.buffer.tell()
+                position = raw.tell()
                 advance(position - at)
                 at = position
                 yield item
@@ -152,15 +153,15 @@ class _Window:
                 return value
             unread = len(self._buffer) - self._at
             # Twice as much each time, so that a long element is not parsed many times over.
-            if unread > MAX_OBJECT or not self._read(max(CHUNK, unread)):
+            if unread > MAX_OBJECT or (not self._read(max(CHUNK, unread)) and problem):
                 raise self._error(file, number, problem)
 
     def _error(self, file: Path, number: int, problem: json.JSONDecodeError | None) -> ValueError:
         location = _location(file, number, self.line)
-        if not self._ended and (problem is None or problem.pos - self._at > MAX_OBJECT // 2):
+        # A string that does not end is a long one; any other fault far from the end of what was read is a fault.
+        is_fault = problem and not problem.msg.startswith("Unterminated") and problem.pos - self._at <= MAX_OBJECT // 2
+        if problem is None or not (is_fault or self._ended):
             return _too_long(file, number, self.line)
-        if problem is None:
-            return ValueError(f"{location}: cut off; get the whole file")
         line = self.line + self._buffer.count("\n", self._at, problem.pos)
         return ValueError(f"{location}: not JSON or cut off ({problem.msg}, line {line}); get the whole file")
 

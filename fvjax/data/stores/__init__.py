@@ -15,6 +15,8 @@ looks like a store.
 The data_hash is sha256 over the records' digests in order. A record's digest is sha256 over the image, the identity's
 name and the source, and over name, type and bytes of each further feature in alphabetical order; each of these parts
 follows its length (8 bytes, little-endian). The data_hash is therefore independent of the division into shards.
+
+Conversations about pictures of any size have stores of their own (:mod:`fvjax.data.stores.conversations`).
 """
 
 from fvjax.data.stores.features import Feature
