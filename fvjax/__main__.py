@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
+    "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),
     "plan": ("fvjax.plan", "memory, FLOPs and least time of an experiment on GPUs that need not be there"),
     "export": ("fvjax.export", "write what a run trained for other programs"),
     "convert": ("weights_convert", "convert a checkpoint between Hugging Face's names and fvjax's"),

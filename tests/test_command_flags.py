@@ -26,7 +26,7 @@ import fvjax.main
 import weights_convert.__main__ as convert
 from fvjax import cli, export, plan, pretrain, verify
 from fvjax.config import base
-from fvjax.data import prepare, stores, synthetic
+from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
 from fvjax.data.stores import shards
@@ -145,6 +145,41 @@ TESTED: dict[str, dict[str, str]] = {
         "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
         "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
     },
+    "fvjax.data.describe labels": {
+        **dict.fromkeys(("--src", "--labels", "--dst"), "test_describe::test_a_store_of_the_labels"),
+        "--repair-ages": "test_describe::test_mistakes_of_the_labels_command",
+        "--split": "test_describe::test_one_question_a_record",
+        "--val": "test_describe::test_pictures_are_on_one_side_of_the_split",
+        "--seed": "test_describe::test_seeds_change_wordings",
+        "--single": "test_describe::test_one_question_a_record",
+    },
+    "fvjax.data.describe endpoint": {
+        **dict.fromkeys(
+            ("--src", "--labels", "--dst", "--url", "--model", "--max-tokens"),
+            "test_describe_endpoint::test_what_is_sent_and_what_is_stored",
+        ),
+        "--repair-ages": "test_describe_endpoint::test_mangled_ages_are_repaired_only_when_asked",
+        "--prompts": "test_describe_endpoint::test_own_prompts_are_asked",
+        "--max-requests": "test_describe_endpoint::test_a_run_goes_on_where_the_limit_stopped_it",
+        "--max-failures": "test_describe_endpoint::test_too_many_failures_in_a_row_stop_the_run",
+        "--parallel": "test_describe_endpoint::test_several_requests_at_a_time",
+        "--timeout": "test_describe_endpoint::test_a_slow_endpoint_is_not_waited_for",
+    },
+    "fvjax.data.describe audit": {
+        "--src": "test_describe::test_the_page_shows_samples_and_needs_nothing_else",
+        "--images": "test_describe::test_samples_of_a_file_of_conversations",
+        "--count": "test_describe::test_samples_are_a_random_choice",
+        "--seed": "test_describe::test_samples_are_a_random_choice",
+        "--out": "test_describe::test_the_page_shows_samples_and_needs_nothing_else",
+    },
+    "fvjax.data.describe audit-result": {
+        "marks": "test_describe::test_the_rate_and_its_interval",
+        "--audit": "test_describe::test_marks_of_another_audit_are_refused",
+    },
+    "fvjax.data.describe control": {
+        "--src": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
+        "--dst": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
+    },
     "weights_convert": {
         "--src": "test_convert::test_command_line",
         "--dst": "test_convert::test_command_line",
@@ -225,6 +260,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.export": lambda: export.main([]),
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),
+        "fvjax.data.describe": lambda: describe.main([]),
         "weights_convert": convert.main,
         "launch/local.py": lambda: local.run([], []),
     }

@@ -32,7 +32,8 @@ class Server:
     """An endpoint whose replies a test chooses.
 
     Attributes:
-        reply: maps (number of the request, its JSON) to (status, body) or (status, body, headers).
+        reply: maps (number of the request, its JSON) to (status, body) or (status, body, headers). The header Pause is
+            the seconds between the bytes of the body.
         requests: the JSON of each request; `headers`: its headers.
     """
 
@@ -57,9 +58,15 @@ class Server:
                         self.send_header(name, value)
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
-                    self.wfile.write(body)
+                    self.send(body, float(headers[0].get("Pause", 0)) if headers else 0)
                 except OSError:
                     pass  # the client did not wait
+
+            def send(self, body, pause):
+                """Write a body, byte by byte if there is to be a pause between the bytes."""
+                for piece in [bytes([byte]) for byte in body] if pause else [body]:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
 
             def log_message(self, *_):
                 pass
@@ -315,15 +322,33 @@ def test_retries_count_as_requests_and_end(server, faces, capsys):
 def test_a_slow_endpoint_is_not_waited_for(server, faces, capsys, monkeypatch):
     monkeypatch.setattr(client, "RETRIES", 0)
 
+    released = threading.Event()
+
     def reply(number, _):
         if number == 0:
-            time.sleep(1)
+            released.wait(20)
+        if number == 1:  # every piece comes in time, the whole does not
+            return 200, b"{" * 20, {"Pause": "0.1"}
         return answer("Fine.")
 
     server.reply = reply
+    begun = time.monotonic()
     assert describe.main(flags(server, faces, "--timeout=0.3")) == 75
-    assert "1 no reply in time" in capsys.readouterr().out
-    assert len(lines(faces)) == TOTAL - 1
+    assert time.monotonic() - begun < 5
+    released.set()
+    assert "2 no reply in time" in capsys.readouterr().out
+    assert len(lines(faces)) == TOTAL - 2
+
+
+def test_answers_on_their_way_are_kept_when_a_run_stops(server, faces, capsys):
+    def reply(number, _):
+        time.sleep(0.3)
+        return answer("Paid for.")
+
+    server.reply = reply
+    assert describe.main(flags(server, faces, "--max-requests=1", "--parallel=2")) == 75
+    assert [line["conversations"][1]["value"] for line in lines(faces)] == ["Paid for."]
+    assert "1 answers in 1 requests" in capsys.readouterr().out
 
 
 def test_an_endpoint_that_is_not_there(server, faces, capsys, monkeypatch):

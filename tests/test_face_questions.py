@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fvjax.data import cartoon, face_questions, face_tokenizer, images, synthetic
+from fvjax.data import cartoon, chat, face_questions, face_tokenizer, images, synthetic, tokenizers
 from fvjax.data.face_questions import KINDS, Unasked
 from fvjax.data.questions import Question, conversation
 
@@ -142,6 +142,14 @@ def test_questions_are_a_function_of_seed_identity_and_image():
         assert without == [q for q in everything if q.kind != "skin"]
 
 
+def test_shots_of_one_person_get_other_wordings():
+    long_haired = (i for i in range(99) if KINDS["hair_length"].verdict(synthetic.identity_shape(i, 0), {}) == "long")
+    person = next(long_haired)
+    asked = [face_questions.questions(person, number, 0, kinds=["hair_length"])[0] for number in range(40)]
+    texts = {questions[0].text for questions in asked if questions}  # some are left out, as long hair is frequent
+    assert texts == set(KINDS["hair_length"].wordings)
+
+
 def test_order_and_wordings_vary():
     firsts, texts = Counter(), defaultdict(set)
     for identity in range(300):
@@ -256,3 +264,14 @@ def test_answers_are_one_token_and_any_text_survives():
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert len(tokenizer.encode("<|im_start|>user\nIs").ids) == 4
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 60_000
+
+
+def test_the_shipped_tokenizer_opens_as_that_of_a_checkpoint():
+    tokenizer = tokenizers.load(SHIPPED)
+    assert (tokenizer.size, tokenizer.bos_id, tokenizer.eos_id) == (512, None, 508)
+    messages = conversation(face_questions.questions(0, 0, 0)[0][:2])
+    rendered = chat.render("internvl2_5", messages, tokenizer, image_tokens=(16,), system=None)
+    assert len(rendered.ids) < 80
+    assert chat.stop_ids("internvl2_5", tokenizer) == (508,)
+    labels = [i for i, counts in zip(rendered.ids, rendered.label_mask) if counts]
+    assert tokenizer.decode(labels) == "".join(f"{m['content']}<|im_end|>\n" for m in messages[1::2])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fvjax.data.stores.conversations import Writer
+from fvjax.data.stores.conversations import PLACEHOLDER, Writer
 
-IMAGE = "<image>\n"  # opens the first question: the place of the picture
+IMAGE = f"{PLACEHOLDER}\n"  # opens the first question: the place of the picture
 
 
 @dataclass(frozen=True)
