@@ -119,5 +119,5 @@ def internvl3_14b() -> dict[str, Any]:
 
 
 def internvl3_38b() -> dict[str, Any]:
-    """Return the parts of InternVL3-38B (38.4 billion parameters), the base of FaceLLM-38B, for ``encoder.build_vlm``."""
+    """Return the parts of InternVL3-38B (38 billion parameters), the base of FaceLLM-38B, for ``encoder.build_vlm``."""
     return _internvl(internvit_6b(), qwen2_5_32b(), bos=151643)
