@@ -721,6 +721,7 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(scale, tmp_path, k
 COPIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 LEFT = ("modeling_internvl.py", "pytorch_model.bin", "training_args.bin", "README.md", "optimizer.pt", "model.msgpack")
 
