@@ -365,7 +365,9 @@ def _token_ids(ckpt: Checkpoint) -> dict[str, int]:
         raise ValueError(f"{ckpt.path}: the id of {missing[0]} is not known; {remedy}")
     if outside := [token for token in needed if not 0 <= ids[token] < vocab]:
         which = f"the tokenizer's {outside[0]} has the id {ids[outside[0]]}"
-        raise ValueError(f"{ckpt.path}: {which}, outside the decoder's vocabulary of {vocab}; use the model's own files")
+        raise ValueError(
+            f"{ckpt.path}: {which}, outside the decoder's vocabulary of {vocab}; use the model's own files"
+        )
     return {token: ids[token] for token in needed}
 
 
