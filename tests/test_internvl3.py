@@ -230,6 +230,17 @@ def test_the_tower_of_a_converted_hf_model(hf, tmp_path, spelling):
     assert contents(tower) == contents(alone)
 
 
+def test_a_damaged_spelling_is_refused(tmp_path):
+    convert(TINY / "hf", tmp_path / "ours", "vlm")
+    config = json.loads((tmp_path / "ours/config.json").read_text())
+    config["fvjax"]["prefix"] = "vision_tower."
+    (tmp_path / "ours/config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"the fvjax prefix 'vision_tower\.' is not like .* convert the original again"
+    ):
+        open_checkpoint(tmp_path / "ours")
+
+
 def test_a_bare_hf_tower(hf, tmp_path):
     """InternVLVisionModel has the tower's keys without a prefix."""
     directory = hf()
@@ -497,7 +508,7 @@ def test_every_path_of_a_decoder_is_known(tmp_path, prefix):
         ]
     }
     save_file(mixed | {f"x.{key}": value for key, value in tensors.items()}, file)
-    with pytest.raises(ValueError, match="adapts a module that .* does not have"):
+    with pytest.raises(ValueError, match=r"adapts a module that .* does not have"):
         read_adapters(file, TINY / "hf", "vlm")
 
 

@@ -1,6 +1,7 @@
 """Convert a checkpoint from Hugging Face's names to fvjax's, back, or between InternVL's two layouts.
 
-python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--revision=COMMIT] [--inverse | --layout=LAYOUT]
+python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--revision=COMMIT]
+                          [--inverse | --layout=remote|hf]
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def prefix(config: Mapping[str, Any], keys) -> str:
     if "vision_config" not in config:
         return ""
     if converted := config.get("fvjax"):
-        return converted["prefix"].split()[0]
+        return converted["prefix"].partition(" ")[0]
     return "model.vision_tower." if any(key.startswith("model.vision_tower.") for key in keys) else "vision_tower."
 
 

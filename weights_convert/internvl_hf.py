@@ -99,16 +99,26 @@ def prefix(config: Mapping[str, Any], keys: Collection[str]) -> str:
     return " ".join(map(spelling, SPELLINGS))
 
 
+def _parts(prefix: str) -> list[str]:
+    """Split what :func:`prefix` returns. Raises ValueError for anything else, which a damaged config.json may have."""
+    parts = prefix.split()
+    if len(parts) != len(SPELLINGS):
+        raise ValueError(
+            f"config.json: the fvjax prefix {prefix!r} is not like {ON_DISK!r}; convert the original again"
+        )
+    return parts
+
+
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
     """Return regexes of keys that none of the parts needs."""
     del config
-    vision, _, decoder, head = prefix.split()
+    vision, _, decoder, head = _parts(prefix)
     return internvit_hf.ignored(model.vision, vision, {}) + llama.ignored_under(model.decoder, decoder, head)
 
 
 def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
     """Return the rules of the parts, with their names under vision/, projector/ and decoder/."""
-    vision, projector, decoder, head = prefix.split()
+    vision, projector, decoder, head = _parts(prefix)
     return [
         *under("vision", internvit_hf.rules(model.vision, vision, config)),
         Rule("params/projector/norm/scale", projector + "layer_norm.weight"),

@@ -26,7 +26,7 @@ TABLES: dict[str, dict[str, ModuleType]] = {
     "remote": {"vlm": internvl, "vision_transformer": internvit},
     "hf": {"vlm": internvl_hf, "vision_transformer": internvit_hf},
 }
-# kind -> (layout, prefix of its keys), for every path by which PEFT may know a module. The first of a layout is written.
+# kind -> (layout, prefix of its keys) for every path by which PEFT may know a module; a layout's first is written.
 MODULE_PATHS = {
     "vlm": [
         *(("hf", spelling) for spelling in (internvl_hf.IN_MEMORY, internvl_hf.ON_DISK, internvl_hf.WITHOUT_WRAPPER)),
@@ -47,7 +47,7 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 BICUBIC = 3  # PIL's number of the filter
 # InternVL's added tokens are the last rows of a Qwen2 decoder's vocabulary: token -> its place from the end.
 FROM_THE_END = {"<|endoftext|>": 31, "<|im_end|>": 29, "<IMG_CONTEXT>": 7}
-# A message is its role and its items, an image being a placeholder and a line break. There is no default system message.
+# A message is its role and its items, an image being a placeholder and a line break. No system message is added.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -318,17 +318,16 @@ def _hf_files(ckpt: Checkpoint) -> dict[str, str | None]:
         "size": {"height": size, "width": size},
     }
     processor = {"image_seq_length": _tokens_of_a_tile(ckpt), "processor_class": "InternVLProcessor"}
-    files: dict[str, Any] = {"preprocessor_config.json": image, "processor_config.json": processor}
+    contents: dict[str, Any] = {"preprocessor_config.json": image, "processor_config.json": processor}
     if not (ckpt.path / "generation_config.json").exists():
         tokens = _token_ids(ckpt)
-        files["generation_config.json"] = {"eos_token_id": tokens["<|im_end|>"], "do_sample": False}
+        contents["generation_config.json"] = {"eos_token_id": tokens["<|im_end|>"], "do_sample": False}
     if tokenizer := _json_file(ckpt.path / "tokenizer_config.json"):
         tokenizer.pop("chat_template", None)  # the file chat_template.jinja has it
         names = {**NAMED_TOKENS, "extra_special_tokens": NAMED_TOKENS, "processor_class": "InternVLProcessor"}
-        files["tokenizer_config.json"] = tokenizer | names
-    return {name: json.dumps(content, indent=1) for name, content in files.items()} | {
-        "chat_template.jinja": CHAT_TEMPLATE
-    }
+        contents["tokenizer_config.json"] = tokenizer | names
+    files: dict[str, str | None] = {name: json.dumps(content, indent=1) for name, content in contents.items()}
+    return files | {"chat_template.jinja": CHAT_TEMPLATE}
 
 
 def _remote_files(ckpt: Checkpoint) -> dict[str, str | None]:
