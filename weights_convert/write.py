@@ -133,17 +133,22 @@ def by_size(tensors: Mapping[str, Read], sizes: Mapping[str, int]) -> Shards:
 
 
 def _write(dst: Path, shards: Shards, ckpt: Checkpoint, config: str) -> None:
-    """Write shards, their index, config.json and the companion files; one shard is in memory at a time."""
+    """Write shards, config.json and the companion files."""
     with new_directory(dst) as temporary:
-        total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())
-        if list(shards) != [SINGLE]:
-            weight_map = {key: file for file, shard in shards.items() for key in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        write_shards(temporary, shards)
         (temporary / "config.json").write_text(config)
         for file in sorted(ckpt.path.iterdir()):
             if COMPANIONS.fullmatch(file.name):
                 shutil.copyfile(file, temporary / file.name)
+
+
+def write_shards(directory: Path, shards: Shards) -> None:
+    """Write shards and, if there are several, their index; one shard is in memory at a time."""
+    total = sum(_write_shard(directory / file, shard) for file, shard in shards.items())
+    if list(shards) != [SINGLE]:
+        weight_map = {key: file for file, shard in shards.items() for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _write_shard(path: Path, shard: Mapping[str, Read]) -> int:
