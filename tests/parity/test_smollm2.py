@@ -27,9 +27,17 @@ TEXTS = [
     "<|im_start|>user\nDescribe a face in 12 words.<|im_end|>\n<|im_start|>assistant\n",
 ]
 QUESTIONS = ["What is a face?", "Count from 1 to 12.", "Which colours can hair have? Answer briefly."]
-# transformers has no split for "smollm" and falls back to GPT-2's, which keeps a numeral with the space before it.
-# This changes ids only where a token joins a space to the first byte of a numeral; llama.cpp has the ids expected here.
-TRANSFORMERS_DIFFERS = {"ﬁne ½ ①", "a  1", "x = 10  20", "½ ① ²", "3.14  and   12,345\n\n 7"}
+# transformers has no split named "smollm" and falls back to GPT-2's, which keeps a numeral with the space before it. Ids
+# change only where spaces or the first byte of a numeral join that space. The ids expected here are llama.cpp's.
+TRANSFORMERS_DIFFERS = {
+    "ﬁne ½ ①",
+    "½ ① ²",
+    "１２ ٣٤ Ⅷ 十二",
+    "a  1",
+    "x = 10  20",
+    "3.14  and   12,345\n\n 7",
+    "it's 5 o'clock\t\t9",
+}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +124,7 @@ def golden() -> list[dict]:
 
 def test_ids_are_those_of_llama_cpp(tokenizer):
     cases = golden()
-    assert len(cases) == 92
+    assert len(cases) == 95
     for case in cases:
         ids = tokenizer.encode(case["text"]).ids
         assert ids == case["ids"], case["text"]
