@@ -1,6 +1,6 @@
 """The prompts of LLM-FaceVerification as token ids.
 
-    tokenizer = Tokenizer("data/InternVL2-2B")                              from fvjax.data.tokenizers.internlm2
+    tokenizer = tokenizers.load("data/InternVL2-2B")                        from fvjax.data import tokenizers
     [tokenizer.bos_id, *visual tokens, *prompt_ids(tokenizer)]              scenario 2
     [tokenizer.bos_id, *two images' tokens, *pair_prompt_ids(tokenizer)]    scenario 3; yes_no_ids are the answers
 
@@ -9,7 +9,7 @@ LLM-FaceVerification builds its prompts without a chat template and without <img
 
 from __future__ import annotations
 
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data.tokenizers import Tokenizer
 
 PROMPT = "Describe this person's facial features for identification."
 PAIR_PROMPT = "Do these two images show the same person? Answer Yes or No."

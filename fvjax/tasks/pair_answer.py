@@ -22,7 +22,7 @@ from fvjax.console import progress
 from fvjax.data import pipeline, prompts
 from fvjax.data.pairs import GenuineImpostorPlan
 from fvjax.data.stores import Pairs, Store
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data.tokenizers import Tokenizer
 from fvjax.evals import verification as protocol
 from fvjax.losses import pair_answer
 from fvjax.losses.accumulation import Additive, Inputs, Objective, Variables

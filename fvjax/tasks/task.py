@@ -18,7 +18,7 @@ import jax
 from fvjax.config import Config
 from fvjax.data.plans import Plan
 from fvjax.data.stores import Store
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data.tokenizers import Tokenizer
 from fvjax.losses.accumulation import Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
 from fvjax.tasks.predictor import Predictor, Trained

@@ -16,7 +16,7 @@ import numpy as np
 from fvjax import plugins
 from fvjax.config import Config
 from fvjax.data.pairs import PairPlan
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data.tokenizers import Tokenizer
 from fvjax.losses import contrastive
 from fvjax.losses.accumulation import Inputs, Objective, Variables, WholeBatch
 from fvjax.models.encoder import Encoder

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fvjax import plugins, shipped, trees
 from fvjax.config import Config, LoraConfig, ModelConfig
-from fvjax.data.tokenizers.internlm2 import Tokenizer
+from fvjax.data import tokenizers
 from fvjax.models import encoder as encoders
 from fvjax.models import lora
 from fvjax.parallel import sharding
@@ -156,7 +156,7 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
     its arithmetic can be counted. Raises ValueError: pretrained weights, adapters or rules do not fit.
     """
     pretrained = open_pretrained(config.init_from, config.init_parts, config.model.kind)
-    text = task.text(lambda: Tokenizer(shipped.weights(config.init_from or config.init_parts["decoder"])))
+    text = task.text(lambda: tokenizers.load(shipped.weights(config.init_from or config.init_parts["decoder"])))
     changes = {
         "dtype": jnp.dtype(config.dtype),
         **_arrangement(config.model.kind, config.remat, config.attention, reference),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sentencepiece import SentencePieceProcessor
+
+from fvjax.data.tokenizers.files import check_settings, read_bytes, read_json
 
 # Settings of tokenizer_config.json that change ids, each with the values that leave the ids unchanged.
 SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -40,15 +41,17 @@ class Tokenizer:
         ValueError: a file is missing, damaged or contradicts another one. The message names the file and the remedy.
     """
 
+    models: ClassVar[str] = "InternLM2's"  # for errors
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
+    source: ClassVar[str] = "huggingface.co/OpenGVLab/InternVL2-2B has it, 1.5 MB"
+
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         file = self.path / "tokenizer.model"
-        remedy = "copy it from the checkpoint again (huggingface.co/OpenGVLab/InternVL2-2B has it, 1.5 MB)"
-        if not file.is_file():
-            raise ValueError(f"{file}: missing; {remedy}")
+        remedy = f"copy it from the checkpoint again ({self.source})"
         self._pieces = SentencePieceProcessor()
         try:
-            self._pieces.LoadFromSerializedProto(file.read_bytes())
+            self._pieces.LoadFromSerializedProto(read_bytes(file, remedy))
         except RuntimeError as error:
             raise ValueError(f"{file}: not a SentencePiece model; {remedy}") from error
         count = self._pieces.GetPieceSize()
@@ -91,7 +94,8 @@ class Tokenizer:
     def _read_added(self) -> dict[str, int]:
         """Return the id of each added token's text, from all files that have some."""
         added: dict[str, int] = {}
-        entries = chain(self._added_tokens_json(), self._tokenizer_config(), self._special_tokens_map(added))
+        files = self._added_tokens_json(), self._tokenizer_config(), self._special_tokens_map(added)
+        entries = chain(self._control_pieces(), *files)
         for text, id, file in entries:
             if not text or added.setdefault(text, id) != id or list(added.values()).count(id) > 1:
                 raise ValueError(
@@ -99,18 +103,19 @@ class Tokenizer:
                 )
         return added
 
+    def _control_pieces(self) -> Iterator[tuple[str, int, Path]]:
+        """Yield the pieces of tokenizer.model that are added tokens even if no other file says so: here none."""
+        return iter(())
+
     def _added_tokens_json(self) -> Iterator[tuple[str, int, Path]]:
         file = self.path / "added_tokens.json"
-        for text, id in _read_json(file).items():
+        for text, id in read_json(file).items():
             yield text, id, file
 
     def _tokenizer_config(self) -> Iterator[tuple[str, int, Path]]:
         file = self.path / "tokenizer_config.json"
-        config = _read_json(file)
-        for key, known in SETTINGS.items():
-            if (value := config.get(key)) not in known:
-                setting = f"{key}={value!r} changes the ids, which this tokenizer cannot do"
-                raise ValueError(f"{file}: {setting}; it is for InternLM2's checkpoints as they are published")
+        config = read_json(file)
+        check_settings(config, self.settings, file, self.models)
         for id, token in config.get("added_tokens_decoder", {}).items():
             yield _text(token, file), int(id), file
         for key in SPECIAL:
@@ -120,7 +125,7 @@ class Tokenizer:
     def _special_tokens_map(self, added: dict[str, int]) -> Iterator[tuple[str, int, Path]]:
         """Yield its tokens; ``added`` has the ids that the other files give to tokens outside tokenizer.model."""
         file = self.path / "special_tokens_map.json"
-        for value in _read_json(file).values():
+        for value in read_json(file).values():
             for token in _as_list(value):
                 text = _text(token, file)
                 id = added.get(text, self._pieces.PieceToId(text))
@@ -141,16 +146,3 @@ def _text(token: str | dict[str, Any], file: Path) -> str:
     if strips := [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]:
         raise ValueError(f"{file}: token {token['content']!r} has {strips[0]}, which this tokenizer cannot do")
     return token["content"]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object, or {} if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); copy it from the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: not a JSON object; copy it from the checkpoint again")
-    return value
