@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from fvjax import trees
+from fvjax.data import chat, tokenizers
 from fvjax.models.generation import generate
 from tests.parity import close, load
 from tests.reference.recipe import GOLDEN
 from weights_convert.gguf_file import installed_file
 from weights_convert.gguf_llama import convert_gguf
+from weights_convert.read import open_file
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +29,8 @@ TEXTS = [
     "<|im_start|>user\nDescribe a face in 12 words.<|im_end|>\n<|im_start|>assistant\n",
 ]
 QUESTIONS = ["What is a face?", "Count from 1 to 12.", "Which colours can hair have? Answer briefly."]
-# transformers has no split named "smollm" and falls back to GPT-2's, which keeps a numeral with the space before it. Ids
-# change only where spaces or the first byte of a numeral join that space. The ids expected here are llama.cpp's.
+# transformers has no split named "smollm" and falls back to GPT-2's, which keeps a numeral with the space before it.
+# Ids change only where spaces or the first byte of a numeral join that space. The ids expected here are llama.cpp's.
 TRANSFORMERS_DIFFERS = {
     "ﬁne ½ ①",
     "½ ① ²",
@@ -58,9 +60,7 @@ def directory(file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(directory):
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return tokenizers.load(directory)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,6 @@ def theirs(file):
 
 
 def test_every_weight_is_used_once(directory, ours):
-    from weights_convert.read import open_file
-
     assert sum(leaf.size for leaf in trees.flatten(ours[1]).values()) == 134_515_008
     assert len(open_file(directory / "model.safetensors")) == 272
 
@@ -89,7 +87,7 @@ def test_every_weight_is_used_once(directory, ours):
 def test_logits(ours, theirs, tokenizer):
     import torch
 
-    rows = [tokenizer.encode(text).ids for text in TEXTS]
+    rows = [tokenizer.encode(text) for text in TEXTS]
     ids = np.zeros((len(rows), max(map(len, rows))), int)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
@@ -107,14 +105,13 @@ def test_forty_greedy_tokens(ours, theirs, tokenizer, question):
     import torch
 
     prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    ids = np.array([tokenizer.encode(prompt).ids])
+    ids = np.array([tokenizer.encode(prompt)])
     settings = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": 2, "pad_token_id": 2}
     expected = theirs.generate(torch.as_tensor(ids), attention_mask=torch.ones(ids.shape, dtype=int), **settings)
     model, variables = ours
     x = model.apply(variables, jnp.asarray(ids), method="embed_tokens")
     with jax.default_matmul_precision("highest"):
         got, counts = generate(model, variables, x, max_tokens=40, eos=(2,))
-    print(tokenizer.decode(got[0].tolist()))
     assert got[0, : counts[0]].tolist() == expected[0, ids.shape[1] :].tolist()
 
 
@@ -126,10 +123,13 @@ def test_ids_are_those_of_llama_cpp(tokenizer):
     cases = golden()
     assert len(cases) == 95
     for case in cases:
-        ids = tokenizer.encode(case["text"]).ids
+        if "\u0004" in case["text"]:  # llama.cpp leaves out what has no tokens
+            with pytest.raises(ValueError, match=r"no tokens for the character '\\x04'"):
+                tokenizer.encode(case["text"])
+            continue
+        ids = tokenizer.encode(case["text"])
         assert ids == case["ids"], case["text"]
-        if "\u0004" not in case["text"]:  # one of the bytes that are no token, and are lost
-            assert tokenizer.decode(ids, skip_special_tokens=False) == case["text"]
+        assert tokenizer.decode(ids) == case["text"]
 
 
 def test_ids_are_those_of_transformers(file, directory):
@@ -145,7 +145,8 @@ def test_ids_are_those_of_transformers(file, directory):
     assert differing == TRANSFORMERS_DIFFERS
 
 
-def test_the_chat_template_renders_as_in_the_file(file, directory, tokenizer):
+def test_chats_are_those_of_the_template_in_the_file(file, directory, tokenizer):
+    """Both by transformers from the GGUF file and the converted directory, and by our own template."""
     transformers = pytest.importorskip("transformers")
     from_gguf = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     converted = transformers.AutoTokenizer.from_pretrained(directory)
@@ -155,7 +156,7 @@ def test_the_chat_template_renders_as_in_the_file(file, directory, tokenizer):
     for messages in (turns, own, turns[:2]):
         prompt = messages[-1]["role"] == "user"
         text = converted.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        assert text == from_gguf.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         ids = from_gguf.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
-        assert tokenizer.encode(text).ids == ids
-    assert "You are a helpful AI assistant named SmolLM" in converted.apply_chat_template(turns, tokenize=False)
+        rendered = chat.render("smollm2", messages, tokenizer)
+        assert rendered.ids == ids
+        assert tokenizer.decode(rendered.ids) == text
