@@ -46,8 +46,6 @@ PRE_TOKENIZERS = {"smollm": _smollm}  # tokenizer.ggml.pre -> how a text is spli
 def read_tokenizer(options: Options) -> GgufTokenizer:
     """Build the byte-level BPE that the metadata describe; ``options`` records the keys that are read.
 
-    A byte that is no token (SmolLM2 has none for 21 bytes that no common text has) is left out, as by the original.
-
     Raises ValueError: another kind of tokenizer, an unknown pre-tokenizer, a setting that changes ids, or tokens and
     merges that contradict each other.
     """
