@@ -159,7 +159,7 @@ def stream(
     a short answer and doubles when it is full, so that a high `max_tokens` costs nothing.
     """
     tokens = x.shape[1]
-    capacity = min(tokens + max(64, at_a_time), decoder.max_tokens)
+    capacity = _room(decoder, tokens, tokens + max(64, at_a_time))
     layers = decode.slice_layers(decoder, variables)
     logits, read = read_prompt(decoder, variables, x, lengths, capacity)
     cache = decode.slice_cache(read, layers)
@@ -167,8 +167,8 @@ def stream(
     for step in range(0, max_tokens, at_a_time):
         needed = tokens + step + at_a_time
         if needed > capacity:
-            capacity = min(max(2 * capacity, needed), max(decoder.max_tokens, needed))
             decoder.check_length(needed)
+            capacity = _room(decoder, needed, 2 * capacity)
             cache = decode.grow(cache, capacity)
         ids, logits, cache = next_tokens(
             decoder, variables, layers, logits, cache, step, keys, count=at_a_time, temperature=temperature, top_p=top_p
@@ -178,6 +178,15 @@ def stream(
         done |= np.isin(ids, eos).any(1)
         if done.all():
             return
+
+
+def _room(decoder: Decoder, needed: int, wanted: int) -> int:
+    """Return a cache's capacity: the wanted tokens if the decoder has the positions for them, at least the needed ones.
+
+    Dynamic scaling depends on the capacity, so it exceeds the positions of training only if the needed tokens do.
+    """
+    positions = decoder.positions if needed <= decoder.positions else decoder.max_tokens
+    return max(needed, min(wanted, positions))
 
 
 def _choose(logits: jax.Array, step: jax.Array | int, keys: Keys | None, temperature: float, top_p: float) -> jax.Array:
