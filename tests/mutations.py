@@ -2250,6 +2250,14 @@ FAULTS = (
         '(self.rope_factor if self.rope != "plain" else 1)',
         ("tests/test_precision.py::test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer",),
     ),
+    Fault(
+        "vlm_embed_no_drop_path",
+        "drop-path has no effect when a vision-language model is trained by its embeddings",
+        "fvjax/models/vlm.py",
+        "return self.pooled(self.visual(pixels, train=train, keys=keys), text, pool)",
+        "return self.pooled(self.visual(pixels), text, pool)",
+        (LORA + "test_embeddings_of_a_vision_language_model_drop_the_towers_paths",),
+    ),
 )
 
 
