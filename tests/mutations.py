@@ -239,8 +239,8 @@ FAULTS = (
         "two_shards_in_memory",
         "conversion keeps a shard in memory while it reads the next one",
         "weights_convert/write.py",
-        "total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())",
-        "total = sum(_write_shard(temporary / file, kept := {k: (lambda v=v(): v) for k, v in shard.items()}) "
+        "total = sum(_write_shard(directory / file, shard) for file, shard in shards.items())",
+        "total = sum(_write_shard(directory / file, kept := {k: (lambda v=v(): v) for k, v in shard.items()}) "
         "for file, shard in shards.items())",
         (CONVERT + "test_one_shard_is_in_memory_at_a_time",),
     ),
@@ -1047,8 +1047,8 @@ FAULTS = (
         "gate_left_open",
         "training never checks for dead adapters",
         "fvjax/training/reporter.py",
-        "if len(self.gate) == 2:",
-        "if len(self.gate) == 3:",
+        'elif self.updated and "b" in self.gate:',
+        'elif self.updated and "a" in self.gate:',
         ("tests/test_mllm.py::test_a_dead_adapter_stops_at_the_second_step",),
     ),
     Fault(
@@ -1362,8 +1362,8 @@ FAULTS = (
         "train_images_per_s",
         "images_per_s counts pairs instead of images",
         "fvjax/training/reporter.py",
-        'values["images_per_s"] = self.work.images_per_step / seconds',
-        'values["images_per_s"] = self.work.images_per_step // 2 / seconds',
+        'values[f"{self.work.unit}_per_s"] = self.work.images_per_step / seconds',
+        'values[f"{self.work.unit}_per_s"] = self.work.images_per_step // 2 / seconds',
         ("tests/test_run_files.py::test_images_per_second_are_images_by_the_clock",),
     ),
     Fault(
@@ -2018,12 +2018,12 @@ FAULTS = (
         ("tests/test_tokenizers.py::test_texts_are_split_as_transformers_does",),
     ),
     Fault(
-        "tokenizer_bytes_without_a_token",
-        "a tokenizer that lacks tokens for some bytes is accepted and drops these characters",
+        "tokenizer_characters_dropped",
+        "characters whose bytes have no token are dropped from a text without a word",
         "fvjax/data/tokenizers/byte_level.py",
-        "elif lacking := set(pre_tokenizers.ByteLevel.alphabet()) - ",
-        "elif lacking := set() - ",
-        ("tests/test_tokenizers.py::test_bytes_without_a_token_are_refused",),
+        "if self._lacking and (lost := self._lost(text)):",
+        "if False and (lost := self._lost(text)):",
+        ("tests/test_tokenizers.py::test_a_character_without_tokens_is_refused",),
     ),
     Fault(
         "tiles_tie_rule",
