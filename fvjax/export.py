@@ -1,10 +1,11 @@
-"""`python -m fvjax.export --workdir=RUN --dst=DIR [--merged]`
+"""`python -m fvjax.export --workdir=RUN --dst=DIR [--merged] [--layout=remote|hf]`
 
 Write what a run of `python -m fvjax.main` trained for other people's programs: its best or newest checkpoint becomes
 the new directory DIR. Adapters are written in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). With
 --merged, and for a run without adapters, DIR gets the whole model in its original layout: the base's own shards,
-dtypes, config.json and tokenizer, with what was trained in its weights. User errors are one line on standard error and
-exit code 2.
+dtypes, config.json and tokenizer, with what was trained in its weights. --layout writes either for the other layout of
+an InternVL model: "remote" for OpenGVLab's own code, "hf" for transformers' classes. User errors are one line on
+standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ from weights_convert import open_checkpoint, write_adapters
 from weights_convert.write import rewrite, write_original
 
 
-def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
+def export(workdir: str | Path, dst: str | Path, merged: bool = False, layout: str | None = None) -> str:
     """Write the new directory ``dst`` and return what it is, in a few words. One shard at a time is in memory.
 
+    Args:
+        workdir: of a run of ``python -m fvjax.main``.
+        merged: write the whole model instead of adapters.
+        layout: "remote" or "hf", for an InternVL model; None means the layout of the run's base.
     Raises:
         ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, or
             the model has no layout but this run's.
@@ -50,13 +55,16 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
             raise ValueError(f"{trained}; adapters do not hold those: add --merged")
         if not config.init_from:
             raise ValueError(f"{workdir}: the adapters belong to no one directory (config.init_from is empty)")
-        write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind)
+        write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind, layout)
         return f"{len(adapters) // 2} adapted modules, rank {config.lora.rank}, {source}"
     if config.init_from:
         base = open_checkpoint(shipped.weights(config.init_from), kind)
         scale = config.lora.alpha / config.lora.rank if adapters else 0.0
-        merge(base, dst, adapters, scale, whole)
-        return f"{kind} in the layout and dtypes of {config.init_from}, {source}"
+        merge(base, dst, adapters, scale, whole, layout)
+        form = f"layout {layout!r} and the" if layout else "layout and"
+        return f"{kind} in the {form} dtypes of {config.init_from}, {source}"
+    if layout:
+        raise ValueError(f"{workdir}: layout {layout!r} belongs to InternVL models with weights in config.init_from")
     if kind != "iresnet" or adapters:
         raise ValueError(f"{workdir}: without config.init_from, an original layout is known of an iresnet only")
     net: Any = restored.model.encoder.net
@@ -67,13 +75,21 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False) -> str:
     return f"iresnet with insightface's keys, {source}"
 
 
-def merge(base: Any, dst: str | Path, adapters: Mapping[str, Any], scale: float, whole: Mapping[str, Any]) -> None:
+def merge(
+    base: Any,
+    dst: str | Path,
+    adapters: Mapping[str, Any],
+    scale: float,
+    whole: Mapping[str, Any],
+    layout: str | None = None,
+) -> None:
     """Write a copy ``dst`` of ``base`` (an open checkpoint) with what was trained, in the base's dtypes.
 
     Args:
         adapters: flat tree as from :func:`lora.init`, added times ``scale``; where they are zero no bit changes.
         whole: arrays that replace the base's, by name ("params/…", "batch_stats/…").
-    Raises ValueError: ``dst`` exists, or a name that the base lacks.
+        layout: "remote" or "hf", if the copy is to have another layout than the base.
+    Raises ValueError: ``dst`` exists, a name that the base lacks, or a layout that it cannot have.
     """
 
     def add(module, kernel, layer):
@@ -88,7 +104,7 @@ def merge(base: Any, dst: str | Path, adapters: Mapping[str, Any], scale: float,
     changes = {f"params/{n[:-2]}/kernel": partial(add, n[:-2]) for n in adapters}
     if both := sorted(set(changes) & set(whole)):
         raise ValueError(f"{both[0]} was trained in full and has an adapter")
-    rewrite(base, dst, changes | {name: partial(take, name) for name in whole})
+    rewrite(base, dst, changes | {name: partial(take, name) for name in whole}, layout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,11 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="of a run of python -m fvjax.main")
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
     parser.add_argument("--merged", action="store_true", help="the whole model instead of adapters")
+    parser.add_argument(
+        "--layout",
+        choices=["remote", "hf"],
+        help="of an InternVL model: as OpenGVLab's code (remote) or transformers' classes (hf) open it; "
+        "the default is the layout of the run's base",
+    )
     flags = parser.parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
         with errors.naming(flags.dst):
-            print(f"{flags.dst}: {export(flags.workdir, flags.dst, flags.merged)}")
+            print(f"{flags.dst}: {export(flags.workdir, flags.dst, flags.merged, flags.layout)}")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(errors.line(error).split())}", file=sys.stderr)
         return 2

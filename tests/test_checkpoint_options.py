@@ -21,7 +21,19 @@ from fvjax.models.iresnet import IResNet
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
 from tests.reference.recipe import GOLDEN
-from weights_convert import hub, internlm2, internvit, internvl, iresnet, llama, open_checkpoint, peft, write
+from weights_convert import (
+    hub,
+    internlm2,
+    internvit,
+    internvit_hf,
+    internvl,
+    internvl_hf,
+    iresnet,
+    llama,
+    open_checkpoint,
+    peft,
+    write,
+)
 from weights_convert.options import COMMON
 from weights_convert.read import hashes
 
@@ -104,6 +116,23 @@ CHAT: dict[str, Any] = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": None, "use_backbone_lora": 0,
     "use_llm_lora": 0, "use_thumbnail": True, "vision_config": VISION,
 }  # fmt: skip
+# of OpenGVLab/InternVL3-1B-hf, and what transformers 5 writes besides
+VISION_HF: dict[str, Any] = {
+    "architectures": ["InternVisionModel"], "attention_bias": True, "attention_dropout": 0.0, "dropout": 0.0,
+    "dtype": "bfloat16", "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 1024,
+    "image_size": [448, 448], "initializer_factor": 0.1, "initializer_range": 1e-10, "intermediate_size": 4096,
+    "layer_norm_eps": 1e-06, "layer_scale_init_value": 0.1, "model_type": "internvl_vision",
+    "norm_type": "layer_norm", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24,
+    "patch_size": [14, 14], "projection_dropout": 0.0, "torch_dtype": "bfloat16",
+    "use_absolute_position_embeddings": True, "use_mask_token": False, "use_mean_pooling": True, "use_qk_norm": False,
+}  # fmt: skip
+CHAT_HF: dict[str, Any] = {
+    "architectures": ["InternVLForConditionalGeneration"], "downsample_ratio": 0.5, "dtype": "bfloat16",
+    "image_seq_length": 256, "image_token_id": 151667, "model_type": "internvl", "projector_hidden_act": "gelu",
+    "text_config": QWEN2 | {"eos_token_id": 151645}, "tie_word_embeddings": None, "torch_dtype": "bfloat16",
+    "transformers_version": "4.52.0", "vision_config": VISION_HF, "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}  # fmt: skip
 RESNET = {"architectures": ["IResNet"], "layers": [3, 4, 14, 3], "widths": [64, 128, 256, 512], "num_features": 512}
 
 # Key -> (another legal value, the attributes that it changes). All other differences follow from these.
@@ -162,6 +191,24 @@ USED_CHAT = {
     "select_layer": (-4, {"vision.select_layer": -4}),
     "downsample_ratio": (0.25, {"projector.shuffle": 4}),
     "ps_version": ("v1", {"projector.ps_version": "v1"}),
+}
+USED_VISION_HF = {
+    "image_size": ([224, 224], {"image_size": 224}),
+    "patch_size": (28, {"patch_size": 28}),
+    "hidden_size": (3200, {"width": 3200}),
+    "num_hidden_layers": (45, {"depth": 45}),
+    "num_attention_heads": (8, {"heads": 8}),
+    "intermediate_size": (12800, {"mlp_dim": 12800}),
+    "attention_bias": (False, {"qkv_bias": False}),
+    "norm_type": ("rms_norm", {"norm": "rms"}),
+    "layer_norm_eps": (1e-3, {"norm_eps": 1e-3}),
+    "use_qk_norm": (True, {"qk_norm": True}),
+    "hidden_act": ("quick_gelu", {"act": "quick_gelu"}),
+    "drop_path_rate": (0.4, {"drop_path": 0.4}),
+}
+USED_CHAT_HF = {
+    "vision_feature_layer": (-4, {"vision.select_layer": -4}),
+    "tie_word_embeddings": (True, {"decoder.tied": True}),
 }
 USED_RESNET = {
     "layers": ([2, 2, 2, 2], {"layers": (2, 2, 2, 2)}),
@@ -226,6 +273,32 @@ REFUSED_CHAT = REFUSED_COMMON | {
     "tie_word_embeddings": True,
     "vision_feature_layer": -2,
 }
+REFUSED_VISION_HF = REFUSED_COMMON | {
+    "hidden_act": "gelu_new",
+    "norm_type": "group_norm",
+    "num_channels": 1,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "projection_dropout": 0.1,
+    "use_mask_token": True,
+    "use_absolute_position_embeddings": False,
+    "use_mean_pooling": False,
+    "image_size": [448, 224],
+    "patch_size": [14],
+    "qkv_bias": True,
+}
+REFUSED_CHAT_HF = REFUSED_COMMON | {
+    "projector_hidden_act": "silu",
+    "vision_feature_select_strategy": "full",
+    "vision_feature_layer": [-1, -2],
+    "image_seq_length": 64,
+    "downsample_ratio": 0.4,
+    "tie_word_embeddings": "yes",
+    "ps_version": "v2",
+    "select_layer": -1,
+    "template": "internvl2_5",
+}
 REFUSED_RESNET = REFUSED_COMMON | {"se": True, "dropout": 0.4, "image_size": 224}
 
 # Name -> (configuration, its reader, what is used, what is refused, what is irrelevant)
@@ -243,9 +316,17 @@ CASES: dict[str, tuple] = {
     "LLaMA, transformers 5": (LLAMA5, llama, USED_LLAMA5, REFUSED_LLAMA, {**COMMON, **llama.IRRELEVANT}),
     "InternViT": (VISION, internvit, USED_VISION, REFUSED_VISION, {**COMMON, **internvit.IRRELEVANT}),
     "InternVL": (CHAT, internvl, USED_CHAT, REFUSED_CHAT, {**COMMON, **internvit.CHAT_IRRELEVANT}),
+    "InternViT, -hf": (
+        VISION_HF,
+        internvit_hf,
+        USED_VISION_HF,
+        REFUSED_VISION_HF,
+        {**COMMON, **internvit_hf.IRRELEVANT},
+    ),
+    "InternVL, -hf": (CHAT_HF, internvl_hf, USED_CHAT_HF, REFUSED_CHAT_HF, {**COMMON, **internvit_hf.CHAT_IRRELEVANT}),
     "IResNet": (RESNET, iresnet, USED_RESNET, REFUSED_RESNET, COMMON),
 }
-STRUCTURE = {"architectures", "vision_config", "llm_config"}  # has its own tests below
+STRUCTURE = {"architectures", "vision_config", "llm_config", "text_config"}  # has its own tests below
 
 
 def flat(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +395,7 @@ def test_every_attribute_of_a_model_comes_from_a_key_or_is_a_fact_of_the_archite
     facts |= {"pre_norm", "final_norm", "layer_scale", "patch_bias"}  # fixed in InternViT's code
     config, table, used, _, _ = CASES[name]
     reached = {k for _, changed in used.values() for k in changed} | set(attributes(table, config))
-    if name == "InternVL":
+    if table.KIND == "vlm":
         reached = {k.removeprefix("projector.") for k in reached if k.startswith("projector.")}
     module = {"vision_transformer": VisionTransformer, "decoder": Decoder, "iresnet": IResNet, "vlm": Projector}[
         table.KIND
@@ -518,7 +599,58 @@ def test_architectures_that_are_not_read(tmp_path, architectures):
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["internvl2_2b", "internvl_tiny", "internvl_tiny_qknorm"])
+def chat_hf(text=None, vision=None, **top) -> dict[str, Any]:
+    text, vision = CHAT_HF["text_config"] | (text or {}), VISION_HF | (vision or {})
+    return CHAT_HF | {"text_config": text, "vision_config": vision} | top
+
+
+def test_both_layouts_of_one_model_have_the_same_attributes():
+    hf = internvl_hf.model_config(chat_hf(vision={"drop_path_rate": 0.1}), "config.json")
+    assert hf == internvl.model_config(CHAT, "config.json")
+    assert internvit_hf.model_config(chat_hf(vision={"drop_path_rate": 0.1}), "config.json") == hf["vision"]
+    for text, reader in ((QWEN2_5, QWEN2_5), (LLAMA | {"architectures": None}, LLAMA)):  # model_type decides
+        got = internvl_hf.model_config(CHAT_HF | {"text_config": text}, "config.json")
+        assert got["decoder"] == llama.model_config(reader, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": {"model_type": "qwen3"}}, r"\(text_config\): model_type='qwen3' is not supported; known are"),
+        ({"text": {"model_type": None}}, r"\(text_config\): the language configuration has no 'model_type'"),
+        ({"text": {"model_type": "llama"}}, r"\(text_config\): architectures=\['Qwen2ForCausalLM'\] is not"),
+        ({"text": {"bos_token_id": None}}, r"\(text_config\): .* has no 'bos_token_id'"),
+        ({"text": {"no_such_key": 3}}, r"\(text_config\): unknown keys \['no_such_key'\]"),
+        ({"vision": {"no_such_key": 3}}, r"\(vision_config\): unknown keys \['no_such_key'\]"),
+        ({"vision": {"image_size": [448, 224]}}, r"image_size=\[448, 224\] is not supported; only squares"),
+        ({"vision": {"image_size": [0, 0]}}, r"\(vision_config\): image_size=0 is not a whole number"),
+        ({"vision": {"use_qk_norm": True, "layer_norm_eps": 1e-5}}, "layer_norm_eps=1e-05 with use_qk_norm"),
+        ({"vision_feature_layer": -25}, r"\(vision_config\): vision_feature_layer=-25 is not a layer"),
+        ({"downsample_ratio": 0.2}, "downsample_ratio=0.2 does not fit 32x32 patches"),
+        ({"image_seq_length": 64}, "image_seq_length=64 is not the 256 visual tokens of a tile"),
+    ],
+)
+def test_values_of_the_hf_layout_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=rf"^DIR/config\.json.*{message}"):
+        internvl_hf.model_config(chat_hf(**changes), "DIR/config.json")
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "head", "tied"),
+    [
+        *[(top, text, True, False) for top in (None, True, False) for text in (None, True, False)],
+        *[(None, None, False, True), (True, False, False, True), (None, True, False, True)],
+        *[(False, True, False, False), (None, False, False, False)],  # the missing head is an error then
+    ],
+)
+def test_the_files_head_decides_whether_the_hf_layout_ties_it(top, text, head, tied):
+    config = chat_hf(text={"tie_word_embeddings": text}, tie_word_embeddings=top)
+    for key in ("language_model.lm_head.weight", "lm_head.weight", "params/decoder/head"):
+        attributes = internvl_hf.model_config(config, "config.json")
+        assert internvl_hf.settle(attributes, config, {key} if head else {"x"})["decoder"]["tied"] is tied
+
+
+@pytest.mark.parametrize("file", ["internvl2_2b", "internvl_tiny", "internvl_tiny_qknorm", "internvl3_tiny/remote"])
 def test_golden_configurations_are_read(file):
     config = json.loads((GOLDEN / file / "config.json").read_text())
     internvit.model_config(config, file)
@@ -589,6 +721,7 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(scale, tmp_path, k
 COPIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 LEFT = ("modeling_internvl.py", "pytorch_model.bin", "training_args.bin", "README.md", "optimizer.pt", "model.msgpack")
 

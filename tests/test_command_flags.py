@@ -71,6 +71,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--workdir": "test_export::test_adapters_of_a_run",
         "--dst": "test_export::test_adapters_of_a_run",
         "--merged": "test_export::test_merged_weights_of_a_run",
+        "--layout": "test_internvl3::test_a_run_is_exported_in_either_layout",
     },
     "fvjax.pretrain": {
         "--dst": "test_pretrain::test_a_short_run_writes_a_tower_that_loads",
@@ -186,6 +187,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--kind": "test_convert::test_command_line",
         "--revision": "test_hub::test_a_repository_at_its_current_commit_and_again_offline",
         "--inverse": f"{HERE}::test_weights_are_converted_back",
+        "--layout": "test_internvl3::test_the_command",
     },
     "launch/local.py": {
         "--processes": "test_local::test_each_process_has_its_place_and_the_flags",

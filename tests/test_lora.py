@@ -48,6 +48,19 @@ def test_init(params, x):
     )
 
 
+def test_pefts_initialisation(params):
+    """PEFT's bound is 1 / sqrt(in), 2.45 times smaller than the other; the draw is uniform in both."""
+    for name, factor in (("kaiming", 6), ("peft", 1)):
+        adapters = lora.init(params, TARGETS, rank=64, count=6, key=jax.random.key(1), init=name)
+        for module, inputs in (("fc1", 16), ("fc2", 32)):
+            a, bound = np.abs(adapters[f"blocks/mlp/{module}/a"]), (factor / inputs) ** 0.5
+            assert 0.99 * bound < a.max() <= bound
+            np.testing.assert_allclose(a.mean(), bound / 2, rtol=0.05)
+            assert np.abs(adapters[f"blocks/mlp/{module}/b"]).max() == 0
+    with pytest.raises(ValueError, match="LoRA initialisation 'normal' is unknown; known are"):
+        lora.init(params, TARGETS, 4, 6, jax.random.key(1), init="normal")  # type: ignore[arg-type]
+
+
 def test_a_modules_draw_does_not_depend_on_the_other_targets(params):
     both = lora.init(params, TARGETS, 4, 6, jax.random.key(1))
     alone = lora.init(params, TARGETS[1:], 4, 3, jax.random.key(1))

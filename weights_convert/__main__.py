@@ -1,4 +1,8 @@
-"""python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--revision=COMMIT] [--inverse]"""
+"""Convert a checkpoint from Hugging Face's names to fvjax's, back, or between InternVL's two layouts.
+
+python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--revision=COMMIT]
+                          [--inverse | --layout=remote|hf]
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from pathlib import Path
 
 from fvjax import errors
 from weights_convert.hub import download
+from weights_convert.layouts import TABLES
 from weights_convert.write import convert, invert
 
 
@@ -33,14 +38,24 @@ def main() -> int:
         "--kind", help='how to open an InternVL model: "vision_transformer" (its tower; default) or "vlm"'
     )
     parser.add_argument("--revision", help="commit of the repository; the default is the current one, which is printed")
-    parser.add_argument("--inverse", action="store_true", help="convert from fvjax names back to the original's keys")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--inverse", action="store_true", help="convert from fvjax names back to the original's keys")
+    way.add_argument(
+        "--layout",
+        choices=sorted(TABLES),
+        help="write a whole InternVL model, original or converted, as OpenGVLab's code (remote) or transformers' own "
+        "classes (hf) open it; with the tokenizer, and for hf with a processor",
+    )
     flags = parser.parse_args()
     try:
         with errors.naming(flags.dst):
             if Path(flags.dst).exists():  # before gigabytes are downloaded
                 raise ValueError(f"{flags.dst} exists; choose a new directory")
             src, origin = source_directory(flags.src, flags.revision)
-            write = invert if flags.inverse else partial(convert, origin=origin)
+            if flags.layout and flags.kind not in (None, "vlm"):
+                raise ValueError(f"--layout writes whole models, so --kind={flags.kind} cannot be combined with it")
+            backwards = flags.inverse or flags.layout
+            write = partial(invert, layout=flags.layout) if backwards else partial(convert, origin=origin)
             ckpt = write(src, flags.dst, flags.kind)
     except (ValueError, OSError) as error:
         print(f"weights_convert: {' '.join(errors.line(error).split())}", file=sys.stderr)

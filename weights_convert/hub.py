@@ -8,7 +8,7 @@ from pathlib import Path
 from fvjax import errors
 
 # Files of the repository's top folder that are downloaded: never pickles, never code.
-WANTED = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt"]
+WANTED = ["*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt", "chat_template.jinja"]
 
 
 def download(repo: str, revision: str | None) -> tuple[Path, str]:

@@ -95,12 +95,15 @@ def _tower(vision: Options, select_layer: Any) -> dict[str, Any]:
         "select_layer": select_layer,
     }
     vision.finish_model(IRRELEVANT)
-    _check_tower(attributes, vision.location)
+    check_tower(attributes, vision.location)
     return attributes
 
 
-def _check_tower(attributes: dict[str, Any], location: str) -> None:
-    """Raise ValueError if a tower's attributes do not fit each other; names the keys of its configuration."""
+def check_tower(attributes: Mapping[str, Any], location: str, layer_key: str = "select_layer") -> None:
+    """Raise ValueError if a tower's attributes do not fit each other; names the keys of its configuration.
+
+    ``layer_key``: the key that selects the output.
+    """
     depth, drop_path, select_layer = (attributes[key] for key in ("depth", "drop_path", "select_layer"))
     if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
         raise ValueError(f"{location}: drop_path_rate={drop_path!r} is not a number from 0 to less than 1")
@@ -113,7 +116,7 @@ def _check_tower(attributes: dict[str, Any], location: str) -> None:
             raise ValueError(f"{location}: {key}={value} is not a multiple of {divisor_key}={divisor}")
     whole = isinstance(select_layer, int) and not isinstance(select_layer, bool)
     if not whole or not (-depth <= select_layer < 0 or 0 < select_layer <= depth):
-        raise ValueError(f"{location}: select_layer={select_layer!r} is not a layer of a tower of {depth}")
+        raise ValueError(f"{location}: {layer_key}={select_layer!r} is not a layer of a tower of {depth}")
 
 
 def input_shape(model: Any) -> tuple[int, ...]:

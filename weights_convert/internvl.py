@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,11 +38,7 @@ def model_config(config: Mapping[str, Any], location: str) -> dict[str, Any]:
     projector = _projector_config(chat)
     refuse_unmerged_adapters(chat, "use_llm_lora")
     vision = tower_config(chat)
-    if (grid := vision["image_size"] // vision["patch_size"]) % projector["shuffle"]:
-        raise ValueError(
-            f"{location}: downsample_ratio={config['downsample_ratio']} does not fit {grid}x{grid} patches, "
-            "which are not a whole number of blocks"
-        )
+    check_grid(vision, projector, chat)
     decoder, bos = _decoder_config(chat)
     chat.finish_model(CHAT_IRRELEVANT)
     return {"vision": vision, "projector": {"width": decoder["width"], **projector}, "decoder": decoder, "bos": bos}
@@ -53,11 +49,25 @@ def _projector_config(chat: Options) -> dict[str, Any]:
     version = chat.need("ps_version")
     if version not in ("v1", "v2"):
         raise ValueError(f"{chat.location}: ps_version={version!r} is not supported; known are 'v1' and 'v2'")
+    return {"shuffle": shuffle_size(chat), "ps_version": version}
+
+
+def shuffle_size(chat: Options) -> int:
+    """Read how many patches in each direction become one visual token."""
     ratio = chat.number("downsample_ratio")
-    shuffle = round(1 / ratio)
-    if shuffle * ratio != 1:
+    size = round(1 / ratio)
+    if size * ratio != 1:
         raise ValueError(f"{chat.location}: downsample_ratio={ratio} is not 1 over a whole number")
-    return {"shuffle": shuffle, "ps_version": version}
+    return size
+
+
+def check_grid(vision: Mapping[str, Any], projector: Mapping[str, Any], chat: Options) -> None:
+    """Raise ValueError if the tower's patches are not a whole number of the projector's blocks."""
+    if (grid := vision["image_size"] // vision["patch_size"]) % projector["shuffle"]:
+        raise ValueError(
+            f"{chat.location}: downsample_ratio={chat.values['downsample_ratio']} does not fit {grid}x{grid} patches, "
+            "which are not a whole number of blocks"
+        )
 
 
 def _decoder_config(chat: Options) -> tuple[dict[str, Any], int]:
@@ -66,9 +76,7 @@ def _decoder_config(chat: Options) -> tuple[dict[str, Any], int]:
     if llm.get("bos_token_id") is None:
         raise ValueError(f"{chat.location}: llm_config has no 'bos_token_id'")
     decoder = _decoder_table(chat.values, chat.location).model_config(llm.values, llm.location)
-    bos = llm.count("bos_token_id", least=0)
-    if bos >= decoder["vocab"]:
-        raise ValueError(f"{llm.location}: bos_token_id={bos} is outside the vocabulary of {decoder['vocab']}")
+    bos = first_token(llm, decoder)
     if (width := chat.get("hidden_size", decoder["width"])) != decoder["width"]:
         raise ValueError(f"{chat.location}: hidden_size={width!r} is not the llm_config's {decoder['width']}")
     tied = chat.get("tie_word_embeddings", decoder["tied"])
@@ -78,6 +86,14 @@ def _decoder_config(chat: Options) -> tuple[dict[str, Any], int]:
         )
     decoder["tied"] = bool(tied)  # InternVL 2.5 and later say false here, which overrides the llm_config
     return decoder, bos
+
+
+def first_token(llm: Options, decoder: Mapping[str, Any]) -> int:
+    """Read the id of the first token. Raises ValueError if the decoder's vocabulary does not have it."""
+    bos = llm.count("bos_token_id", least=0)
+    if bos >= decoder["vocab"]:
+        raise ValueError(f"{llm.location}: bos_token_id={bos} is outside the vocabulary of {decoder['vocab']}")
+    return bos
 
 
 def input_shape(model: Any) -> tuple[int, ...]:
@@ -97,11 +113,13 @@ def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
     return vision + _decoder_table(config, "config.json").ignored(model.decoder, f"{prefix}language_model.", config)
 
 
+def under(part: str, table: Sequence[Rule]) -> list[Rule]:
+    """Return a part's rules with their names under the part's."""
+    return [rule._replace(name=rule.name.replace("params/", f"params/{part}/", 1)) for rule in table]
+
+
 def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
     """Return the rules of the parts, with their names under vision/, projector/ and decoder/."""
-
-    def under(part, table):
-        return [rule._replace(name=rule.name.replace("params/", f"params/{part}/", 1)) for rule in table]
 
     decoder = _decoder_table(config, "config.json")
     return [

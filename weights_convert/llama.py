@@ -154,18 +154,28 @@ def prefix(config: Mapping[str, Any], keys) -> str:
 def ignored(model: Any, prefix: str, config: Mapping[str, Any]) -> list[str]:
     """Return regexes of unneeded keys: a tied head stored a second time, and early LLaMA's rotary frequencies."""
     del config
-    tied = [rf"{prefix}lm_head\.weight"] if model.tied else []
-    return [rf"{prefix}model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *tied]
+    return ignored_under(model, f"{prefix}model.", f"{prefix}lm_head.")
+
+
+def ignored_under(model: Any, body: str, head: str) -> list[str]:
+    """Return the regexes of :func:`ignored` for layers and head with the prefixes ``body`` and ``head``."""
+    tied = [rf"{head}weight"] if model.tied else []
+    return [rf"{body}layers\.\d+\.self_attn\.rotary_emb\.inv_freq", *tied]
 
 
 def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
     """Return the rules."""
     del model, config
-    layer = prefix + "model.layers.{layer}."
+    return rules_under(f"{prefix}model.", f"{prefix}lm_head.")
+
+
+def rules_under(body: str, head: str) -> list[Rule]:
+    """Return the rules for layers and head with the prefixes ``body`` and ``head``."""
+    layer = body + "layers.{layer}."
     return [
-        Rule("params/embed", prefix + "model.embed_tokens.weight"),
-        Rule("params/head", prefix + "lm_head.weight"),
-        Rule("params/final_norm/scale", prefix + "model.norm.weight"),
+        Rule("params/embed", body + "embed_tokens.weight"),
+        Rule("params/head", head + "weight"),
+        Rule("params/final_norm/scale", body + "norm.weight"),
         Rule("params/blocks/norm1/scale", layer + "input_layernorm.weight"),
         Rule("params/blocks/norm2/scale", layer + "post_attention_layernorm.weight"),
         Rule("params/blocks/attn/(.)/kernel", layer + "self_attn.{0}_proj.weight", LINEAR),

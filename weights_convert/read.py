@@ -19,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from fvjax import trees
 from fvjax.models import encoder
 from fvjax.models.decoder import Decoder
-from weights_convert import internlm2, internvit, internvl, iresnet, llama
+from weights_convert import internlm2, internvit, internvit_hf, internvl, internvl_hf, iresnet, llama
 from weights_convert.rules import KEEP, Source, check, join, plan
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
-# One conversion table per family. If two know an architecture, the first is used unless a kind is asked for.
-TABLES: tuple[ModuleType, ...] = (iresnet, internvit, internvl, internlm2, llama)
+# One conversion table per family. If two know an architecture, the first is used unless a kind is asked for. A table
+# may have a function `settle`, for attributes that the keys of the file decide.
+TABLES: tuple[ModuleType, ...] = (iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -76,21 +77,23 @@ class Leaf:
     def __getitem__(self, index) -> np.ndarray:
         index = index if isinstance(index, tuple) else (index,)
         if not self._source.stacked:
-            return self._read(self._tensors[0], index)
+            return self._read(0, index)
         layers, rest = (index or (slice(None),))[0], index[1:]
-        if not isinstance(layers, slice):
-            return self._read(self._tensors[layers], rest)
-        tensors = self._tensors[layers]
-        first = self._read(tensors[0], rest)
-        out = np.empty((len(tensors), *first.shape), self.dtype)  # np.stack would need memory for every layer twice
-        for i, tensor in enumerate(tensors):
-            out[i] = self._read(tensor, rest)
+        numbers = range(self.shape[0])[layers]
+        if isinstance(numbers, int):
+            return self._read(numbers, rest)
+        first = self._read(numbers[0], rest)
+        out = np.empty((len(numbers), *first.shape), self.dtype)  # np.stack would need memory for every layer twice
+        for i, layer in enumerate(numbers):
+            out[i] = self._read(layer, rest)
         return out
 
-    def _read(self, tensor: Tensor, index) -> np.ndarray:
-        if self._source.transform is KEEP:
-            return np.asarray(tensor[index or (slice(None),)])
-        return self._source.transform.to_fvjax(tensor[:])[index]
+    def _read(self, layer: int, index) -> np.ndarray:
+        pieces = self._tensors[layer * self._source.pieces : (layer + 1) * self._source.pieces]
+        if self._source.transform is KEEP and len(pieces) == 1:
+            return np.asarray(pieces[0][index or (slice(None),)])
+        whole = pieces[0][:] if len(pieces) == 1 else np.concatenate([piece[:] for piece in pieces])
+        return self._source.transform.to_fvjax(whole)[index]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[(slice(None),) * self.ndim], dtype)
@@ -157,9 +160,11 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     opened_kind: str = table.KIND
 
     model_config = table.model_config(config, f"{path}/config.json")
+    tensors = _open_tensors(path)
+    if hasattr(table, "settle"):
+        model_config = table.settle(model_config, config, tensors)
     model = build(opened_kind, model_config)
     arrays = expected_arrays(model, table.input_shape(model))
-    tensors = _open_tensors(path)
     # The tower of a converted VLM has the prefix that the original's keys have.
     prefix = converted["prefix"] if converted and opened_kind == stored_kind else table.prefix(config, tensors)
     sources = plan(table.rules(model, prefix, config), arrays)
@@ -208,19 +213,22 @@ def originals(ckpt: Checkpoint, changes: Mapping[str, Change]) -> dict[str, Call
     The directory may be an original or a converted one. ``changes``: by fvjax name. Keys that the network does not
     need are left out.
     """
-    parts: dict[str, list[tuple[str, int | None]]] = {}  # several fvjax arrays may be parts of one tensor
+    # Several fvjax arrays may be parts of one tensor, and several tensors pieces of one array.
+    parts: dict[str, list[tuple[str, int | None, int]]] = {}
     for name, source in ckpt.sources.items():
-        for i, key in enumerate(source.keys):
-            parts.setdefault(key, []).append((name, i if source.stacked else None))
+        for i, keys in enumerate(source.layers):
+            for piece, key in enumerate(keys):
+                parts.setdefault(key, []).append((name, i if source.stacked else None, piece))
 
-    def read_part(name, layer):
+    def read_part(name, layer, piece):
         value = ckpt.params[name][(slice(None),) if layer is None else layer]
         if name in changes:
             value = changes[name](value, layer).astype(value.dtype, copy=False)
-        return ckpt.sources[name].transform.to_original(value)
+        source = ckpt.sources[name]
+        return np.split(source.transform.to_original(value), source.pieces)[piece]
 
     def reader(key):
-        if not ckpt.converted and not any(name in changes for name, _ in parts[key]):
+        if key in ckpt.tensors and not any(name in changes for name, *_ in parts[key]):
             return lambda: ckpt.tensors[key][:]
         return lambda: join([read_part(*part) for part in parts[key]])
 
@@ -230,16 +238,19 @@ def originals(ckpt: Checkpoint, changes: Mapping[str, Change]) -> dict[str, Call
 def hashes(ckpt: Checkpoint) -> dict[str, str]:
     """Compute the sha256 of a model's weights by part ("vision", "projector", "decoder"), which adapters refer to.
 
-    It is the same for the original and the converted directory, for any shards, and for a tower alone or in a VLM.
+    It is the same for the original and the converted directory, for any shards, for a tower alone or in a VLM, and for
+    the remote-code and the -hf layout of an InternVL model with the same decoder class: q, k and v of the -hf tower are
+    hashed as the one tensor that they are in the other.
     """
     readers = originals(ckpt, {})
     digests = {}
     for name in sorted(ckpt.sources):
         part = name.split("/")[1] if ckpt.kind == "vlm" else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
         digest = digests.setdefault(part, hashlib.sha256())
-        for key in ckpt.sources[name].keys:
-            if key in readers:  # otherwise it was hashed with the first part of its tensor
-                value = np.ascontiguousarray(readers.pop(key)())
+        for keys in ckpt.sources[name].layers:
+            if keys[0] in readers:  # otherwise it was hashed with the first part of its tensor
+                pieces = [readers.pop(key)() for key in keys]
+                value = np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
                 digest.update(f"{value.dtype.name}{value.shape}".encode())
                 digest.update(value.view(np.uint8))
     return {part: digest.hexdigest() for part, digest in digests.items()}

@@ -44,17 +44,25 @@ class Rule(NamedTuple):
     """Which key of the original the matching fvjax names have, and how the layout changes."""
 
     name: str  # regex that matches the whole fvjax name
-    key: str  # the original's key: {0} is the regex's first group with . for /, {layer} the index in a stack
+    # The original's key: {0} is the regex's first group with . for /, {layer} the index in a stack. Several keys are
+    # tensors of equal shape, joined along their first axis in this order (q, k and v of one fused matrix).
+    key: str | tuple[str, ...]
     transform: Transform | Part = KEEP
 
 
 class Source(NamedTuple):
     """Where one fvjax array is stored in a checkpoint."""
 
-    keys: tuple[str, ...]  # one per layer if stacked, else one
+    keys: tuple[str, ...]  # `pieces` per layer if stacked, layer by layer; else `pieces` in all
     stacked: bool
     transform: Transform | Part
     shape: tuple[int, ...]  # of each key, in the checkpoint's layout
+    pieces: int = 1  # number of tensors that are joined along their first axis before the transform
+
+    @property
+    def layers(self) -> list[tuple[str, ...]]:
+        """The keys of each layer (of the whole array if it is not stacked)."""
+        return [self.keys[i : i + self.pieces] for i in range(0, len(self.keys), self.pieces)]
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -77,11 +85,12 @@ def plan(rules: Sequence[Rule], expected: Mapping[str, Any]) -> dict[str, Source
             raise ValueError(f"no conversion rule matches {name!r}")
         match = re.fullmatch(rule.name, name)
         groups = [group.replace("/", ".") for group in match.groups()]  # type: ignore[union-attr]
-        stacked = "{layer}" in rule.key
+        patterns = (rule.key,) if isinstance(rule.key, str) else rule.key
+        stacked = "{layer}" in patterns[0]
         count, shape = (leaf.shape[0], leaf.shape[1:]) if stacked else (1, leaf.shape)
-        original_shape = rule.transform.to_original(np.broadcast_to(np.int8(0), shape)).shape
-        keys = tuple(rule.key.format(*groups, layer=i) for i in range(count))
-        sources[name] = Source(keys, stacked, rule.transform, original_shape)
+        pieces = np.array_split(rule.transform.to_original(np.broadcast_to(np.int8(0), shape)), len(patterns))
+        keys = tuple(pattern.format(*groups, layer=i) for i in range(count) for pattern in patterns)
+        sources[name] = Source(keys, stacked, rule.transform, pieces[0].shape, len(patterns))
     return sources
 
 

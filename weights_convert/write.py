@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from weights_convert.layouts import translate
 from weights_convert.read import FORMAT, INDEX, Change, Checkpoint, open_checkpoint, originals
 
 SHARD_BYTES = 2 << 30
@@ -24,7 +25,8 @@ Read = Callable[[], np.ndarray]
 Shards = dict[str, dict[str, Read]]  # file -> key -> function that reads the tensor
 # Files that belong to a checkpoint besides its weights; code never does.
 COMPANIONS = re.compile(
-    r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config|preprocessor_config)\.(json|model|txt)|merges\.txt"
+    r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config|(video_)?preprocessor_config|processor_config)"
+    r"\.(json|model|txt)|merges\.txt|chat_template\.(json|jinja)"
 )
 
 
@@ -68,24 +70,32 @@ def convert(
     return ckpt
 
 
-def invert(src: str | Path, dst: str | Path, kind: str | None = None) -> Checkpoint:
-    """Convert ``src`` back to the original's layout in the new directory ``dst``. Errors as in :func:`convert`."""
-    ckpt = open_checkpoint(src, kind)
-    rewrite(ckpt, dst, {})
+def invert(src: str | Path, dst: str | Path, kind: str | None = None, layout: str | None = None) -> Checkpoint:
+    """Convert ``src`` back to the original's layout, or to ``layout``, in the new directory ``dst``.
+
+    ``layout``: see :func:`rewrite`; the whole model is opened for it. Errors as in :func:`convert` and `rewrite`.
+    """
+    ckpt = open_checkpoint(src, kind if layout is None else "vlm")
+    rewrite(ckpt, dst, {}, layout)
     return ckpt
 
 
-def rewrite(ckpt: Checkpoint, dst: str | Path, changes: Mapping[str, Change]) -> None:
+def rewrite(ckpt: Checkpoint, dst: str | Path, changes: Mapping[str, Change], layout: str | None = None) -> None:
     """Write the new directory ``dst`` in the original's layout, keys and dtypes, with some arrays changed (by name).
 
     Everything else of an original is copied: its shards, keys that the model does not need, config.json byte by byte.
     From a converted directory, keys that the conversion ignored are missing and torch's batch counters are 0.
-    Raises ValueError if ``dst`` exists or a name is unknown.
+    ``layout``: "remote" or "hf", for an InternVL model; see :mod:`weights_convert.layouts`. If it is not the original's
+    own, the keys, config.json and the files beside it are that layout's.
+    Raises ValueError if ``dst`` exists, a name is unknown or the model does not have the layout.
     """
     if unknown := sorted(set(changes) - set(ckpt.sources)):
         raise ValueError(f"{ckpt.path} has no {unknown[0]}")
+    original, files = ckpt, {}
+    if layout is not None:
+        ckpt, files = translate(ckpt, layout)
     readers = originals(ckpt, changes)
-    if not ckpt.converted:
+    if not ckpt.converted and ckpt is original:
         shards: Shards = {}
         for key, tensor in ckpt.tensors.items():
             shards.setdefault(tensor.path.name, {})[key] = readers.get(key, lambda tensor=tensor: tensor[:])
@@ -100,7 +110,7 @@ def rewrite(ckpt: Checkpoint, dst: str | Path, changes: Mapping[str, Change]) ->
         readers[counter] = lambda: np.zeros((), np.int64)
         sizes[counter] = 8
     config = {key: value for key, value in ckpt.config.items() if key != "fvjax"}
-    return _write(Path(dst), by_size(readers, sizes), ckpt, json.dumps(config, indent=1))
+    return _write(Path(dst), by_size(readers, sizes), ckpt, json.dumps(config, indent=1), files)
 
 
 def write_original(
@@ -132,8 +142,14 @@ def by_size(tensors: Mapping[str, Read], sizes: Mapping[str, int]) -> Shards:
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
 
 
-def _write(dst: Path, shards: Shards, ckpt: Checkpoint, config: str) -> None:
-    """Write shards, their index, config.json and the companion files; one shard is in memory at a time."""
+def _write(
+    dst: Path, shards: Shards, ckpt: Checkpoint, config: str, files: Mapping[str, str | None] | None = None
+) -> None:
+    """Write shards, their index, config.json and the companion files; one shard is in memory at a time.
+
+    ``files``: name -> text of companions that differ from the checkpoint's, or None for those that are left out.
+    """
+    files = files or {}
     with new_directory(dst) as temporary:
         total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())
         if list(shards) != [SINGLE]:
@@ -142,8 +158,11 @@ def _write(dst: Path, shards: Shards, ckpt: Checkpoint, config: str) -> None:
             (temporary / INDEX).write_text(json.dumps(index, indent=1))
         (temporary / "config.json").write_text(config)
         for file in sorted(ckpt.path.iterdir()):
-            if COMPANIONS.fullmatch(file.name):
+            if COMPANIONS.fullmatch(file.name) and file.name not in files:
                 shutil.copyfile(file, temporary / file.name)
+        for name, text in files.items():
+            if text is not None:
+                (temporary / name).write_text(text)
 
 
 def _write_shard(path: Path, shard: Mapping[str, Read]) -> int:

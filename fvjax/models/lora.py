@@ -5,7 +5,8 @@
 
 Flat names are the module's plus ``/a`` [in, rank] and ``/b`` [rank, out]; those of a scanned stack have a leading
 layer axis.
-Source: Hu et al., LoRA (arXiv:2106.09685); initialisation as in LLM-FaceVerification.
+Sources: Hu et al., LoRA (arXiv:2106.09685); initialisation as in LLM-FaceVerification ("kaiming") or as in PEFT's
+default, by which FaceLLM was trained ("peft", peft/tuners/lora/layer.py: kaiming_uniform with a = sqrt 5).
 """
 
 from __future__ import annotations
@@ -13,17 +14,25 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Variance of a times its number of inputs, by the name of an initialisation; the bound of the uniform draw follows.
+INITS = {"kaiming": 2.0, "peft": 1 / 3}
+
 
 def init(
-    params: Mapping[str, Any], targets: Sequence[str], rank: int, count: int, key: jax.Array
+    params: Mapping[str, Any],
+    targets: Sequence[str],
+    rank: int,
+    count: int,
+    key: jax.Array,
+    init: Literal["kaiming", "peft"] = "kaiming",
 ) -> dict[str, jax.Array]:
-    """Create float32 adapters: a is kaiming-uniform with bound sqrt(6 / in), b is zero.
+    """Create float32 adapters: a is uniform with a bound that depends on ``init``, b is zero.
 
     Args:
         params: flat tree of the base, names without the collection; leaves need only ``.shape``.
@@ -31,9 +40,13 @@ def init(
         rank: inner dimension.
         count: expected number of adapters; a stack of L layers counts L times.
         key: typed PRNG key; each module's values depend only on it and on the module's name.
+        init: "kaiming" has the bound sqrt(6 / in), "peft" 1 / sqrt(in).
     Raises:
-        ValueError: a target matches no module with a kernel, or the number of adapters is not ``count``.
+        ValueError: a target matches no module with a kernel, the number of adapters is not ``count``, or ``init`` is
+            unknown.
     """
+    if init not in INITS:
+        raise ValueError(f"LoRA initialisation {init!r} is unknown; known are {sorted(INITS)}")
     modules = {name.removesuffix("/kernel"): leaf.shape for name, leaf in params.items() if name.endswith("/kernel")}
     modules = {name: shape for name, shape in modules.items() if len(shape) <= 3}  # not convolutions
     for target in targets:
@@ -45,7 +58,7 @@ def init(
         raise ValueError(f"LoRA targets {list(targets)} give {total} adapters, expected {count}: {sorted(targeted)}")
     adapters = {}
     for name, (*stack, inputs, outputs) in targeted.items():
-        bound = (6 / inputs) ** 0.5
+        bound = (3 * INITS[init] / inputs) ** 0.5
         module_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         adapters[f"{name}/a"] = jax.random.uniform(module_key, (*stack, inputs, rank), jnp.float32, -bound, bound)
         adapters[f"{name}/b"] = jnp.zeros((*stack, rank, outputs), jnp.float32)

@@ -21,6 +21,17 @@ def internvit_300m() -> dict[str, Any]:
     return {"image_size": 448, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096}
 
 
+def internvit_6b() -> dict[str, Any]:
+    """Return the attributes of InternViT-6B-448px-V2_5, the tower of InternVL3-38B, for ``VisionTransformer``.
+
+    Source: OpenGVLab/InternVL (internvl_chat/…/modeling_intern_vit.py) and the published configurations.
+    """
+    return {
+        **{"image_size": 448, "patch_size": 14, "width": 3200, "depth": 45, "heads": 25, "mlp_dim": 12800},
+        **{"qkv_bias": False, "norm": "rms", "qk_norm": True},
+    }
+
+
 def internlm2_1_8b() -> dict[str, Any]:
     """Return the attributes of InternLM2-1.8B, the decoder of InternVL2-2B, for ``decoder.Decoder``."""
     return {
@@ -40,6 +51,73 @@ def internlm2_1_8b() -> dict[str, Any]:
 
 def internvl2_2b() -> dict[str, Any]:
     """Return the parts of InternVL2-2B (2.2 billion parameters) for ``encoder.build_vlm``."""
-    decoder = internlm2_1_8b()
+    return _internvl(internvit_300m(), internlm2_1_8b(), bos=1)
+
+
+def _internvl(vision: dict[str, Any], decoder: dict[str, Any], bos: int) -> dict[str, Any]:
     projector = {"width": decoder["width"], "shuffle": 2, "ps_version": "v2"}
-    return {"vision": internvit_300m(), "projector": projector, "decoder": decoder, "bos": 1}
+    return {"vision": vision, "projector": projector, "decoder": decoder, "bos": bos}
+
+
+def _qwen2_5(width: int, depth: int, heads: int, kv_heads: int, mlp_dim: int) -> dict[str, Any]:
+    """Return the attributes that the Qwen2.5 decoders of InternVL3 share, with one size's own.
+
+    InternVL3 cuts Qwen's vocabulary to the rows in use and adds nine tokens. The dynamic scaling of its positions sets
+    in above 32,768 tokens only.
+    """
+    return {
+        **{"vocab": 151674, "width": width, "depth": depth, "mlp_dim": mlp_dim},
+        **{"heads": heads, "kv_heads": kv_heads, "head_dim": width // heads},
+        **{"qkv_bias": True, "out_bias": False, "mlp_bias": False, "tied": False, "norm_eps": 1e-6},
+        **{"positions": 32768, "rope": "dynamic", "rope_theta": 1e6, "rope_factor": 2.0},
+    }
+
+
+def qwen2_5_0_5b() -> dict[str, Any]:
+    """Return the attributes of Qwen2.5-0.5B as in InternVL3-1B, for ``decoder.Decoder``."""
+    return _qwen2_5(width=896, depth=24, heads=14, kv_heads=2, mlp_dim=4864)
+
+
+def qwen2_5_1_5b() -> dict[str, Any]:
+    """Return the attributes of Qwen2.5-1.5B as in InternVL3-2B, for ``decoder.Decoder``."""
+    return _qwen2_5(width=1536, depth=28, heads=12, kv_heads=2, mlp_dim=8960)
+
+
+def qwen2_5_7b() -> dict[str, Any]:
+    """Return the attributes of Qwen2.5-7B as in InternVL3-8B, for ``decoder.Decoder``."""
+    return _qwen2_5(width=3584, depth=28, heads=28, kv_heads=4, mlp_dim=18944)
+
+
+def qwen2_5_14b() -> dict[str, Any]:
+    """Return the attributes of Qwen2.5-14B as in InternVL3-14B, for ``decoder.Decoder``."""
+    return _qwen2_5(width=5120, depth=48, heads=40, kv_heads=8, mlp_dim=13824)
+
+
+def qwen2_5_32b() -> dict[str, Any]:
+    """Return the attributes of Qwen2.5-32B as in InternVL3-38B, for ``decoder.Decoder``."""
+    return _qwen2_5(width=5120, depth=64, heads=40, kv_heads=8, mlp_dim=27648)
+
+
+def internvl3_1b() -> dict[str, Any]:
+    """Return the parts of InternVL3-1B (0.94 billion parameters), the base of FaceLLM-1B, for ``encoder.build_vlm``."""
+    return _internvl(internvit_300m(), qwen2_5_0_5b(), bos=151643)
+
+
+def internvl3_2b() -> dict[str, Any]:
+    """Return the parts of InternVL3-2B (2.1 billion parameters) for ``encoder.build_vlm``."""
+    return _internvl(internvit_300m(), qwen2_5_1_5b(), bos=151643)
+
+
+def internvl3_8b() -> dict[str, Any]:
+    """Return the parts of InternVL3-8B (7.9 billion parameters), the base of FaceLLM-8B, for ``encoder.build_vlm``."""
+    return _internvl(internvit_300m(), qwen2_5_7b(), bos=151643)
+
+
+def internvl3_14b() -> dict[str, Any]:
+    """Return the parts of InternVL3-14B (15.1 billion parameters) for ``encoder.build_vlm``."""
+    return _internvl(internvit_300m(), qwen2_5_14b(), bos=151643)
+
+
+def internvl3_38b() -> dict[str, Any]:
+    """Return the parts of InternVL3-38B (38 billion parameters), the base of FaceLLM-38B, for ``encoder.build_vlm``."""
+    return _internvl(internvit_6b(), qwen2_5_32b(), bos=151643)
