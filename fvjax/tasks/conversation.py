@@ -154,7 +154,8 @@ class Conversation(Task):
             packed=self.chat.packed,
             leave_out=too_long,
         )
-        learned = sum(size.learned for i, size in enumerate(sizes) if i not in set(too_long))
+        left = set(range(len(sizes))) - set(too_long.tolist())
+        learned = sum(sizes[i].learned for i in left)
         left_out = f", {len(too_long)} longer than {self.chat.length} tokens left out" if len(too_long) else ""
         description = (
             f"{len(store) - len(too_long):,} conversations{left_out}, {plan.rows:,} rows, {learned:,} tokens with "
