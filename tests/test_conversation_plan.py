@@ -129,7 +129,7 @@ def test_any_part_of_any_step_is_the_same_on_every_host(settings):
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_worker_gets_the_same_plan(settings):
     plan = plan_of(leave_out=[3, 8], **settings)
-    again = pickle.loads(pickle.dumps(plan))  # noqa: S301
+    again = pickle.loads(pickle.dumps(plan))  # noqa: S301 (our own bytes)
     assert again.steps_per_epoch == plan.steps_per_epoch
     for name, column in epoch(plan, 1).items():
         assert np.array_equal(epoch(again, 1)[name], column), name
