@@ -10,6 +10,7 @@ import fvjax
 COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
+    "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
     "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),
     "plan": ("fvjax.plan", "memory, FLOPs and least time of an experiment on GPUs that need not be there"),

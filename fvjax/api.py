@@ -12,20 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights_convert
-from fvjax import trees
+from fvjax import chat_model, shipped, trees
+from fvjax.chat_model import ChatModel
 from fvjax.config import Config, base, flatten, typed
+from fvjax.data import tokenizers
 from fvjax.losses.pair_answer import p_yes
 from fvjax.models import encoder, lora
 from fvjax.training.restore import restore
 from weights_convert.read import load_json
 
-KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm"}
-POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": ""}  # what pool=None means
+KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm", "chat": "vlm"}
+POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": "", "chat": ""}  # what pool=None means
 # Config keys, or how they begin, that decide what a trained model computes.
 NEEDED = (
     "model",
     "task",
     "prompt",
+    "chat",
     "init_from",
     "base_dtype",
     "lora",
@@ -98,20 +101,21 @@ class Model:
 
 def load(
     path: str | Path,
-    scenario: Literal["resnet", "vit", "mllm", "pair"],
+    scenario: Literal["resnet", "vit", "mllm", "pair", "chat"],
     adapters: str | Path | None = None,
     pool: Literal["mean", "cls", "visual_mean", "all_mean", "last_token"] | None = None,
     prompt_ids: Sequence[int] | None = None,
     yes_no_ids: Sequence[int] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-) -> Model:
-    """Load a model for inference.
+) -> Any:
+    """Load a model for inference: a :class:`Model`, for "chat" a :class:`fvjax.chat_model.ChatModel`.
 
     Args:
         path: directory in Hugging Face layout, or one that ``python -m weights_convert`` wrote. For the workdir of a
             training run there is :func:`load_workdir`.
         scenario: "resnet" (IResNet), "vit" (vision tower of InternVL2, or InternViT alone), "mllm" (embeddings of a
-            whole InternVL2) or "pair" (its answer, Yes or No, whether two faces are the same person's).
+            whole InternVL2), "pair" (its answer, Yes or No, whether two faces are the same person's) or "chat"
+            (InternVL 2.5 or 3, in either layout: conversations).
         adapters: safetensors file in PEFT's layout, not for "resnet"; see ``weights_convert.read_adapters``.
         pool: for "vit" "mean" over the patch tokens (None means this) or "cls"; for "mllm" "visual_mean" (None means
             this), "all_mean" or "last_token"; must be None for "resnet" and "pair".
@@ -128,6 +132,8 @@ def load(
         raise ValueError(f'dtype={dtype!r} is unknown; there are "float32" and "bfloat16"')
     if scenario in ("resnet", "vit") and (prompt_ids is not None or yes_no_ids is not None):
         raise ValueError(f'prompt_ids and yes_no_ids do not go with scenario="{scenario}"')
+    if scenario == "chat" and (pool is not None or prompt_ids is not None or yes_no_ids is not None):
+        raise ValueError('scenario="chat" takes neither pool nor prompt_ids nor yes_no_ids')
     if scenario == "resnet" and (pool is not None or adapters is not None):
         raise ValueError('scenario="resnet" takes neither pool nor adapters')
     if scenario == "pair":
@@ -140,6 +146,8 @@ def load(
             raise ValueError('yes_no_ids do not go with scenario="mllm"')
         if pool in ("all_mean", "last_token") and prompt_ids is None:
             raise ValueError(f"pool={pool!r} depends on the text after the image: give its token ids as prompt_ids")
+    if is_workdir(path) and scenario == "chat" and adapters is None:
+        return load_chat_workdir(path)
     if is_workdir(path):
         raise ValueError(f"{path} is a workdir of python -m fvjax.main; open it with fvjax.api.load_workdir")
     kind, attributes, leaves = weights_convert.read(path, None if scenario == "resnet" else KINDS[scenario])
@@ -147,13 +155,49 @@ def load(
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
     prompt, yes_no = (() if ids is None else tuple(int(i) for i in ids) for ids in (prompt_ids, yes_no_ids))
     model = encoder.build(kind, attributes, pool or POOLS[scenario], prompt, yes_no, dtype=jnp.dtype(dtype))
+    variables = _variables(leaves, path, kind, adapters, dtype)
+    precision = "highest" if dtype == "float32" else "default"
+    if scenario == "chat":
+        config = load_json(Path(path) / "config.json")
+        settings = chat_model.chat_of(path)
+        return ChatModel(model, variables, _tokenizer(path), settings, precision, config.get("image_token_id"))
+    return Model(model, variables, BATCH[scenario], precision)
+
+
+def _variables(leaves: Any, path: str | Path, kind: str, adapters: str | Path | None, dtype: str) -> dict[str, Any]:
+    """Read the weights of a checkpoint, and adapters for them."""
     # For bfloat16 computation half-precision weights stay as they are: each use casts them.
     keep = np.float32 if dtype == "float32" else None
     variables = trees.unflatten({name: jnp.asarray(np.asarray(leaf, keep)) for name, leaf in leaves.items()})
     if adapters is not None:
         flat, scale = weights_convert.read_adapters(adapters, path, kind)
         variables["lora"] = trees.unflatten({n: jnp.asarray(v) for n, v in lora.scaled(flat, scale).items()})
-    return Model(model, variables, BATCH[scenario], "highest" if dtype == "float32" else "default")
+    return variables
+
+
+def _tokenizer(path: str | Path) -> tokenizers.Tokenizer | None:
+    """Open the tokenizer of a checkpoint, None if it has none."""
+    return tokenizers.load(path) if any((Path(path) / name).is_file() for name in tokenizers.FILES[:4]) else None
+
+
+def load_chat_workdir(path: str | Path) -> ChatModel:
+    """Load the best or newest checkpoint of a run that trains conversations, as its evaluation speaks to it.
+
+    Raises ValueError as :func:`load_workdir`, and if the run trains something else.
+    """
+    path = Path(path)
+    config = read_config(path)
+    c = config.chat
+    tokenizer = c.tokenizer or config.init_from or config.init_parts.get("decoder", "")
+    if config.model.kind != "vlm" or config.model.pooling or not tokenizer:
+        raise ValueError(f"{path}: its model does not hold conversations (config.task={config.task})")
+    if jax.default_backend() == "cpu":
+        config = config.replace({"attention": "auto"})
+    restored = restore(config, path)
+    template, tiles = c.eval_template or c.template, c.eval_max_tiles or c.max_tiles
+    settings = chat_model.Chat(template, c.system or None, tiles, c.tile_rule)
+    opened = tokenizers.load(shipped.weights(tokenizer))
+    return ChatModel(restored.model.encoder, restored.variables(), opened, settings, "default")
 
 
 def is_workdir(path: str | Path) -> bool:

@@ -171,15 +171,9 @@ class Experiment:
             return state
         c = self.config
         compiled = compile_step(self.recipe, self.state_shapes, self.mesh)
+        examples, left = self.examples, self.total_steps - step
         batches = feed.batches(
-            c.data,
-            self.examples.store,
-            self.examples.plan,
-            self.mesh,
-            start_step=step,
-            num_steps=self.total_steps - step,
-            features=self.examples.features,
-            read=self.examples.read,
+            c.data, examples.store, examples.plan, self.mesh, start_step=step, num_steps=left, **examples.contents
         )
         writer = Writer(c.name, self.workdir, c.log, step)
         writer.start(step, self.total_steps)

@@ -1680,8 +1680,8 @@ FAULTS = (
         "export_alpha_is_scale",
         "lora_alpha in the exported adapter_config.json is alpha / rank, so PEFT scales by alpha / rank^2",
         "fvjax/export.py",
-        "write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind)",
-        "write_adapters(dst, adapters, config.lora.alpha / config.lora.rank, shipped.weights(config.init_from), kind)",
+        "write_adapters(dst, adapters, config.lora.alpha, ",
+        "write_adapters(dst, adapters, config.lora.alpha / config.lora.rank, ",
         ("tests/test_export.py::test_adapters_of_a_run",),
     ),
     Fault(

@@ -221,12 +221,13 @@ class Decoder(nn.Module):
         Without ``capacity``, every call adds the same number of tokens to all rows.
         Raises ValueError for more tokens than ``max_tokens``.
         """
-        self._check_length(capacity or 0)
+        self.check_length(capacity or 0)
         empty = jnp.zeros((self.depth, n, capacity or 0, self.kv_heads, self.head_dim), self.dtype)
         return Cache(empty, empty, None if capacity is None else jnp.zeros(n, jnp.int32))
 
     @nn.nowrap
-    def _check_length(self, tokens: int) -> None:
+    def check_length(self, tokens: int) -> None:
+        """Raise ValueError for a sequence that is longer than `max_tokens`."""
         if tokens > self.max_tokens:
             raise ValueError(
                 f"a sequence of {tokens} tokens is longer than the decoder's {self.max_tokens} "
@@ -241,7 +242,7 @@ class Decoder(nn.Module):
         capacity, start = (0, None) if cache is None else (cache.k.shape[2], cache.length)
         # Dynamic scaling depends on the final length, because frequencies must not change while a cache fills.
         tokens = tokens or (capacity + count if start is None else capacity)
-        self._check_length(max(tokens, count))
+        self.check_length(max(tokens, count))
         index = jnp.arange(count)[None] + (capacity if start is None else start[:, None])
         return positions_at(self, index, tokens)._replace(start=start, lengths=lengths)
 

@@ -131,6 +131,12 @@ class Encoder:
         """Read rows of conversations -> the decoder's states, [N,T,D]."""
         return self.net.apply(variables, tokens, tiles, places, segments, method=conversation.read)
 
+    def embed_conversation(
+        self, variables: Mapping[str, Any], tokens: jax.Array, tiles: jax.Array, places: jax.Array
+    ) -> jax.Array:
+        """Embed the tokens and pictures of rows of conversations, [N,T,D]."""
+        return self.net.apply(variables, tokens, tiles, places, method=conversation.embed)
+
     def logits(self, variables: Mapping[str, Any], states: jax.Array) -> jax.Array:
         """Compute logits of the decoder's states, [..., D] -> float32 [..., vocab]."""
         return self.net.apply(variables, states, method=conversation.logits)
@@ -148,7 +154,7 @@ class Encoder:
 
         lengths: int32 [N], tokens of each row before its padding. settings: of that function.
         """
-        embedded = self.net.apply(variables, tokens, tiles, places, method=conversation.embed)
+        embedded = self.embed_conversation(variables, tokens, tiles, places)
         decoder = {name: tree["decoder"] for name, tree in variables.items() if "decoder" in tree}
         return generate(self.net.decoder, decoder, embedded, lengths, **settings)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fvjax.models.cache import Cache
@@ -57,11 +59,7 @@ def generate(
 
     def choose(states, step):
         logits: Any = decoder.apply(variables, states[:, 0], method="logits")
-        if keys is None:
-            return logits.argmax(-1).astype(jnp.int32)
-        logits = _most_probable(logits / temperature, top_p)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        return jax.vmap(jax.random.categorical)(step_keys, logits).astype(jnp.int32)
+        return _choose(logits, step, keys, temperature, top_p)
 
     def body(progress: _Progress) -> _Progress:
         step, ids, counts, done, token, cache = progress
@@ -78,6 +76,101 @@ def generate(
     start = _Progress(0, ids, counts, jnp.zeros(n, bool), choose(states, 0), cache)
     final = lax.while_loop(lambda p: (p.step < max_tokens) & ~p.done.all(), body, start)
     return final.ids, final.counts
+
+
+@partial(jax.jit, static_argnames=("decoder", "capacity"))
+def read_prompt(
+    decoder: Decoder, variables: dict[str, Any], x: jax.Array, lengths: jax.Array | np.ndarray, capacity: int
+) -> tuple[jax.Array, Cache]:
+    """Read prompts, embeddings [N,T,D] of `lengths` tokens -> (logits of the next token [N,vocab], cache)."""
+    cache = decoder.new_cache(x.shape[0], capacity)
+    states, cache = _extend(decoder, variables, x, cache, last=True, lengths=lengths)
+    return decoder.apply(variables, states[:, 0], method="logits"), cache  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnames=("decoder", "count", "temperature", "top_p"))
+def next_tokens(
+    decoder: Decoder,
+    variables: dict[str, Any],
+    logits: jax.Array,
+    cache: Cache,
+    step: jax.Array | int,
+    keys: Keys | None = None,
+    *,
+    count: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """Generate `count` more tokens -> (ids int32 [N,count], logits of the token after them, cache with them).
+
+    Args:
+        logits, cache: of what was read so far; the cache has room for `count` more tokens.
+        step: tokens that were generated before, for the keys. keys, temperature, top_p: as for :func:`generate`.
+    """
+
+    def one(carry: tuple[jax.Array, Cache], step: jax.Array) -> tuple[tuple[jax.Array, Cache], jax.Array]:
+        logits, cache = carry
+        token = _choose(logits, step, keys, temperature, top_p)
+        embedded = decoder.apply(variables, token[:, None], method="embed_tokens")
+        states, cache = _extend(decoder, variables, embedded, cache)
+        return (decoder.apply(variables, states[:, 0], method="logits"), cache), token  # type: ignore[return-value]
+
+    (logits, cache), ids = lax.scan(one, (logits, cache), step + jnp.arange(count))
+    return ids.T, logits, cache
+
+
+def stream(
+    decoder: Decoder,
+    variables: dict[str, Any],
+    x: jax.Array,
+    lengths: jax.Array | np.ndarray,
+    *,
+    max_tokens: int,
+    eos: tuple[int, ...],
+    keys: Keys | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    at_a_time: int = 8,
+) -> Iterator[np.ndarray]:
+    """Continue prompts as :func:`generate` does, and yield the ids of `at_a_time` tokens of all rows, int32 [N,k].
+
+    Ends when every row has ended; what follows an id of `eos` in a row means nothing. The cache begins with room for
+    a short answer and doubles when it is full, so that a high `max_tokens` costs nothing.
+    """
+    tokens = x.shape[1]
+    capacity = min(tokens + max(64, at_a_time), decoder.max_tokens)
+    logits, cache = read_prompt(decoder, variables, x, lengths, capacity)
+    done = np.zeros(len(x), bool)
+    for step in range(0, max_tokens, at_a_time):
+        needed = tokens + step + at_a_time
+        if needed > capacity:
+            capacity = min(max(2 * capacity, needed), max(decoder.max_tokens, needed))
+            decoder.check_length(needed)
+            cache = _grown(cache, capacity)
+        ids, logits, cache = next_tokens(
+            decoder, variables, logits, cache, step, keys, count=at_a_time, temperature=temperature, top_p=top_p
+        )
+        ids = np.asarray(ids)[:, : max_tokens - step]
+        yield ids
+        done |= np.isin(ids, eos).any(1)
+        if done.all():
+            return
+
+
+def _grown(cache: Cache, capacity: int) -> Cache:
+    """Return a cache with room for more tokens in every row."""
+    more = [(0, 0)] * cache.k.ndim
+    more[2] = (0, capacity - cache.k.shape[2])
+    return cache._replace(k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more))
+
+
+def _choose(logits: jax.Array, step: jax.Array | int, keys: Keys | None, temperature: float, top_p: float) -> jax.Array:
+    """Choose the next tokens int32 [N] by their logits: the most probable ones, or by sampling with keys [N]."""
+    if keys is None:
+        return logits.argmax(-1).astype(jnp.int32)
+    probable = _most_probable(logits / temperature, top_p)
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(jax.random.categorical)(step_keys, probable).astype(jnp.int32)
 
 
 def _extend(decoder: Decoder, variables: dict[str, Any], x: Any, cache: Cache, **options: Any) -> tuple[Any, Cache]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from fvjax.config import ChatConfig, DataConfig, EvalConfig
 from fvjax.console import progress, say
 from fvjax.data.conversation_plan import ConversationPlan
 from fvjax.data.conversations import Format, Piece, Reader, Size, measure, piece
+from fvjax.data.readers import facexbench_store
+from fvjax.data.readers.facexbench import Question
 from fvjax.data.stores.conversations import Conversation, ConversationStore
-from fvjax.evals import questions
+from fvjax.evals import facexbench, facexbench_answers, facexbench_tables, questions
+from fvjax.evals.choices import option_letters
 from fvjax.evals.questions import Answered
 from fvjax.losses.accumulation import Inputs, Variables
 from fvjax.models.encoder import Encoder
@@ -62,10 +67,18 @@ def check(benchmarks: Mapping[str, Path], during: Sequence[str]) -> dict[str, st
     hashes = {}
     for name, path in benchmarks.items():
         store = ConversationStore(path, "test")
-        for i in range(len(store)):
-            question(store, i)
+        if is_facexbench(store):
+            facexbench_store.questions(store)
+        else:
+            for i in range(len(store)):
+                question(store, i)
         hashes[f"data of {name}"] = store.data_hash
     return hashes
+
+
+def is_facexbench(store: ConversationStore) -> bool:
+    """Tell whether a store was made of FaceXBench's questions, which have rules of their own."""
+    return facexbench_store.BENCHMARK in store.manifest
 
 
 def question(store: ConversationStore, i: int) -> Conversation:
@@ -104,7 +117,42 @@ class ConversationEvaluator(Evaluator):
 
     def entries(self, state: Trained, title: str, only: Sequence[str] = ()) -> Entries:
         chosen = {name: path for name, path in self.task.benchmarks.items() if not only or name in only}
-        return {name: self.ask(state, ConversationStore(path, "test"), title) for name, path in chosen.items()}
+        entries = {}
+        for name, path in chosen.items():
+            store = ConversationStore(path, "test")
+            ask = self.ask_facexbench if is_facexbench(store) else self.ask
+            entries[name] = ask(state, store, f"{title}: {name}")
+        return entries
+
+    def ask_facexbench(self, state: Trained, store: ConversationStore, title: str) -> dict[str, Any]:
+        """Ask FaceXBench's questions in both of its ways; answers are kept in the work directory file by file."""
+        format = self.task.eval_format
+        asked = facexbench_store.questions(store)
+
+        def prompts(some: list[Question]) -> list[Prompt]:
+            return [prompt(format, store, one.record) for one in some if one.record is not None]
+
+        def generate(some: list[Question]) -> list[tuple[str, bool]]:
+            answers = self.dialogue.generate(state, prompts(some), self.task.chat.max_new_tokens)
+            return [(answer.text, answer.cut) for answer in answers]
+
+        def letters(some: list[Question]) -> list[np.ndarray]:
+            logits = self.dialogue.next_logits(state, prompts(some))
+            return [letter_probabilities(row, format, len(one.options)) for row, one in zip(logits, some)]
+
+        fingerprint = self._fingerprint(state, store)
+        folder = self.task.workdir / "answers" / fingerprint
+        track = partial(_track_files, title)
+        written = jax.process_index() == 0
+        predictions = facexbench_answers.evaluate(asked, generate, letters, folder, fingerprint, track, write=written)
+        return facexbench.entry(asked, predictions, data_hash=store.data_hash)
+
+    def _fingerprint(self, state: Trained, store: ConversationStore) -> str:
+        """Say what answers depend on: the step of this run and a hash of questions and settings."""
+        format, chat = self.task.eval_format, self.task.chat
+        settings = [format.template, format.system, format.max_tiles, format.tile_rule, chat.max_new_tokens]
+        digest = hashlib.sha256(f"{settings} {store.data_hash}".encode()).hexdigest()[:16]
+        return f"step_{int(state.step)}_{digest}"
 
     def ask(self, state: Trained, store: ConversationStore, title: str) -> dict[str, Any]:
         """Ask all questions of a store, and return its entry in results.json."""
@@ -187,10 +235,7 @@ class ConversationEvaluator(Evaluator):
             say(f"{asked['content'].strip()}\n  model: {answer.text}\n  expected: {expected['content']}")
 
     def summary(self, entries: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        return {
-            name: {"generated": entry["generated"]["value"], "chosen": entry["chosen"]["value"]}
-            for name, entry in entries.items()
-        }
+        return {name: summary(entry) for name, entry in entries.items()}
 
     def report(self, state: Trained, before: Mapping[str, Any], validation: Mapping[str, Any] | None) -> Report:
         entries = self.entries(state, self.task.name)
@@ -202,17 +247,50 @@ class ConversationEvaluator(Evaluator):
         return Report(results, self.summary(entries), comparison({self.task.name: results}), lambda workdir: None)
 
 
-def comparison(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return one table of several experiments' results.json: a line for each experiment and benchmark."""
+def summary(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of one benchmark that are followed during training."""
+    if "generation" in entry:  # FaceXBench
+        return {way: entry[way]["overall"]["accuracy"] for way in ("generation", "letters")}
+    return {way: entry[way]["value"] for way in ("generated", "chosen")}
+
+
+def comparison(results: Mapping[str, Mapping[str, Any]]) -> Group:
+    """Return the tables of several experiments' results.json: of questions with options, and of FaceXBench."""
     table = Table("row", "benchmark", "questions", "generated", "chosen", "majority", "random", caption=CAPTION)
+    of_facexbench: dict[str, Mapping[str, Any]] = {}
     for row, result in results.items():
         for name, entry in result["benchmarks"].items():
             for title, figures in ((f"{row}, before training", entry.get("before_training")), (row, entry)):
-                if figures:
+                if not figures:
+                    continue
+                if "generation" in figures:
+                    of_facexbench[title] = figures
+                else:
                     shares = (_share(figures[key]) for key in ("generated", "chosen"))
                     baselines = (f"{100 * figures[key]:.1f}" for key in ("majority", "random"))
                     table.add_row(title, name, f"{figures['n']:,}", *shares, *baselines)
-    return table
+    tables = [table] if table.row_count else []
+    if of_facexbench:
+        tables.append(facexbench_tables.comparison(of_facexbench))
+    if len(of_facexbench) == 1:
+        tables += [facexbench_tables.details(entry, title) for title, entry in of_facexbench.items()]
+    return Group(*tables)
+
+
+def letter_probabilities(logits: np.ndarray, format: Format, options: int) -> np.ndarray:
+    """Return the probability of each option's letter as an answer's first token, float64 [options].
+
+    A letter with a space before it ("A" and " A" are different tokens) counts as the letter.
+    """
+    scores = []
+    for letter in option_letters(options):
+        variants = [format.tokenizer.encode(text) for text in (letter, f" {letter}")]
+        ids = [variant[0] for variant in variants if len(variant) == 1]
+        if not ids:
+            raise ValueError(f"{format.tokenizer.path}: the letter {letter} is no single token, so it has no logit")
+        scores.append(np.logaddexp.reduce(logits[ids].astype(np.float64)))
+    scores = np.exp(np.array(scores) - max(scores))
+    return scores / scores.sum()
 
 
 def _share(figure: Mapping[str, Any]) -> str:
@@ -222,3 +300,7 @@ def _share(figure: Mapping[str, Any]) -> str:
 
 def _track(title: str) -> Any:
     return lambda batches, count: progress(batches, title, count)
+
+
+def _track_files(title: str, names: Sequence[str]) -> Any:
+    return progress(names, title, len(names))

@@ -19,6 +19,9 @@ class Trained(Protocol):
     """What a prediction needs of a training state."""
 
     @property
+    def step(self) -> Any: ...
+
+    @property
     def trainable(self) -> Any: ...
 
     @property

@@ -38,6 +38,11 @@ class Examples:
     identities: Sequence[str] = ()  # names of those trained on, to find them in benchmarks
     read: Read | None = None  # for another store: from the plan's columns to a batch, see pipeline.train_batches
 
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What a batch holds, as arguments of :func:`fvjax.data.pipeline.train_batches`."""
+        return {"features": self.features, "read": self.read}
+
 
 class Text(NamedTuple):
     """Token ids that a language model is given: of the prompt, and of the answers that it chooses between."""
