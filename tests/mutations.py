@@ -1154,8 +1154,8 @@ FAULTS = (
         "gate_left_open",
         "training never checks for dead adapters",
         "fvjax/training/reporter.py",
-        "if len(self.gate) == 2:",
-        "if len(self.gate) == 3:",
+        'elif self.updated and "b" in self.gate',
+        'elif self.updated and "c" in self.gate',
         ("tests/test_mllm.py::test_a_dead_adapter_stops_at_the_second_step",),
     ),
     Fault(
@@ -1469,8 +1469,8 @@ FAULTS = (
         "train_images_per_s",
         "images_per_s counts pairs instead of images",
         "fvjax/training/reporter.py",
-        'values["images_per_s"] = self.work.images_per_step / seconds',
-        'values["images_per_s"] = self.work.images_per_step // 2 / seconds',
+        '_per_s"] = self.work.images_per_step / seconds',
+        '_per_s"] = self.work.images_per_step // 2 / seconds',
         ("tests/test_run_files.py::test_images_per_second_are_images_by_the_clock",),
     ),
     Fault(
