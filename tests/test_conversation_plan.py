@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ SETTINGS = [
 ]
 
 
-def plan_of(tokens=TOKENS, tiles=TILES, rows=4, seed=0, buckets=BUCKETS, **settings) -> ConversationPlan:
+def plan_of(tokens: Any = TOKENS, tiles: Any = TILES, rows=4, seed=0, buckets=BUCKETS, **settings) -> ConversationPlan:
     return ConversationPlan(np.asarray(tokens), np.asarray(tiles), rows, seed, buckets=buckets, **settings)
 
 

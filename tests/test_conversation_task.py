@@ -19,6 +19,7 @@ from fvjax.data.conversations import Reader, pack_rows, piece
 from fvjax.data.stores.conversations import ConversationStore
 from fvjax.parallel import sharding
 from fvjax.tasks import conversation_evaluation
+from fvjax.tasks.conversation import Conversation
 from fvjax.tasks.predictor import Predictor
 from fvjax.training import preemption
 from fvjax.training.step import Recipe, gradients
@@ -47,6 +48,12 @@ def config(**changes):
         *parents, last = key.split("__")
         functools.reduce(lambda at, name: at[name], parents, c)[last] = value
     return c
+
+
+def conversation(c) -> Conversation:
+    task = task_of(c)
+    assert isinstance(task, Conversation)
+    return task
 
 
 # ---- eight conversations whose answers have 4 to 46 tokens
@@ -98,7 +105,7 @@ def gradient(c, store, numbers, devices: int = 1, **mesh) -> tuple[float, dict[s
     where = sharding.make_mesh(c.mesh, jax.devices()[:devices])
     recipe = recipe_of(c, where)
     state, frozen = start_of(recipe, where), recipe.model.read_frozen()
-    batch = sharding.batch(rows(store, recipe.task.format, *numbers), where)
+    batch = sharding.batch(rows(store, conversation(c).format, *numbers), where)
     loss, _, grads = jax.jit(functools.partial(gradients, recipe))(state, frozen, batch)
     return float(loss), {name: np.asarray(g) for name, g in trees.flatten(grads).items()}
 
@@ -120,7 +127,7 @@ def assert_equal(got, expected) -> None:
 
 def test_a_batch_in_parts_is_the_whole_batch(store, whole):
     """Its parts have different numbers of label tokens, so the mean of their means would be another loss."""
-    batch = rows(store, task_of(config()).format, *EACH)
+    batch = rows(store, conversation(config()).format, *EACH)
     assert len({int((batch["targets"][part::4] >= 0).sum()) for part in range(4)}) == 4
     assert_equal(gradient(config(accumulation=4), store, EACH), whole)
 
@@ -183,7 +190,7 @@ def model() -> Model:
     recipe = recipe_of(config())
     mesh = sharding.one_device()
     predictor = Predictor(recipe.model.variables, recipe.model.read_frozen(), mesh)
-    encoder, task = recipe.model.encoder, recipe.task
+    encoder, task = recipe.model.encoder, conversation(config())
 
     def logits(variables, *arrays):
         return encoder.logits(variables, encoder.read_conversation(variables, *arrays))
@@ -226,7 +233,7 @@ def test_padding_and_the_order_of_rows_change_nothing(model, store):
 
 def test_the_control_sees_the_text_alone(model, store, tmp_path):
     """With hidden pictures another set of pictures gives the same batch, and it has another loss than seen pictures."""
-    hidden = task_of(config(chat__hide_pictures=True))
+    hidden = conversation(config(chat__hide_pictures=True))
     other = make(tmp_path / "other", records(seed=50))
     seen, unseen, same = (
         rows(one, format, *EACH)
@@ -243,7 +250,7 @@ def test_validation_is_the_mean_over_all_label_tokens(model, tmp_path, expected)
     """Its batches have 4 and 3 conversations of similar length, so equal weights would give another figure."""
     chosen = (0, 1, 2, 3, 4, 5, 7)
     store = make(tmp_path / "val", [records()[i] for i in chosen], "val")
-    task: Any = task_of(config(data__val=str(store.path), chat__buckets=(32,)))
+    task = conversation(config(data__val=str(store.path), chat__buckets=(32,)))
     evaluator = task.evaluator(model.recipe.model.encoder, model.predictor, set())
     score, entry = evaluator.validate(model.state, "")
     total, count = (sum(column) for column in zip(*(expected[i] for i in chosen)))
@@ -282,7 +289,7 @@ PHRASES = asked(("Glasses?", ("yes, two", "no"), "no"), ("Hair?", ("rather dark"
 def test_the_most_probable_option_is_chosen(model, tmp_path, questions):
     """Words of one token are compared by the logits after the prompt, others by the likelihood of the whole answer."""
     store = make(tmp_path / "test", questions, "test")
-    task: Any = task_of(config(eval__benchmarks={"mine": benchmark(str(store.path), "")}))
+    task = conversation(config(eval__benchmarks={"mine": benchmark(str(store.path), "")}))
     evaluator = task.evaluator(model.recipe.model.encoder, model.predictor, set())
     best = []
     for i in range(len(store)):
@@ -329,7 +336,7 @@ def test_a_benchmark_without_options_is_refused_by_its_record(store, tmp_path):
     c = config(eval__benchmarks={"plain": benchmark(str(test.path), "")})
     message = rf"{test.path} record 0 \(0.png\): a question needs meta options \(texts\) and answer .* None and None"
     with pytest.raises(ValueError, match=message):
-        task_of(c).data_hashes()
+        conversation(c).data_hashes()
     wrong = [(chat("Who?", "Ann"), [], "x", {"options": ["Bob", "Eve"], "answer": "Ann"})]
     test = make(tmp_path / "wrong", wrong, "test")
     with pytest.raises(ValueError, match=r"record 0 \(x\): .* it has \['Bob', 'Eve'\] and 'Ann'"):
@@ -348,6 +355,7 @@ def figures(generated: float, chosen: float, n: int = 1200) -> dict[str, Any]:
 def test_the_cells_of_the_table():
     entry = {**figures(0.5, 0.61), "before_training": figures(0.0, 0.333)}
     results = {"lora": {"benchmarks": {"faces": entry}}, "frozen": {"benchmarks": {"faces": figures(0.01, 0.3, 7)}}}
+    table: Any
     (table,) = conversation_evaluation.comparison(results).renderables
     assert [column.header for column in table.columns] == [
         "row",
@@ -398,17 +406,17 @@ def test_settings_that_do_not_fit_are_refused_by_name(key):
 
 def test_too_long_conversations_are_named_or_counted(store):
     c = config(data__train=str(store.path), chat__length=40)
-    longest = max(len(one.rendered.ids) for one in pieces(store, task_of(c).format))
+    longest = max(len(one.rendered.ids) for one in pieces(store, conversation(c).format))
     message = rf"{store.path}: 2 of 8 conversations are longer than config.chat.length=40; the longest is record 2 "
     with pytest.raises(
         ValueError, match=message + rf"\(2.png\) with {longest} tokens, 1 of them visual. Raise"
     ) as error:
-        task_of(c).examples(store)
+        conversation(c).examples(store)
     assert str(error.value).endswith("chat.length, lower chat.max_tiles, or leave them out with chat.too_long=drop")
     c.chat.too_long = "drop"
-    examples = task_of(c).examples(store)
+    examples = conversation(c).examples(store)
     learned = sum(
-        sum(one.rendered.label_mask) for one in pieces(store, task_of(c).format) if len(one.rendered.ids) <= 40
+        sum(one.rendered.label_mask) for one in pieces(store, conversation(c).format) if len(one.rendered.ids) <= 40
     )
     said = f"6 conversations, 2 longer than 40 tokens left out, 6 rows, {learned} tokens with loss; 8 rows a step"
     assert examples.description.startswith(said)
@@ -417,7 +425,7 @@ def test_too_long_conversations_are_named_or_counted(store):
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match=f"{TOKENIZER}: its ids go up to 511, the decoder's vocabulary has 500; use"):
-        _ = task_of(config(model__decoder__vocab=500)).format
+        _ = conversation(config(model__decoder__vocab=500)).format
 
 
 # ---- whole runs
