@@ -188,6 +188,7 @@ class LogConfig:
     every_steps: int = 1
     tensorboard: bool = True
     trackers: tuple[str, ...] = ()  # wandb | mlflow | module:name of your own: further places for the metrics
+    show: int = 0  # training examples that are printed before training, as the model gets them
     state_hash_every: int = 0  # steps between hashes of the training state and the batch in metrics.jsonl; 0: none
 
 

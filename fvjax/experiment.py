@@ -155,6 +155,8 @@ class Experiment:
         if self.examples:
             length = f"{c.steps} steps" if c.steps else f"{c.epochs} epochs"
             say(f"{self.examples.description}, {length}")
+            if c.log.show:
+                say(self.task.show(self.store, c.log.show))
 
     def evaluate_before(self, state: TrainState) -> None:
         """Evaluate before training into before_training.json, unless an earlier start has done it."""

@@ -33,10 +33,9 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train and evaluate
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several make up one run")
 PROCESSES = flags.DEFINE_integer("processes", None, "how many processes make up this run", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0", lower_bound=0)
-PROFILE = flags.DEFINE_integer(
-    "profile", 0, "trace so many training steps into WORKDIR/profile and print where their time went", lower_bound=0
-)
-FLAGS = (cli.CONFIG, WORKDIR, MODE, COORDINATOR, PROCESSES, PROCESS, PROFILE, cli.TRACEBACK)  # in the order of --help
+SHOW = flags.DEFINE_integer("show", 0, "print so many training examples first (config.log.show)", lower_bound=0)
+PROFILE = flags.DEFINE_integer("profile", 0, "trace so many steps into WORKDIR/profile and print them", lower_bound=0)
+FLAGS = (cli.CONFIG, WORKDIR, MODE, COORDINATOR, PROCESSES, PROCESS, SHOW, PROFILE, cli.TRACEBACK)  # as in --help
 
 
 def run(
@@ -114,6 +113,7 @@ def main(argv: list[str]) -> None:
         cli.fail(f"unexpected argument {argv[1]!r}; settings look like --config.key=value")
     logging.set_verbosity(logging.WARNING)
     config = cli.CONFIG.value
+    config.log.show = SHOW.value or config.log.show
     workdir = Path(WORKDIR.value or f"runs/{config.name}")
     try:
         with errors.naming(workdir):

@@ -111,6 +111,35 @@ def test_the_last_message_of_the_user_is_a_prompt(tiny):
     assert not any(rendered.label_mask)
 
 
+def smollm2_like(tmp_path) -> tokenizers.Tokenizer:
+    """Return the tiny tokenizer with SmolLM2's names of tokens, of which the first is that of a turn's begin."""
+    text = json.dumps(tiny_bpe.document())
+    names = zip(chat.INTERNVL_IMAGE, chat.SMOLLM2_IMAGE)
+    for old, new in names:
+        text = text.replace(json.dumps(old), json.dumps(new))
+    (tmp_path / "tokenizer.json").write_text(text)
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizers.load(tmp_path)
+
+
+def test_smollm2(tmp_path):
+    """The text is that of the chat template in SmolLM2's GGUF file."""
+    tokenizer = smollm2_like(tmp_path)
+    system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    turn = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+    assert tokenizer.decode(render("smollm2", conversation("Who?", "Yes"), tokenizer).ids) == system + turn
+    own = [{"role": "system", "content": "Be brief."}, *conversation("Who?")]
+    prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    expected = f"<|im_start|>system\nBe brief.<|im_end|>\n{prompt}"
+    assert tokenizer.decode(render("smollm2", own, tokenizer).ids) == expected
+    rendered = render("smollm2", conversation("<image>Who?", "Yes"), tokenizer, image_tokens=[2], system=None)
+    picture = "<issue_start><empty_output><empty_output><issue_closed>"
+    assert tokenizer.decode(rendered.ids) == turn.replace("Who", f"{picture}Who")
+    assert counted(rendered, tokenizer) == "Yes<|im_end|>\n"
+    assert chat.stop_ids("smollm2", tokenizer) == (tokenizer.added["<|im_end|>"],)
+
+
 def test_a_begin_of_text_token_comes_first_if_the_tokenizer_has_one(tiny, tmp_path):
     tiny_bpe.write(tmp_path)
     config = tiny_bpe.config() | {"bos_token": "<|endoftext|>"}

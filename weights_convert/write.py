@@ -145,17 +145,13 @@ def by_size(tensors: Mapping[str, Read], sizes: Mapping[str, int]) -> Shards:
 def _write(
     dst: Path, shards: Shards, ckpt: Checkpoint, config: str, files: Mapping[str, str | None] | None = None
 ) -> None:
-    """Write shards, their index, config.json and the companion files; one shard is in memory at a time.
+    """Write shards, their index, config.json and the companion files.
 
     ``files``: name -> text of companions that differ from the checkpoint's, or None for those that are left out.
     """
     files = files or {}
     with new_directory(dst) as temporary:
-        total = sum(_write_shard(temporary / file, shard) for file, shard in shards.items())
-        if list(shards) != [SINGLE]:
-            weight_map = {key: file for file, shard in shards.items() for key in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        write_shards(temporary, shards)
         (temporary / "config.json").write_text(config)
         for file in sorted(ckpt.path.iterdir()):
             if COMPANIONS.fullmatch(file.name) and file.name not in files:
@@ -163,6 +159,15 @@ def _write(
         for name, text in files.items():
             if text is not None:
                 (temporary / name).write_text(text)
+
+
+def write_shards(directory: Path, shards: Shards) -> None:
+    """Write shards and, if there are several, their index; one shard is in memory at a time."""
+    total = sum(_write_shard(directory / file, shard) for file, shard in shards.items())
+    if list(shards) != [SINGLE]:
+        weight_map = {key: file for file, shard in shards.items() for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _write_shard(path: Path, shard: Mapping[str, Read]) -> int:

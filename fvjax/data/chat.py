@@ -4,8 +4,8 @@
     messages = [{"role": "user", "content": "<image>\\nWho is this?"}, {"role": "assistant", "content": "A man."}]
     ids, label_mask = render("internvl2_5", messages, tokenizer, image_tokens=[256])
 
-Sources: `internvl2_5` in OpenGVLab/InternVL's conversation.py, `intern_vl` in LLaMA-Factory's template.py, and the chat
-template of the `-hf` checkpoints.
+Sources: `internvl2_5` in OpenGVLab/InternVL's conversation.py, `intern_vl` in LLaMA-Factory's template.py, the chat
+template of the `-hf` checkpoints, and SmolLM2's own in its tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Template:
         system, user, assistant: the text around each role's messages. An answer is generated after ``assistant.begin``.
         image: the added tokens before a picture's visual tokens, in place of each of them, and after them.
         stop: the added tokens that end an answer.
+        begin_of_text: whether the tokenizer's begin-of-text token, if it has one, comes before the first turn.
     """
 
     name: str
@@ -50,20 +51,34 @@ class Template:
     assistant: Turn
     image: tuple[str, str, str]
     stop: tuple[str, ...]
+    begin_of_text: bool = True
 
 
-def _chat_markup(name: str, system_message: str | None) -> Template:
-    """Return a template of InternVL 2.5 and 3, in which <|im_start|> and <|im_end|> surround every turn."""
+INTERNVL_IMAGE = ("<img>", "<IMG_CONTEXT>", "</img>")
+# SmolLM2 knows no pictures. These are three of its added tokens that conversations do not use.
+SMOLLM2_IMAGE = ("<issue_start>", "<empty_output>", "<issue_closed>")
+
+
+def _chat_markup(
+    name: str, system_message: str | None, image: tuple[str, str, str] = INTERNVL_IMAGE, *, begin_of_text: bool = True
+) -> Template:
+    """Return a template in which <|im_start|> and <|im_end|> surround every turn."""
     turns = {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES}
-    return Template(name, system_message, **turns, image=("<img>", "<IMG_CONTEXT>", "</img>"), stop=("<|im_end|>",))
+    return Template(name, system_message, **turns, image=image, stop=("<|im_end|>",), begin_of_text=begin_of_text)
 
 
 INTERNVL_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
+SMOLLM2_MESSAGE = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 TEMPLATES = {
     template.name: template
-    for template in (_chat_markup("internvl2_5", INTERNVL_MESSAGE), _chat_markup("internvl2_5_hf", None))
+    for template in (
+        _chat_markup("internvl2_5", INTERNVL_MESSAGE),
+        _chat_markup("internvl2_5_hf", None),
+        # SmolLM2 names <|im_start|>, which begins every turn, as its begin-of-text token.
+        _chat_markup("smollm2", SMOLLM2_MESSAGE, SMOLLM2_IMAGE, begin_of_text=False),
+    )
 }
 
 
@@ -102,7 +117,8 @@ def render(
     """Turn a conversation into token ids and the mask of the tokens that carry loss.
 
     If the last message is the user's, the ids end where the answer begins (``<|im_start|>assistant\\n``) and no token
-    carries loss: this is the prompt to generate from. A begin-of-text token comes first if the tokenizer has one.
+    carries loss: this is the prompt to generate from. A begin-of-text token comes first if the tokenizer has one and
+    the template wants it.
     Text that looks like an added token, such as "<|im_end|>", becomes that token, as in both references; see
     :func:`special_in`.
 
@@ -263,7 +279,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         stop_ids(self.template, self.tokenizer)  # they must be single tokens in what is learned, too
-        if self.tokenizer.bos_id is not None:
+        if self.template.begin_of_text and self.tokenizer.bos_id is not None:
             self._append([self.tokenizer.bos_id], [False])
 
     def write(self, text: str, counted: bool = False) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Group
 
 from fvjax import shipped
 from fvjax.config import Config
 from fvjax.console import progress, say
 from fvjax.data import face_questions, tokenizers
-from fvjax.data.chat import TEMPLATES
+from fvjax.data.chat import TEMPLATES, show
 from fvjax.data.conversation_plan import ConversationPlan
 from fvjax.data.conversations import Format, Reader, Size, measure
 from fvjax.data.stores.conversations import ConversationStore
@@ -167,6 +168,18 @@ class Conversation(Task):
             f"{plan.padding():.0%} padding in the first"
         )
         return Examples(store, plan, description, read=Reader(store, self.format))
+
+    def show(self, store: ConversationStore, count: int) -> Group:
+        """Return conversations with their loss positions marked."""
+        numbers = range(min(count, len(store)))
+        texts = []
+        for i in numbers:
+            record = store.conversation(i)
+            rendered = self.format.render(record.messages, self.format.tile_counts(store.picture_sizes[i]))
+            learned = sum(rendered.label_mask)
+            texts += [f"record {i} ({record.source}): {len(rendered.ids)} tokens, {learned} with loss, in ⟦⟧"]
+            texts += [show(rendered, self.format.tokenizer)]
+        return Group(*texts)
 
     def sizes(self, store: ConversationStore, format: Format, title: str) -> list[Size]:
         """Return the size of every conversation of a store, without decoding pictures."""

@@ -137,6 +137,10 @@ class Task(ABC):
     def examples(self, store: Any) -> Examples:
         """Return what each step trains on. Raises ValueError: the store cannot be used."""
 
+    def show(self, store: Any, count: int) -> Any:
+        """Return so many training examples as the model gets them, for rich to print. Raises ValueError: it cannot."""
+        raise ValueError(f"config.log.show={count}: this task has no examples that can be printed; use 0")
+
     @abstractmethod
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a batch of `count` examples, for tracing, planning and counting."""
