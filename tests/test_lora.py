@@ -153,18 +153,20 @@ def test_dead_adapters_are_named_by_layer(params, x):
     assert lora.is_zero(first)["blocks/mlp/fc1/b"].tolist() == [False, True, False]
     with pytest.raises(ValueError, match="exactly zero") as error:
         lora.check_alive(lora.is_zero(first), lora.is_zero(second))
-    names = ["fc1/b layers [1] (step 1)", "fc2/b layers [1] (step 1)"]
-    names += ["fc1/a layers [1] (step 2)", "fc2/a layers [1] (step 2)"]
+    names = ["fc1/b layers [1] (first step)", "fc2/b layers [1] (first step)"]
+    names += ["fc1/a layers [1] (after the first update)", "fc2/a layers [1] (after the first update)"]
     assert f": {', '.join(f'blocks/mlp/{name}' for name in names)}. Check" in str(error.value)
 
 
 def test_the_gate_looks_at_b_first_and_then_at_a(params, x):
     """Without an update after step 1, a is still dead at step 2; one element that is not zero makes it alive."""
     zero = [lora.is_zero(g) for g in gradients(params, x, scale=0.0)]
-    with pytest.raises(ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(step 2\), blocks/mlp/fc2/a"):
+    with pytest.raises(
+        ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(after the first update\), blocks/mlp/fc2/a"
+    ):
         lora.check_alive(*zero)
     one = {"fc/a": jnp.zeros((4, 2)), "fc/b": jnp.zeros((2, 3)).at[1, 2].set(1e-30)}
-    with pytest.raises(ValueError, match=r"zero: fc/a \(step 2\)\. Check"):
+    with pytest.raises(ValueError, match=r"zero: fc/a \(after the first update\)\. Check"):
         lora.check_alive(lora.is_zero(one), lora.is_zero(one))
     lora.check_alive(lora.is_zero(one), lora.is_zero({"fc/a": one["fc/b"], "fc/b": one["fc/a"]}))
 
