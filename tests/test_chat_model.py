@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import fvjax
-from fvjax import chat_model, trees
+from fvjax import api, chat_model, trees
+from fvjax.config import base
 from fvjax.data import chat, tiling
 from fvjax.data.conversations import Size
 from fvjax.models import generation
@@ -532,6 +533,44 @@ def test_bfloat16_is_near(checkpoint, model):
     error = np.abs(got - expected).max() / np.abs(expected).max()
     assert 1e-4 < error < 0.05
     assert half.encoder.net.decoder.dtype == jnp.bfloat16
+
+
+# ---- work directories of runs
+
+
+@pytest.fixture
+def workdir(checkpoint, model, monkeypatch, tmp_path):
+    """Return a function (changes of chat) -> work directory of a run that trained the tiny model."""
+
+    def make(task="conversation", kind="vlm", **changes):
+        config = base()
+        config.task, config.model.kind, config.init_from = task, kind, str(checkpoint)
+        config.chat.update(changes)
+        (tmp_path / "config.json").write_text(config.to_json())
+        trained = SimpleNamespace(model=SimpleNamespace(encoder=model.encoder), variables=lambda: model.variables)
+        monkeypatch.setattr(api, "restore", lambda config, path: trained)
+        return tmp_path
+
+    return make
+
+
+def test_a_run_is_spoken_to_as_in_its_evaluation(workdir, model):
+    loaded = fvjax.load(workdir(system="", max_tiles=2), "chat")
+    assert loaded.settings == model.settings
+    assert loaded.generate(ask(), [picture()], max_tokens=8) == model.generate(ask(), [picture()], max_tokens=8)
+    trained = fvjax.load(workdir(max_tiles=3, tile_rule="vlmevalkit", hide_pictures=True), "chat")
+    assert trained.settings == chat_model.Chat("internvl2_5", "default", 3, "vlmevalkit", hide_pictures=True)
+    evaluated = fvjax.load(workdir(eval_template="internvl2_5_hf", eval_max_tiles=4), "chat")
+    assert evaluated.settings == chat_model.Chat("internvl2_5_hf", "default", 4)
+
+
+def test_runs_that_do_not_hold_conversations(workdir, tmp_path):
+    with pytest.raises(ValueError, match="its model does not hold conversations"):
+        fvjax.load(workdir(task="contrastive", kind="iresnet"), "chat")
+    with pytest.raises(ValueError, match="is a workdir, which has its own adapters; load the run's base with a"):
+        fvjax.load(tmp_path, "chat", adapters="a")
+    with pytest.raises(ValueError, match="is a workdir of python -m fvjax.main; open it with"):
+        fvjax.load(tmp_path, "pair", prompt_ids=[1], yes_no_ids=[2, 3])
 
 
 # ---- many prompts at a time
