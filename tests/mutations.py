@@ -35,6 +35,7 @@ GRADIENTS, BIN = "tests/test_gradients.py::", "tests/test_insightface_bin.py::"
 VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arrays.py::"
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
+CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -48,6 +49,79 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
+    # ---- conversations: the Python API, the command and FaceXBench
+    Fault(
+        "letter_without_space",
+        "the probability of a letter leaves out the letter with a space before it",
+        "fvjax/tasks/conversation_evaluation.py",
+        'for text in (letter, f" {letter}")',
+        "for text in (letter,)",
+        (BENCH_TASK + "test_a_letter_counts_with_and_without_a_space",),
+    ),
+    Fault(
+        "context_id",
+        "visual tokens are looked for at the tag before them",
+        "fvjax/chat_model.py",
+        "return self.tokenizer.added[template.image[1]]",
+        "return self.tokenizer.added[template.image[0]]",
+        (CHAT_MODEL + "test_logits_are_of_every_token",),
+    ),
+    Fault(
+        "generation_one_short",
+        "a stream of tokens ends one before the limit",
+        "fvjax/models/generation.py",
+        "np.asarray(ids)[:, : max_tokens - step]",
+        "np.asarray(ids)[:, : max_tokens - step - 1]",
+        (CHAT_MODEL + "test_greedy_ids_are_the_golden_ones[8]",),
+    ),
+    Fault(
+        "generation_cache_full",
+        "the cache of a long answer grows too late, so that tokens are overwritten",
+        "fvjax/models/generation.py",
+        "if needed > capacity:",
+        "if needed > 2 * capacity:",
+        (CHAT_MODEL + "test_a_stream_that_outgrows_its_cache_is_what_generate_makes",),
+    ),
+    Fault(
+        "end_token_said",
+        "an answer has the text of the token that ends it",
+        "fvjax/chat_model.py",
+        "fresh[:end]",
+        "fresh[: end + 1]",
+        (CHAT_MODEL + "test_characters_of_several_bytes_are_never_split[8]",),
+    ),
+    Fault(
+        "stream_drops_a_piece",
+        "a stream leaves out the first character of every piece",
+        "fvjax/chat_model.py",
+        "yield text[len(said) :]",
+        "yield text[len(said) + 1 :]",
+        (CHAT_MODEL + "test_characters_of_several_bytes_are_never_split[1]",),
+    ),
+    Fault(
+        "choose_least_probable",
+        "the least probable option is chosen",
+        "fvjax/chat_model.py",
+        "return int(probabilities.argmax()), probabilities",
+        "return int(probabilities.argmin()), probabilities",
+        (CHAT_MODEL + "test_options_of_one_token_are_compared_by_their_logits",),
+    ),
+    Fault(
+        "cut_not_counted",
+        "no answer counts as cut by the limit of tokens",
+        "fvjax/tasks/dialogue.py",
+        "row[: count - ended].tolist()), not ended)",
+        "row[: count - ended].tolist()), False)",
+        (CHAT_MODEL + "test_an_answer_that_ends_is_not_cut",),
+    ),
+    Fault(
+        "answers_of_another_model",
+        "a folder's answers are continued with another model or other settings",
+        "fvjax/chat.py",
+        'asked = {"question": text, **settings, **about}',
+        'asked = {"question": text, **settings}',
+        ("tests/test_chat_command.py::test_answers_to_another_question_are_not_mixed[Hair?-flags2-system]",),
+    ),
     # ---- models
     Fault(
         "batchnorm_eps",
