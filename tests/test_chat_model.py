@@ -569,7 +569,7 @@ def test_runs_that_do_not_hold_conversations(workdir, tmp_path):
         fvjax.load(workdir(task="contrastive", kind="iresnet"), "chat")
     with pytest.raises(ValueError, match="is a workdir, which has its own adapters; load the run's base with a"):
         fvjax.load(tmp_path, "chat", adapters="a")
-    with pytest.raises(ValueError, match="is a workdir of python -m fvjax.main; open it with"):
+    with pytest.raises(ValueError, match=r"is a workdir of python -m fvjax\.main; open it with"):
         fvjax.load(tmp_path, "pair", prompt_ids=[1], yes_no_ids=[2, 3])
 
 
