@@ -160,6 +160,14 @@ def test_positions_count_from_zero_in_every_packed_sequence(tiny):
     np.testing.assert_array_equal(got.sin, alone.sin[0][got.index])
 
 
+def test_packed_rows_beyond_the_positions_of_dynamic_scaling_are_refused(tiny, golden):
+    model, _, variables, _ = tiny
+    short = model.clone(decoder=model.decoder.clone(positions=64))
+    ids, tiles, at, _, segments = pack(golden, (2, 0))
+    with pytest.raises(ValueError, match="longer than the decoder's 64 positions"):
+        read(short, variables, ids, tiles, at, segments)
+
+
 def test_the_loss_does_not_depend_on_the_chunks(tiny, golden):
     model, _, variables, _ = tiny
     inputs = (*batch(golden), targets_of(golden, "llamafactory"))
