@@ -2359,6 +2359,14 @@ FAULTS = (
         ("tests/test_face_questions.py::test_no_answer_is_right_most_of_the_time",),
     ),
     Fault(
+        "adapters_on_the_tower",
+        "FaceLLM's adapters also sit on the vision tower",
+        "configs/facellm.py",
+        'c.lora.targets = ("decoder/blocks/(attn|mlp)/.*",)',
+        'c.lora.targets = ("(vision|decoder)/blocks/(attn|mlp)/.*",)',
+        ("tests/test_configs.py::test_config[facellm_1b]",),
+    ),
+    Fault(
         "packed_rows_see_each_other",
         "conversations that are packed into one row attend to each other",
         "fvjax/models/decoder.py",
