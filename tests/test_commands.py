@@ -81,7 +81,8 @@ def test_help_of_a_command_has_its_own_flags_only(tmp_path):
         "--coordinator=…",
         "--processes=…",
         "--process=…",
-        "--profile=…", "--show=…",
+        "--profile=…",
+        "--show=…",
         "--[no]traceback",
     }
     assert "(default: train)" in out

@@ -1,11 +1,13 @@
 """Test what a run reports about each step, with a simulated clock and simulated results."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fvjax.training import reporter
+from fvjax.training import loop, reporter
+from fvjax.training.loop import Saves
 from fvjax.training.reporter import TrainReporter, Workload, memory_in_use, rates
 
 WORK = Workload(images_per_step=32, flops_per_step=4e9, steps_per_epoch=3, epochs=2, total_steps=6)
@@ -130,6 +132,28 @@ def test_a_result_that_is_not_finite_ends_the_run_and_is_not_written(run, clock,
     with pytest.raises(FloatingPointError, match=f"{text} checkpoint is step 2$"):
         reported.flush()
     assert [step for step, _ in reported.writer.written] == [7]
+
+
+def test_a_state_is_saved_only_after_its_loss_was_found_finite(run, clock):
+    """Otherwise the broken state would be the newest checkpoint, and the run would resume from it."""
+    saved = []
+    checkpoints = SimpleNamespace(save=lambda step, state, facts: saved.append(step))
+    saves = Saves(checkpoints, every_steps=2, total_steps=6, facts={}, seconds=lambda: 1.0)  # type: ignore[arg-type]
+    parts: dict[str, Any] = {
+        "agreement": SimpleNamespace(propose=lambda step: 0, decide=lambda request: 0, saved=lambda action: None),
+        "evaluations": SimpleNamespace(missing=lambda step: False, due=lambda step: False),
+        "trace": SimpleNamespace(before=lambda number, step, *args: step, after=lambda number, state: None),
+    }
+    state: Any = SimpleNamespace(step=0, as_dict=dict)
+
+    def train_step(state, frozen, loss, request):
+        clock.now += 1
+        return state, values(clock, loss)
+
+    losses: Any = [3.0, 2.0, 1.0, np.nan, 1.0, 1.0]  # the fourth belongs to the second checkpoint
+    with pytest.raises(FloatingPointError, match="step 3: the loss is nan"):
+        loop.train(state, None, losses, train_step, reporter=run(), saves=saves, hash_every=0, **parts)
+    assert saved == [2]
 
 
 def dead(a, b):
