@@ -443,7 +443,7 @@ def training(folder: Path, **changes):
     c.optimizer.update({"name": "adamw", "lr": 2e-2, "weight_decay": 0.0, "schedule": "cosine", "warmup_steps": 2})
     c.epochs, c.eval.every_epochs, c.eval.batch_size = 3, 1, 16
     c.data.val, c.chat.answers = str(folder / "val"), 2
-    c.log.tensorboard, c.log.state_hash_every = False, 1
+    c.log.tensorboard, c.log.state_hash_every, c.log.show = False, 1, 2
     return c
 
 
@@ -524,6 +524,13 @@ def test_answers_are_printed_with_each_validation(folder, trained):
         question, answer = ConversationStore(folder / "val", "val").conversation(i).messages[-2:]
         assert question["content"].removeprefix("<image>").strip() in trained.printed
         assert trained.printed.count(f"\n  expected: {answer['content']}") >= 3
+
+
+def test_training_examples_are_printed_first(trained):
+    assert trained.printed.count("tokens with loss; ") == 1
+    before = trained.printed[: trained.printed.index("  model: ")]
+    assert [f"record {i} (synthetic/0/000000/{i:03d}): " in before for i in range(3)] == [True, True, False]
+    assert "⟦" in before
 
 
 def test_it_goes_on_after_a_stop_bit_for_bit(folder, trained):
