@@ -7,7 +7,7 @@
 process, use a key-value cache, continue the same random prompt of --prompt tokens by --tokens tokens, and take turns,
 A B A B. The first call of each, which compiles, is not counted. They must generate the same tokens. The time to the
 first token, which reads the prompt, is measured by a call for one token and taken off. CPU time, over all threads, is
-printed as well: other programs on the machine change it less than the tokens per second.
+printed as well: other programs on the machine change it less than the seconds and the tokens per second.
 """
 
 import argparse
@@ -108,8 +108,9 @@ def main() -> None:
             each_token[name].append(Cost(*((b - a) / (options.tokens - 1) for a, b in zip(first, whole))))
     for name in programs:
         rate, cpu = spread([1 / c.wall for c in each_token[name]]), spread([1000 * c.cpu for c in each_token[name]])
-        first = spread([c.wall for c in firsts[name]], 3)
-        print(f"{name}: {rate} tokens/s, {cpu} ms of CPU time per token; first token after {first} s")
+        print(f"{name}: {rate} tokens/s, {cpu} ms of CPU time per token")
+        first, cpu = spread([c.wall for c in firsts[name]], 3), spread([c.cpu for c in firsts[name]], 3)
+        print(f"{name}: first token after {first} s, {cpu} s of CPU time")
     pairs = list(zip(each_token["fvjax"], each_token["transformers"]))
     print(f"fvjax / transformers: tokens/s {spread([b.wall / a.wall for a, b in pairs], 2)}")
     print(f"transformers' / fvjax's CPU time per token: {spread([b.cpu / a.cpu for a, b in pairs], 2)}")

@@ -36,6 +36,7 @@ VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arrays.py::"
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
+DECODE = "tests/test_decode.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -236,6 +237,62 @@ FAULTS = (
         (WHAT_TRAINS,),
     ),
     # ---- decoder, projector, VLM
+    Fault(
+        "decode_scans_on_cpu",
+        "generation on a CPU scans the stacked layers, which copies their weights for every token",
+        "fvjax/models/decode.py",
+        'jax.default_backend() != "cpu" or',
+        'jax.default_backend() == "cpu" or',
+        (DECODE + "test_no_stack_enters_the_loop_over_tokens",),
+    ),
+    Fault(
+        "decode_without_adapters",
+        "on a CPU, generated tokens are those of the model without its adapters, except for the first one",
+        "fvjax/models/decode.py",
+        'for name, tree in variables.items() if "blocks" in tree}',
+        'for name, tree in variables.items() if name == "params"}',
+        (DECODE + "test_sliced_layers_generate_what_the_scan_does",),
+    ),
+    Fault(
+        "decode_rounds_norms",
+        "in half precision on a CPU, generation rounds the norms' scales to the decoder's dtype",
+        "fvjax/models/decode.py",
+        "is_matrix = stack.ndim > 2",
+        "is_matrix = stack.ndim > 1",
+        (DECODE + "test_half_precision",),
+    ),
+    Fault(
+        "decode_does_not_count",
+        "on a CPU, every generated token overwrites the keys and values of the one before",
+        "fvjax/models/decode.py",
+        "LayerCaches(longer, cache.length + 1)",
+        "LayerCaches(longer, cache.length)",
+        (DECODE + "test_sliced_layers_generate_what_the_scan_does",),
+    ),
+    Fault(
+        "stream_grows_past_positions",
+        "a stream's cache doubles beyond the positions of training, which changes the frequencies of dynamic scaling",
+        "fvjax/models/generation.py",
+        "return max(needed, min(wanted, positions))",
+        "return max(needed, wanted)",
+        (DECODE + "test_a_stream_is_what_is_generated_at_once",),
+    ),
+    Fault(
+        "prompt_copies_weights",
+        "reading a prompt into a cache copies the weights of all layers but the last",
+        "fvjax/models/decoder.py",
+        "x, earlier = lax.scan(lambda x, index: layer(x, at(index)), x, jnp.arange(self.depth - 1))",
+        "x, earlier = lax.scan(layer, x, at(slice(-1)))",
+        (DECODE + "test_a_prompt_is_read_without_copies_of_the_weights",),
+    ),
+    Fault(
+        "generation_reads_one_too_many",
+        "generation reads the last token of an answer as well",
+        "fvjax/models/generation.py",
+        "final = lax.while_loop(lambda p: (p.step < max_tokens) & ~p.done.all(), body, first)",
+        "final = lax.while_loop(lambda p: (p.step < max_tokens + 1) & ~p.done.all(), body, first)",
+        (DECODE + "test_the_last_token_is_not_read",),
+    ),
     Fault(
         "pixel_shuffle_v1",
         "pixel shuffle uses the transposed order of v1 although the checkpoint says v2",

@@ -36,7 +36,7 @@ def slice_layers(decoder: Decoder, variables: dict[str, Any]) -> Layers | None:
 
     Matrices are converted to the decoder's ``dtype``, which the scan does again for every token.
     """
-    stacks = {name: tree["blocks"] for name, tree in variables.items() if "blocks" in tree}
+    stacks = {name: jax.tree.map(jnp.asarray, tree["blocks"]) for name, tree in variables.items() if "blocks" in tree}
     size = sum(leaf.size for leaf in jax.tree.leaves(stacks)) * jnp.dtype(decoder.dtype).itemsize
     if jax.default_backend() != "cpu" or size > SLICED_BYTES:
         return None

@@ -250,7 +250,7 @@ class Decoder(nn.Module):
         block, last_block = (Block(**self.block_attributes(), last=last, parent=None) for last in (False, True))
 
         def at(index):
-            return jax.tree.map(lambda stack: stack[index], (stacks, past))
+            return jax.tree.map(lambda stack: jnp.asarray(stack)[index], (stacks, past))
 
         def layer(x, variables_and_past):
             variables, past = variables_and_past

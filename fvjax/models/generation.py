@@ -160,7 +160,7 @@ def stream(
     prompt and answer exceed the decoder's positions.
     """
     tokens = int(np.max(lengths))
-    capacity = min(x.shape[1] + max(64, at_a_time), decoder.max_tokens)  # not of `tokens`: few shapes are compiled
+    capacity = _room(decoder, x.shape[1], x.shape[1] + max(64, at_a_time))
     layers = decode.slice_layers(decoder, variables)
     logits, read = read_prompt(decoder, variables, x, lengths, capacity)
     cache = decode.slice_cache(read, layers)
@@ -172,7 +172,7 @@ def stream(
         count = at_a_time if at_a_time <= room else min(room, max_tokens - step)
         needed = tokens + step + count
         if needed > capacity:
-            capacity = min(max(2 * capacity, needed), decoder.max_tokens)
+            capacity = _room(decoder, needed, 2 * capacity)
             cache = decode.grow(cache, capacity)
         ids, logits, cache = next_tokens(
             decoder, variables, layers, logits, cache, step, keys, count=count, temperature=temperature, top_p=top_p
@@ -183,6 +183,15 @@ def stream(
         done |= np.isin(ids, eos).any(1)
         if done.all():
             return
+
+
+def _room(decoder: Decoder, needed: int, wanted: int) -> int:
+    """Return a cache's capacity: the wanted tokens if the decoder has the positions for them, at least the needed ones.
+
+    Dynamic scaling depends on the capacity, so it exceeds the positions of training only if the needed tokens do.
+    """
+    positions = decoder.positions if needed <= decoder.positions else decoder.max_tokens
+    return max(needed, min(wanted, positions))
 
 
 def _choose(logits: jax.Array, step: jax.Array | int, keys: Keys | None, temperature: float, top_p: float) -> jax.Array:
