@@ -83,17 +83,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, past, positions: Positions):
         norm = partial(RMSNorm, self.norm_eps, self.dtype)
-        y, past = Attention(
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            self.qkv_bias,
-            self.out_bias,
-            self.attention,
-            self.dtype,
-            self.last,
-            name="attn",
-        )(norm(name="norm1")(x), past, positions)
+        sizes = self.heads, self.kv_heads, self.head_dim
+        attend = Attention(*sizes, self.qkv_bias, self.out_bias, self.attention, self.dtype, self.last, name="attn")
+        y, past = attend(norm(name="norm1")(x), past, positions)
         x = (last_token(x, positions.lengths) if self.last else x) + y
         return x + GatedMlp(self.mlp_dim, self.mlp_bias, self.dtype, name="mlp")(norm(name="norm2")(x)), past
 
@@ -137,7 +129,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
             length=self.depth,
-        )(**self._block_attributes())
+        )(**self.block_attributes())
         self.final_norm = RMSNorm(self.norm_eps, self.dtype)
         normal, shape = nn.initializers.normal, (self.vocab, self.width)
         self.embedding = self.param("embed", normal(0.02), shape)
@@ -146,7 +138,8 @@ class Decoder(nn.Module):
         self.head = self.embedding if self.tied else self.param("head", normal(self.width**-0.5), shape)
 
     @nn.nowrap
-    def _block_attributes(self) -> dict[str, Any]:
+    def block_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the decoder's blocks."""
         shared = set(Decoder.__dataclass_fields__) & set(Block.__dataclass_fields__) - {"parent", "name"}
         return {name: getattr(self, name) for name in shared}
 
@@ -252,9 +245,12 @@ class Decoder(nn.Module):
         return run(x.astype(self.dtype), past, positions)
 
     def _run_to_last_token(self, x, past, positions: Positions):
-        """Run all layers, the last of them for the last token only. Slices (copies) the stacked weights."""
+        """Run all layers, the last of them for the last token only."""
         stacks = {c: self.variables[c]["blocks"] for c in ("params", "lora") if "blocks" in self.variables.get(c, {})}
-        block, last_block = (Block(**self._block_attributes(), last=last, parent=None) for last in (False, True))
+        block, last_block = (Block(**self.block_attributes(), last=last, parent=None) for last in (False, True))
+
+        def at(index):
+            return jax.tree.map(lambda stack: stack[index], (stacks, past))
 
         def layer(x, variables_and_past):
             variables, past = variables_and_past
@@ -262,7 +258,10 @@ class Decoder(nn.Module):
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
-        x, earlier = lax.scan(layer, x, jax.tree.map(lambda s: s[:-1], (stacks, past)))
-        stacks, past = jax.tree.map(lambda s: s[-1], (stacks, past))
-        x, past = last_block.apply(stacks, x, past, positions)  # type: ignore[misc]
+        if past is None:  # in training: copies the weights, but does not add up the gradients of whole stacks
+            x, earlier = lax.scan(layer, x, at(slice(-1)))
+        else:
+            x, earlier = lax.scan(lambda x, index: layer(x, at(index)), x, jnp.arange(self.depth - 1))
+        variables, past = at(-1)
+        x, past = last_block.apply(variables, x, past, positions)  # type: ignore[misc]
         return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, past)

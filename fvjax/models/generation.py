@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fvjax.models import decode
 from fvjax.models.cache import Cache
+from fvjax.models.decode import LayerCaches, Layers
 from fvjax.models.decoder import Decoder
 from fvjax.typing import Keys
 
@@ -23,16 +25,15 @@ class _Progress(NamedTuple):
     ids: jax.Array  # int32 [N, max_tokens]
     counts: jax.Array  # int32 [N]: tokens of each row, its end-of-sequence token included
     done: jax.Array  # bool [N]
-    token: jax.Array  # int32 [N]: chosen, not yet in `ids`
-    cache: Cache
+    token: jax.Array  # int32 [N]: the last one of each row, not yet in `cache`
+    cache: Cache | LayerCaches
 
 
-@partial(jax.jit, static_argnames=("decoder", "max_tokens", "eos", "temperature", "top_p"))
 def generate(
     decoder: Decoder,
     variables: dict[str, Any],
     x: jax.Array,
-    lengths: jax.Array | None = None,
+    lengths: jax.Array | np.ndarray | None = None,
     *,
     max_tokens: int,
     eos: tuple[int, ...],
@@ -55,65 +56,85 @@ def generate(
     if not eos or max_tokens < 1 or temperature <= 0 or not 0 < top_p <= 1:
         settings = f"max_tokens={max_tokens}, eos={eos}, temperature={temperature}, top_p={top_p}"
         raise ValueError(f"generate: {settings}; needs at least 1 token, an eos, temperature > 0, 0 < top_p <= 1")
+    layers = decode.slice_layers(decoder, variables) if max_tokens > 1 else None
+    sampling = {"temperature": temperature, "top_p": top_p}
+    return _generate(decoder, variables, layers, x, lengths, keys, max_tokens=max_tokens, eos=eos, **sampling)
+
+
+@partial(jax.jit, static_argnames=("decoder", "max_tokens", "eos", "temperature", "top_p"))
+def _generate(
+    decoder: Decoder,
+    variables: dict[str, Any],
+    layers: Layers | None,
+    x: jax.Array,
+    lengths: jax.Array | np.ndarray | None,
+    keys: Keys | None,
+    *,
+    max_tokens: int,
+    eos: tuple[int, ...],
+    temperature: float,
+    top_p: float,
+) -> tuple[jax.Array, jax.Array]:
     n, tokens, _ = x.shape
 
-    def choose(states, step):
-        logits: Any = decoder.apply(variables, states[:, 0], method="logits")
-        return _choose(logits, step, keys, temperature, top_p)
+    def write(progress: _Progress, logits: jax.Array, cache: Cache | LayerCaches) -> _Progress:
+        """Choose the next token of every row by its logits, and write it into `ids`."""
+        step, ids, counts, done = progress[:4]
+        token = jnp.where(done, eos[0], _choose(logits, step, keys, temperature, top_p))
+        ids, counts = ids.at[:, step].set(token), counts + ~done
+        return _Progress(step + 1, ids, counts, done | jnp.isin(token, jnp.array(eos)), token, cache)
+
+    # Inside the compiled program of a caller, the barrier keeps XLA from slicing the weights again for every token.
+    layers = lax.optimization_barrier(layers)
 
     def body(progress: _Progress) -> _Progress:
-        step, ids, counts, done, token, cache = progress
-        token = jnp.where(done, eos[0], token)
-        ids, counts = ids.at[:, step].set(token), counts + ~done
-        done = done | jnp.isin(token, jnp.array(eos))
-        embedded = decoder.apply(variables, token[:, None], method="embed_tokens")
-        states, cache = _extend(decoder, variables, embedded, cache)
-        return _Progress(step + 1, ids, counts, done, choose(states, step + 1), cache)
+        return write(progress, *decode.read_token(decoder, variables, layers, progress.token, progress.cache))
 
-    cache = decoder.new_cache(n, tokens + max_tokens)
-    states, cache = _extend(decoder, variables, x, cache, last=True, lengths=lengths)
-    ids, counts = jnp.full((n, max_tokens), eos[0], jnp.int32), jnp.zeros(n, jnp.int32)
-    start = _Progress(0, ids, counts, jnp.zeros(n, bool), choose(states, 0), cache)
-    final = lax.while_loop(lambda p: (p.step < max_tokens) & ~p.done.all(), body, start)
+    logits, cache = read_prompt(decoder, variables, x, lengths, tokens + max_tokens)
+    ids, zeros = jnp.full((n, max_tokens), eos[0], jnp.int32), jnp.zeros(n, jnp.int32)
+    start = _Progress(0, ids, zeros, jnp.zeros(n, bool), zeros, decode.slice_cache(cache, layers))
+    first = write(start, logits, start.cache)
+    final = lax.while_loop(lambda p: (p.step < max_tokens) & ~p.done.all(), body, first)
     return final.ids, final.counts
 
 
 @partial(jax.jit, static_argnames=("decoder", "capacity"))
 def read_prompt(
-    decoder: Decoder, variables: dict[str, Any], x: jax.Array, lengths: jax.Array | np.ndarray, capacity: int
+    decoder: Decoder, variables: dict[str, Any], x: jax.Array, lengths: jax.Array | np.ndarray | None, capacity: int
 ) -> tuple[jax.Array, Cache]:
     """Read prompts, embeddings [N,T,D] of `lengths` tokens -> (logits of the next token [N,vocab], cache)."""
     cache = decoder.new_cache(x.shape[0], capacity)
-    states, cache = _extend(decoder, variables, x, cache, last=True, lengths=lengths)
+    states, cache = decoder.apply(variables, x, cache, last=True, lengths=lengths, method="extend")
     return decoder.apply(variables, states[:, 0], method="logits"), cache  # type: ignore[return-value]
 
 
-@partial(jax.jit, static_argnames=("decoder", "count", "temperature", "top_p"))
+@partial(jax.jit, static_argnames=("decoder", "count", "temperature", "top_p"), donate_argnames="cache")
 def next_tokens(
     decoder: Decoder,
     variables: dict[str, Any],
+    layers: Layers | None,
     logits: jax.Array,
-    cache: Cache,
+    cache: Cache | LayerCaches,
     step: jax.Array | int,
     keys: Keys | None = None,
     *,
     count: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-) -> tuple[jax.Array, jax.Array, Cache]:
+) -> tuple[jax.Array, jax.Array, Cache | LayerCaches]:
     """Generate `count` more tokens -> (ids int32 [N,count], logits of the token after them, cache with them).
 
     Args:
-        logits, cache: of what was read so far; the cache has room for `count` more tokens.
+        layers: the weights as :func:`fvjax.models.decode.slice_layers` returns them.
+        logits, cache: of what was read so far; the cache, sliced as the weights are, has room for `count` more tokens.
+            It is overwritten: use the returned one.
         step: tokens that were generated before, for the keys. keys, temperature, top_p: as for :func:`generate`.
     """
 
-    def one(carry: tuple[jax.Array, Cache], step: jax.Array) -> tuple[tuple[jax.Array, Cache], jax.Array]:
+    def one(carry: tuple[jax.Array, Any], step: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:
         logits, cache = carry
         token = _choose(logits, step, keys, temperature, top_p)
-        embedded = decoder.apply(variables, token[:, None], method="embed_tokens")
-        states, cache = _extend(decoder, variables, embedded, cache)
-        return (decoder.apply(variables, states[:, 0], method="logits"), cache), token  # type: ignore[return-value]
+        return decode.read_token(decoder, variables, layers, token, cache), token
 
     (logits, cache), ids = lax.scan(one, (logits, cache), step + jnp.arange(count))
     return ids.T, logits, cache
@@ -140,7 +161,9 @@ def stream(
     """
     tokens = int(np.max(lengths))
     capacity = min(x.shape[1] + max(64, at_a_time), decoder.max_tokens)  # not of `tokens`: few shapes are compiled
-    logits, cache = read_prompt(decoder, variables, x, lengths, capacity)
+    layers = decode.slice_layers(decoder, variables)
+    logits, read = read_prompt(decoder, variables, x, lengths, capacity)
+    cache = decode.slice_cache(read, layers)
     done = np.zeros(len(x), bool)
     step = 0
     while step < max_tokens:
@@ -150,9 +173,9 @@ def stream(
         needed = tokens + step + count
         if needed > capacity:
             capacity = min(max(2 * capacity, needed), decoder.max_tokens)
-            cache = _grown(cache, capacity)
+            cache = decode.grow(cache, capacity)
         ids, logits, cache = next_tokens(
-            decoder, variables, logits, cache, step, keys, count=count, temperature=temperature, top_p=top_p
+            decoder, variables, layers, logits, cache, step, keys, count=count, temperature=temperature, top_p=top_p
         )
         ids = np.asarray(ids)[:, : max_tokens - step]
         step += count
@@ -162,13 +185,6 @@ def stream(
             return
 
 
-def _grown(cache: Cache, capacity: int) -> Cache:
-    """Return a cache with room for more tokens in every row."""
-    more = [(0, 0)] * cache.k.ndim
-    more[2] = (0, capacity - cache.k.shape[2])
-    return cache._replace(k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more))
-
-
 def _choose(logits: jax.Array, step: jax.Array | int, keys: Keys | None, temperature: float, top_p: float) -> jax.Array:
     """Choose the next tokens int32 [N] by their logits: the most probable ones, or by sampling with keys [N]."""
     if keys is None:
@@ -176,10 +192,6 @@ def _choose(logits: jax.Array, step: jax.Array | int, keys: Keys | None, tempera
     probable = _most_probable(logits / temperature, top_p)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
     return jax.vmap(jax.random.categorical)(step_keys, probable).astype(jnp.int32)
-
-
-def _extend(decoder: Decoder, variables: dict[str, Any], x: Any, cache: Cache, **options: Any) -> tuple[Any, Cache]:
-    return decoder.apply(variables, x, cache, **options, method="extend")  # type: ignore[return-value]
 
 
 def _most_probable(logits: jax.Array, top_p: float) -> jax.Array:

@@ -249,7 +249,9 @@ class ConversationEvaluator(Evaluator):
 
 
 def summary(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of one benchmark that are followed during training."""
+    """Return the figures of a benchmark, or of a validation, that are followed during training."""
+    if "loss" in entry:
+        return {"loss": entry["loss"]}
     if "generation" in entry:  # FaceXBench
         return {way: entry[way]["overall"]["accuracy"] for way in ("generation", "letters")}
     return {way: entry[way]["value"] for way in ("generated", "chosen")}
