@@ -21,7 +21,7 @@ from fvjax.models import generation
 from fvjax.tasks.dialogue import Dialogue, Prompt
 from tests import tiny_chat
 from tests.parity.test_conversation import LOGITS, ROWS, TINY
-from weights_convert.write import convert
+from weights_convert.write import convert, invert
 
 ADAPTERS = TINY / "adapters_remote"
 
@@ -189,9 +189,9 @@ def test_greedy_ids_are_the_golden_ones(golden, prompts, at_a_time):
 def test_a_stream_that_outgrows_its_cache_is_what_generate_makes(prompts):
     """Rows end by themselves in generate; the stream goes on for the others until its cache of 192 tokens doubles."""
     eos = (211, 113)
-    ids, counts = generation.generate(*prompts, max_tokens=128, eos=eos)
-    got = streamed(prompts, 128, eos=eos)
-    assert counts.tolist() == [3, 128, 4, 66]
+    ids, counts = generation.generate(*prompts, max_tokens=160, eos=eos)
+    got = streamed(prompts, 160, eos=eos)
+    assert counts.tolist() == [3, 160, 4, 66]
     for row, expected, count in zip(got, np.asarray(ids), np.asarray(counts)):
         np.testing.assert_array_equal(row[:count], expected[:count])
 
@@ -296,6 +296,19 @@ def test_system_messages_and_templates(checkpoint, model):
     assert shown(model.with_settings(system="Be brief.")) == f"<|im_start|>system\nBe brief.<|im_end|>\n{turn}"
     own = [{"role": "system", "content": "Be kind."}, *ask("Hair?")]
     assert shown(default, own) == f"<|im_start|>system\nBe kind.<|im_end|>\n{turn}"
+
+
+def test_converted_directories_keep_tokenizer_and_template(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "ours", "vlm")
+    invert(checkpoint, tmp_path / "hf", layout="hf")
+    original = fvjax.load(checkpoint, "chat")
+    ours, hf = (fvjax.load(tmp_path / name, "chat") for name in ("ours", "hf"))
+    assert (ours.settings, ours.context_id) == (original.settings, original.context_id)
+    assert shown(ours) == shown(original)
+    assert bits(ours) == bits(hf) == bits(original)
+    assert hf.settings == chat_model.Chat("internvl2_5_hf", max_tiles=12)
+    assert hf.context_id == tiny_chat.CONTEXT
+    assert shown(hf) == "<|im_start|>user\nHair?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_hidden_pictures_are_grey(model):
@@ -480,8 +493,22 @@ def test_a_tokenizer_of_another_model(golden, tmp_path):
     directory = shutil.copytree(TINY / "remote", tmp_path / "larger")
     for file in tiny_chat.TOKENIZER.glob("*.json"):
         shutil.copy(file, directory)
-    with pytest.raises(ValueError, match="its ids go up to 511, the decoder's vocabulary has 400"):
+    with pytest.raises(ValueError, match="the messages have the id 508, the decoder's vocabulary has 400"):
         fvjax.load(directory, "chat").logits(ask("Hair?"))
+
+
+def test_a_token_that_the_decoder_lacks_may_be_there(checkpoint, tmp_path):
+    """As <video> in InternVL3's -hf checkpoints; a text that has it is refused."""
+    directory = shutil.copytree(checkpoint, tmp_path / "with_video")
+    document = json.loads((directory / "tokenizer.json").read_text())
+    document["added_tokens"].append({**document["added_tokens"][-1], "id": 512, "content": "<video>"})
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+    model = fvjax.load(directory, "chat")
+    assert model.tokenizer is not None
+    assert model.tokenizer.size == 513
+    assert shown(model, ask("Hair?")).endswith("assistant\n")
+    with pytest.raises(ValueError, match="the messages have the id 512, the decoder's vocabulary has 512"):
+        shown(model, ask("<video>Hair?"))
 
 
 def test_a_conversation_beyond_the_models_positions(tmp_path):

@@ -87,9 +87,11 @@ class Conversation(Task):
         """How training examples become tokens."""
         c = self.chat
         tokenizer = tokenizers.load(shipped.weights(self.tokenizer_path))
-        if tokenizer.size > self.vocabulary:
+        # InternVL3's -hf tokenizers have a token, <video>, that the decoder does not know; no text has it.
+        size = tokenizer.size - (tokenizer.added.get("<video>") == tokenizer.size - 1)
+        if size > self.vocabulary:
             raise ValueError(
-                f"{tokenizer.path}: its ids go up to {tokenizer.size - 1}, the decoder's vocabulary has "
+                f"{tokenizer.path}: its ids go up to {size - 1}, the decoder's vocabulary has "
                 f"{self.vocabulary}; use the tokenizer of the checkpoint"
             )
         return Format(
