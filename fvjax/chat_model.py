@@ -320,7 +320,9 @@ class ChatModel:
     def _arrays(self, ids: np.ndarray, tiles: np.ndarray, places: np.ndarray) -> tuple[_Row, np.ndarray, np.ndarray]:
         """Fill a row up -> (its tokens [1,T] and length, tiles [1,K,H,W,3], places [1,V])."""
         self.encoder.net.decoder.check_length(len(ids))
-        room = min(-(-len(ids) // ROUND) * ROUND, self.encoder.net.decoder.max_tokens)
+        decoder = self.encoder.net.decoder  # padding beyond `positions` would set off dynamic scaling
+        most = decoder.positions if len(ids) <= decoder.positions else decoder.max_tokens
+        room = min(-(-len(ids) // ROUND) * ROUND, most)
         count = 1 << (max(1, len(tiles)) - 1).bit_length()
         all_tiles = np.zeros((1, count, self._tile_size, self._tile_size, 3), np.uint8)
         all_tiles[0, : len(tiles)] = tiles
