@@ -47,13 +47,13 @@ def get_config(row: str = ""):
     c.trainable = ((".*", "frozen"),)
     c.chat.tokenizer = "fvjax/pretrained/tiny_chat"
     c.chat.system = ""
-    c.chat.length = 192
+    c.chat.length = 128
+    c.chat.buckets = (64, 96)
+    c.chat.by_length = True
     c.chat.max_new_tokens = 8
     c.data.flip = False
     c.data.synthetic.identities = 200
-    c.data.synthetic.images = 12
     c.data.synthetic.test_images = 3
-    c.data.synthetic.difficulty = 1.0
     c.batch_size = 32
     c.optimizer.update(
         {"name": "adamw", "lr": 2e-3, "weight_decay": 0.0, "clip": 1.0, "schedule": "cosine", "warmup_ratio": 0.03}

@@ -115,8 +115,10 @@ def load(
             training run there is :func:`load_workdir`.
         scenario: "resnet" (IResNet), "vit" (vision tower of InternVL2, or InternViT alone), "mllm" (embeddings of a
             whole InternVL2), "pair" (its answer, Yes or No, whether two faces are the same person's) or "chat"
-            (InternVL 2.5 or 3, in either layout: conversations).
-        adapters: safetensors file in PEFT's layout, not for "resnet"; see ``weights_convert.read_adapters``.
+            (InternVL 2.5 or 3, in either layout: conversations; also the workdir of a run that trained some, see
+            :func:`load_chat_workdir`).
+        adapters: safetensors file in PEFT's layout, or the directory that has it as adapter_model.safetensors; not for
+            "resnet" or a workdir. See ``weights_convert.read_adapters``.
         pool: for "vit" "mean" over the patch tokens (None means this) or "cls"; for "mllm" "visual_mean" (None means
             this), "all_mean" or "last_token"; must be None for "resnet" and "pair".
         prompt_ids: token ids of the text after the image(s), without BOS: for "pair", and for the pools of "mllm"
@@ -146,7 +148,9 @@ def load(
             raise ValueError('yes_no_ids do not go with scenario="mllm"')
         if pool in ("all_mean", "last_token") and prompt_ids is None:
             raise ValueError(f"pool={pool!r} depends on the text after the image: give its token ids as prompt_ids")
-    if is_workdir(path) and scenario == "chat" and adapters is None:
+    if is_workdir(path) and scenario == "chat":
+        if adapters is not None:
+            raise ValueError(f"{path} is a workdir, which has its own adapters; load the run's base with {adapters}")
         return load_chat_workdir(path)
     if is_workdir(path):
         raise ValueError(f"{path} is a workdir of python -m fvjax.main; open it with fvjax.api.load_workdir")
@@ -160,7 +164,8 @@ def load(
     if scenario == "chat":
         config = load_json(Path(path) / "config.json")
         settings = chat_model.chat_of(path)
-        return ChatModel(model, variables, _tokenizer(path), settings, precision, config.get("image_token_id"))
+        context_id = config.get("image_token_id", config.get("img_context_token_id"))
+        return ChatModel(model, variables, _tokenizer(path), settings, precision, context_id)
     return Model(model, variables, BATCH[scenario], precision)
 
 
@@ -183,7 +188,7 @@ def _tokenizer(path: str | Path) -> tokenizers.Tokenizer | None:
 def load_chat_workdir(path: str | Path) -> ChatModel:
     """Load the best or newest checkpoint of a run that trains conversations, as its evaluation speaks to it.
 
-    Raises ValueError as :func:`load_workdir`, and if the run trains something else.
+    It computes in the run's dtype. Raises ValueError as :func:`load_workdir`, and if the run trains something else.
     """
     path = Path(path)
     config = read_config(path)
@@ -195,7 +200,7 @@ def load_chat_workdir(path: str | Path) -> ChatModel:
         config = config.replace({"attention": "auto"})
     restored = restore(config, path)
     template, tiles = c.eval_template or c.template, c.eval_max_tiles or c.max_tiles
-    settings = chat_model.Chat(template, c.system or None, tiles, c.tile_rule)
+    settings = chat_model.Chat(template, c.system or None, tiles, c.tile_rule, c.hide_pictures)
     opened = tokenizers.load(shipped.weights(tokenizer))
     return ChatModel(restored.model.encoder, restored.variables(), opened, settings, "default")
 

@@ -49,15 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)
     flags = _parser().parse_args(argv)
     try:
-        settings = {"max_tokens": flags.max_tokens, "temperature": flags.temperature, "top_p": flags.top_p}
-        settings["seed"] = flags.seed
-        if flags.folder and not (flags.question and flags.out):
-            raise ValueError("--folder: needs a question and --out=FILE.jsonl")
+        _check(flags)
+        settings = {name: getattr(flags, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
         model = open_model(flags)
+        about = {"model": str(flags.model), "adapters": flags.adapters and str(flags.adapters), "dtype": flags.dtype}
+        about |= vars(model.settings)
         if flags.folder:
-            ask_about_folder(model, flags.question, flags.folder, flags.out, settings)
+            ask_about_folder(model, flags.question, flags.folder, flags.out, settings, about)
         elif flags.question:
-            answer_once(model, flags.question, flags.image, settings, as_json=flags.json)
+            answer_once(model, flags.question, flags.image, settings, about if flags.json else None)
         else:
             hold_dialogue(model, flags.image, settings)
     except (ValueError, OSError) as error:
@@ -69,28 +69,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check(flags: argparse.Namespace) -> None:
+    """Raise ValueError for flags that do not go together."""
+    if flags.folder and not (flags.question and flags.out):
+        raise ValueError("--folder: needs a question and --out=FILE.jsonl")
+    if flags.folder and (flags.image or flags.json):
+        raise ValueError("--folder: brings its own pictures and writes JSON to --out; leave --image and --json away")
+    if flags.out and not flags.folder:
+        raise ValueError("--out: is of --folder; print one answer as JSON with --json")
+    if flags.json and not flags.question:
+        raise ValueError("--json: needs a question")
+
+
 def open_model(flags: argparse.Namespace) -> ChatModel:
-    """Open the model that the command names, with the settings that it gives."""
+    """Open the model that the command names, with the settings that it gives.
+
+    Raises ValueError: no model, one that does not hold conversations, or settings that are not known.
+    """
     if not (flags.model / "config.json").is_file():
         raise ValueError(f"{flags.model}: no config.json; --model is a checkpoint or the work directory of a run")
-    model = api.load(flags.model, scenario="chat", adapters=flags.adapters, dtype=flags.dtype)
+    if flags.dtype and api.is_workdir(flags.model):
+        raise ValueError(f"--dtype={flags.dtype}: {flags.model} is a run's work directory, which says its own dtype")
+    model = api.load(flags.model, scenario="chat", adapters=flags.adapters, dtype=flags.dtype or "float32")
     changes = {"template": flags.template, "max_tiles": flags.max_tiles}
     changes = {name: value for name, value in changes.items() if value is not None}
     if flags.system is not None:
         changes["system"] = flags.system or None
-    return model.with_settings(**changes)
+    model = model.with_settings(**changes)
+    model.format.tile_counts([(1, 1)])  # raises for an unknown template or number of tiles, and without a tokenizer
+    return model
 
 
-def answer_once(model: ChatModel, text: str, files: Sequence[Path], settings: dict[str, Any], *, as_json: bool) -> None:
-    """Print the answer to one question: word by word, or as JSON."""
+def answer_once(
+    model: ChatModel, text: str, files: Sequence[Path], settings: dict[str, Any], about: dict[str, Any] | None
+) -> None:
+    """Print the answer to one question: word by word, or as JSON that says `about` which model it is."""
     pictures = [read_picture(file) for file in files]
     messages = [question(text, len(pictures))]
-    if as_json:
-        answer = model.generate(messages, pictures, **settings)
-        record = {"question": text, "images": [str(file) for file in files], "answer": answer, **settings}
-        print(json.dumps(record, ensure_ascii=False))
-    else:
+    if about is None:
         _print(model.stream(messages, pictures, **settings))
+        return
+    answer = model.generate(messages, pictures, **settings)
+    record = {"question": text, "images": [str(file) for file in files], "answer": answer, **settings, **about}
+    print(json.dumps(record, ensure_ascii=False))
 
 
 def hold_dialogue(model: ChatModel, files: Sequence[Path], settings: dict[str, Any]) -> None:
@@ -106,7 +127,7 @@ def hold_dialogue(model: ChatModel, files: Sequence[Path], settings: dict[str, A
             try:
                 pictures.append(read_picture(Path(line.removeprefix("/image ").strip()).expanduser()))
                 new += 1
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 print(errors.line(error))
         elif line.startswith("/"):
             print(f"{line.split()[0]}: there are /image FILE, /new and /quit")
@@ -122,46 +143,58 @@ def hold_dialogue(model: ChatModel, files: Sequence[Path], settings: dict[str, A
             new = 0
 
 
-def ask_about_folder(model: ChatModel, text: str, folder: Path, out: Path, settings: dict[str, Any]) -> None:
-    """Ask one question about every picture of a folder; `out` gets a JSON line for each picture, in their order."""
+def ask_about_folder(
+    model: ChatModel, text: str, folder: Path, out: Path, settings: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Ask one question about every picture of a folder; `out` gets a JSON line for each picture, in their order.
+
+    A picture that cannot be read gets a line with "error" in place of "answer". about: which model it is, for the
+    lines.
+    """
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES) if folder.is_dir() else []
     if not files:
         raise ValueError(f"{folder}: no pictures ({', '.join(PICTURES)})")
-    asked = {"question": text, **settings}
-    done = _answered(out, asked)
-    failed = 0
+    asked = {"question": text, **settings, **about}
+    done = _done(out, asked)
+    before = sum(file.name in done for file in files)
+    failed = sum(done.get(file.name, False) for file in files)
     with out.open("a", encoding="utf-8") as lines:
         for file in files:
             if file.name in done:
                 continue
-            record: dict[str, Any] = {"image": file.name, **asked}
+            record: dict[str, Any] = {"image": file.name}
             try:
-                record["answer"] = model.generate([question(text, 1)], [read_picture(file)], **settings)
-            except ValueError as error:
+                picture = read_picture(file)
+            except (ValueError, OSError) as error:
                 failed += 1
                 record["error"] = errors.line(error)
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            else:
+                record["answer"] = model.generate([question(text, 1)], [picture], **settings)
+            lines.write(json.dumps({**record, **asked}, ensure_ascii=False) + "\n")
             lines.flush()
-    print(f"{out}: {len(files)} pictures, {len(done)} of them answered before, {failed} not readable")
+    print(f"{out}: {len(files)} pictures, {before} of them done before, {failed} not readable")
 
 
-def _answered(out: Path, asked: dict[str, Any]) -> set[str]:
-    """Return the pictures that a file has lines of. Raises ValueError: lines of another question or other settings."""
-    names = set()
-    lines = out.read_text(encoding="utf-8").splitlines(keepends=True) if out.is_file() else []
-    if lines and not lines[-1].endswith("\n"):  # cut short by a kill
-        out.write_text("".join(lines[:-1]), encoding="utf-8")
-        lines = lines[:-1]
+def _done(out: Path, asked: dict[str, Any]) -> dict[str, bool]:
+    """Return the pictures that a file has lines of, and of each whether it could not be read.
+
+    Raises ValueError: lines of another question, another model or other settings.
+    """
+    text = out.read_text(encoding="utf-8") if out.is_file() else ""
+    *lines, cut = text.split("\n")
+    if cut:  # short by a kill
+        out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    done = {}
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            same = {key: record[key] for key in asked} == asked
-            names.add(record["image"])
+            other = [key for key, value in asked.items() if record[key] != value]
+            done[record["image"]] = "error" in record
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{out} line {number}: no answer about a picture; choose another --out") from None
-        if not same:
-            raise ValueError(f"{out} line {number}: is of another question or other settings; choose another --out")
-    return names
+        if other:
+            raise ValueError(f"{out} line {number}: is of another {', '.join(other)}; choose another --out")
+    return done
 
 
 def _print(parts: Iterator[str]) -> str:
@@ -186,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("question", nargs="?", help="without one: a dialogue")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint, or the work directory of a run")
-    parser.add_argument("--adapters", type=Path, help="LoRA adapters in PEFT's layout (.safetensors)")
+    parser.add_argument("--adapters", type=Path, help="LoRA adapters in PEFT's layout: a directory or a file")
     parser.add_argument("--image", type=Path, action="append", default=[], help="a picture; may be given several times")
     parser.add_argument("--folder", type=Path, help="ask the question about every picture of this folder")
     parser.add_argument("--out", type=Path, help="JSON lines of --folder's answers; an interrupted run goes on there")
@@ -202,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", help='another system message; "" for none')
     parser.add_argument("--template", help="another chat template, see fvjax/data/chat.py")
     parser.add_argument("--max-tiles", type=int, help="the most tiles of a picture")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation (float32)")
     return parser
 
 

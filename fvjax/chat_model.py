@@ -32,19 +32,40 @@ class Chat:
     Attributes:
         template: a key of chat.TEMPLATES. system: "default" for the template's message, None, or a text.
         max_tiles: the most tiles of a picture, the thumbnail apart. tile_rule: see tiling.max_tiles_for.
+        hide_pictures: a grey picture takes the place of every picture, as in a control that sees the text alone.
     """
 
     template: str
     system: str | None = "default"
     max_tiles: int = 12
     tile_rule: str = "each"
+    hide_pictures: bool = False
 
 
 def chat_of(path: str | Path) -> Chat:
-    """Read from config.json how a checkpoint in Hugging Face layout, or a converted one, wants to be spoken to."""
-    config = load_json(Path(path) / "config.json")
+    """Read from config.json how a checkpoint in Hugging Face layout, or a converted one, wants to be spoken to.
+
+    Raises ValueError: its largest number of tiles is no positive integer.
+    """
+    file = Path(path) / "config.json"
+    config = load_json(file)
     template = "internvl2_5_hf" if "text_config" in config else str(config.get("template", ""))
-    return Chat(template, max_tiles=int(config.get("max_dynamic_patch", 12)))
+    tiles = config.get("max_dynamic_patch", 12) if config.get("dynamic_image_size", True) else 1
+    if type(tiles) is not int or tiles < 1:
+        raise ValueError(f"{file}: max_dynamic_patch={tiles!r}, expected the most tiles of a picture, 1 or more")
+    return Chat(template, max_tiles=tiles)
+
+
+@partial(jax.jit, static_argnames="encoder")
+def _logits(encoder: Encoder, variables: Variables, tokens, tiles, places) -> jax.Array:
+    """Compute the logits after every token of some rows, float32 [N,T,vocab]."""
+    return encoder.logits(variables, encoder.read_conversation(variables, tokens, tiles, places))
+
+
+@partial(jax.jit, static_argnames="encoder")
+def _embed(encoder: Encoder, variables: Variables, tokens, tiles, places) -> jax.Array:
+    """Embed the tokens and pictures of some rows, [N,T,D]."""
+    return encoder.embed_conversation(variables, tokens, tiles, places)
 
 
 class ChatModel:
@@ -69,15 +90,13 @@ class ChatModel:
         self.tokenizer, self.context_id = tokenizer, context_id
         vision = encoder.net.vision
         self._tile_size, self._tile_tokens = vision.image_size, encoder.net.image_tokens
-        self._read = jax.jit(self._logits)
-        self._embed = jax.jit(encoder.embed_conversation)
         self._dialogue: Dialogue | None = None
 
     # ---- text in, text out
 
     @property
     def format(self) -> Format:
-        """How messages become tokens. Raises ValueError without a tokenizer."""
+        """How messages become tokens. Raises ValueError: no tokenizer, or an unknown template."""
         if self.tokenizer is None:
             raise ValueError("this checkpoint has no tokenizer; copy its files beside config.json, or use forward")
         s = self.settings
@@ -95,6 +114,7 @@ class ChatModel:
             s.tile_rule,
             self._tile_size,
             self._tile_tokens,
+            s.hide_pictures,
         )
 
     def generate(
@@ -111,7 +131,7 @@ class ChatModel:
         Args:
             messages: the last one is the user's. Each `<image>` stands for one picture, in order.
             images: uint8 [H,W,3] RGB, of any size.
-            max_tokens: the answer ends there if it has not ended before.
+            max_tokens: the answer ends there if it has not ended before, without a character that it cuts through.
             temperature: 0 is greedy. top_p: for sampling, keep the most probable tokens that together have so much.
             seed: equal seeds give equal samples.
         Raises:
@@ -129,10 +149,9 @@ class ChatModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield the answer of :meth:`generate` in pieces, as soon as they are there."""
+        """Yield the answer of :meth:`generate` in pieces of whole characters, as soon as they are there."""
         format = self.format
-        if not messages or messages[-1].get("role") != "user":
-            raise ValueError("messages: the last one must be the user's, for the model to answer")
+        _check_asked(messages)
         if max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"max_tokens={max_tokens}, temperature={temperature}, top_p={top_p}: out of range")
         stop = chat.stop_ids(format.template, format.tokenizer)
@@ -146,7 +165,7 @@ class ChatModel:
         ids: list[int] = []
         said = ""
         with jax.default_matmul_precision(self._precision):
-            embedded = self._embed(self.variables, row.tokens, tiles, places)
+            embedded = _embed(self.encoder, self.variables, row.tokens, tiles, places)
             for new in generation.stream(
                 self.encoder.net.decoder, decoder, embedded, length, max_tokens=max_tokens, eos=stop, **sampling
             ):
@@ -156,7 +175,8 @@ class ChatModel:
                 text = format.tokenizer.decode(ids)
                 if end is None:
                     text = text.rstrip("\ufffd")  # the first bytes of a character whose others are still to come
-                yield text[len(said) :]
+                if text != said:
+                    yield text[len(said) :]
                 said = text
                 if end is not None:
                     return
@@ -174,9 +194,11 @@ class ChatModel:
         """Choose between answers -> (index of the most probable one, probabilities float32 [n] that sum to 1).
 
         Options of one token are compared by the logits of the answer's first token, others by the probability of all
-        their tokens. Raises ValueError: fewer than two options, equal ones, or one without tokens.
+        their tokens and of the answer's end. Raises ValueError: the last message is not the user's, or fewer than two
+        options, equal ones, or one without tokens.
         """
         format = self.format
+        _check_asked(messages)
         ids = [tuple(format.tokenizer.encode(option)) for option in options]
         if len(ids) < 2 or len(set(ids)) < len(ids) or not all(ids):
             raise ValueError(f"options={list(options)}: needs two or more different texts")
@@ -212,14 +234,12 @@ class ChatModel:
         """
         if len(ids) != len(media):
             raise ValueError(f"forward: {len(ids)} rows of ids and {len(media)} of media")
+        rows = [self._ids(r, row) for r, row in enumerate(ids)]
         tiles = [self._tiles(row) for row in media]
         visual = [len(row) * self._tile_tokens for row in tiles]
-        context = self._context_id(ids, visual)
+        context = self._context_id(rows, visual)
         out = []
-        for r, row in enumerate(ids):
-            row = np.asarray(row, np.int32)
-            if row.ndim != 1 or not len(row) or row.min() < 0 or row.max() >= self.encoder.net.decoder.vocab:
-                raise ValueError(f"forward: row {r} needs ids from 0 to {self.encoder.net.decoder.vocab - 1}")
+        for r, row in enumerate(rows):
             places = np.flatnonzero(row == context)
             if len(places) != visual[r]:
                 raise ValueError(
@@ -229,18 +249,27 @@ class ChatModel:
             out.append(self._logits_of(row, tiles[r], places))
         return out
 
-    def _context_id(self, ids: Sequence[Sequence[int]], visual: Sequence[int]) -> int:
+    def _ids(self, number: int, row: Sequence[int]) -> np.ndarray:
+        ids, vocabulary = np.asarray(row), self.encoder.net.decoder.vocab
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+            raise ValueError(f"forward: row {number} needs ids, integers from 0 to {vocabulary - 1}")
+        return ids.astype(np.int32)
+
+    def _context_id(self, rows: Sequence[np.ndarray], visual: Sequence[int]) -> int:
         """Return the id of visual tokens: known, or the only one that rows have as often as they have visual tokens."""
         if self.context_id is not None:
             return self.context_id
-        if self.tokenizer is not None:
-            return self.tokenizer.added[chat.TEMPLATES[self.settings.template].image[1]]
+        template = chat.TEMPLATES.get(self.settings.template)
+        if self.tokenizer is not None and template and template.image[1] in self.tokenizer.added:
+            return self.tokenizer.added[template.image[1]]
         if not any(visual):
             return -1
-        counts = [np.bincount(np.asarray(row, np.int64), minlength=self.encoder.net.decoder.vocab) for row in ids]
+        counts = [np.bincount(row, minlength=self.encoder.net.decoder.vocab) for row in rows]
         fitting = np.flatnonzero(np.all([count == n for count, n in zip(counts, visual)], axis=0))
         if len(fitting) != 1:
-            raise ValueError("forward: no token id occurs as often as there are visual tokens; set model.context_id")
+            raise ValueError(
+                f"forward: {len(fitting)} token ids occur as often as there are visual tokens; set model.context_id"
+            )
         return int(fitting[0])
 
     def _tiles(self, row: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -250,7 +279,8 @@ class ChatModel:
             tiles = np.asarray(medium.get("tiles"))
             if set(medium) != {"tiles"} or tiles.dtype != np.uint8 or tiles.shape[1:] != (size, size, 3):
                 kind = f"{tiles.dtype} {list(tiles.shape)}"
-                raise ValueError(f"media {number}: expected tiles uint8 [k,{size},{size},3], got {set(medium)}, {kind}")
+                names = ", ".join(map(str, medium))
+                raise ValueError(f"media {number}: expected tiles uint8 [k,{size},{size},3], got {names}: {kind}")
             parts.append(tiles)
         return np.concatenate(parts)
 
@@ -258,11 +288,19 @@ class ChatModel:
 
     def _piece(self, messages: Messages, images: Sequence[np.ndarray]) -> Piece:
         pictures = [self._picture(number, image) for number, image in enumerate(images)]
-        return piece(self.format, [dict(message) for message in messages], pictures)
+        format = self.format
+        read = piece(format, list(messages), pictures)  # type: ignore[arg-type]
+        # InternVL3's -hf tokenizers have a token, <video>, that the decoder does not know; no template uses it.
+        if (largest := max(read.rendered.ids)) >= (vocabulary := self.encoder.net.decoder.vocab):
+            raise ValueError(
+                f"{format.tokenizer.path}: the messages have the id {largest}, the decoder's vocabulary has "
+                f"{vocabulary}; use the tokenizer of the checkpoint"
+            )
+        return read
 
     def _picture(self, number: int, image: np.ndarray) -> Image.Image:
         array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise ValueError(f"image {number}: expected uint8 [H,W,3] RGB, got {array.dtype} {list(array.shape)}")
         return Image.fromarray(array)
 
@@ -273,7 +311,7 @@ class ChatModel:
     def _logits_of(self, ids: np.ndarray, tiles: np.ndarray, places: np.ndarray) -> np.ndarray:
         row, tiles, places = self._arrays(ids, tiles, places)
         with jax.default_matmul_precision(self._precision):
-            return np.asarray(self._read(self.variables, row.tokens, tiles, places))[0, : row.length]
+            return np.asarray(_logits(self.encoder, self.variables, row.tokens, tiles, places))[0, : row.length]
 
     def _row(self, piece: Piece) -> tuple[_Row, np.ndarray, np.ndarray]:
         places = [place for image in piece.rendered.images for place in image[1:-1]]
@@ -282,16 +320,15 @@ class ChatModel:
     def _arrays(self, ids: np.ndarray, tiles: np.ndarray, places: np.ndarray) -> tuple[_Row, np.ndarray, np.ndarray]:
         """Fill a row up -> (its tokens [1,T] and length, tiles [1,K,H,W,3], places [1,V])."""
         self.encoder.net.decoder.check_length(len(ids))
-        room = -(-len(ids) // ROUND) * ROUND
+        decoder = self.encoder.net.decoder  # padding beyond `positions` would set off dynamic scaling
+        most = decoder.positions if len(ids) <= decoder.positions else decoder.max_tokens
+        room = min(-(-len(ids) // ROUND) * ROUND, most)
         count = 1 << (max(1, len(tiles)) - 1).bit_length()
         all_tiles = np.zeros((1, count, self._tile_size, self._tile_size, 3), np.uint8)
         all_tiles[0, : len(tiles)] = tiles
         all_places = np.full((1, count * self._tile_tokens), room, np.int32)
         all_places[0, : len(places)] = places
         return _Row(np.pad(ids, (0, room - len(ids)))[None], len(ids)), all_tiles, all_places
-
-    def _logits(self, variables: Variables, tokens, tiles, places) -> jax.Array:
-        return self.encoder.logits(variables, self.encoder.read_conversation(variables, tokens, tiles, places))
 
     def with_settings(self, **changes: Any) -> ChatModel:
         """Return the same model with another template, system message or tiling, see :class:`Chat`."""
@@ -303,6 +340,13 @@ class ChatModel:
 class _Row:
     tokens: np.ndarray
     length: int
+
+
+def _check_asked(messages: Messages) -> None:
+    """Raise ValueError unless the last message is the user's."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, Mapping) or last.get("role") != "user":
+        raise ValueError("messages: the last one must be the user's, for the model to answer")
 
 
 def _same(piece: Piece) -> Piece:

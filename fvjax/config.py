@@ -317,7 +317,7 @@ class Config:
     @property
     def required_paths(self) -> dict[str, str]:
         """Files and directories that a run needs, by config key."""
-        paths = dict(self.pretrained)
+        paths = {**self.pretrained, "chat.tokenizer": self.chat.tokenizer}
         if not self.data.synthetic.identities:
             paths["data.train"] = self.data.train if self.trains else ""
         return paths | {f"eval.benchmarks.{name}": each.store for name, each in self.eval.benchmarks.items()}
@@ -452,6 +452,10 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "eval",
+    "chat.eval_template",
+    "chat.eval_max_tiles",
+    "chat.max_new_tokens",
+    "chat.answers",
     "data.train",  # checkpoints know the hash of its data
     "data.val",
     "data.workers",

@@ -99,7 +99,7 @@ class Experiment:
         self.steps_per_epoch = 1
         if self.config.trains:
             if self.store is None:
-                raise ValueError("config.data.train is empty and config.epochs is not 0; give a face store to train on")
+                raise ValueError("config.data.train is empty and config.epochs is not 0; give a store to train on")
             self.examples = self.task.examples(self.store)
             self.steps_per_epoch = self.examples.plan.steps_per_epoch
             if not self.steps_per_epoch:

@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import cli, export, plan, pretrain, verify
+from fvjax import chat, cli, export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -49,7 +49,20 @@ TESTED: dict[str, dict[str, str]] = {
         "processes": f"{HERE}::test_main_runs_what_its_flags_say",
         "process": f"{HERE}::test_main_runs_what_its_flags_say",
         "profile": f"{HERE}::test_main_runs_what_its_flags_say",
+        "show": f"{HERE}::test_main_runs_what_its_flags_say",
         "traceback": f"{HERE}::test_a_traceback_is_shown_where_it_is_asked_for",
+    },
+    "fvjax.chat": {
+        "question": "test_chat_command::test_the_answer_is_the_models",
+        "--model": "test_chat_command::test_the_answer_is_the_models",
+        "--image": "test_chat_command::test_the_answer_is_the_models",
+        "--json": "test_chat_command::test_the_answer_is_the_models",
+        **dict.fromkeys(
+            ("--max-tokens", "--temperature", "--top-p", "--seed", "--system", "--template", "--max-tiles"),
+            "test_chat_command::test_flags_reach_the_model",
+        ),
+        **dict.fromkeys(("--adapters", "--dtype"), "test_chat_command::test_adapters_and_dtype_reach_the_model"),
+        **dict.fromkeys(("--folder", "--out"), "test_chat_command::test_every_picture_of_a_folder"),
     },
     "fvjax.plan": {
         "devices": "test_plan::test_the_command",
@@ -265,6 +278,7 @@ def all_flags() -> dict[str, set[str]]:
     found = {name: {flag.name for flag in defined[name]} for name in ("fvjax.main", "fvjax.plan")}
     found["fvjax.main"] |= {flag.name for flag in defined["fvjax.cli"]}  # fvjax.plan has these flags too
     commands = {
+        "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.export": lambda: export.main([]),
         "fvjax.pretrain": pretrain.main,
@@ -342,7 +356,7 @@ def called(monkeypatch):
         config.name = "x"
 
         def run(one, workdir, *, train, request, profile):
-            told.update(workdir=str(workdir), train=train, profile=profile)
+            told.update(workdir=str(workdir), train=train, profile=profile, show=one.log.show)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fvjax.experiment, "run", run)
@@ -362,11 +376,12 @@ def called(monkeypatch):
 
 
 def test_main_runs_what_its_flags_say(called, tmp_path):
-    alone = {"workdir": "runs/x", "train": True, "profile": 0, "place": (1, None, None)}
+    alone = {"workdir": "runs/x", "train": True, "profile": 0, "show": 0, "place": (1, None, None)}
     assert called() == alone
     assert called(workdir=str(tmp_path / "w")) == alone | {"workdir": str(tmp_path / "w")}
     assert called(mode="eval") == alone | {"train": False}
     assert called(profile=3) == alone | {"profile": 3}
+    assert called(show=2) == alone | {"show": 2}
     several = {"coordinator": "there:29500", "processes": 4, "process": 2}
     assert called(**several) == alone | {"place": (4, "there:29500", 2)}
     for flag in several:

@@ -82,6 +82,7 @@ def test_help_of_a_command_has_its_own_flags_only(tmp_path):
         "--processes=…",
         "--process=…",
         "--profile=…",
+        "--show=…",
         "--[no]traceback",
     }
     assert "(default: train)" in out

@@ -51,6 +51,8 @@ from fvjax.training.model import Pretrained, build_encoder, open_model, open_pre
 from fvjax.training.restore import restore
 from fvjax.training.state import make_learner, start_state
 from fvjax.training.step import Recipe, gradients
+from tests import tiny_bpe
+from tests.test_conversation_store import chat, make, picture
 from tests.test_prompts import describe
 from weights_convert.write import write_original
 
@@ -97,6 +99,18 @@ def vlm():
 def answers():
     c = vlm()
     c.task, c.model.pooling = "pair_answer", ""
+    return c
+
+
+def talks():
+    """Return the config of a model that learns answers in conversations; `TALKS` names the stores."""
+    c = vlm()
+    c.task, c.model.pooling = "conversation", ""
+    c.model.vision_transformer.image_size = 28  # one visual token a tile
+    c.model.decoder.vocab = 512
+    c.prompt.update({"ids": (), "yes_no_ids": ()})
+    c.chat.update({"tokenizer": "fvjax/pretrained/tiny_chat", "system": "", "length": 128})
+    c.data.flip, c.batch_size = False, 4
     return c
 
 
@@ -429,6 +443,83 @@ def validation_pairs(config, folder) -> list:
     return drawn
 
 
+def rows(what: Callable[[list[dict]], Any]) -> Callable:
+    """Return an observation of the batches of an epoch of conversations, each with a hash in place of its tiles."""
+
+    def observe(config, folder):
+        task = task_of(config, folder)
+        examples = task.examples(task.open_store())
+        steps, size = examples.plan.steps_per_epoch, examples.plan.examples_per_step
+        read = [examples.read(examples.plan.examples(np.arange(size) + step * size)) for step in range(steps)]
+        return what([{name: x.tolist() for name, x in batch.items()} for batch in read])
+
+    return observe
+
+
+def column(name: str) -> Callable[[list[dict]], list]:
+    return lambda batches: [batch[name] for batch in batches]
+
+
+def filled(batches: list[dict]) -> int:
+    """Return the number of rows that are not empty."""
+    return sum(any(row) for batch in batches for row in batch["tokens"])
+
+
+def lengths(batches: list[dict]) -> list[int]:
+    return [len(batch["tokens"][0]) for batch in batches]
+
+
+def tiles_used(batches: list[dict]) -> list[int]:
+    """Return the number of tiles of each row, where a tile has one visual token."""
+    return sorted(
+        sum(place < n for place in row) for batch, n in zip(batches, lengths(batches)) for row in batch["places"]
+    )
+
+
+class Silent:
+    """A stand-in for a model: it finds all tokens equally probable and notes what it is asked."""
+
+    def __init__(self):
+        self.net = SimpleNamespace(decoder=SimpleNamespace(vocab=512))
+        self.prompts: list[list] = []
+        self.tiles: list[int] = []
+        self.most = 0
+
+    def read_conversation(self, variables, tokens, tiles, places, segments=None):
+        return jnp.zeros((*tokens.shape, 1))
+
+    def logits(self, variables, states):
+        return jnp.zeros((*states.shape[:-1], 512))
+
+    def continue_conversation(self, variables, tokens, tiles, places, lengths, *, max_tokens, **_):
+        self.prompts += tokens.tolist()
+        self.tiles.append(tiles.shape[1])
+        self.most = max_tokens
+        return np.zeros((len(tokens), max_tokens), np.int32), np.full(len(tokens), max_tokens)
+
+
+def asked(what: Callable[[Silent, str], Any]) -> Callable:
+    """Return an observation of a validation and of questions: what the model was asked, and what was printed."""
+
+    def observe(config, folder):
+        model: Any = Silent()
+        predictor: Any = SimpleNamespace(compile=lambda function: function, put=jnp.asarray)
+        evaluator = task_of(config, folder).evaluator(model, predictor, set())
+        with console.capture() as printed:
+            evaluator.validate({}, "")
+            evaluator.entries({}, "")
+        return what(model, printed.get())
+
+    return observe
+
+
+def wide_start(config, _) -> bool:
+    """Return whether an adapter begins with values beyond PEFT's bound, 1 / sqrt(inputs)."""
+    model = opened(config)
+    start = trees.flatten(model.initial(model.key)["trainable"])
+    return any(float(jnp.abs(x).max()) > x.shape[-2] ** -0.5 for name, x in start.items() if name.endswith("/a"))
+
+
 class Ran(NamedTuple):
     """The files and the printed output of a run."""
 
@@ -585,6 +676,7 @@ class Effect(NamedTuple):
 
 VAL = {"data.val": "here:val", "eval.every_epochs": 1, "data.val_pairs": 20}
 TRAIN = {"data.train": "here:train"}
+TALKS = {"data.train": "here:talks", "data.val": "here:talks_val", "eval.benchmarks": {"asked": "here:questions"}}
 SPLIT = (("params/fc/kernel", (None, "fsdp")), (".*", ()))
 OF_FC = (("params/fc/bias", "rest"), (".*", "frozen"))
 E = Effect
@@ -698,6 +790,66 @@ EFFECTS: dict[str, list[Effect]] = {
         E(ids, answers, (), {"init_from": "here:tokenizer"}),
         E(ids, answers, (6, 5), {"init_from": "here:tokenizer", "prompt.ids": (), "prompt.text": "three"}),
     ],
+    "chat.template": [
+        E(
+            rows(lengths),
+            talks,
+            "internvl2_5_hf",
+            {**TALKS, "chat.system": "default", "chat.length": 512, "chat.buckets": (128,)},
+            expect=([512, 512], [128, 128]),
+        ),
+        E(asked(lambda model, _: model.prompts), talks, "internvl2_5_hf", {**TALKS, "chat.system": "default"}),
+    ],
+    "chat.system": [
+        E(rows(column("tokens")), talks, text, {**TALKS, "chat.length": 256}) for text in ("default", "Be brief.")
+    ],
+    "chat.labels": [E(rows(column("targets")), talks, "internvl_chat", TALKS)],
+    "chat.tokenizer": [
+        E(rows(column("tokens")), talks, "here:bpe", {**TALKS, "chat.length": 256}),
+        E(lambda c, f: task_of(c, f).facts()["tokenizer"], talks, "here:bpe"),
+    ],
+    "chat.length": [
+        E(rows(lengths), talks, 96, TALKS, expect=([128, 128], [96, 96])),
+        E(step, talks, 96),
+    ],
+    "chat.too_long": [
+        E(
+            rows(filled),
+            talks,
+            "error",
+            {**TALKS, "chat.too_long": "drop", "chat.length": 40},
+            refused="conversations are longer than config.chat.length=40",
+        )
+    ],
+    "chat.buckets": [E(rows(lengths), talks, (64,), {**TALKS, "chat.by_length": True, "batch_size": 1})],
+    "chat.by_length": [E(rows(lengths), talks, True, {**TALKS, "chat.buckets": (26, 33), "batch_size": 2, "seed": 1})],
+    "chat.packed": [
+        E(rows(filled), talks, True, TALKS),
+        E(step, talks, True),
+    ],
+    "chat.max_tiles": [E(rows(tiles_used), talks, 3, TALKS), E(step, talks, 3)],
+    "chat.tile_rule": [
+        E(rows(tiles_used), talks, rule, {**TALKS, "chat.max_tiles": 40}) for rule in ("internvl_chat", "vlmevalkit")
+    ],
+    "chat.hide_pictures": [
+        E(rows(column("tiles")), talks, True, TALKS),
+        E(
+            rows(lambda found: {max(np.ravel(b["tiles"])) for b in found} == {128}),
+            talks,
+            True,
+            TALKS,
+            expect=(False, True),
+        ),
+    ],
+    "chat.eval_template": [
+        E(asked(lambda model, _: model.prompts), talks, "internvl2_5_hf", {**TALKS, "chat.system": "default"})
+    ],
+    "chat.eval_max_tiles": [E(asked(lambda model, _: model.tiles), talks, 3, TALKS, expect=None)],
+    "chat.max_new_tokens": [E(asked(lambda model, _: model.most), talks, 5, TALKS, expect=(64, 5))],
+    "chat.answers": [
+        E(asked(lambda _, printed: printed.count("expected:")), talks, 1, TALKS, expect=(3, 1)),
+        E(asked(lambda _, printed: printed.count("expected:")), talks, 0, TALKS, expect=(3, 0)),
+    ],
     # which of them a device gets: test_attention_is_chosen_by_the_device
     "attention": [E(forward, vit, "xla"), E(forward, vlm, "xla")],
     "init_from": [
@@ -714,6 +866,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "base_dtype": [E(shapes, make, "float16") for make in (vit, vlm)],
     "lora.rank": [E(shapes, vit, 4), E(step, vit, 4), E(shapes, vit, 0, goes_with={"trainable": ((".*", "all"),)})],
     "lora.alpha": [E(step, vit, 8.0), E(forward, vit, 8.0), E(step, answers, 8.0)],
+    "lora.init": [E(initialisation, vit, "peft"), E(wide_start, vit, "peft", expect=(True, False))],
     "lora.targets": [E(shapes, vit, ("blocks/mlp/fc1", "blocks/attn/proj"))],
     "lora.count": [E(shapes, vit, 3, refused="give 2 adapters, expected 3")],
     "trainable": [
@@ -946,6 +1099,8 @@ EFFECTS: dict[str, list[Effect]] = {
             expect=("", "toy from 0: 0 loss 3 loss 6 loss closed"),
         )
     ],
+    # what it prints of conversations: tests/test_conversation_task.py
+    "log.show": [E(run(lambda r: r.saved), toy, 1, refused="config.log.show=1: this task has no examples that can be")],
     "log.state_hash_every": [
         E(
             run(lambda r: [m["step"] for m in r.lines("metrics.jsonl") if {"state_hash", "batch_hash"} <= set(m)]),
@@ -991,12 +1146,32 @@ def folder(tmp_path_factory) -> Path:
     return root / "shared"
 
 
+def write_talks(folder: Path) -> dict[str, Path]:
+    """Write stores of conversations with none, one or two pictures, of one or three tiles, and another tokenizer."""
+    square, wide, long = picture(0, 28, 28), picture(1, 84, 28), picture(2, 1120, 28)
+    records = [
+        (chat("<image>\nWho?", "Ann."), [square], "a", {}),
+        (chat("<image>\nHow many?", "Three."), [wide], "b", {}),
+        (chat("<image><image> Which one?", "The second."), [long, long], "c", {}),
+        (chat("No picture at all, is there none?", "None whatsoever."), [], "d", {}),
+        (chat("<image>\nHair?", "Dark.", "Sure?", "Yes, rather."), [square], "e", {}),
+    ]
+    options = {"options": ["yes", "no"], "answer": "no"}
+    questions = [(messages, pictures, source, options) for messages, pictures, source, _ in records[:3]]
+    stores_of = {"talks": ("train", records), "talks_val": ("val", records), "questions": ("test", questions)}
+    for name, (split, chosen) in stores_of.items():
+        make(folder / name, chosen, split)
+    (folder / "bpe").mkdir()
+    return {**{name: folder / name for name in stores_of}, "bpe": tiny_bpe.write(folder / "bpe")}
+
+
 @pytest.fixture(scope="module")
 def here(folder) -> dict[str, Path]:
     """Make stores, towers and a tokenizer for the table's "here:NAME"."""
     made = {
         name: folder.parent / name for name in ("train", "train2", "val", "benchmark", "tower", "tower2", "tokenizer")
     }
+    made |= write_talks(folder.parent)
     synthetic.write(made["train"], range(8), 4, 0, split="train")
     synthetic.write(made["train2"], range(8), 4, 1, split="train")
     synthetic.write(made["val"], range(8), 4, 0, split="val")
@@ -1103,6 +1278,7 @@ def test_a_gradient_as_long_as_clip_says_is_left_as_it_is():
 MAY_CHANGE = {
     *(key for key in KEYS if key.split(".")[0] in ("mesh", "checkpoint", "log", "eval")),
     *("sharding", "remat", "prepare", "heartbeat_seconds", "deterministic"),
+    *(f"chat.{key}" for key in ("eval_template", "eval_max_tiles", "max_new_tokens", "answers")),
     *(f"data.{key}" for key in ("train", "val", "workers", "threads", "prefetch", "cache", "synthetic.dir")),
 }
 
@@ -1164,21 +1340,40 @@ def attended(config, folder) -> tuple:
         return forward(config, folder)
 
 
+def kept(config, folder) -> int | str:
+    """Return how many conversations there are to train on, or the error."""
+    try:
+        return rows(len)(config, folder)
+    except ValueError as error:
+        return str(error)
+
+
 # Key -> the observation in which its choices differ, the config, and the settings that a choice needs.
 CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
-    "task": (step, vlm, {}),
+    "task": (step, vlm, {"conversation": {"chat.length": 8, "model.pooling": ""}}),
     "dtype": (step, vit, {}),
     "base_dtype": (shapes, vit, {}),
     "remat": (step, vit, {}),
     "attention": (attended, vit, {}),
     "data.cache": (lambda c, f: {k: decoding(c, f)[k] for k in ("faces", "on devices")}, toy, {}),
     "model.kind": (shapes, bare, {"iresnet": {"model.pooling": ""}, "vlm": {"model.pooling": "visual_mean"}}),
+    "chat.labels": (rows(column("targets")), talks, {}),
+    "chat.too_long": (kept, talks, {}),
+    "chat.tile_rule": (rows(tiles_used), talks, {}),
+    "lora.init": (initialisation, vit, {}),
     "loss.pair_loss": (step, answers, {}),
     "model.projector.ps_version": (forward, vlm, {}),
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "loss.function": (step, vit, {}),
     "optimizer.name": (updates, adamw, {}),
     "optimizer.schedule": (rates, sgd, {}),
+}
+
+
+CONVERSATIONS = {
+    "chat.labels": TALKS,
+    "chat.too_long": {**TALKS, "chat.length": 40},
+    "chat.tile_rule": {**TALKS, "chat.max_tiles": 40, "chat.length": 256},
 }
 
 
@@ -1199,6 +1394,7 @@ def test_all_choices_differ(key, here, folder):
         settings["vlm"] |= {"model.decoder": vlm().model.decoder, "prompt.ids": (2, 3)}
     if key == "data.cache":
         settings = {c: {**s, "data.synthetic.images": 5} for c, s in settings.items()}
+    settings = {c: {**CONVERSATIONS.get(key, {}), **s} for c, s in settings.items()}
     seen = {choice: look(observe, changed(make(), each, here), folder) for choice, each in settings.items()}
     for i, one in enumerate(choices):
         for other in choices[:i]:
@@ -1236,6 +1432,7 @@ def test_another_value_than_the_choices_is_refused_by_name(key, here):
 
 COUNTS = ("batch_size", "accumulation", "data.pairs_per_epoch", "eval.batch_size", "checkpoint.every_steps")
 COUNTS += ("checkpoint.keep", "log.every_steps", "heartbeat_seconds")
+COUNTS += ("chat.length", "chat.max_tiles", "chat.max_new_tokens")
 
 
 @pytest.mark.parametrize("key", COUNTS)
@@ -1251,13 +1448,14 @@ def test_counts_are_at_least_one(key, here):
 RESTATED: dict[str, set[str]] = {
     "quickstart": {"model.vision_transformer.patch_size"},  # lists all sizes of the tower
     "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
+    "quickstart_chat": {"model.vision_transformer.patch_size"},
     "resnet50_infonce": {"optimizer.lr"},  # the published one
     "small_real": {"batch_size"},
 }
 
 
 @pytest.mark.parametrize(
-    "file", sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper"))
+    "file", sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper", "facellm"))
 )
 def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
     """Otherwise a reader would mistake the line for a choice, and a changed default would not reach this config."""
@@ -1280,6 +1478,8 @@ def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
         section = functools.reduce(lambda at, name: at[name], path.split("."), config)
         paths[id(section)] = f"{path}."
     restated = {f"{paths.get(id(section), '?.')}{key}" for section, key, same in done if same}
+    if file.startswith("facellm_"):
+        restated = {key for key in restated if not key.startswith("model.")}  # all sizes are of a preset
     assert restated == RESTATED.get(file, set())
 
 

@@ -49,11 +49,22 @@ EXPECTED = {
     "pair_frozen": (2_205_754_368, 0, None),
     "pair_lora": (2_213_618_688, 7_864_320, 3138),  # 6,277 a pair
     "pair_lora_llm": (2_205_754_368 + 5_898_240, 5_898_240, None),
+    # the tower, 83,200 of the projector, of the decoder 3 x 196,864, two tables of 512 x 128 and a norm; adapters of
+    # rank 16 on q, k, v, o, gate, up and down: 16 x 3 x 2,432
+    "quickstart_chat:chat_frozen": (877_952 + 83_200 + 721_792, 0, None),
+    "quickstart_chat:chat_lora": (1_682_944 + 116_736, 116_736 + 83_200, None),
+    "quickstart_chat:chat_text_only": (1_682_944 + 116_736, 116_736 + 83_200, None),
+    # InternVL3 by its presets, without the biases of q, k and v, which come with a checkpoint; adapters as published
+    "facellm_1b": (938_193_024 - 24 * 1_152 + 8_798_208, 8_798_208, None),
+    "facellm_text_only": (938_193_024 - 24 * 1_152 + 8_798_208, 8_798_208, None),
+    **{f"facellm_ranks:rank_{r}": (938_165_376 + r * 549_888, r * 549_888, None) for r in (4, 8, 16, 32)},
+    "facellm_8b": (7_944_244_736 + 40_370_176, 40_370_176, None),
+    "facellm_38b": (38_388_138_240 + 134_217_728, 134_217_728, None),
 }
 
 
 def test_all_configs_are_here():
-    files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper"}
+    files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper", "facellm"}
     assert files == {name.split(":")[0] for name in EXPECTED}
 
 
@@ -95,7 +106,8 @@ def test_config(name):
     if not config.trains:
         return
     new, values = jax.eval_shape(program.step, *program.arguments)
-    assert set(values) == {"loss", "lr", "grad_norm"} | ({"dead"} if config.lora.rank else set())
+    counted = {"tokens", "label_tokens"} if config.task == "conversation" else set()
+    assert set(values) == {"loss", "lr", "grad_norm"} | counted | ({"dead"} if config.lora.rank else set())
     assert {k: v.shape for k, v in trees.flatten(new.trainable).items()} == {
         k: v.shape for k, v in trees.flatten(state.trainable).items()
     }

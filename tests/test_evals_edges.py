@@ -78,6 +78,14 @@ def test_resamples_do_not_depend_on_how_many_are_done_at_once():
     np.testing.assert_array_equal(first["auc"], found["auc"][:17])
 
 
+def test_a_fold_without_pairs_in_a_resample_does_not_count():
+    """Every pair is judged right, so every resample is: one of ten folds is empty in most of them."""
+    labels = np.tile([1, 0], 10)
+    found = folds.verification(labels.astype(float), labels, [2] * 10, bootstrap=200)
+    assert found[BEST]["ci95"] == [1, 1]
+    assert found["accuracy@far=1e-3"]["ci95"] == [1, 1]
+
+
 def test_a_mirrored_face_is_mirrored_over_its_whole_width():
     faces = np.arange(112, dtype=np.uint8)[None, None, :, None] + np.zeros((2, 112, 112, 3), np.uint8)
     got = verification.embed(lambda batch: batch[:, 0, :, 0].astype(np.float32) ** 2, [(faces, 2)], flip_sum=True)

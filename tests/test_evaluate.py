@@ -32,3 +32,16 @@ def test_seen_identities_are_marked_within_one_naming(tmp_path):
     entries, _ = benchmarks.run(score, seen={"somebody else"}, title="")
     assert entries["named_here"]["identities_seen_in_training"] == 0
     assert entries["named_here"]["identity_disjoint"] is None
+
+
+def test_two_stores_without_a_naming_cannot_be_compared(tmp_path):
+    """Two empty names are equal, but they do not say that a person has the same name in both stores."""
+    faces = synthetic.write(tmp_path / "s", range(20), 2, 0, split="test", pairs=20)
+    config = base()
+    config.eval.bootstrap, config.data.names = 0, ""
+    config.eval.benchmarks["unnamed"] = benchmark(str(faces.path), "synthetic", names="")
+    c = typed(config)
+    score = CosineScore(c.eval, baselines.pixel)
+    entries, _ = Benchmarks(c.eval, c.data, c.seed, tmp_path).run(score, seen=set(faces.identities), title="")
+    assert entries["unnamed"]["identities_seen_in_training"] is None
+    assert entries["unnamed"]["identity_disjoint"] is None

@@ -22,14 +22,19 @@ def write_pictures(src: Path) -> None:
                 Image.new("RGB", (8 + i, 8), (50 * i, 90, 10 * len(name) % 256)).save(src / "benchmark" / name)
 
 
+def copy_sample(folder):
+    """Put the golden questions, and pictures of our own, into a folder and return it."""
+    (folder / "benchmark").mkdir()
+    for path in (GOLDEN / "benchmark").glob("*.json"):
+        (folder / "benchmark" / path.name).write_bytes(path.read_bytes())
+    write_pictures(folder)
+    return folder
+
+
 @pytest.fixture
 def sample(tmp_path):
     """Return a folder with the golden questions, and pictures of our own."""
-    (tmp_path / "benchmark").mkdir()
-    for path in (GOLDEN / "benchmark").glob("*.json"):
-        (tmp_path / "benchmark" / path.name).write_bytes(path.read_bytes())
-    write_pictures(tmp_path)
-    return tmp_path
+    return copy_sample(tmp_path)
 
 
 def question(**changes):

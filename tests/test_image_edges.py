@@ -122,8 +122,19 @@ def test_faces_are_encoded_without_loss_of_colour_resolution():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_decoding_into_an_array_fills_that_array(mode):
-    """This also holds if Pillow has to help, which has its own array."""
     data, out = file_bytes(FACE.convert(mode), quality=95), np.full((112, 112, 3), 7, np.uint8)
+    got = images.decode(data, "x", out)
+    assert np.shares_memory(got, out)
+    np.testing.assert_array_equal(out, images.decode(data, "x"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pillow_too_fills_the_array_that_it_is_given(mode):
+    """simplejpeg refuses stray bytes before the end marker; Pillow decodes the file, to an array of its own."""
+    jpeg, out = file_bytes(FACE.convert(mode), quality=95), np.full((112, 112, 3), 7, np.uint8)
+    data = jpeg[:-2] + b"stray" + jpeg[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
+        simplejpeg.decode_jpeg(data)
     got = images.decode(data, "x", out)
     assert np.shares_memory(got, out)
     np.testing.assert_array_equal(out, images.decode(data, "x"))

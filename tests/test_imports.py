@@ -20,11 +20,11 @@ LAYERS: tuple[set[str], ...] = (
     {"losses", "evals", "cli"},
     {"tasks"},
     {"training"},
-    {"planning"},
+    {"planning", "chat_model"},
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "export", "pretrain", "__main__"},
+    {"plan", "verify", "chat", "export", "pretrain", "__main__"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")

@@ -1,5 +1,6 @@
 """Test adapters: initialisation, count, scaling, precision, drop-path, and the errors."""
 
+import functools
 import re
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 
 from fvjax import trees
 from fvjax.models import layers, lora
+from fvjax.models.decoder import Decoder
 from fvjax.models.layers import Dense
+from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer, pool, resize_positions
+from fvjax.models.vlm import VLM
 
 TARGETS = ("blocks/mlp/fc1", "blocks/mlp/fc2")
 SMALL = VisionTransformer(image_size=28, patch_size=14, width=16, depth=3, heads=2, mlp_dim=32)
@@ -149,18 +153,20 @@ def test_dead_adapters_are_named_by_layer(params, x):
     assert lora.is_zero(first)["blocks/mlp/fc1/b"].tolist() == [False, True, False]
     with pytest.raises(ValueError, match="exactly zero") as error:
         lora.check_alive(lora.is_zero(first), lora.is_zero(second))
-    names = ["fc1/b layers [1] (step 1)", "fc2/b layers [1] (step 1)"]
-    names += ["fc1/a layers [1] (step 2)", "fc2/a layers [1] (step 2)"]
+    names = ["fc1/b layers [1] (first step)", "fc2/b layers [1] (first step)"]
+    names += ["fc1/a layers [1] (after the first update)", "fc2/a layers [1] (after the first update)"]
     assert f": {', '.join(f'blocks/mlp/{name}' for name in names)}. Check" in str(error.value)
 
 
 def test_the_gate_looks_at_b_first_and_then_at_a(params, x):
     """Without an update after step 1, a is still dead at step 2; one element that is not zero makes it alive."""
     zero = [lora.is_zero(g) for g in gradients(params, x, scale=0.0)]
-    with pytest.raises(ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(step 2\), blocks/mlp/fc2/a"):
+    with pytest.raises(
+        ValueError, match=r"zero: blocks/mlp/fc1/a layers \[0, 1, 2\] \(after the first update\), blocks/mlp/fc2/a"
+    ):
         lora.check_alive(*zero)
     one = {"fc/a": jnp.zeros((4, 2)), "fc/b": jnp.zeros((2, 3)).at[1, 2].set(1e-30)}
-    with pytest.raises(ValueError, match=r"zero: fc/a \(step 2\)\. Check"):
+    with pytest.raises(ValueError, match=r"zero: fc/a \(after the first update\)\. Check"):
         lora.check_alive(lora.is_zero(one), lora.is_zero(one))
     lora.check_alive(lora.is_zero(one), lora.is_zero({"fc/a": one["fc/b"], "fc/b": one["fc/a"]}))
 
@@ -196,6 +202,20 @@ def test_drop_path_rates_and_scaling(params, x):
     is_kept = np.isclose(results, dropped + 2 * (kept - dropped), atol=1e-5).all((1, 2))
     assert (is_dropped ^ is_kept).all()
     assert 30 <= is_kept.sum() <= 70
+
+
+def test_embeddings_of_a_vision_language_model_drop_the_towers_paths(x):
+    """They are those of the visual tokens that are left with the same keys; evaluation drops nothing."""
+    decoder = Decoder(vocab=9, width=16, depth=1, heads=2, kv_heads=1, head_dim=8, mlp_dim=16)
+    model = VLM(vision=SMALL.clone(drop_path=0.5), projector=Projector(width=16), decoder=decoder, bos=1)
+    embed = functools.partial(model.apply, text=(), pool="visual_mean", method="embed")
+    variables = model.init(jax.random.key(0), x, (), "visual_mean", method="embed")
+    keys = jax.random.split(jax.random.key(3), 4)
+    got = embed(variables, x, train=True, keys=keys)
+    left = model.apply(variables, x, train=True, keys=keys, method="visual")
+    expected = model.apply(variables, left, (), "visual_mean", method="pooled")
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(got - embed(variables, x)).max() > 1e-2
 
 
 def test_select_layer_builds_no_more_than_it_needs(params, x):

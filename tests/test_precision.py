@@ -542,10 +542,13 @@ def test_a_shared_prefix_knows_how_long_the_sequence_will_be():
     assert np.abs(other - expected).max() > 1e-2, "frequencies of the prefix's own length must show"
 
 
-@pytest.mark.parametrize("rope", ["plain", "dynamic"])
-def test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer(rope):
-    """Test the boundary alone, with a cache and as an encoder's prompt. Nothing is computed."""
-    decoder = WORDS | {"positions": 12 if rope == "plain" else 6, "rope": rope, "rope_factor": 2.0}
+@pytest.mark.parametrize(("rope", "positions"), [("plain", 12), ("llama3", 12), ("linear", 6), ("dynamic", 6)])
+def test_a_sequence_may_be_as_long_as_the_decoder_allows_and_no_longer(rope, positions):
+    """Test the boundary alone, with a cache and as an encoder's prompt. Nothing is computed.
+
+    Of checkpoints with llama3 scaling, the positions already are those that the scaling reaches.
+    """
+    decoder = WORDS | {"positions": positions, "rope": rope, "rope_factor": 2.0}
     net = Decoder(**decoder)
     assert net.max_tokens == 12
 

@@ -98,6 +98,15 @@ def test_folder_exclude_and_limit(people, tmp_path, capsys):
     assert stores.Store(tmp_path / "t").identities == ["amy", "bob"]
 
 
+@pytest.mark.parametrize(("excluded", "kept"), [("amy", ["bob"]), ("cat", ["amy"])])
+def test_folder_limit_counts_only_what_is_not_excluded(people, tmp_path, capsys, excluded, kept):
+    """The limit is applied last, so a name that lies beyond it may be excluded as well."""
+    (tmp_path / "leave.tsv").write_text(f"{excluded}\n")
+    flags = f"--exclude={tmp_path / 'leave.tsv'}", "--limit=1"
+    assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}", *flags)[0] == 0
+    assert stores.Store(tmp_path / "s").identities == kept
+
+
 def test_folder_resize(people, tmp_path, capsys):
     put(people / "cat/2.jpg", 9, 224)
     assert run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}", "--resize")[0] == 0

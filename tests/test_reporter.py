@@ -1,11 +1,13 @@
 """Test what a run reports about each step, with a simulated clock and simulated results."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fvjax.training import reporter
+from fvjax.training import loop, reporter
+from fvjax.training.loop import Saves
 from fvjax.training.reporter import TrainReporter, Workload, memory_in_use, rates
 
 WORK = Workload(images_per_step=32, flops_per_step=4e9, steps_per_epoch=3, epochs=2, total_steps=6)
@@ -132,6 +134,28 @@ def test_a_result_that_is_not_finite_ends_the_run_and_is_not_written(run, clock,
     assert [step for step, _ in reported.writer.written] == [7]
 
 
+def test_a_state_is_saved_only_after_its_loss_was_found_finite(run, clock):
+    """Otherwise the broken state would be the newest checkpoint, and the run would resume from it."""
+    saved = []
+    checkpoints = SimpleNamespace(save=lambda step, state, facts: saved.append(step))
+    saves = Saves(checkpoints, every_steps=2, total_steps=6, facts={}, seconds=lambda: 1.0)  # type: ignore[arg-type]
+    parts: dict[str, Any] = {
+        "agreement": SimpleNamespace(propose=lambda step: 0, decide=lambda request: 0, saved=lambda action: None),
+        "evaluations": SimpleNamespace(missing=lambda step: False, due=lambda step: False),
+        "trace": SimpleNamespace(before=lambda number, step, *args: step, after=lambda number, state: None),
+    }
+    state: Any = SimpleNamespace(step=0, as_dict=dict)
+
+    def train_step(state, frozen, loss, request):
+        clock.now += 1
+        return state, values(clock, loss)
+
+    losses: Any = [3.0, 2.0, 1.0, np.nan, 1.0, 1.0]  # the fourth belongs to the second checkpoint
+    with pytest.raises(FloatingPointError, match="step 3: the loss is nan"):
+        loop.train(state, None, losses, train_step, reporter=run(), saves=saves, hash_every=0, **parts)
+    assert saved == [2]
+
+
 def dead(a, b):
     return {"blocks": {"fc": {"a": np.array(a), "b": np.array(b)}}}
 
@@ -139,8 +163,16 @@ def dead(a, b):
 def test_adapters_without_a_gradient_end_the_run_after_two_steps(run, clock):
     """At step 1 no A has a gradient, because B is 0, so only gradients of B are checked; at step 2, those of A."""
     for first, second, found in (
-        (dead([True, True], [False, True]), dead([False, False], [False, False]), "blocks/fc/b layers [1] (step 1)"),
-        (dead([True, True], [False, False]), dead([True, False], [False, False]), "blocks/fc/a layers [0] (step 2)"),
+        (
+            dead([True, True], [False, True]),
+            dead([False, False], [False, False]),
+            "b layers [1] (first step)",
+        ),
+        (
+            dead([True, True], [False, False]),
+            dead([True, False], [False, False]),
+            "a layers [0] (after the first update)",
+        ),
     ):
         reported = run()
         clock.now += 1
@@ -150,6 +182,38 @@ def test_adapters_without_a_gradient_end_the_run_after_two_steps(run, clock):
         with pytest.raises(ValueError, match="dead adapters") as error:
             reported.flush()
         assert found in str(error.value)
+
+
+def report_steps(reported, clock, steps) -> None:
+    """Report steps from 0 on, each a pair of its rate and its adapters without a gradient."""
+    for number, (rate, adapters) in enumerate(steps):
+        clock.now += 1
+        reported.add(number, values(clock, dead=adapters, lr=Result(rate, clock)))
+        reported.flush()
+
+
+NO_A, NO_B, ALIVE = dead([True], [False]), dead([False], [True]), dead([False], [False])
+
+
+@pytest.mark.parametrize("warm", [0, 1, 3])
+def test_gradients_of_a_are_checked_once_after_the_first_update(run, clock, warm):
+    """A warm-up begins with the rate 0, perhaps for some steps; until B has moved no A has a gradient."""
+    start = [(0.1 * (step >= warm), NO_A) for step in range(warm + 1)]
+    reported = run()
+    report_steps(reported, clock, [*start, (0.1, ALIVE), (0.1, NO_A)])
+    assert len(reported.writer.written) == warm + 3
+    with pytest.raises(ValueError, match=r"dead adapters, .*: blocks/fc/a layers \[0\] \(after the first update\)"):
+        report_steps(run(), clock, [*start, (0.1, NO_A)])
+
+
+@pytest.mark.parametrize("warm", [0, 1, 3])
+def test_gradients_of_b_are_those_of_the_first_step(run, clock, warm):
+    later = [(0.1 * (step >= warm), ALIVE) for step in range(1, warm + 2)]
+    with pytest.raises(ValueError, match=r"dead adapters, .*: blocks/fc/b layers \[0\] \(first step\)"):
+        report_steps(run(), clock, [(0.1 * (warm == 0), NO_B), *later])
+    reported = run()
+    report_steps(reported, clock, [(0.1 * (warm == 0), NO_A), *later, (0.1, NO_B)])
+    assert len(reported.writer.written) == warm + 3
 
 
 def test_adapters_that_learn_and_those_of_a_resumed_run_pass(run, clock):

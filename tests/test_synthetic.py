@@ -112,6 +112,14 @@ def test_impossible_protocols_are_refused(people, pairs, message):
         synthetic.verification_pairs(np.repeat(np.arange(people), 3), pairs, 0)
 
 
+def test_another_seed_chooses_other_pairs():
+    labels = np.repeat(np.arange(40), 4)
+    first, again, other = (synthetic.verification_pairs(labels, 200, seed) for seed in (0, 0, 1))
+    chosen, repeated, different = (set(zip(p.a.tolist(), p.b.tolist())) for p in (first, again, other))
+    assert chosen == repeated
+    assert len(chosen & different) < 100  # by chance about 40: nearly half of all genuine pairs are chosen
+
+
 @pytest.fixture(scope="module")
 def quickstart_test_set():
     pictures, labels, _ = synthetic.faces(range(100_000, 100_120), 6, seed=0, difficulty=2.0)

@@ -54,7 +54,7 @@ def test_sections_are_classes_with_the_keys_of_the_config_file():
         for part in filter(None, name.split(".")):
             node = node[part]
         assert set(node) == {f.name for f in dataclasses.fields(section)}, name
-    assert len(sections(Config())) == 17
+    assert len(sections(Config())) == 18
 
 
 def test_a_config_file_refuses_keys_that_do_not_exist():
@@ -190,7 +190,7 @@ def test_choices_are_those_of_the_types():
                 literals.add(f"{name}.{key}".lstrip("."))
                 assert CHOICES[f"{name}.{key}".lstrip(".")] == typing.get_args(kind)
     assert set(CHOICES) == literals | set(configs.PLUGGABLE)
-    assert len(literals) == 10
+    assert len(literals) == 14
 
 
 def test_every_default_is_a_choice():

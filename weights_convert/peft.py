@@ -51,7 +51,8 @@ Pieces = dict[int, np.ndarray]  # number of the original's module within a layer
 def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], float]:
     """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.models.lora makes, scale alpha / rank).
 
-    ``path`` is a file with keys ``[base_model.model.]<module>.lora_A.weight`` [rank, in] and ``lora_B`` [out, rank].
+    ``path`` is a file with keys ``[base_model.model.]<module>.lora_A.weight`` [rank, in] and ``lora_B`` [out, rank], or
+    a directory that has it as adapter_model.safetensors, as PEFT writes it.
     alpha is read from adapter_config.json beside it; without that file alpha = rank, as in the reference's training.
     Ranks may differ between modules, alpha / rank may not.
     ``kind``: how ``base`` is opened, see ``open_checkpoint``. For a vision tower, adapters of an InternVL model's
@@ -65,6 +66,7 @@ def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -
     file was made for other weights (``write_adapters`` records them; PEFT does not, and then nothing is checked).
     """
     path, ckpt = Path(path), open_checkpoint(base, kind)
+    path = path / "adapter_model.safetensors" if path.is_dir() else path
     tensors = _adapter_tensors(path)
     sources = _fitting_sources(ckpt, {module for module, _ in tensors})
     halves, ranks = _read_halves(path, ckpt, sources, tensors, base)

@@ -96,7 +96,7 @@ class ConversationPlan(EpochPlan):
         order = order[np.lexsort((self._row_tokens[order], group))]
         full = len(order) // self.examples_per_step
         steps = shuffle_within(np.arange(full) // GROUPED_STEPS, bits)
-        whole = order[: full * self.examples_per_step].reshape(full, -1)[steps].reshape(-1)
+        whole = order[: full * self.examples_per_step].reshape(full, self.examples_per_step)[steps].reshape(-1)
         return np.append(whole, order[full * self.examples_per_step :])
 
 

@@ -100,12 +100,7 @@ class Reader:
         return pack_rows(rows, self.format, int(columns["length"][0]), int(columns["tiles"][0]))
 
     def _piece(self, i: int) -> Piece:
-        conversation = self.store.conversation(i)
-        pictures = [
-            tiling.decode_picture(data, f"{self.store.path} record {i} ({conversation.source}), picture {number}")
-            for number, data in enumerate(conversation.pictures, 1)
-        ]
-        return piece(self.format, conversation.messages, pictures)
+        return piece(self.format, self.store.conversation(i).messages, self.store.images(i))
 
 
 class Piece(NamedTuple):

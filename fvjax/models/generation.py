@@ -156,24 +156,29 @@ def stream(
     """Continue prompts as :func:`generate` does, and yield the ids of `at_a_time` tokens of all rows, int32 [N,k].
 
     Ends when every row has ended; what follows an id of `eos` in a row means nothing. The cache begins with room for
-    a short answer and doubles when it is full, so that a high `max_tokens` costs nothing.
+    a short answer and doubles when it is full, so that a high `max_tokens` costs nothing. Raises ValueError as soon as
+    prompt and answer exceed the decoder's positions.
     """
-    tokens = x.shape[1]
-    capacity = _room(decoder, tokens, tokens + max(64, at_a_time))
+    tokens = int(np.max(lengths))
+    capacity = _room(decoder, x.shape[1], x.shape[1] + max(64, at_a_time))
     layers = decode.slice_layers(decoder, variables)
     logits, read = read_prompt(decoder, variables, x, lengths, capacity)
     cache = decode.slice_cache(read, layers)
     done = np.zeros(len(x), bool)
-    for step in range(0, max_tokens, at_a_time):
-        needed = tokens + step + at_a_time
+    step = 0
+    while step < max_tokens:
+        decoder.check_length(tokens + step + 1)
+        room = decoder.max_tokens - tokens - step
+        count = at_a_time if at_a_time <= room else min(room, max_tokens - step)
+        needed = tokens + step + count
         if needed > capacity:
-            decoder.check_length(needed)
             capacity = _room(decoder, needed, 2 * capacity)
             cache = decode.grow(cache, capacity)
         ids, logits, cache = next_tokens(
-            decoder, variables, layers, logits, cache, step, keys, count=at_a_time, temperature=temperature, top_p=top_p
+            decoder, variables, layers, logits, cache, step, keys, count=count, temperature=temperature, top_p=top_p
         )
         ids = np.asarray(ids)[:, : max_tokens - step]
+        step += count
         yield ids
         done |= np.isin(ids, eos).any(1)
         if done.all():

@@ -98,25 +98,28 @@ def is_zero(grads: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def check_alive(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """Check on the host that no new adapter is dead, after two training steps.
+    """Check on the host that no new adapter is dead, once b has moved.
 
-    a is multiplied by b, and b starts at zero: at step 1 only b can have a gradient, at step 2 also a.
+    a is multiplied by b, and b starts at zero: at the first step only b can have a gradient, after the first update
+    also a. A warm-up from the rate 0 makes that update a later one than the first step's.
 
     Args:
-        first, second: the results of :func:`is_zero` for the gradients of steps 1 and 2, flat names.
+        first, second: the results of :func:`is_zero` for the first step's gradients and for those after the first
+            update, flat names.
     Raises:
-        ValueError: the gradient of a b was zero at step 1, or that of an a at step 2; names all of them by layer.
+        ValueError: the gradient of a b was zero at the first step, or that of an a after the first update; names all of
+            them by layer.
     """
     dead = []
-    for step, half, zero in ((1, "/b", first), (2, "/a", second)):
+    for moment, half, zero in (("first step", "/b", first), ("after the first update", "/a", second)):
         for name in sorted(n for n in zero if n.endswith(half)):
             layers = np.asarray(zero[name])
             if layers.any():
                 which = f" layers {np.flatnonzero(layers).tolist()}" if layers.ndim else ""
-                dead.append(f"{name}{which} (step {step})")
+                dead.append(f"{name}{which} ({moment})")
     if dead:
         raise ValueError(
             f"dead adapters, their gradient is exactly zero: {', '.join(dead)}. Check that the loss depends on these "
-            "modules (config.lora.targets, the pooling), that the learning rate of step 1 is not 0, and that drop-path "
-            "does not drop a layer for all images of a small batch"
+            "modules (config.lora.targets, the pooling, pictures in the data), and that drop-path does not drop a "
+            "layer for all images of a small batch"
         )

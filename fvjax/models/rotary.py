@@ -48,7 +48,11 @@ def packed_positions(model: RotarySettings, segments: jax.Array) -> Positions:
     """Return the positions of tokens in rows of consecutive sequences; they count from 0 in each sequence.
 
     segments: int32 [N,T], equal for the tokens of one sequence and different from the sequence before it.
+    Raises ValueError if dynamic scaling would make a sequence depend on the length of the row that it is packed into.
     """
+    if model.rope == "dynamic" and segments.shape[1] > model.positions:
+        length = segments.shape[1]
+        raise ValueError(f"rows of {length} tokens are longer than the decoder's {model.positions} positions: unpack")
     place = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     index = place - lax.cummax(jnp.where(begins, place, 0), axis=1)

@@ -22,7 +22,7 @@ from fvjax import shipped
 from fvjax.config import Config
 from fvjax.console import progress, say
 from fvjax.data import face_questions, tokenizers
-from fvjax.data.chat import show
+from fvjax.data.chat import TEMPLATES, show
 from fvjax.data.conversation_plan import ConversationPlan
 from fvjax.data.conversations import Format, Reader, Size, measure
 from fvjax.data.stores.conversations import ConversationStore
@@ -58,6 +58,9 @@ class Conversation(Task):
             raise ValueError("config.eval.pools, flip_sum and baselines: are of face verification")
         if not (chat.tokenizer or config.has_tokenizer):
             raise ValueError("config.chat.tokenizer: without init_from there is no tokenizer; name its directory")
+        for key, name in (("template", chat.template), ("eval_template", chat.eval_template or chat.template)):
+            if name not in TEMPLATES:
+                raise ValueError(f"config.chat.{key}={name!r}: choose {' or '.join(TEMPLATES)}")
         lengths = (0, *chat.buckets, chat.length)
         if any(a >= b for a, b in pairwise(lengths)):
             raise ValueError(f"config.chat.buckets={chat.buckets}: ascending lengths below chat.length={chat.length}")
@@ -84,9 +87,11 @@ class Conversation(Task):
         """How training examples become tokens."""
         c = self.chat
         tokenizer = tokenizers.load(shipped.weights(self.tokenizer_path))
-        if tokenizer.size > self.vocabulary:
+        # InternVL3's -hf tokenizers have a token, <video>, that the decoder does not know; no text has it.
+        size = tokenizer.size - (tokenizer.added.get("<video>") == tokenizer.size - 1)
+        if size > self.vocabulary:
             raise ValueError(
-                f"{tokenizer.path}: its ids go up to {tokenizer.size - 1}, the decoder's vocabulary has "
+                f"{tokenizer.path}: its ids go up to {size - 1}, the decoder's vocabulary has "
                 f"{self.vocabulary}; use the tokenizer of the checkpoint"
             )
         return Format(
@@ -156,7 +161,8 @@ class Conversation(Task):
             packed=self.chat.packed,
             leave_out=too_long,
         )
-        learned = sum(size.learned for i, size in enumerate(sizes) if i not in set(too_long))
+        left = set(range(len(sizes))) - set(too_long.tolist())
+        learned = sum(sizes[i].learned for i in left)
         left_out = f", {len(too_long)} longer than {self.chat.length} tokens left out" if len(too_long) else ""
         description = (
             f"{len(store) - len(too_long):,} conversations{left_out}, {plan.rows:,} rows, {learned:,} tokens with "

@@ -151,6 +151,7 @@ class ConversationEvaluator(Evaluator):
         """Say what answers depend on: the step of this run and a hash of questions and settings."""
         format, chat = self.task.eval_format, self.task.chat
         settings = [format.template, format.system, format.max_tiles, format.tile_rule, chat.max_new_tokens]
+        settings += [format.hide_pictures]
         digest = hashlib.sha256(f"{settings} {store.data_hash}".encode()).hexdigest()[:16]
         return f"step_{int(state.step)}_{digest}"
 
@@ -248,33 +249,46 @@ class ConversationEvaluator(Evaluator):
 
 
 def summary(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of one benchmark that are followed during training."""
+    """Return the figures of a benchmark, or of a validation, that are followed during training."""
+    if "loss" in entry:
+        return {"loss": entry["loss"]}
     if "generation" in entry:  # FaceXBench
         return {way: entry[way]["overall"]["accuracy"] for way in ("generation", "letters")}
     return {way: entry[way]["value"] for way in ("generated", "chosen")}
 
 
 def comparison(results: Mapping[str, Mapping[str, Any]]) -> Group:
-    """Return the tables of several experiments' results.json: of questions with options, and of FaceXBench."""
+    """Return the tables of several experiments' results.json: of questions with options, and of FaceXBench.
+
+    A single experiment's FaceXBench has a table by sub-task, too.
+    """
     table = Table("row", "benchmark", "questions", "generated", "chosen", "majority", "random", caption=CAPTION)
     of_facexbench: dict[str, Mapping[str, Any]] = {}
-    for row, result in results.items():
-        for name, entry in result["benchmarks"].items():
-            for title, figures in ((f"{row}, before training", entry.get("before_training")), (row, entry)):
-                if not figures:
-                    continue
-                if "generation" in figures:
-                    of_facexbench[title] = figures
-                else:
-                    shares = (_share(figures[key]) for key in ("generated", "chosen"))
-                    baselines = (f"{100 * figures[key]:.1f}" for key in ("majority", "random"))
-                    table.add_row(title, name, f"{figures['n']:,}", *shares, *baselines)
+    details = []
+    entries = [(row, name, entry) for row, result in results.items() for name, entry in result["benchmarks"].items()]
+    several = len({name for _, name, entry in entries if "generation" in entry}) > 1
+    for row, name, entry in entries:
+        before = entry.get("before_training")
+        if "generation" in entry:
+            title = f"{row}, {name}" if several else row
+            of_facexbench |= {f"{title}, before training": before} if before else {}
+            of_facexbench[title] = entry
+            details.append(facexbench_tables.details(entry, title))
+        else:
+            _add_questions(table, f"{row}, before training", name, before)
+            _add_questions(table, row, name, entry)
     tables = [table] if table.row_count else []
     if of_facexbench:
         tables.append(facexbench_tables.comparison(of_facexbench))
-    if len(of_facexbench) == 1:
-        tables += [facexbench_tables.details(entry, title) for title, entry in of_facexbench.items()]
-    return Group(*tables)
+    return Group(*tables, *(details if len(results) == 1 else ()))
+
+
+def _add_questions(table: Table, row: str, name: str, figures: Mapping[str, Any] | None) -> None:
+    """Add the row of a benchmark of questions with options, if there are figures."""
+    if figures:
+        shares = (_share(figures[key]) for key in ("generated", "chosen"))
+        baselines = (f"{100 * figures[key]:.1f}" for key in ("majority", "random"))
+        table.add_row(row, name, f"{figures['n']:,}", *shares, *baselines)
 
 
 def letter_probabilities(logits: np.ndarray, format: Format, options: int) -> np.ndarray:
@@ -285,7 +299,7 @@ def letter_probabilities(logits: np.ndarray, format: Format, options: int) -> np
     scores = []
     for letter in option_letters(options):
         variants = [format.tokenizer.encode(text) for text in (letter, f" {letter}")]
-        ids = [variant[0] for variant in variants if len(variant) == 1]
+        ids = sorted({variant[0] for variant in variants if len(variant) == 1})
         if not ids:
             raise ValueError(f"{format.tokenizer.path}: the letter {letter} is no single token, so it has no logit")
         scores.append(np.logaddexp.reduce(logits[ids].astype(np.float64)))

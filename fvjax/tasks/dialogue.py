@@ -78,7 +78,7 @@ class Dialogue:
             self._generate[name] = self._compile(lambda *arrays: self._continue(*arrays, **settings))
         answers: list[Answer] = [Answer("", False)] * len(prompts)
         for chosen, arrays, lengths in self._batches(prompts, track):
-            drawn = () if keys is None else (keys[chosen],)
+            drawn = () if keys is None else (keys[np.pad(chosen, (0, len(lengths) - len(chosen)), mode="edge")],)
             ids, counts = self._generate[name](state, *arrays, self.put(lengths), *drawn)
             for i, row, count in zip(chosen, np.asarray(ids), np.asarray(counts)):
                 ended = row[count - 1] in self.stop
@@ -144,6 +144,7 @@ class Dialogue:
             lengths = np.array([len(piece.rendered.ids) for piece in pieces], np.int32)
             tiles = 1 << (max(1, *(len(piece.tiles) for piece in pieces), 1) - 1).bit_length()
             rows = [[piece] for piece in pieces]
-            batch = pack_rows(rows, self.format, -(-int(lengths.max()) // ROUND) * ROUND, tiles)
+            room = min(-(-int(lengths.max()) // ROUND) * ROUND, self.encoder.net.decoder.max_tokens)
+            batch = pack_rows(rows, self.format, room, tiles)
             arrays = tuple(self.put(batch[name]) for name in ("tokens", "tiles", "places"))
             yield np.array(chunk), arrays, lengths, batch["targets"]

@@ -78,7 +78,7 @@ class RunModel:
         if self.adapters.rank:
             c = self.adapters
             params = trees.flatten(variables["params"])
-            adapters = lora.init(params, c.targets, c.rank, c.count, jax.random.fold_in(key, 1))
+            adapters = lora.init(params, c.targets, c.rank, c.count, jax.random.fold_in(key, 1), c.init)
             variables["lora"] = trees.unflatten(adapters)
         if head := self.init_head(jax.random.fold_in(key, 2)):
             variables["head"] = head

@@ -12,6 +12,7 @@ from fvjax.config import OptimizerConfig
 from fvjax.losses import language
 from fvjax.models import conversation, lora
 from fvjax.models.generation import generate
+from fvjax.models.rotary import packed_positions, positions_at
 from fvjax.training import optimizer
 from tests.parity import close, gradients_close, load
 from tests.reference.recipe import GOLDEN
@@ -146,6 +147,25 @@ def test_packed_rows_have_the_loss_and_logits_of_rows_of_their_own(tiny, golden)
     for row, part in zip((2, 0, 3, 1), parts):
         expected = golden["batch_logits_lora"][row][mask[row]]
         np.testing.assert_allclose(part, expected, atol=LOGITS, rtol=1e-5)
+
+
+def test_positions_count_from_zero_in_every_packed_sequence(tiny):
+    """Rotations depend on distances alone, so that logits hide positions which go on; their precision would suffer."""
+    decoder = tiny[0].decoder
+    segments = np.array([[0, 0, 0, 1, 1, 2], [5, 3, 3, 3, 3, 3]], np.int32)
+    got = packed_positions(decoder, segments)
+    np.testing.assert_array_equal(got.index, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
+    alone = positions_at(decoder, np.arange(6)[None], 6)
+    np.testing.assert_array_equal(got.cos, alone.cos[0][got.index])
+    np.testing.assert_array_equal(got.sin, alone.sin[0][got.index])
+
+
+def test_packed_rows_beyond_the_positions_of_dynamic_scaling_are_refused(tiny, golden):
+    model, _, variables, _ = tiny
+    short = model.clone(decoder=model.decoder.clone(positions=100))
+    ids, tiles, at, _, segments = pack(golden, (2, 0))
+    with pytest.raises(ValueError, match="longer than the decoder's 100 positions"):
+        read(short, variables, ids, tiles, at, segments)
 
 
 def test_the_loss_does_not_depend_on_the_chunks(tiny, golden):

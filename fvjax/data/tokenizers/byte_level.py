@@ -30,6 +30,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "errors": (None, "replace"),
 }
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens", "extra_special_tokens")
+# Named by InternVL's -hf tokenizers, also where no file has it: transformers then adds it on loading. Texts lack it.
+OPTIONAL = ("<video>",)
 ONE_CHECKPOINT = "copy all files from one checkpoint"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token; they decide where it is found
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -121,7 +123,7 @@ class Tokenizer:
         for file in (self.path / "tokenizer_config.json", self.path / "special_tokens_map.json"):
             for key, value in read_json(file).items():
                 texts = _texts(value) if key in SPECIAL else []
-                if unknown := [text for text in texts if text not in self.added]:
+                if unknown := [text for text in texts if text not in self.added and text not in OPTIONAL]:
                     raise ValueError(f"{file}: {key} {unknown[0]!r} is no added token; {ONE_CHECKPOINT}")
                 if key in ("bos_token", "eos_token"):
                     id = self.added[texts[0]] if texts else None
