@@ -45,7 +45,7 @@ class Chat:
 def chat_of(path: str | Path) -> Chat:
     """Read from config.json how a checkpoint in Hugging Face layout, or a converted one, wants to be spoken to.
 
-    Raises ValueError: its largest number of tiles is no positive integer.
+    Raises ValueError: its largest number of tiles is no positive integer, or tiles come without a thumbnail.
     """
     file = Path(path) / "config.json"
     config = load_json(file)
@@ -53,6 +53,8 @@ def chat_of(path: str | Path) -> Chat:
     tiles = config.get("max_dynamic_patch", 12) if config.get("dynamic_image_size", True) else 1
     if type(tiles) is not int or tiles < 1:
         raise ValueError(f"{file}: max_dynamic_patch={tiles!r}, expected the most tiles of a picture, 1 or more")
+    if tiles > 1 and config.get("use_thumbnail") is False:
+        raise ValueError(f"{file}: use_thumbnail=false is not supported; set dynamic_image_size to false for one tile")
     return Chat(template, max_tiles=tiles)
 
 

@@ -533,6 +533,7 @@ def test_a_conversation_beyond_the_models_positions(tmp_path):
         ({"dynamic_image_size": False}, 1),
         ({"max_dynamic_patch": "6"}, "max_dynamic_patch='6', expected"),
         ({"max_dynamic_patch": 0}, "max_dynamic_patch=0, expected"),
+        ({"use_thumbnail": False}, "use_thumbnail=false is not supported"),
     ],
 )
 def test_the_most_tiles_of_a_checkpoint(tmp_path, changes, expected):
