@@ -378,7 +378,7 @@ def test_the_command(tmp_path):
         assert (sizes["base"], sizes["gradients"]) == (4 * frozen, 4 * 65_536)
         assert sizes["trained"] == 4 * 65_536 + 4, "and the number of the step"
         assert sizes["optimizer"] == 2 * 4 * 65_536 + 2 * 4, "moments, and two numbers of the step"
-        assert sizes["batch"] == 2 * 37_632 * images / n
+        assert sizes["batch"] == 2 * (37_632 + 4) * images / n, "each pair has a label and a number beside its images"
         assert one["model_flops"] == flops
         assert one["device_flops"] == one["model_flops"] / n, "nothing is computed twice"
         assert one["mesh"] == {"data": n, "fsdp": 1, "tensor": 1}
