@@ -20,6 +20,7 @@ from fvjax.data.stores.conversations import ConversationStore
 from fvjax.parallel import sharding
 from fvjax.tasks import conversation_evaluation
 from fvjax.tasks.conversation import Conversation
+from fvjax.tasks.dialogue import Answer
 from fvjax.tasks.predictor import Predictor
 from fvjax.training import preemption
 from fvjax.training.step import Recipe, gradients
@@ -264,6 +265,18 @@ def test_validation_is_the_mean_over_all_label_tokens(model, tmp_path, expected)
     assert score == -entry["loss"], "a lower loss is better"
     assert evaluator.summary({"validation": entry}) == {"validation": {"loss": entry["loss"]}}
     assert task.validation_hash() == store.data_hash
+
+
+def test_printed_answers_are_not_markup(model, tmp_path, monkeypatch):
+    """A model may write brackets, which the terminal's library would take for markup, or for a mistake in it."""
+    store = make(tmp_path / "val", records()[:1], "val")
+    evaluator = conversation(config(data__val=str(store.path))).evaluator(
+        model.recipe.model.encoder, model.predictor, set()
+    )
+    monkeypatch.setattr(evaluator.dialogue, "generate", lambda *_: [Answer("[/bold] [red]yes", False)])
+    with console.capture() as captured:
+        evaluator._print_answers(model.state, store)
+    assert "  model: [/bold] [red]yes\n" in captured.get()
 
 
 # ---- questions with options

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Group
+from rich.text import Text
 
 from fvjax import shipped
 from fvjax.config import Config
@@ -179,7 +180,8 @@ class Conversation(Task):
             record = store.conversation(i)
             rendered = self.format.render(record.messages, self.format.tile_counts(store.picture_sizes[i]))
             learned = sum(rendered.label_mask)
-            texts += [f"record {i} ({record.source}): {len(rendered.ids)} tokens, {learned} with loss, in ⟦⟧"]
+            title = f"record {i} ({record.source}): {len(rendered.ids)} tokens, {learned} with loss, in ⟦⟧"
+            texts += [Text(title)]
             texts += [show(rendered, self.format.tokenizer)]
         return Group(*texts)
 

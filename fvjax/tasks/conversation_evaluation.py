@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from fvjax.config import ChatConfig, DataConfig, EvalConfig
 from fvjax.console import progress, say
@@ -233,7 +234,8 @@ class ConversationEvaluator(Evaluator):
             return
         for i, answer in enumerate(self.dialogue.generate(state, prompts, self.task.chat.max_new_tokens)):
             asked, expected = store.conversation(i).messages[-2:]
-            say(f"{asked['content'].strip()}\n  model: {answer.text}\n  expected: {expected['content']}")
+            lines = f"{asked['content'].strip()}\n  model: {answer.text}\n  expected: {expected['content']}"
+            say(Text(lines))  # not as markup: a model may write brackets
 
     def summary(self, entries: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         return {name: summary(entry) for name, entry in entries.items()}
