@@ -270,7 +270,7 @@ def test_validation_is_the_mean_over_all_label_tokens(model, tmp_path, expected)
 def test_printed_answers_are_not_markup(model, tmp_path, monkeypatch):
     """A model may write brackets, which the terminal's library would take for markup, or for a mistake in it."""
     store = make(tmp_path / "val", records()[:1], "val")
-    evaluator = conversation(config(data__val=str(store.path))).evaluator(
+    evaluator = conversation(config(data__val=str(store.path), chat__answers=1)).evaluator(
         model.recipe.model.encoder, model.predictor, set()
     )
     monkeypatch.setattr(evaluator.dialogue, "generate", lambda *_: [Answer("[/bold] [red]yes", False)])
