@@ -80,7 +80,7 @@ class Experiment:
         self.facts = self._facts()
         self._start()
         create_workdir(workdir, config.to_json(), {**self.facts, **evaluation_hashes})
-        predictor = Predictor(self.model.variables, self.frozen, self.mesh)
+        predictor = Predictor(self.model.variables, self.frozen, self.mesh, self.facts["base_hash"])
         seen = set(self.examples.identities) if self.examples else set()
         self.evaluator: Evaluator = self.task.evaluator(self.model.encoder, predictor, seen)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)

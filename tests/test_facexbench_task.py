@@ -146,16 +146,17 @@ def test_other_settings_are_other_answers(run):
     """Whatever changes an answer changes the folder that answers are kept in."""
     store = conversation_evaluation.ConversationStore(run.folder / "store", "test")
 
-    def fingerprint(step=0, **changes):
+    def fingerprint(step=0, base="", **changes):
         config = config_of(run.folder)
         for key, value in changes.items():
             config.chat[key] = value
-        settings = SimpleNamespace(task=task_of(config, run.folder))
+        settings = SimpleNamespace(task=task_of(config, run.folder), predictor=SimpleNamespace(base_hash=base))
         return conversation_evaluation.ConversationEvaluator._fingerprint(settings, state_with({}, step=step), store)  # type: ignore[arg-type]
 
     changes = [
         *({"max_new_tokens": 5}, {"system": "Be brief."}, {"max_tiles": 2}, {"tile_rule": "vlmevalkit"}),
         *({"eval_template": "internvl2_5_hf"}, {"eval_max_tiles": 3}, {"hide_pictures": True}, {"step": 1}),
+        {"base": "another"},
     ]
     names = [fingerprint(), *(fingerprint(**one) for one in changes)]
     assert len(set(names)) == len(names)

@@ -149,10 +149,10 @@ class ConversationEvaluator(Evaluator):
         return facexbench.entry(asked, predictions, data_hash=store.data_hash)
 
     def _fingerprint(self, state: Trained, store: ConversationStore) -> str:
-        """Say what answers depend on: the step of this run and a hash of questions and settings."""
+        """Say what answers depend on: the step of this run, and a hash of base, questions and settings."""
         format, chat = self.task.eval_format, self.task.chat
         settings = [format.template, format.system, format.max_tiles, format.tile_rule, chat.max_new_tokens]
-        settings += [format.hide_pictures]
+        settings += [format.hide_pictures, self.predictor.base_hash]
         digest = hashlib.sha256(f"{settings} {store.data_hash}".encode()).hexdigest()[:16]
         return f"step_{int(state.step)}_{digest}"
 

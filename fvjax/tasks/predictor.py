@@ -34,10 +34,13 @@ class Predictor:
     Args:
         variables: (trainable, stats, frozen) -> the variables that the network is applied to.
         frozen: what does not train, on its devices. mesh: where functions run.
+        base_hash: of the pretrained files, for whoever keeps results of the model; "" without any.
     """
 
-    def __init__(self, variables: Callable[[Any, Any, Any], Mapping[str, Any]], frozen: Any, mesh: Mesh):
-        self.variables, self.frozen, self.mesh = variables, frozen, mesh
+    def __init__(
+        self, variables: Callable[[Any, Any, Any], Mapping[str, Any]], frozen: Any, mesh: Mesh, base_hash: str = ""
+    ):
+        self.variables, self.frozen, self.mesh, self.base_hash = variables, frozen, mesh, base_hash
 
     def compile(self, function: Callable, *, gather: bool = True) -> Callable:
         """Compile `function(variables, *arrays)` -> a function of (state, *arrays).
