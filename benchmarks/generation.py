@@ -63,6 +63,9 @@ def transformers_generator(path: str, ids: np.ndarray, threads: int) -> Callable
     return run
 
 
+CLOCK = 1e-9  # seconds, the resolution of the clocks: less than any call takes
+
+
 class Cost(NamedTuple):
     """Seconds that a call took."""
 
@@ -107,13 +110,16 @@ def main() -> None:
             firsts[name].append(first)
             each_token[name].append(Cost(*((b - a) / (options.tokens - 1) for a, b in zip(first, whole))))
     for name in programs:
-        rate, cpu = spread([1 / c.wall for c in each_token[name]]), spread([1000 * c.cpu for c in each_token[name]])
+        rate, cpu = (
+            spread([1 / max(c.wall, CLOCK) for c in each_token[name]]),
+            spread([1000 * c.cpu for c in each_token[name]]),
+        )
         print(f"{name}: {rate} tokens/s, {cpu} ms of CPU time per token")
         first, cpu = spread([c.wall for c in firsts[name]], 3), spread([c.cpu for c in firsts[name]], 3)
         print(f"{name}: first token after {first} s, {cpu} s of CPU time")
     pairs = list(zip(each_token["fvjax"], each_token["transformers"]))
-    print(f"fvjax / transformers: tokens/s {spread([b.wall / a.wall for a, b in pairs], 2)}")
-    print(f"transformers' / fvjax's CPU time per token: {spread([b.cpu / a.cpu for a, b in pairs], 2)}")
+    print(f"fvjax / transformers: tokens/s {spread([b.wall / max(a.wall, CLOCK) for a, b in pairs], 2)}")
+    print(f"transformers' / fvjax's CPU time per token: {spread([b.cpu / max(a.cpu, CLOCK) for a, b in pairs], 2)}")
 
 
 if __name__ == "__main__":

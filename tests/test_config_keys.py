@@ -480,7 +480,7 @@ class Silent:
     """A stand-in for a model: it finds all tokens equally probable and notes what it is asked."""
 
     def __init__(self):
-        self.net = SimpleNamespace(decoder=SimpleNamespace(vocab=512))
+        self.net = SimpleNamespace(decoder=SimpleNamespace(vocab=512, max_tokens=1000))
         self.prompts: list[list] = []
         self.tiles: list[int] = []
         self.most = 0

@@ -164,9 +164,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
         (["--config=configs/quickstart.py:resnet", "--config.log.every_steps=0"], "must be at least 1"),
         (["--config=configs/quickstart.py:resnet", "--config.lora.rank=8"], "rank, alpha and targets go together"),
         (["--config=configs/quickstart.py:resnet", "--mode=eval"], "nothing trained to evaluate"),
-        (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are mllm_frozen, "),
+        (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are facellm_1b, "),
         (["--config=configs/quickstart.py:resnet", "surplus"], "unexpected argument 'surplus'"),
-        ([], "--config=NAME is missing; there are mllm_frozen, "),
+        ([], "--config=NAME is missing; there are facellm_1b, "),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path):

@@ -244,12 +244,13 @@ def test_encoder_and_remat(tiny, golden):
     close(model.answer(variables, *np.split(golden["faces"], 2)), golden["pair_lora_logits"], 1e-5, "answers")
     for pooling, prompt, message in [
         ("mean", (), "vlm has no pooling 'mean'"),
-        ("", (), "needs a prompt"),
         ("all_mean", (), "needs a prompt"),
         ("all_mean", (256,), "prompt id 256 is outside the decoder's vocabulary of 256"),
     ]:
         with pytest.raises(ValueError, match=message):
             encoder.build("vlm", attributes, pooling, prompt)
+    with pytest.raises(ValueError, match="needs a prompt"):
+        encoder.build("vlm", attributes, "", (), (1, 2))
     with pytest.raises(ValueError, match="reads no prompt"):
         encoder.build("iresnet", {}, "", (1,))
     with pytest.raises(TypeError, match="depht"):
