@@ -307,8 +307,8 @@ class ChatModel:
         return Image.fromarray(array)
 
     def _all_logits(self, piece: Piece) -> np.ndarray:
-        places = [place for image in piece.rendered.images for place in image[1:-1]]
-        return self._logits_of(np.array(piece.rendered.ids, np.int32), piece.tiles, np.array(places, np.int32))
+        ids, places = (np.array(x, np.int32) for x in (piece.rendered.ids, piece.rendered.visual_places))
+        return self._logits_of(ids, piece.tiles, places)
 
     def _logits_of(self, ids: np.ndarray, tiles: np.ndarray, places: np.ndarray) -> np.ndarray:
         row, tiles, places = self._arrays(ids, tiles, places)
@@ -316,8 +316,8 @@ class ChatModel:
             return np.asarray(_logits(self.encoder, self.variables, row.tokens, tiles, places))[0, : row.length]
 
     def _row(self, piece: Piece) -> tuple[_Row, np.ndarray, np.ndarray]:
-        places = [place for image in piece.rendered.images for place in image[1:-1]]
-        return self._arrays(np.array(piece.rendered.ids, np.int32), piece.tiles, np.array(places, np.int32))
+        ids, places = (np.array(x, np.int32) for x in (piece.rendered.ids, piece.rendered.visual_places))
+        return self._arrays(ids, piece.tiles, places)
 
     def _arrays(self, ids: np.ndarray, tiles: np.ndarray, places: np.ndarray) -> tuple[_Row, np.ndarray, np.ndarray]:
         """Fill a row up -> (its tokens [1,T] and length, tiles [1,K,H,W,3], places [1,V])."""

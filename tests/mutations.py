@@ -817,7 +817,7 @@ FAULTS = (
     Fault(
         "places_off_by_one",
         "visual tokens replace the tag before them, and the last placeholder stays",
-        "fvjax/data/conversations.py",
+        "fvjax/data/chat.py",
         "in image[1:-1]]",
         "in image[:-2]]",
         (ARRAYS + "test_several_pictures_and_tiles_stand_in_order",),

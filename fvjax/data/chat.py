@@ -104,6 +104,11 @@ class Rendered(_Labelled):
         self.images = images
         return self
 
+    @property
+    def visual_places(self) -> list[int]:
+        """The places in ``ids`` of all visual tokens, without the tokens around each picture."""
+        return [place for image in self.images for place in image[1:-1]]
+
 
 def render(
     template: str | Template,

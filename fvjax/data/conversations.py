@@ -144,8 +144,8 @@ def pack_rows(rows: Sequence[Sequence[Piece]], format: Format, length: int, tile
             targets[r, start : end - 1] = np.where(rendered.label_mask[1:], ids[1:], NO_TARGET)
             segments[r, start:end] = number
             pixels[r, used : used + len(own)] = own
-            at = [place for image in rendered.images for place in image[1:-1]]  # without the tags around them
-            places[r, used * format.tile_tokens : (used + len(own)) * format.tile_tokens] = start + np.array(at, int)
+            at = start + np.array(rendered.visual_places, int)
+            places[r, used * format.tile_tokens : (used + len(own)) * format.tile_tokens] = at
             used += len(own)
         segments[r, end:] = len(row)
     return {"tokens": tokens, "targets": targets, "segments": segments, "tiles": pixels, "places": places}
