@@ -2395,8 +2395,8 @@ FAULTS = (
         "describe_copies_split",
         "two files of the same picture may be in training and in validation",
         "fvjax/data/describing/label_questions.py",
-        "parts[is_for_validation(picture, val, seed)]",
-        "parts[is_for_validation(label.file.encode(), val, seed)]",
+        "part_of(picture, shares, seed)\n",
+        "part_of(label.file.encode(), shares, seed)\n",
         ("tests/test_describe.py::test_pictures_are_on_one_side_of_the_split",),
     ),
     Fault(

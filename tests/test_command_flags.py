@@ -164,7 +164,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--repair-ages": "test_describe::test_mistakes_of_the_labels_command",
         "--split": "test_describe::test_one_question_a_record",
         "--val": "test_describe::test_pictures_are_on_one_side_of_the_split",
+        "--test": "test_describe::test_a_part_for_testing_has_one_question_a_record",
         "--seed": "test_describe::test_seeds_change_wordings",
+        "--kinds": "test_describe::test_kinds_of_questions",
         "--single": "test_describe::test_one_question_a_record",
     },
     "fvjax.data.describe endpoint": {

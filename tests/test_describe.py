@@ -154,6 +154,15 @@ def test_one_question_a_record(faces, tmp_path):
     assert Counter(store.conversation(i).meta["tag"] for i in range(30)) == {"age": 10, "gender": 10, "race": 10}
 
 
+def test_kinds_of_questions(faces, tmp_path):
+    labels(faces, "all", "--single", "--split=test")
+    labels(faces, "some", "--single", "--split=test", "--kinds=gender,age")
+    every, some = (ConversationStore(tmp_path / name, "test") for name in ("all", "some"))
+    kept = [i for i in range(len(every)) if every.conversation(i).meta["tag"] != "race"]
+    assert [some.conversation(i).messages for i in range(len(some))] == [every.conversation(i).messages for i in kept]
+    assert len(kept) == 20
+
+
 def test_seeds_change_wordings(faces, tmp_path):
     hashes = set()
     for name, more in (("a", ()), ("b", ()), ("c", ("--seed=1",))):
@@ -177,12 +186,27 @@ def test_pictures_are_on_one_side_of_the_split(faces, tmp_path, capsys):
     assert f"{tmp_path / 's2/val'}: " in capsys.readouterr().out
 
 
-def test_the_share_for_validation():
+def test_the_shares_of_the_parts():
     pictures = [f"{n}".encode() for n in range(2000)]
-    chosen = [label_questions.is_for_validation(picture, 0.1, 3) for picture in pictures]
-    assert 150 < sum(chosen) < 250
-    wider = [label_questions.is_for_validation(picture, 0.2, 3) for picture in pictures]
-    assert all(b for a, b in zip(chosen, wider) if a)
+    narrow, wide = (
+        [label_questions.part_of(picture, {"val": val, "test": 0.2}, 3) for picture in pictures] for val in (0.1, 0.15)
+    )
+    counts = Counter(narrow)
+    assert set(counts) == {"", "val", "test"}
+    assert 150 < counts["val"] < 250 and 330 < counts["test"] < 470
+    assert all(b == "val" for a, b in zip(narrow, wide, strict=True) if a == "val")
+
+
+def test_a_part_for_testing_has_one_question_a_record(faces, tmp_path, capsys):
+    labels(faces, "s", "--test=0.4")
+    train, test = ConversationStore(tmp_path / "s"), ConversationStore(tmp_path / "s/test", "test")
+    tested = {source.split("#")[0] for source in test.sources}
+    assert len(test) == 3 * len(tested) and 0 < len(tested) < 10
+    assert sorted(tested | set(train.sources)) == sorted(f"val/{n}.jpg" for n in range(1, 11))
+    assert not (tmp_path / "s/val").exists()
+    assert f"{tmp_path / 's/test'}: " in capsys.readouterr().out
+    labels(faces, "t", "--test=1e-9")
+    assert "no picture is in the part 'test'" in capsys.readouterr().out and not (tmp_path / "t/test").exists()
 
 
 def test_pictures_that_cannot_be_used_are_counted(faces, tmp_path, capsys):
@@ -202,12 +226,15 @@ def test_pictures_that_cannot_be_used_are_counted(faces, tmp_path, capsys):
 
 def test_mistakes_of_the_labels_command(faces, tmp_path, capsys):
     given = "labels", f"--src={faces}", f"--labels={GOLDEN / 'fairface_label_val.csv'}", f"--dst={tmp_path / 's'}"
-    assert "--val=1.0 --seed=0: expected 0 <= val < 1" in fails(capsys, *given, "--val=1")
-    assert "only the split 'train' has a part for validation" in fails(capsys, *given, "--val=0.1", "--split=test")
+    assert "--val=1.0 --test=0.0 --seed=0: expected shares" in fails(capsys, *given, "--val=1")
+    assert "together below 1" in fails(capsys, *given, "--val=0.5", "--test=0.5")
+    assert "only the split 'train' is divided into parts" in fails(capsys, *given, "--val=0.1", "--split=test")
     assert "no such folder" in fails(capsys, *given, f"--src={tmp_path / 'none'}")
     (tmp_path / "empty").mkdir()
     assert "not one usable conversation" in fails(capsys, *given, f"--src={tmp_path / 'empty'}")
     assert not (tmp_path / "s").exists()
+    for wrong in ("hair", "age,age", ""):
+        assert f"--kinds={wrong}: expected some of age, gender, race" in fails(capsys, *given, f"--kinds={wrong}")
     mangled = f"--labels={GOLDEN / 'fairface_label_val_spreadsheet_a.csv'}"
     assert "--repair-ages reads such dates as ages" in fails(capsys, *given, mangled)
     assert describe.main([*given, mangled, "--repair-ages"]) == 0

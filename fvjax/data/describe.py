@@ -42,19 +42,28 @@ INCOMPLETE = 75  # EX_TEMPFAIL, as of a training that was stopped: the same comm
 
 
 def labels(
-    src: Path, labels: Path, dst: Path, repair_ages: bool, split: str, val: float, seed: int, single: bool
+    src: Path,
+    labels: Path,
+    dst: Path,
+    repair_ages: bool,
+    split: str,
+    val: float,
+    test: float,
+    seed: int,
+    single: bool,
+    kinds: str,
 ) -> int:
     """Make a store of questions about FairFace's labels."""
     rows = read_labels(labels, repair_ages=repair_ages)
-    options = {"split": split, "val": val, "seed": seed, "single": single}
+    options = {"split": split, "val": val, "test": test, "seed": seed, "single": single, "kinds": kinds.split(",")}
     store = label_questions.write(rows, src, dst, source=str(labels), **options)
     print(summary(store))
     for kind, counts in store.manifest["questions"]["answers"].items():
         print(f"  {kind}: {_shares(counts)}")
-    if val and not (dst / "val").is_dir():
-        print("  no picture is for validation")
-    elif val:
-        print(summary(samples.open_store(dst / "val")))
+    for part, share in (("val", val), ("test", test)):
+        if share:
+            path = dst / part
+            print(summary(samples.open_store(path)) if path.is_dir() else f"  no picture is in the part {part!r}")
     return 0
 
 
@@ -179,8 +188,13 @@ def _parser() -> argparse.ArgumentParser:
     add_labels.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
     add_labels.add_argument("--split", choices=manifest.SPLITS, default="train", help="of the store (train)")
     add_labels.add_argument("--val", type=float, default=0.0, help="about this share of the pictures to DST/val (0)")
-    add_labels.add_argument("--seed", type=int, default=0, help="of wordings and of the choice for validation (0)")
+    add_labels.add_argument(
+        "--test", type=float, default=0.0, help="about this share to DST/test, one question a record (0)"
+    )
+    add_labels.add_argument("--seed", type=int, default=0, help="of wordings and of the choice of parts (0)")
     add_labels.add_argument("--single", action="store_true", help="one question a record, for evaluation")
+    every = ",".join(label_questions.KINDS)
+    add_labels.add_argument("--kinds", default=every, help=f"of questions, separated by commas ({every})")
     _add_endpoint_flags(add_endpoint)
     add_audit.add_argument("--src", type=Path, required=True, help="a store of conversations, or their .json or .jsonl")
     add_audit.add_argument("--images", type=Path, help="the folder of the pictures, unless --src is a store")

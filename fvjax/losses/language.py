@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 
 NONE = -1  # a target that does not count
-CHUNK = 64  # tokens of each row whose logits exist at the same time
+POSITIONS = 1024  # about so many have their logits at the same time,
+CHUNKS = 16, 64  # but at least and at most so many of each row
 
 
 def next_token_loss(
-    logits: Callable[[jax.Array], jax.Array], states: jax.Array, targets: jax.Array, chunk: int = CHUNK
+    logits: Callable[[jax.Array], jax.Array], states: jax.Array, targets: jax.Array, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Sum the cross-entropy of the next token over the positions that count.
 
-    Logits are computed for `chunk` tokens of each row at a time, and again in the backward pass, so that no array
-    [N, T, vocab] exists. Each row's counted positions are moved to its front first; chunks without any are skipped.
+    Logits are computed for `chunk` tokens of each row at a time (None: fewer the more rows there are), and again in
+    the backward pass, so that no array [N, T, vocab] exists. Each row's counted positions are moved to its front first;
+    chunks without any are skipped.
 
     Args:
         logits: states [N, chunk, D] -> float32 [N, chunk, vocab]; the vocabulary may be sharded.
@@ -28,8 +30,9 @@ def next_token_loss(
     """
     order = jnp.argsort(targets == NONE, axis=1, stable=True)
     states, targets = (jax.vmap(lambda row, at: row[at])(x, order) for x in (states, targets))
-    tokens = targets.shape[1]
-    chunk = min(chunk, tokens)
+    rows, tokens = targets.shape
+    least, most = CHUNKS
+    chunk = min(chunk or max(least, min(most, POSITIONS // rows)), tokens)
     states = jnp.pad(states, ((0, 0), (0, -tokens % chunk), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, -tokens % chunk)), constant_values=NONE)
 

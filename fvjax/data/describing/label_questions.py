@@ -6,7 +6,7 @@ The answers say what annotators saw in the picture. The wordings ask for just th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -62,8 +62,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Label], str]]
 }
 
 
-def questions(label: Label, seed: int) -> list[Question]:
-    """Return the three questions about a picture in a random order: a function of the labels and the seed alone."""
+def questions(label: Label, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Question]:
+    """Return a question of each kind about a picture in a random order: a function of the labels and the seed alone."""
     digest = hashlib.sha256(label.file.encode(errors="surrogateescape")).digest()
     rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
     asked = []
@@ -71,11 +71,21 @@ def questions(label: Label, seed: int) -> list[Question]:
         options, wordings, answer = KINDS[kind]
         text = wordings[int(rng.integers(len(wordings)))].format(_list(options))
         asked.append(Question(kind, text, options, answer(label)))
-    return asked
+    return [question for question in asked if question.kind in kinds]
 
 
 def write(
-    labels: Sequence[Label], src: Path, dst: Path, *, split: str, val: float, source: str, seed: int, single: bool
+    labels: Sequence[Label],
+    src: Path,
+    dst: Path,
+    *,
+    split: str,
+    val: float,
+    test: float,
+    source: str,
+    seed: int,
+    single: bool,
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> ConversationStore:
     """Store the questions about labelled pictures as conversations.
 
@@ -86,43 +96,61 @@ def write(
         src: the folder that the labels' files are relative to.
         dst: the store's directory; must not exist.
         split: of the store.
-        val: about this share of the pictures goes to DST/val (split "val"); see :func:`is_for_validation`.
+        val: about this share of the pictures goes to DST/val (split "val"); see :func:`part_of`.
+        test: about this share goes to DST/test (split "test"), each question as a record of its own.
         source: what the labels came from, for the manifest.
         seed: of that choice, and of the wordings and their order.
         single: store each question as a record of its own, for evaluation.
+        kinds: of questions that are asked; keys of :data:`KINDS`.
     Raises:
         ValueError: `dst` exists, an invalid option, or not one usable picture.
     """
-    if not 0 <= val < 1 or seed < 0:
-        raise ValueError(f"--val={val} --seed={seed}: expected 0 <= val < 1 and seed >= 0")
-    if val and split != "train":
-        raise ValueError(f"--val={val} --split={split}: only the split 'train' has a part for validation")
+    if not (0 <= val and 0 <= test and val + test < 1) or seed < 0:
+        raise ValueError(
+            f"--val={val} --test={test} --seed={seed}: expected shares of at least 0, together below 1, and seed >= 0"
+        )
+    if (val or test) and split != "train":
+        raise ValueError(f"--val={val} --test={test} --split={split}: only the split 'train' is divided into parts")
+    if not kinds or len(set(kinds)) < len(kinds) or set(kinds) - set(KINDS):
+        raise ValueError(f"--kinds={','.join(kinds)}: expected some of {', '.join(KINDS)}, each once")
+    shares = {name: share for name, share in (("val", val), ("test", test)) if share}
     folder = PictureFolder(src)
     with Writer(dst, split=split, sources=[source]) as writer, ExitStack() as stack:
-        parts = {False: _Part(writer)}
-        if val:
-            parts[True] = _Part(stack.enter_context(Writer(writer.path_within("val"), split="val", sources=[source])))
+        parts = {
+            name: _Part(stack.enter_context(Writer(writer.path_within(name), split=name, sources=[source])))
+            for name in shares
+        }
+        parts[""] = _Part(writer)
         for label in track(labels, "pictures"):
             try:
                 picture = folder.read(label.file)
-                part = parts[is_for_validation(picture, val, seed)]
-                part.add(picture, questions(label, seed), label.file, single)
+                name = part_of(picture, shares, seed)
+                parts[name].add(picture, questions(label, seed, kinds), label.file, single or name == "test")
             except Unusable as error:
                 writer.reject(label.file, error.reason)
             except ValueError as error:
                 writer.reject(label.file, str(error))
-        if val and not parts[True].writer.records:
-            parts[True].writer.discard()
+        for name in shares:
+            if not parts[name].writer.records:
+                parts[name].writer.discard()
     return ConversationStore(dst, split)
 
 
-def is_for_validation(picture: bytes, val: float, seed: int) -> bool:
-    """Tell whether a picture belongs to the part for validation, a share `val` of all pictures.
+def part_of(picture: bytes, shares: Mapping[str, float], seed: int) -> str:
+    """Return the part that a picture belongs to: a key of `shares`, or "" for the rest.
 
-    The choice depends on the seed and the picture's bytes alone, so copies of a picture are on the same side.
+    The choice depends on the seed and the picture's bytes alone, so copies of a picture are in the same part.
+
+    Args:
+        shares: part -> about its share of all pictures.
     """
     digest = hashlib.sha256(f"{seed} ".encode() + hashlib.sha256(picture).digest()).digest()
-    return int.from_bytes(digest[:8], "little") / 2**64 < val
+    position, border = int.from_bytes(digest[:8], "little") / 2**64, 0.0
+    for name, share in shares.items():
+        border += share
+        if position < border:
+            return name
+    return ""
 
 
 class _Part:
