@@ -193,7 +193,8 @@ def test_the_shares_of_the_parts():
     )
     counts = Counter(narrow)
     assert set(counts) == {"", "val", "test"}
-    assert 150 < counts["val"] < 250 and 330 < counts["test"] < 470
+    assert 150 < counts["val"] < 250
+    assert 330 < counts["test"] < 470
     assert all(b == "val" for a, b in zip(narrow, wide, strict=True) if a == "val")
 
 
@@ -201,12 +202,14 @@ def test_a_part_for_testing_has_one_question_a_record(faces, tmp_path, capsys):
     labels(faces, "s", "--test=0.4")
     train, test = ConversationStore(tmp_path / "s"), ConversationStore(tmp_path / "s/test", "test")
     tested = {source.split("#")[0] for source in test.sources}
-    assert len(test) == 3 * len(tested) and 0 < len(tested) < 10
+    assert len(test) == 3 * len(tested)
+    assert 0 < len(tested) < 10
     assert sorted(tested | set(train.sources)) == sorted(f"val/{n}.jpg" for n in range(1, 11))
     assert not (tmp_path / "s/val").exists()
     assert f"{tmp_path / 's/test'}: " in capsys.readouterr().out
     labels(faces, "t", "--test=1e-9")
-    assert "no picture is in the part 'test'" in capsys.readouterr().out and not (tmp_path / "t/test").exists()
+    assert "no picture is in the part 'test'" in capsys.readouterr().out
+    assert not (tmp_path / "t/test").exists()
 
 
 def test_pictures_that_cannot_be_used_are_counted(faces, tmp_path, capsys):
@@ -372,14 +375,6 @@ def test_the_rate_and_its_interval(tmp_path, capsys):
         "hallucinated: 1 of 4 judged answers, 25.0% (95% Wilson interval 4.6% to 69.9%; answers count as independent)",
         "left out: 1 unsure, 1 not marked",
     ]
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"), [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (7, 96, 0.0358, 0.1430)]
-)
-def test_wilson_intervals(successes, trials, low, high):
-    """Figures of the closed form, by hand."""
-    assert audit._wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_marks_of_another_audit_are_refused(tmp_path, capsys):

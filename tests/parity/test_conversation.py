@@ -81,7 +81,7 @@ def read(model, variables, ids, tiles, at, segments=None):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def loss(model, variables, ids, tiles, at, targets, segments=None, chunk=language.CHUNK):
+def loss(model, variables, ids, tiles, at, targets, segments=None, chunk=None):
     states = model.apply(variables, ids, tiles, at, segments, method=conversation.read)
     logits = functools.partial(model.apply, variables, method=conversation.logits)
     return language.next_token_loss(logits, states, targets, chunk)

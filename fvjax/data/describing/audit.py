@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from fvjax.data import tiling
 from fvjax.data.stores.conversations import PLACEHOLDER, Conversation
@@ -105,8 +105,9 @@ def result(page_file: Path, marks_file: Path) -> Rate:
     judged = counts["right"] + counts["hallucinated"]
     if not judged:
         raise ValueError(f"{marks_file}: no answer is marked right or hallucinated, so there is no rate yet")
-    interval = _wilson(counts["hallucinated"], judged)
-    return Rate({name: counts[name] for name in (*MARKS, "unmarked")}, counts["hallucinated"] / judged, interval)
+    low, high = binomtest(counts["hallucinated"], judged).proportion_ci(method="wilson")
+    rate = counts["hallucinated"] / judged
+    return Rate({name: counts[name] for name in (*MARKS, "unmarked")}, rate, (float(low), float(high)))
 
 
 def _read_audit(file: Path) -> dict[str, Any]:
@@ -126,14 +127,6 @@ def _read(file: Path, most: int) -> str:
     if file.stat().st_size > most:
         raise ValueError(f"{file.stat().st_size} bytes, at most {most}")
     return file.read_text(encoding="utf-8")
-
-
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of a proportion."""
-    z = 1.959963984540054
-    centre = successes + z * z / 2
-    half = z * math.sqrt(successes * (trials - successes) / trials + z * z / 4)
-    return (centre - half) / (trials + z * z), (centre + half) / (trials + z * z)
 
 
 def _answers(record: Conversation) -> range:

@@ -105,7 +105,7 @@ def write(
     Raises:
         ValueError: `dst` exists, an invalid option, or not one usable picture.
     """
-    if not (0 <= val and 0 <= test and val + test < 1) or seed < 0:
+    if not (val >= 0 and test >= 0 and val + test < 1) or seed < 0:
         raise ValueError(
             f"--val={val} --test={test} --seed={seed}: expected shares of at least 0, together below 1, and seed >= 0"
         )
