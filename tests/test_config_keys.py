@@ -1449,6 +1449,7 @@ RESTATED: dict[str, set[str]] = {
     "quickstart": {"model.vision_transformer.patch_size"},  # lists all sizes of the tower
     "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
     "quickstart_chat": {"model.vision_transformer.patch_size"},
+    "small_chat": {"model.vision_transformer.patch_size"},
     "resnet50_infonce": {"optimizer.lr"},  # the published one
     "small_real": {"batch_size"},
 }
