@@ -35,8 +35,8 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False, layout: s
         merged: write the whole model instead of adapters.
         layout: "remote" or "hf", for an InternVL model; None means the layout of the run's base.
     Raises:
-        ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, or
-            the model has no layout but this run's.
+        ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, the
+            model has no layout but this run's, or the whole model is wanted of a run with int8 kernels.
     """
     workdir, config = Path(workdir), api.read_config(Path(workdir))
     if Path(dst).exists():
@@ -49,6 +49,9 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False, layout: s
     whole = {n: np.asarray(x) for n, x in leaves.items() if not n.startswith("lora/")}
     kind, source = config.model.kind, f"step {restored.step} of {workdir}"
 
+    if config.base_kernels == "int8" and (merged or whole or not adapters):
+        problem = "its base has int8 kernels (config.base_kernels), and merged weights would compute something else"
+        raise ValueError(f"{workdir}: {problem}; export its adapters alone, for the base in {config.init_from!r}")
     if adapters and not merged:
         if whole:
             trained = f"{workdir} also trained {len(whole)} arrays in full, the first {next(iter(whole))}"
