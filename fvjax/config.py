@@ -351,7 +351,7 @@ class Config:
         if self.init_parts and (self.model.kind != "vlm" or self.init_from):
             raise ValueError("config.init_parts: are of a model of kind vlm without init_from")
         if self.base_kernels == "int8" and self.model.kind not in ("vision_transformer", "vlm"):
-            raise ValueError(f"config.base_kernels=int8: not for model.kind={self.model.kind}, which has no such layers")
+            raise ValueError(f"config.base_kernels=int8: not for model.kind={self.model.kind}")
         if self.compat.last_micro_batch and self.accumulation == 1:
             raise ValueError("config.compat.last_micro_batch: there is one part; set accumulation")
 
