@@ -18,7 +18,8 @@ import fvjax
 from fvjax import api, checks, experiment, export, pretrain, trees
 from fvjax.config import base, typed
 from fvjax.console import console
-from fvjax.models import int8
+from fvjax.models import decode, int8
+from fvjax.models.decoder import Decoder
 from fvjax.models.layers import Dense
 from fvjax.parallel import sharding
 from fvjax.planning import estimate, programs
@@ -164,8 +165,8 @@ def pairs():
         {"vocab": 11, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "mlp_dim": 16}
     )
     c.prompt.update({"ids": (2, 3), "yes_no_ids": (5, 6)})
-    c.lora.update({"targets": ("(vision|decoder)/blocks/(attn|mlp)/(proj|fc2|o|down)",), "count": 6})
-    c.batch_size, c.data.flip = 8, False
+    c.lora.update({"targets": ("decoder/blocks/(attn|mlp)/(o|down)",), "count": 4})
+    c.batch_size, c.data.flip, c.attention = 8, False, "xla"
     c.sharding = (
         ("params/.*blocks/.*/(qkv|q|k|v|fc1|gate|up)/kernel", (None, "fsdp", "tensor")),
         ("params/.*blocks/.*/kernel", (None, "tensor")),
@@ -248,14 +249,33 @@ def test_only_kernels_of_attention_and_mlp_are_integers():
         np.testing.assert_array_equal(frozen[name], weights[name])
 
 
-def test_random_weights_become_integers_too():
-    c = tower()
-    frozen = trees.flatten(model_of(c).read_frozen())
-    c.base_kernels = "base_dtype"
+def test_random_weights_become_integers_too(monkeypatch):
+    quantised = []
+    quantise = int8.quantise
+    monkeypatch.setattr(int8, "quantise", lambda weights: quantised.append(weights) or quantise(weights))
+    frozen = trees.flatten(model_of(tower()).read_frozen())
+    weights = next(w for w in quantised if w.shape == (8, 16))
+    assert weights.dtype == np.float32
+    assert 0.3 < np.abs(weights).max() <= 8**-0.5, "as Dense draws them"
     name = "params/blocks/mlp/fc1/kernel"
-    found = int8.quantise(np.asarray(trees.flatten(model_of(c).read_frozen())[name][0]))
-    np.testing.assert_array_equal(frozen[name], found.q[None])
-    np.testing.assert_array_equal(frozen[int8.scale_name(name)], found.scale[None])
+    np.testing.assert_array_equal(frozen[name], quantise(weights).q[None])
+    np.testing.assert_array_equal(frozen[int8.scale_name(name)], quantise(weights).scale[None])
+
+
+def test_generation_slices_integers_without_loss_and_keeps_scales_in_float32():
+    """On a CPU, layers are sliced once and matrices converted to the compute dtype, see fvjax/models/decode.py."""
+    sizes = {"vocab": 11, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "mlp_dim": 16}
+    decoder = Decoder(**sizes, dtype=jnp.bfloat16)
+    stack = [int8.quantise(kernel(shape=(16, 16), seed=i)) for i in range(2)]
+    q, scale = np.stack([one.q for one in stack]), np.stack([one.scale for one in stack])
+    tree = {"params": {"gate": {"kernel": q}}, "scales": {"gate": {"kernel": scale}}}
+    layers = decode.slice_layers(decoder, {name: {"blocks": {"mlp": part}} for name, part in tree.items()})
+    assert layers is not None
+    for layer, one in zip(layers, stack):
+        integers, scales = layer["params"]["mlp"]["gate"]["kernel"], layer["scales"]["mlp"]["gate"]["kernel"]
+        assert (integers.dtype, scales.dtype) == (jnp.bfloat16, jnp.float32)
+        np.testing.assert_array_equal(integers.astype(np.float32), one.q)
+        np.testing.assert_array_equal(scales, one.scale)
 
 
 class Counted:
