@@ -282,6 +282,9 @@ class Config:
     # Instead, a VLM of several origins: part (vision, decoder) -> directory; parts that are not named are random.
     init_parts: Mapping[str, str] = field(default_factory=dict)
     base_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # how frozen parameters are kept
+    # How the frozen kernels in the layers of a tower or decoder are kept: as base_dtype says | int8 with a scale for
+    # each output channel (fvjax/models/int8.py). Nothing that trains may be among them.
+    base_kernels: Literal["base_dtype", "int8"] = "base_dtype"
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainable: Rules = ((".*", "backbone"),)  # (regex over names, group); the group "frozen" does not train
     loss: LossConfig = field(default_factory=LossConfig)
@@ -347,6 +350,8 @@ class Config:
             raise ValueError(f"config.data.val_pairs={data.val_pairs}: ten folds, so a multiple of 20")
         if self.init_parts and (self.model.kind != "vlm" or self.init_from):
             raise ValueError("config.init_parts: are of a model of kind vlm without init_from")
+        if self.base_kernels == "int8" and self.model.kind not in ("vision_transformer", "vlm"):
+            raise ValueError(f"config.base_kernels=int8: not for model.kind={self.model.kind}")
         if self.compat.last_micro_batch and self.accumulation == 1:
             raise ValueError("config.compat.last_micro_batch: there is one part; set accumulation")
 

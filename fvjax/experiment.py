@@ -113,13 +113,14 @@ class Experiment:
         learner = make_learner(c.optimizer, self.model.groups, **lengths)
         self.recipe = Recipe(self.model, self.task, learner, c.accumulation, c.compat.last_micro_batch)
         self.initial_state = start_state(learner, self.model, self.mesh)
-        self.frozen = self.model.read_frozen()
+        self.frozen, errors = self.model.read_base()
+        self.facts |= {"int8_error": errors} if errors else {}
         self.state_shapes = abstract_state(learner, self.model, self.mesh)
 
     def _facts(self) -> dict[str, Any]:
         c = self.config
         return run_facts(
-            base_hash=pretrained_hash(c.init_from, c.init_parts),
+            base_hash=pretrained_hash(c.init_from, c.init_parts, c.base_kernels),
             store=self.store,
             plan=self.examples.plan if self.examples else None,
             seed=c.seed,
@@ -151,7 +152,7 @@ class Experiment:
     def describe(self, state: TrainState) -> None:
         """Print the parameters and where they live, the data and the steps."""
         c = self.config
-        describe_arrays(c.name, self.mesh, self.frozen, state)
+        describe_arrays(c.name, self.mesh, self.frozen, state, self.facts.get("int8_error", {}))
         if self.examples:
             length = f"{c.steps} steps" if c.steps else f"{c.epochs} epochs"
             say(f"{self.examples.description}, {length}")
@@ -233,8 +234,7 @@ class Experiment:
             **report.results,
             "step": step,
             "config_hash": c.hash(),
-            "base_hash": self.facts["base_hash"],
-            "train_data_hash": self.facts["train_data_hash"],
+            **{key: self.facts[key] for key in ("base_hash", "train_data_hash")},
             "code_version": self.code_version,
             "dtype": c.dtype,
             "seconds": self.seconds(),

@@ -35,14 +35,17 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False, layout: s
         merged: write the whole model instead of adapters.
         layout: "remote" or "hf", for an InternVL model; None means the layout of the run's base.
     Raises:
-        ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, or
-            the model has no layout but this run's.
+        ValueError: no work directory or nothing trained in it, another base than it was trained on, ``dst`` exists, the
+            model has no layout but this run's, or the whole model is wanted of a run with int8 kernels.
     """
     workdir, config = Path(workdir), api.read_config(Path(workdir))
     if Path(dst).exists():
         raise ValueError(f"{dst} exists; choose a new directory")
     if not config.trains:
         raise ValueError(f"{workdir} trained nothing (config.epochs=0), so there is nothing to export")
+    if config.base_kernels == "int8" and (merged or not config.lora.rank):
+        problem = "its base has int8 kernels (config.base_kernels), and merged weights would compute something else"
+        raise ValueError(f"{workdir}: {problem}; export its adapters alone, without --merged")
     restored = restore(config, workdir)
     leaves = trees.flatten({**restored.trainable, **restored.stats})
     adapters = {n.removeprefix("lora/"): np.asarray(x) for n, x in leaves.items() if n.startswith("lora/")}
@@ -52,7 +55,8 @@ def export(workdir: str | Path, dst: str | Path, merged: bool = False, layout: s
     if adapters and not merged:
         if whole:
             trained = f"{workdir} also trained {len(whole)} arrays in full, the first {next(iter(whole))}"
-            raise ValueError(f"{trained}; adapters do not hold those: add --merged")
+            remedy = ", and int8 kernels cannot be merged" if config.base_kernels == "int8" else ": add --merged"
+            raise ValueError(f"{trained}; adapters do not hold those{remedy}")
         if not config.init_from:
             raise ValueError(f"{workdir}: the adapters belong to no one directory (config.init_from is empty)")
         write_adapters(dst, adapters, config.lora.alpha, shipped.weights(config.init_from), kind, layout)

@@ -36,7 +36,7 @@ VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arrays.py::"
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
-DECODE = "tests/test_decode.py::"
+DECODE, INT8 = "tests/test_decode.py::", "tests/test_int8.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -235,6 +235,55 @@ FAULTS = (
         "train=train, keys=keys, mutable=mutable",
         "train=False, keys=keys, mutable=mutable",
         (WHAT_TRAINS,),
+    ),
+    # ---- frozen kernels as int8
+    Fault(
+        "int8_scale_rounded_up",
+        "scales are rounded to nearest, so some weights are off by more than 1/254 of their channel's largest",
+        "fvjax/models/int8.py",
+        "np.where(LARGEST * scale.astype(np.float64) > largest, np.nextafter(scale, np.float32(0)), scale)",
+        "scale",
+        (INT8 + "test_no_weight_is_off_by_more_than_a_254th_of_its_channels_largest[half_way]",),
+    ),
+    Fault(
+        "int8_ties_in_float32",
+        "a weight that float32 takes to lie half-way between two integers becomes the farther one",
+        "fvjax/models/int8.py",
+        "remainders > 0.4999",
+        "remainders > 0.5001",
+        (INT8 + "test_no_weight_is_off_by_more_than_a_254th_of_its_channels_largest[half_way]",),
+    ),
+    Fault(
+        "int8_scale_by_part",
+        "where the inputs of a kernel are split over devices, each device's scales depend on its own inputs",
+        "fvjax/training/int8_base.py",
+        "self.part(index[0], index[2]).q[:, index[1]]",
+        "int8.quantise(self.source[0, index[1], index[2]]).q[None].repeat(self.source.shape[0], 0)",
+        (INT8 + "test_each_weight_is_read_once_and_only_integers_reach_the_devices",),
+    ),
+    Fault(
+        "int8_backward_without_scale",
+        "the gradient by a layer's input is that of the integers, without their scales",
+        "fvjax/models/int8.py",
+        "_times(dy, scale) @ q.astype(dy.dtype).T",
+        "dy @ q.astype(dy.dtype).T",
+        (INT8 + "test_a_layer_multiplies_with_the_dequantised_kernel[float32]",),
+    ),
+    Fault(
+        "int8_residuals_in_float",
+        "the backward pass keeps a float copy of every layer's kernel",
+        "fvjax/models/int8.py",
+        "return product(x, q, scale), (q, scale)",
+        "return product(x, q, scale), (q.astype(x.dtype), scale)",
+        (INT8 + "test_the_backward_pass_keeps_integers_and_no_dequantised_kernels",),
+    ),
+    Fault(
+        "int8_same_base_hash",
+        "a run with an int8 base has the hash of the float base, so their checkpoints and answers are mixed up",
+        "fvjax/training/model.py",
+        'kept_as = "int8:" if base_kernels == "int8" else ""',
+        'kept_as = ""',
+        (INT8 + "test_a_run_belongs_to_its_kind_of_base",),
     ),
     # ---- decoder, projector, VLM
     Fault(

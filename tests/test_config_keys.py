@@ -305,7 +305,7 @@ def of_base(config, _) -> dict:
 
 
 def base_hash(config, _) -> str:
-    return pretrained_hash(config.init_from, dict(config.init_parts))
+    return pretrained_hash(config.init_from, dict(config.init_parts), config.base_kernels)
 
 
 def open_data(config, folder) -> tuple:
@@ -864,6 +864,10 @@ EFFECTS: dict[str, list[Effect]] = {
         E(lambda c, f: len(missing(c, f)), vlm, {"vision": "nowhere"}, expect=(0, 1)),
     ],
     "base_dtype": [E(shapes, make, "float16") for make in (vit, vlm)],
+    "base_kernels": [
+        *(E(step, make, "int8") for make in (vit, vlm)),
+        E(base_hash, vit, "int8", {"init_from": "here:tower"}),
+    ],
     "lora.rank": [E(shapes, vit, 4), E(step, vit, 4), E(shapes, vit, 0, goes_with={"trainable": ((".*", "all"),)})],
     "lora.alpha": [E(step, vit, 8.0), E(forward, vit, 8.0), E(step, answers, 8.0)],
     "lora.init": [E(initialisation, vit, "peft"), E(wide_start, vit, "peft", expect=(True, False))],
@@ -1353,6 +1357,7 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "task": (step, vlm, {"conversation": {"chat.length": 8, "model.pooling": ""}}),
     "dtype": (step, vit, {}),
     "base_dtype": (shapes, vit, {}),
+    "base_kernels": (step, vit, {}),
     "remat": (step, vit, {}),
     "attention": (attended, vit, {}),
     "data.cache": (lambda c, f: {k: decoding(c, f)[k] for k in ("faces", "on devices")}, toy, {}),

@@ -179,6 +179,7 @@ KEYS = {
     "lora.count": 1,
     "init_from": "elsewhere",
     "base_dtype": "float16",
+    "base_kernels": "int8",
     "seed": 1,
     "batch_size": 8,
     "model.vision_transformer.depth": 2,

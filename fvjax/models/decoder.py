@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
         self.blocks = nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0, "scales": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
             length=self.depth,
@@ -246,7 +246,7 @@ class Decoder(nn.Module):
 
     def _run_to_last_token(self, x, past, positions: Positions):
         """Run all layers, the last of them for the last token only."""
-        stacks = {c: self.variables[c]["blocks"] for c in ("params", "lora") if "blocks" in self.variables.get(c, {})}
+        stacks = {name: tree["blocks"] for name, tree in self.variables.items() if "blocks" in tree}
         block, last_block = (Block(**self.block_attributes(), last=last, parent=None) for last in (False, True))
 
         def at(index):

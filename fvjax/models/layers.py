@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from fvjax.models import int8
 from fvjax.models.cpu_conv import conv3x3
 
 DType = Any
@@ -43,6 +44,7 @@ class Dense(nn.Module):
     """y = x @ kernel + bias, plus (x @ a.T) @ b if the collection ``lora`` has ``a`` [r, in] and ``b`` [r, out].
 
     ``fvjax.models.lora.scaled`` makes that collection, with the scale in ``b``. kernel [in, out]; result in ``dtype``.
+    The kernel is int8 if the collection ``scales`` has its scales [out], see ``fvjax.models.int8``.
     """
 
     features: int
@@ -53,7 +55,10 @@ class Dense(nn.Module):
     def __call__(self, x):
         x = x.astype(self.dtype)
         kernel = self.param("kernel", _torch_linear, (x.shape[-1], self.features))
-        y = x @ kernel.astype(self.dtype)
+        if self.has_variable("scales", "kernel"):
+            y = int8.product(x, kernel, self.get_variable("scales", "kernel"))
+        else:
+            y = x @ kernel.astype(self.dtype)
         if self.has_variable("lora", "a"):
             y = y + low_rank(x, *(self.get_variable("lora", key).astype(self.dtype) for key in "ab"))
         if self.use_bias:

@@ -179,7 +179,7 @@ class VisionTransformer(nn.Module):
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
         return nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0, "scales": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0, 0),  # type: ignore[arg-type]
             length=self.layers,

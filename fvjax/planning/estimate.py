@@ -10,6 +10,7 @@ import jax
 
 from fvjax import shipped, tasks
 from fvjax.config import Config, DataConfig
+from fvjax.models import int8
 from fvjax.parallel import sharding
 from fvjax.planning import flops, hlo, programs
 from fvjax.planning.devices import DEVICES, GIB, Device, Machine, peak
@@ -53,7 +54,7 @@ def plan(config: Config, n: int, gib: float = DEVICES["h100"].gib) -> dict[str, 
     sizes, moved = planner.sizes()
     collectives = hlo.collectives(programs.compiled(whole).as_text(), n)
     state, frozen, _ = whole.arguments
-    trained, fixed = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, frozen))
+    trained, fixed = int8.parameters(state.trainable), int8.parameters(frozen)
     return {
         "devices": n,
         "mesh": dict(mesh.shape),

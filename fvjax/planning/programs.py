@@ -76,7 +76,7 @@ class Planner:
 
         state = jax.eval_shape(init, model.key)
         of_state = model.state_shardings(state, mesh)
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.base_dtype), model.frozen)
+        frozen = model.frozen
         of_frozen = trees.unflatten({name: model.shardings[name] for name in trees.flatten(frozen)})
         batch = task.batch_shapes(config.batch_size // task.images_per_example)
         of_batch = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)

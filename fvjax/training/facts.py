@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,14 @@ def run_facts(
 def create_workdir(workdir: Path, config: str, facts: Mapping[str, Any]) -> None:
     """Write config.json into a new work directory, and check that all processes agree on the facts and see the file.
 
+    The error of int8 kernels, if it is among the facts, is written to int8_error.json.
     This comes after all other user errors, so that nothing is written for a command that cannot run.
     """
     file = workdir / "config.json"
     if jax.process_index() == 0 and not file.exists():
         workdir.mkdir(parents=True, exist_ok=True)
+        if "int8_error" in facts:
+            files.replace_file(workdir / "int8_error.json", json.dumps(facts["int8_error"], indent=1))
         files.replace_file(file, config)
     distributed.agree(facts)
     problem = f"{workdir} of process 0 is not seen here; choose a --workdir on a file system that all processes share"

@@ -18,10 +18,10 @@ from fvjax import plugins, shipped, trees
 from fvjax.config import Config, LoraConfig, ModelConfig
 from fvjax.data import tokenizers
 from fvjax.models import encoder as encoders
-from fvjax.models import lora
+from fvjax.models import int8, lora
 from fvjax.parallel import sharding
 from fvjax.tasks.task import Task, Text
-from fvjax.training import checkpoint, optimizer
+from fvjax.training import checkpoint, int8_base, optimizer
 from weights_convert.read import Leaf, open_checkpoint
 
 SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
@@ -50,7 +50,7 @@ class RunModel:
     """A network with everything that is known about its parameters before one of them is computed.
 
     Attributes:
-        frozen: shapes of what does not train, a nested dict.
+        frozen: shapes and dtypes of what does not train, as it is kept on the devices, a nested dict.
         groups: optimizer group of each parameter that trains, by name.
         shardings: of every parameter and statistic, by name.
     """
@@ -101,18 +101,30 @@ class RunModel:
 
     def read_frozen(self) -> dict[str, Any]:
         """Return the frozen parameters on their devices: pretrained, or (without those) as initialised."""
-        names = trees.flatten(self.frozen)
-        if not names:
-            return {}
+        return self.read_base()[0]
+
+    def read_base(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what :meth:`read_frozen` returns, and the errors of kernels as int8 (:func:`int8_base.read`)."""
+        flat = trees.flatten(self.frozen)
+        if not flat:
+            return {}, {}
+        kernels = [name for name, x in flat.items() if x.dtype == jnp.int8]
+        kept = {n: x for n, x in flat.items() if n not in {*kernels, *map(int8.scale_name, kernels)}}
         pretrained = self.pretrained.params if self.pretrained else {}
-        random_names = set(names) - set(pretrained)
+        random_names = {*kept, *kernels} - set(pretrained)
+        # A random kernel is drawn whole on every device before it becomes int8; a pretrained one never is there.
+        whole = {n: sharding.replicated(self.shardings[n].mesh) for n in kernels}
 
         def init(key):
-            flat = trees.flatten(self.init(key))
-            return {n: flat[n].astype(self.base_dtype) for n in random_names}
+            drawn = trees.flatten(self.init(key))
+            return {n: drawn[n] if n in whole else drawn[n].astype(self.base_dtype) for n in random_names}
 
-        drawn = jax.jit(init, out_shardings={n: self.shardings[n] for n in random_names})(self.key)
-        return self._read_pretrained(trees.unflatten({**names, **drawn}), self.base_dtype)
+        out_shardings = {n: whole.get(n, self.shardings[n]) for n in random_names}
+        drawn = jax.jit(init, out_shardings=out_shardings)(self.key)
+        sources = {n: pretrained[n] if n in pretrained else np.asarray(drawn.pop(n)) for n in kernels}
+        integers, errors = int8_base.read(sources, self.shardings)
+        rest = self._read_pretrained(trees.unflatten({**kept, **drawn}), self.base_dtype)
+        return optimizer.merge(rest, integers), errors
 
     def start(self, initial: Mapping[str, Any]) -> dict[str, Any]:
         """Put pretrained weights and running statistics, in float32, in place of the random ones of `initial`."""
@@ -184,7 +196,11 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
     shardings = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
     variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
     _, frozen, groups = optimizer.split(variables, config.trainable)
-    return dataclasses.replace(model, frozen=frozen, groups=groups, shardings=shardings)
+    kept = {name: jax.ShapeDtypeStruct(x.shape, model.base_dtype) for name, x in trees.flatten(frozen).items()}
+    if config.base_kernels == "int8":
+        int8_base.check_rules(groups, config.trainable)
+        kept, shardings = int8_base.with_int8_kernels(kept, shardings)
+    return dataclasses.replace(model, frozen=trees.unflatten(kept), groups=groups, shardings=shardings)
 
 
 def _arrangement(kind: str, remat: str, attention: str, reference: bool) -> dict[str, Any]:
@@ -244,12 +260,16 @@ def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any], source: str) -> d
     return {**theirs, **ours}
 
 
-def pretrained_hash(init_from: str, init_parts: Mapping[str, str]) -> str:
-    """Return the hash of the pretrained files, "" without any: what a run's checkpoints belong to."""
+def pretrained_hash(init_from: str, init_parts: Mapping[str, str], base_kernels: str = "base_dtype") -> str:
+    """Return the hash of the pretrained files, "" without any: what a run's checkpoints belong to.
+
+    It says so if their kernels are int8, because that is another base, with other answers.
+    """
+    kept_as = "int8:" if base_kernels == "int8" else ""
     if init_from:
-        return checkpoint.base_hash(shipped.weights(init_from))
+        return kept_as + checkpoint.base_hash(shipped.weights(init_from))
     parts = sorted(init_parts.items())
-    return ",".join(f"{part}:{checkpoint.base_hash(shipped.weights(path))}" for part, path in parts)
+    return kept_as + ",".join(f"{part}:{checkpoint.base_hash(shipped.weights(path))}" for part, path in parts)
 
 
 def prompt_facts(encoder: encoders.Encoder) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from fvjax import trees
 from fvjax.console import console, say
-from fvjax.models import lora
+from fvjax.models import int8, lora
 from fvjax.parallel import sharding
+from fvjax.training import int8_base
 from fvjax.training.metrics import Writer
 from fvjax.training.state import TrainState
 
@@ -137,14 +138,19 @@ class TrainReporter:
             )
 
 
-def describe_arrays(name: str, mesh: Mesh, frozen: Any, state: TrainState) -> None:
-    """Print how many parameters a run has and trains, and how its arrays lie on the mesh."""
+def describe_arrays(name: str, mesh: Mesh, frozen: Any, state: TrainState, int8_error: Mapping[str, Any]) -> None:
+    """Print how many parameters a run has and trains, and how its arrays lie on the mesh.
+
+    int8_error: of frozen kernels that are kept as int8, see :func:`fvjax.training.int8_base.read`.
+    """
     trained = sum(x.size for x in trees.flatten(state.trainable).values())
-    total = trained + sum(x.size for x in trees.flatten(frozen).values())
+    total = trained + int8.parameters(frozen)
     kind = jax.devices()[0].device_kind
     say(f"{name}: {total:,} parameters, {trained:,} train; mesh {dict(mesh.shape)} on {kind}")
     parts = {"frozen": frozen, "trainable": state.trainable, "stats": state.stats, "opt": state.opt}
     say(sharding.table(parts))
+    if int8_error:
+        say(int8_base.describe(trees.flatten(frozen), int8_error))
 
 
 def rates(work: Workload, seconds: float, tokens: float = 0) -> str:

@@ -43,7 +43,7 @@ def restore(config: Config, workdir: Path) -> Restored:
     check_pretrained(config.pretrained, dict(config.prepare), workdir)
     mesh = sharding.one_device()
     model = open_model(config, tasks.get(config.task)(config, workdir), mesh)
-    base_hash = pretrained_hash(config.init_from, config.init_parts)
+    base_hash = pretrained_hash(config.init_from, config.init_parts, config.base_kernels)
     shapes = jax.eval_shape(model.initial, model.key)
     shardings = model.state_shardings(shapes, mesh)
     if not config.trains:
