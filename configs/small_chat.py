@@ -69,8 +69,7 @@ def get_config(row: str = ""):
         {"name": "adamw", "lr": 5e-4, "weight_decay": 0.0, "clip": 1.0, "schedule": "cosine", "warmup_ratio": 0.03}
     )
     c.eval.batch_size = 64
-    c.eval.every_epochs = 1
-    c.eval.during = ("fairface",)
+    c.eval.every_epochs = 2
     c.eval.before_training = False
     c.eval.benchmarks.fairface = benchmark("data/fairface/test", "")
     c.checkpoint.every_steps = 100
