@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fvjax.models import int8
-from fvjax.parallel import sharding
 
 THREADS = min(os.cpu_count() or 1, 16)  # that read and quantise layers; each holds one layer's kernel
 
@@ -76,13 +75,19 @@ class _Stack:
     def array(self, field: str, at: NamedSharding) -> jax.Array:
         """Return a field of the quantised stack, [layers, out], as a global array."""
         depth, _, width = self.source.shape
-        return jax.make_array_from_callback((depth, width), at, lambda index: getattr(self.part(*index), field))
+
+        def field_of(index: Any) -> np.ndarray:
+            return getattr(self.part(*index), field)
+
+        return jax.make_array_from_callback((depth, width), at, field_of)
 
     def integers(self, at: NamedSharding) -> jax.Array:
         """Return q [layers, in, out] as a global array."""
-        return jax.make_array_from_callback(
-            self.source.shape, at, lambda index: self.part(index[0], index[2]).q[:, index[1]]
-        )
+
+        def integers_of(index: Any) -> np.ndarray:
+            return self.part(index[0], index[2]).q[:, index[1]]
+
+        return jax.make_array_from_callback(self.source.shape, at, integers_of)
 
 
 def read(
@@ -113,7 +118,7 @@ def read(
 
 
 def _error(stack: _Stack, at: NamedSharding) -> dict[str, float]:
-    everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(at.mesh))
+    everywhere = jax.jit(lambda x: x, out_shardings=NamedSharding(at.mesh, PartitionSpec()))
     fields = ("squared_error", "squared_weight", "largest_error")
     error, weight, largest = (np.asarray(everywhere(stack.array(f, at)), np.float64) for f in fields)
     total = weight.sum(-1)

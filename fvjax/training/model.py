@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fvjax import plugins, shipped, trees
 from fvjax.config import Config, LoraConfig, ModelConfig
@@ -113,7 +113,7 @@ class RunModel:
         pretrained = self.pretrained.params if self.pretrained else {}
         random_names = {*kept, *kernels} - set(pretrained)
         # A random kernel is drawn whole on every device before it becomes int8; a pretrained one never is there.
-        whole = {n: sharding.replicated(self.shardings[n].mesh) for n in kernels}
+        whole = {n: NamedSharding(self.shardings[n].mesh, PartitionSpec()) for n in kernels}
 
         def init(key):
             drawn = trees.flatten(self.init(key))
