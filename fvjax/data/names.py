@@ -9,10 +9,22 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Files and folders that tools leave among pictures, in lower case: Synology, QNAP, macOS, Windows, ext4, Python.
+# Files and folders that tools leave among pictures, in lower case.
 TOOLS = frozenset(
-    """@eadir|@tmp|@recycle|#recycle|#snapshot|@recently-snapshot|__macosx|icon\r|$recycle.bin|recycler|thumbs.db
-    |ehthumbs.db|desktop.ini|system volume information|lost+found|__pycache__""".replace("\n    ", "").split("|")
+    [
+        *("@eadir", "@tmp", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@recently-snapshot"),  # QNAP
+        *("__macosx", "icon\r"),  # macOS
+        *(
+            "thumbs.db",
+            "ehthumbs.db",
+            "desktop.ini",
+            "$recycle.bin",
+            "recycler",
+            "system volume information",
+        ),  # Windows
+        *("lost+found", "__pycache__"),  # file systems, Python
+    ]
 )
 _BREAKS = ("Cc", "Zl", "Zp")  # Unicode categories of controls and ends of lines
 

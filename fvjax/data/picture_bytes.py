@@ -33,6 +33,17 @@ def trim(data: bytes) -> bytes:
     return data[: ends[0]] if ends and ends[0] < len(data) else data
 
 
+def media_type(data: bytes) -> str:
+    """Return the media type of a JPEG, PNG or WebP file. Raises ValueError for any other."""
+    if data.startswith(JPEG):
+        return "image/jpeg"
+    if data.startswith(PNG):
+        return "image/png"
+    if _is_webp(data):
+        return "image/webp"
+    raise ValueError("neither JPEG, PNG nor WebP")
+
+
 def jpeg_scans(data: bytes) -> int:
     """Count the scans of a JPEG. What lies behind its end, or in its metadata, is not counted."""
     segments = list(_jpeg_segments(data))

@@ -79,27 +79,29 @@ class FileNames:
     """
 
     def __init__(self, root: Path):
-        self._root = root
+        self.root = root
         self._folders: dict[str, list[str]] = {}  # relative path: the names in it
 
     def find(self, name: str) -> str | None:
-        """Return the path of the file that a list calls ``name``, relative to the root; None if there is none.
+        """Return the path of the file that a list calls ``name``, relative to the root.
 
+        Returns:
+            None if there is no such file, or if ``name`` is no path below the root.
         Raises:
             ValueError: several files could be meant.
         """
-        if (self._root / name).is_file():
-            return name
         *folders, wanted = names.path(name).split("/")
-        if ".." in folders:
+        if ".." in (*folders, wanted) or os.path.isabs(name):
             return None
+        if (self.root / name).is_file():
+            return name
         parents = [""]
         for folder in folders:
             parents = [
                 os.path.join(parent, entry)
                 for parent in parents
                 for entry in self._entries(parent)
-                if names.normal(entry) == folder and (self._root / parent / entry).is_dir()
+                if names.normal(entry) == folder and (self.root / parent / entry).is_dir()
             ]
         return self._choose(name, wanted, parents)
 
@@ -112,7 +114,7 @@ class FileNames:
         )
         for matches in matching if stem != wanted else matching[:1]:
             paths = [os.path.join(parent, entry) for parent, entry in entries if matches(entry)]
-            paths = sorted(path for path in paths if (self._root / path).is_file())
+            paths = sorted(path for path in paths if (self.root / path).is_file())
             if len(paths) > 1:
                 raise ValueError(f"{name}: {paths[0]!r} or {paths[1]!r} could be meant; rename or remove one of them")
             if paths:
@@ -121,6 +123,6 @@ class FileNames:
 
     def _entries(self, folder: str) -> list[str]:
         if folder not in self._folders:
-            directory = self._root / folder
+            directory = self.root / folder
             self._folders[folder] = sorted(os.listdir(directory)) if directory.is_dir() else []
         return self._folders[folder]

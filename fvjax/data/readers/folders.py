@@ -91,7 +91,7 @@ def _select_identities(people: Iterable[str], src: Path, exclude: Path | None, l
 
 
 def _check_files(src: Path, files: list[str], left_out: list[LeftOut], policy: str) -> None:
-    """Raise ValueError if there is no picture, or with the policy "fail" a file that is neither usable nor a leftover."""
+    """Raise ValueError if there is no picture, or with the policy "fail" any other file than leftovers and links."""
     if not files:
         first = f"; the first of {len(left_out)} files left out: {left_out[0].file}: {left_out[0].reason}"
         example = src / "IDENTITY" / "1.jpg"
