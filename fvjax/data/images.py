@@ -7,6 +7,7 @@ Sizes are (height, width); unless a caller asks for another one, images are 112x
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,15 @@ class WrongSize(ValueError):
 
 class TooManyScans(ValueError):
     """A JPEG that would take far longer to decode than its size suggests."""
+
+
+def silence_pillow() -> None:
+    """Keep Pillow's warnings off the terminal of a command, for the whole process.
+
+    They are about images that we refuse, in one line, when they are far smaller, and about metadata that we ignore.
+    """
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(jpeg: bytes, location: str, out: np.ndarray | None = None, size: tuple[int, int] = FACE_SIZE) -> np.ndarray:

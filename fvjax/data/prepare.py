@@ -37,14 +37,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fvjax import errors
+from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
 from fvjax.data.readers import conversations, facexbench_store, insightface_bin, odd_pairs
@@ -190,8 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser("--download" not in argv).parse_args(argv))
     run, describe = options.pop("run"), options.pop("summary", summary)
     options.pop("command")
-    # Pillow warns of images that we refuse, in one line, when they are far smaller.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    images.silence_pillow()
     dst = options.pop("dst")
     try:
         with errors.naming(dst):

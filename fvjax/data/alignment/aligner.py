@@ -8,7 +8,6 @@ import itertools
 import multiprocessing
 import os
 import threading
-import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fvjax.data import images, names, picture_files
 from fvjax.data.alignment import geometry, landmarks
@@ -154,7 +152,7 @@ def _start_worker(name: str | None) -> None:
     """Set up a worker with its detector; it exits when its parent has ended, which a killed parent cannot announce."""
     global _detect
     geometry.import_opencv().setNumThreads(1)  # parallelism comes from the processes
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are refused in one line
+    images.silence_pillow()
     _detect = detector(name)[0] if name else lambda photograph: []
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -46,38 +46,31 @@ def read_lfw(file: Path) -> list[NamedPair]:
 
 
 def _lfw_pair(location: str, line: str, fold: int, same: bool) -> NamedPair:
-    cells = _lfw_cells(location, line, 3 if same else 4)
+    cells = _lfw_cells(line, 3 if same else 4)
     if not cells:
         kind = "same: 'name i j'" if same else "different: 'name i name j'"
-        raise ValueError(f"{location}: expected a pair of the kind {kind}, got {line!r}")
+        raise ValueError(
+            f"{location}: expected a pair of the kind {kind}, got {line!r}; where a name has a number for a word, "
+            "tabs must separate names and numbers"
+        )
     a, b = names.identity(cells[0]), names.identity(cells[0] if same else cells[2])
     if not same and a == b:
         raise ValueError(f"{location}: {line!r} is among the different pairs of its fold, but is one person")
     return NamedPair(f"{a}/{a}_{int(cells[1]):04d}.jpg", f"{b}/{b}_{int(cells[-1]):04d}.jpg", a, b, fold)
 
 
-def _lfw_cells(location: str, line: str, count: int) -> list[str]:
-    """Divide a line into names and numbers; return [] if it is not of this kind.
-
-    Raises:
-        ValueError: blanks alone separate the cells, and names with numbers in them leave several possibilities.
-    """
+def _lfw_cells(line: str, count: int) -> list[str]:
+    """Divide a line into names and numbers; return [] if that is not possible, or in several ways."""
     cells = [cell.strip() for cell in line.rstrip().split("\t")]
-    if len(cells) == count:
-        is_pair = all(cells) and (cells[1] + cells[-1]).isdecimal()
-        return cells if is_pair else []
-    words = line.split()
-    if len(words) < count or not words[-1].isdecimal():
-        return []
-    if count == 3:
-        return [" ".join(words[:-2]), *words[-2:]] if words[-2].isdecimal() else []
-    middles = [i for i in range(1, len(words) - 2) if words[i].isdecimal()]
-    if len(middles) > 1:
-        raise ValueError(f"{location}: {line!r} could be divided in several ways; put tabs between names and numbers")
-    if not middles:
-        return []
-    (i,) = middles
-    return [" ".join(words[:i]), words[i], " ".join(words[i + 1 : -1]), words[-1]]
+    if len(cells) != count:  # blanks separate them, and words of names
+        words = line.split()
+        numbers = [i for i, word in enumerate(words) if word.isdecimal()]
+        if len(numbers) != 2 or numbers[-1] != len(words) - 1 or (count == 3) != (numbers[0] == len(words) - 2):
+            return []
+        first, last = numbers
+        between = [" ".join(words[first + 1 : last])] if count == 4 else []
+        cells = [" ".join(words[:first]), words[first], *between, words[last]]
+    return cells if all(cells) and (cells[1] + cells[-1]).isdecimal() else []
 
 
 def read_cfp(protocol: Path, kind: str) -> list[NamedPair]:

@@ -208,7 +208,8 @@ def _add_images(
         except ValueError as error:
             if policy == "fail":
                 raise ValueError(f"{src}: {error}; leave out its pairs with --policy=drop") from error
-            reasons[k] = str(error).removeprefix(f"{location}: ")
+            problem = str(error).removeprefix(f"{location}: ")
+            reasons[k] = f"{problem}, image {i} (pair {i // 2}, byte {blob.at})"
     for i, k in enumerate(distinct.index.tolist()):
         if k in reasons:
             writer.reject(f"{src.name}#{i}", reasons[k])
