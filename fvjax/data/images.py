@@ -225,12 +225,13 @@ def _is_upright(jpeg: bytes) -> bool:
         return False
 
 
-def _orientation(image: Image.Image) -> object:
-    """Return EXIF's orientation; 1, upright, if the EXIF data cannot be read."""
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation; 1, upright, if there is none or the EXIF data cannot be read."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises many types
         return 1
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

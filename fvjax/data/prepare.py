@@ -9,8 +9,12 @@
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
     python -m fvjax.data.prepare facexbench --src=DIR --dst=STORE          DIR/benchmark/*.json -> benchmark facexbench
 
-Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte. Other formats, CMYK and images that EXIF
-says are rotated are re-encoded, upright and in RGB.
+Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte, without what a camera appended. Other
+formats, CMYK and images that EXIF says are rotated are re-encoded, upright and in RGB.
+
+Every file that is not taken is counted by reason: hidden files and tools' leftovers, copies, links to what is taken
+already, and whatever is no picture (docs/input_files.md). Lists may have tabs or blanks, any end of line, a byte order
+mark, another Unicode form or another suffix than the files.
 
     --align[=mtcnn|scrfd]    the images are photographs of any size: find the face nearest the centre and align it
     --landmarks=FILE.tsv     the same with known points: file, five points x y, tab-separated
@@ -26,7 +30,7 @@ STORE/val, a store with the split "val" whose identities have the numbers they h
 with the most images. It works on all cores (--workers), and the same command resumes a killed conversion.
 
 `conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
-keeps byte for byte. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
+keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
 of a twentieth of the pictures go to STORE/val.
 
 `facexbench` reads the multiple-choice questions of FaceXBench (docs/facexbench.md).
