@@ -30,8 +30,8 @@ STORE/val, a store with the split "val" whose identities have the numbers they h
 with the most images. It works on all cores (--workers), and the same command resumes a killed conversion.
 
 `conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
-keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
-of a twentieth of the pictures go to STORE/val.
+keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all
+conversations of a twentieth of the pictures go to STORE/val.
 
 `facexbench` reads the multiple-choice questions of FaceXBench (docs/facexbench.md).
 """

@@ -150,7 +150,7 @@ def check_property(file: Path, identities: int, damaged: bool, resize: bool) -> 
 
     A ``damaged`` .rec may have lost identities.
     """
-    with open(file, encoding="utf-8", errors="backslashreplace") as opened:
+    with open(file, encoding="utf-8-sig", errors="backslashreplace") as opened:
         text = opened.read(256)
     try:
         promised, height, width = (int(cell) for cell in text.split(","))
