@@ -14,14 +14,12 @@ from fvjax.data.alignment.geometry import TEMPLATE
 from fvjax.data.readers import benchmark_lists, facexbench, fairface, files
 from fvjax.data.readers.conversations import PictureFolder
 from fvjax.data.readers.files import FileNames
-from fvjax.data.readers.recordio import companions
 from fvjax.evals import baselines
 from fvjax.tasks.benchmarks import Benchmarks, CosineScore
 from tests.test_facexbench_reader import content, question
 from tests.test_images import smooth_face
 from tests.test_messy_folders import NFC, NFD, put
 from tests.test_prepare import fails, run
-from tests.test_recordio import pack, write_rec
 
 PEOPLE = ("Ann_A", "Bob_B", "Cem_C", "Eva_E")
 PAIRS = "2\t1\nAnn_A\t1\t2\nAnn_A\t1\tBob_B\t1\nCem_C\t1\t2\nCem_C\t1\tEva_E\t2\n"
@@ -281,38 +279,6 @@ def test_suffixes_that_could_be_meant_twice_match_nothing():
     points = {name: np.zeros(2) for name in ("a/1.jpg", "b/1.jpg", "b/1.png", "c/1.jpg")}
     matched = landmarks.match_landmarks(points, ["a/1.png", "a/1.webp", "b/1.bmp", "b/1.png", "c/1.bmp"])
     assert sorted(matched) == ["b/1.png", "c/1.bmp"]
-
-
-# ---- files beside a .rec
-
-
-IDX, LST = "".join(f"{i}\t{{}}\n" for i in range(3)), "".join(f"{i}\t{i % 2:.6f}\ta b/{i}.jpg\n" for i in range(3))
-CHANGES = {
-    "blank last line": lambda text: text + "\n",
-    "CR LF": lambda text: text.replace("\n", "\r\n"),
-    "mark": lambda text: "\ufeff" + text,
-    "blanks": lambda text: text.replace("\t", " "),
-    "no last end": lambda text: text.rstrip("\n"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_files_beside_a_rec(tmp_path, change):
-    starts = write_rec(tmp_path, [(i, pack(i % 2, images.encode(smooth_face(i)), i)) for i in range(3)])
-    (tmp_path / "train.idx").write_text(CHANGES[change](IDX.format(*starts)), newline="")
-    (tmp_path / "train.lst").write_text(CHANGES[change](LST), newline="")
-    faces, _, rejected = companions.read(tmp_path / "train.rec", False, lambda n: None)
-    assert (faces.key.tolist(), faces.label.tolist(), rejected) == ([0, 1, 2], [0, 1, 0], [])
-    (tmp_path / "train.lst").write_text(CHANGES[change](LST.replace("2\t0.0", "2\t1.0")), newline="")
-    with pytest.raises(ValueError, match=r"train.lst:3: label 1 of key 2, but 0 in"):
-        companions.read(tmp_path / "train.rec", False, lambda n: None)
-
-
-def test_a_blank_line_within_an_idx_is_an_error(tmp_path):
-    starts = write_rec(tmp_path, [(i, pack(0, images.encode(smooth_face(i)), i)) for i in range(3)])
-    (tmp_path / "train.idx").write_text(IDX.format(*starts).replace("\n1", "\n\n1"))
-    with pytest.raises(ValueError, match=r"train.idx:2: expected 'key<TAB>offset', got ''"):
-        companions.read(tmp_path / "train.rec", False, lambda n: None)
 
 
 # ---- labels, conversations and questions

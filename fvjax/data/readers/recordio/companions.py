@@ -37,19 +37,10 @@ def read(rec: Path, resize: bool, advance: Callable[[int], Any]) -> tuple[Images
 
 
 def _lines(file: Path, form: str, max_length: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, the line's cells), without blank lines at the end.
-
-    Tabs separate the cells, or blanks if there is no tab.
-    """
-    blank = 0
-    with open(file, encoding="utf-8-sig", errors="backslashreplace") as text:
+    """Yield (line number, the line's tab-separated cells)."""
+    with open(file, encoding="utf-8", errors="backslashreplace") as text:
         for number, line in enumerate(iter(lambda: text.readline(max_length), ""), 1):
-            cells = line.strip().split("\t" if "\t" in line else None)
-            if blank and cells:
-                raise _bad_line(file, blank, form, "")
-            if not cells:
-                blank = blank or number
-                continue
+            cells = line.rstrip("\n").split("\t")
             if len(cells) < 2 or len(line) == max_length:
                 raise _bad_line(file, number, form, line)
             yield number, cells
@@ -150,7 +141,7 @@ def check_property(file: Path, identities: int, damaged: bool, resize: bool) -> 
 
     A ``damaged`` .rec may have lost identities.
     """
-    with open(file, encoding="utf-8-sig", errors="backslashreplace") as opened:
+    with open(file, encoding="utf-8", errors="backslashreplace") as opened:
         text = opened.read(256)
     try:
         promised, height, width = (int(cell) for cell in text.split(","))
