@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,14 @@ class WorkerLost(Exception):
     """A process that decodes images was killed. This is no user error: the run can resume from its last checkpoint."""
 
 
+def without_addresses(text: str) -> str:
+    """Remove memory addresses from a message (<_io.BytesIO object at 0x7f…>), so that equal errors have equal texts."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+\b", "", text)
+
+
 def line(error: Exception) -> str:
     """Format an error for an entry point to print: an OSError with its remedy, any other error as its own text."""
-    text = str(error)
+    text = without_addresses(str(error))
     if not isinstance(error, OSError):
         return text
     if error.strerror and error.filename is not None:

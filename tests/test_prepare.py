@@ -76,7 +76,8 @@ def test_folder_lists_what_it_leaves_out(people, tmp_path, capsys):
     (people / "cat/no.png").write_bytes(b"")
     code, out, _ = run(capsys, "folder", f"--src={people}", f"--dst={tmp_path / 's'}")
     assert code == 0
-    assert "3 files rejected, listed in manifest.json; first: amy/notes.txt: suffix is none of" in out
+    assert "3 files rejected, listed in manifest.json; first: amy/notes.txt: not a picture: its suffix is" in out
+    assert "by reason: 2 cannot be read as an image, 1 not a picture" in out
     rejected = stores.Store(tmp_path / "s").manifest["rejected"]
     assert [r["file"] for r in rejected] == ["amy/notes.txt", "cat/broken.jpg", "cat/no.png"]
     assert "truncated" in rejected[1]["reason"].lower()

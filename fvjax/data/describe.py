@@ -23,14 +23,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fvjax import errors, files
+from fvjax.data import images as pictures
 from fvjax.data.describing import answers, audit, control, label_questions, prompts, samples
 from fvjax.data.describing.endpoint import KEY_VARIABLE, Budget, Endpoint, read_key
 from fvjax.data.progress import progress_bar
@@ -232,8 +230,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     options: dict[str, Any] = vars(_parser().parse_args(argv))
     command = COMMANDS[options.pop("command")]
-    # Pillow warns of images that we refuse, in one line, when they are far smaller.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    pictures.silence_pillow()
     try:
         with errors.naming(options.get("dst") or options.get("out") or options["marks"]):
             return command(**options)

@@ -9,8 +9,12 @@
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
     python -m fvjax.data.prepare facexbench --src=DIR --dst=STORE          DIR/benchmark/*.json -> benchmark facexbench
 
-Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte. Other formats, CMYK and images that EXIF
-says are rotated are re-encoded, upright and in RGB.
+Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte, without what a camera appended. Other
+formats, CMYK and images that EXIF says are rotated are re-encoded, upright and in RGB.
+
+Every file that is not taken is counted by reason: hidden files and tools' leftovers, copies, links to what is taken
+already, and whatever is no picture (docs/input_files.md). Lists may have tabs or blanks, any end of line, a byte order
+mark, another Unicode form or another suffix than the files.
 
     --align[=mtcnn|scrfd]    the images are photographs of any size: find the face nearest the centre and align it
     --landmarks=FILE.tsv     the same with known points: file, five points x y, tab-separated
@@ -26,8 +30,8 @@ STORE/val, a store with the split "val" whose identities have the numbers they h
 with the most images. It works on all cores (--workers), and the same command resumes a killed conversion.
 
 `conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
-keeps byte for byte. What cannot be used is left out, listed and counted by reason. With --val=0.05, all conversations
-of a twentieth of the pictures go to STORE/val.
+keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all
+conversations of a twentieth of the pictures go to STORE/val.
 
 `facexbench` reads the multiple-choice questions of FaceXBench (docs/facexbench.md).
 """
@@ -37,17 +41,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fvjax import errors
+from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import conversations, facexbench_store, insightface_bin
+from fvjax.data.readers import conversations, facexbench_store, insightface_bin, odd_pairs
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -69,25 +71,59 @@ def summary(store: Store) -> str:
         f"  {store.manifest['single_image_identities']} identities have a single image; data {store.data_hash[:16]}",
     ]
     recordio_counts = store.manifest.get("recordio")
-    if rejected := store.manifest["rejected"]:
-        first = f"listed in manifest.json; first: {rejected[0]['reason']}"
-        lines.append(f"  {len(rejected)} {'records' if recordio_counts else 'files'} rejected, {first}")
+    lines += _rejections(store.manifest, "records" if recordio_counts else "files")
+    lines += _folder_notes(store.manifest.get("folders", {}))
     if a := store.manifest.get("alignment"):
-        several = "" if a["several_faces"] is None else f", {a['several_faces']} of them with several faces"
-        lines.append(
-            f"  {a['aligned']} of {a['images']} photographs aligned ({a['by']}){several}; "
-            f"{a['no_face']} without a face (policy {a['policy']}), {a['unreadable']} unreadable"
-        )
+        lines.append(_alignment(a))
     for name, b in benchmarks.items():
         lines.append(
             f"  benchmark {name}: {b['pairs']} pairs ({b['genuine']} genuine, {b['impostor']} impostor) in "
             f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
             f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
         )
+        lines += odd_pairs.summary(b)
     lines += insightface_bin.summary(store)
     if recordio_counts and store.split == "train":
         lines += _recordio_summary(store, recordio_counts)
     return "\n".join(lines)
+
+
+def _rejections(manifest: dict[str, Any], what: str) -> list[str]:
+    """Describe what was left out: how much for which kind of reason, and the first of it."""
+    if not (rejected := manifest["rejected"]):
+        return []
+    file, reason = rejected[0]["file"], rejected[0]["reason"]
+    kinds = ", ".join(f"{n} {kind}" for kind, n in manifest["rejected_by_reason"].items())
+    first = reason if what == "records" else f"{file}: {reason}"
+    return [f"  {len(rejected)} {what} rejected, listed in manifest.json; first: {first}", f"    by reason: {kinds}"]
+
+
+def _folder_notes(notes: dict[str, Any]) -> list[str]:
+    """Describe what a user may not expect of a folder's identities."""
+    lines = []
+    if notes.get("not_chosen"):
+        lines.append(f"  {notes['not_chosen']} identities not taken because of --exclude or --limit")
+    if without := notes.get("without_picture"):
+        lines.append(f"  {len(without)} identities without a usable picture; first: {without[0]}")
+    if several := notes.get("of_several_folders"):
+        name, folders = next(iter(several.items()))
+        difference = "whose names differ only in Unicode form or blanks"
+        lines.append(f"  {len(several)} identities of several folders {difference}; first: {name} ({len(folders)})")
+    if groups := notes.get("differing_in_case"):
+        lines.append(f"  names that differ only in case are taken for different people; first: {', '.join(groups[0])}")
+    return lines
+
+
+def _alignment(a: dict[str, Any]) -> str:
+    several = "" if a["several_faces"] is None else f", {a['several_faces']} of them with several faces"
+    without = f"{a['no_face']} without a face"
+    if a["rows_without_picture"] is not None:
+        without = f"{a['no_points']} without points"
+        several = f", {a['rows_without_picture']} rows of the list name no picture here"
+    return (
+        f"  {a['aligned']} of {a['images']} photographs aligned ({a['by']}){several}; {without} "
+        f"(policy {a['policy']}), {a['unreadable']} unreadable"
+    )
 
 
 def _recordio_summary(store: Store, counts: dict[str, Any]) -> list[str]:
@@ -156,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser("--download" not in argv).parse_args(argv))
     run, describe = options.pop("run"), options.pop("summary", summary)
     options.pop("command")
-    # Pillow warns of images that we refuse, in one line, when they are far smaller.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    images.silence_pillow()
     dst = options.pop("dst")
     try:
         with errors.naming(dst):

@@ -13,6 +13,7 @@ from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
 from fvjax.console import progress
 from fvjax.data import pairs as draw
 from fvjax.data import pipeline
+from fvjax.data.names import normal as normal_name
 from fvjax.data.stores import Pairs, Store, read_pairs
 from fvjax.evals import baselines, plots, verification
 from fvjax.tasks import faces
@@ -89,13 +90,15 @@ class Benchmarks:
             bootstrap: resamples behind the intervals, None: the config's.
         """
         entries, curves = {}, {}
+        seen = {normal_name(identity) for identity in seen}
         for name, benchmark in self.chosen.items():
             if only and name not in only:
                 continue
             store, pairs = Store(benchmark.store, "test"), read_pairs(benchmark.store, benchmark.pairs)
             scores = score(store, pairs, f"{title}: {name}")
             comparable = seen and benchmark.names and benchmark.names == self.data.names
-            known = [i for i, identity in enumerate(store.identities) if identity in seen] if comparable else []
+            present = [normal_name(identity) in seen for identity in store.identities]
+            known = np.flatnonzero(present).tolist() if comparable else []
             entries[name] = verification.entry(
                 scores,
                 pairs,

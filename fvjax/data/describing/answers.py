@@ -23,10 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fvjax import errors, files
-from fvjax.data import tiling
+from fvjax.data import picture_bytes, tiling
 from fvjax.data.describing.endpoint import Endpoint, NoAnswer, Stopped
 from fvjax.data.describing.prompts import Prompt, Prompts
 from fvjax.data.questions import IMAGE
@@ -187,7 +185,8 @@ def _ask(job: Job, folder: PictureFolder, endpoint: Endpoint, system: str) -> st
         raise _Unreadable(str(error).partition(":")[0]) from error
     if len(picture) > MAX_PICTURE:
         raise _Unreadable(f"a picture of more than {MAX_PICTURE} bytes")
-    media_type = Image.MIME[str(Image.open(io.BytesIO(picture), formats=tiling.FORMATS).format)]
+    # Not Pillow's name of the format: it calls some JPEGs of phones MPO.
+    media_type = picture_bytes.media_type(picture)
     return job.line(endpoint.ask(system, job.prompt.filled(job.label), picture, media_type))
 
 

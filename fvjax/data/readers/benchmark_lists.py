@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from fvjax.data import names
 from fvjax.data.readers.files import read_lines, require_directory
 
 
@@ -21,6 +22,9 @@ class NamedPair(NamedTuple):
 
 def read_lfw(file: Path) -> list[NamedPair]:
     """Parse LFW's pairs.txt: "folds n", then per fold n lines "name i j" and n lines "name i name j".
+
+    Tabs or blanks separate the cells. A name may have blanks, and is compared in the form of
+    :func:`fvjax.data.names.identity`.
 
     Raises:
         ValueError: a malformed line. The message names file and line.
@@ -42,14 +46,31 @@ def read_lfw(file: Path) -> list[NamedPair]:
 
 
 def _lfw_pair(location: str, line: str, fold: int, same: bool) -> NamedPair:
-    cells = line.split()
-    if len(cells) != (3 if same else 4) or not (cells[1] + cells[-1]).isdecimal():
+    cells = _lfw_cells(line, 3 if same else 4)
+    if not cells:
         kind = "same: 'name i j'" if same else "different: 'name i name j'"
-        raise ValueError(f"{location}: expected a pair of the kind {kind}, got {line!r}")
-    a, b = cells[0], cells[0] if same else cells[2]
+        raise ValueError(
+            f"{location}: expected a pair of the kind {kind}, got {line!r}; where a name has a number for a word, "
+            "tabs must separate names and numbers"
+        )
+    a, b = names.identity(cells[0]), names.identity(cells[0] if same else cells[2])
     if not same and a == b:
         raise ValueError(f"{location}: {line!r} is among the different pairs of its fold, but is one person")
     return NamedPair(f"{a}/{a}_{int(cells[1]):04d}.jpg", f"{b}/{b}_{int(cells[-1]):04d}.jpg", a, b, fold)
+
+
+def _lfw_cells(line: str, count: int) -> list[str]:
+    """Divide a line into names and numbers; return [] if that is not possible, or in several ways."""
+    cells = [cell.strip() for cell in line.rstrip().split("\t")]
+    if len(cells) != count:  # blanks separate them, and words of names
+        words = line.split()
+        numbers = [i for i, word in enumerate(words) if word.isdecimal()]
+        if len(numbers) != 2 or numbers[-1] != len(words) - 1 or (count == 3) != (numbers[0] == len(words) - 2):
+            return []
+        first, last = numbers
+        between = [" ".join(words[first + 1 : last])] if count == 4 else []
+        cells = [" ".join(words[:first]), words[first], *between, words[last]]
+    return cells if all(cells) and (cells[1] + cells[-1]).isdecimal() else []
 
 
 def read_cfp(protocol: Path, kind: str) -> list[NamedPair]:
@@ -64,7 +85,7 @@ def read_cfp(protocol: Path, kind: str) -> list[NamedPair]:
     folder = protocol / "Split" / kind
     pairs = []
     for fold, name in enumerate(
-        sorted(entry.name for entry in os.scandir(require_directory(folder)) if entry.is_dir())
+        sorted(e.name for e in os.scandir(require_directory(folder)) if e.is_dir() and not names.leftover(e.name))
     ):
         pairs += _read_cfp_pairs(folder / name / "same.txt", lists, fold, same=True)
         pairs += _read_cfp_pairs(folder / name / "diff.txt", lists, fold, same=False)
@@ -77,9 +98,11 @@ def _read_cfp_images(file: Path) -> dict[str, list[str]]:
     """Return [identity, view, file name] by index."""
     paths = {}
     for number, line in read_lines(file):
-        cells = line.split()
-        if len(cells) != 2 or len(parts := cells[1].split("/")[-3:]) != 3:
+        cells = line.split(maxsplit=1)
+        if len(cells) != 2 or len(parts := names.path(cells[1]).split("/")[-3:]) != 3:
             raise ValueError(f"{file}:{number}: expected 'index …/ID/view/NN.jpg', got {line!r}")
+        if cells[0] in paths:
+            raise ValueError(f"{file}:{number}: the index {cells[0]} a second time; correct or remove one of the lines")
         paths[cells[0]] = parts
     return paths
 
@@ -87,10 +110,10 @@ def _read_cfp_images(file: Path) -> dict[str, list[str]]:
 def _read_cfp_pairs(file: Path, lists: list[dict[str, list[str]]], fold: int, same: bool) -> list[NamedPair]:
     pairs = []
     for number, line in read_lines(file):
-        cells = line.split(",")
-        if len(cells) != 2 or any(cell.strip() not in paths for cell, paths in zip(cells, lists)):
+        cells = line.replace(",", " ").split()
+        if len(cells) != 2 or any(cell not in paths for cell, paths in zip(cells, lists)):
             raise ValueError(f"{file}:{number}: expected two indices of the pair lists, got {line!r}")
-        a, b = (paths[cell.strip()] for cell, paths in zip(cells, lists))
+        a, b = (paths[cell] for cell, paths in zip(cells, lists))
         if (a[0] == b[0]) != same:
             raise ValueError(f"{file}:{number}: {line!r} are identities {a[0]} and {b[0]}, in {file.name}")
         pairs.append(NamedPair("/".join(a), "/".join(b), a[0], b[0], fold))

@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.progress import Progress
 
+from fvjax.data import picture_bytes
 from fvjax.data.progress import progress_bar
 from fvjax.data.readers import chat_formats, json_stream
-from fvjax.data.readers.files import require_directory
+from fvjax.data.readers.files import FileNames, require_directory
 from fvjax.data.stores import manifest
 from fvjax.data.stores.conversations import MAX_PICTURE_BYTES, ConversationStore, Unusable, Writer
 
@@ -30,22 +31,24 @@ class PictureFolder:
 
     def __init__(self, root: Path | None):
         self._root = require_directory(root).resolve() if root else None
+        self._names = FileNames(self._root) if self._root else None
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a picture.
+        """Return the bytes of a picture, without what a camera appended to it.
 
         Args:
-            path: relative to the folder, with / between its parts.
+            path: relative to the folder. A name in another Unicode form, with backslashes or another picture's suffix
+                is found too (:class:`fvjax.data.readers.files.FileNames`).
         Raises:
             ValueError: the path leads out of the folder, directly or by a symbolic link, there is no such file, or it
                 cannot be read. What stands before the colon is the kind of mistake.
         """
-        if self._root is None:
+        if self._root is None or self._names is None:
             raise ValueError(f"missing picture: {path!r:.300}; say where pictures are with --images=DIR")
         if "\0" in path or PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor or "://" in path:
             raise ValueError(f"picture outside the folder: {path!r:.300} is no relative path")
         try:
-            file = (self._root / path).resolve()
+            file = (self._root / self._find(self._names, path)).resolve()
             if not file.is_relative_to(self._root):
                 raise ValueError(f"picture outside the folder: {path!r:.300}")
             status = file.stat()
@@ -53,11 +56,18 @@ class PictureFolder:
                 raise ValueError(f"unreadable picture: {path!r:.300} is no file")
             if status.st_size > MAX_PICTURE_BYTES:
                 raise ValueError(f"unreadable picture: {path!r:.300} has {status.st_size} bytes")
-            return file.read_bytes()
+            return picture_bytes.trim(file.read_bytes())
         except FileNotFoundError as error:
             raise ValueError(f"missing picture: {path!r:.300}") from error
         except (OSError, RuntimeError, UnicodeError) as error:  # a loop of links is a RuntimeError
             raise ValueError(f"unreadable picture: {path!r:.300} ({error})") from error
+
+    @staticmethod
+    def _find(names: FileNames, path: str) -> str:
+        try:
+            return names.find(path) or path
+        except ValueError as error:
+            raise ValueError(f"ambiguous picture: {error}") from error
 
 
 def convert(src: Path, dst: Path, *, images: Path | None, split: str, val: float, seed: int) -> ConversationStore:

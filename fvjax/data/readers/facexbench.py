@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fvjax.data.readers.files import require_directory
+from fvjax.data.readers.files import FileNames, require_directory
 
 SETTINGS = ("zero_shot", "in_context")  # in_context puts the file's prepend_text before the question
 LAYOUTS = ("plain", "numbered")  # of the pictures' placeholders
@@ -101,11 +101,12 @@ def read(src: Path, *, setting: str = "zero_shot", layout: str = "plain") -> Ben
     rejected: list[Rejection] = []
     options_left_out = 0
     files = [_File.read(path) for path in paths]
+    pictures = FileNames(root)
     _check_sub_categories(files)
     for file in files:
         for number, entry in file.questions.items():
             try:
-                questions.append(_question(file, number, entry, root, setting, layout))
+                questions.append(_question(file, number, entry, pictures, setting, layout))
                 options_left_out += max(0, len(entry["options"]) - len(LETTERS))
             except _Unusable as error:
                 rejected.append(Rejection(f"{file.name} question {number}", str(error)))
@@ -215,7 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _question(file: _File, number: str, entry: Any, root: Path, setting: str, layout: str) -> Question:
+def _question(file: _File, number: str, entry: Any, file_names: FileNames, setting: str, layout: str) -> Question:
     """Check one question and build its prompt. Raises _Unusable."""
     if not isinstance(entry, dict):
         raise _Unusable("not an object")
@@ -229,7 +230,7 @@ def _question(file: _File, number: str, entry: Any, root: Path, setting: str, la
     letters = LETTERS[: len(options)]
     if not isinstance(answer, str) or len(answer) != 1 or answer not in letters:
         raise _Unusable(f"correct_answer_option is no option's letter: {answer!r:.40}, expected one of {letters}")
-    pictures = tuple(_pictures(entry, file, root))
+    pictures = tuple(_pictures(entry, file, file_names))
     prompt = _published_prompt(file, text, options, setting)
     if not _is_text(prompt):
         raise _Unusable("text that is not UTF-8")
@@ -272,8 +273,9 @@ def _options(entry: Mapping[str, Any]) -> Iterator[str]:
         yield str(option)
 
 
-def _pictures(entry: Mapping[str, Any], file: _File, root: Path) -> Iterator[Path]:
-    """Yield the picture files, each of which is a file inside ``root``."""
+def _pictures(entry: Mapping[str, Any], file: _File, file_names: FileNames) -> Iterator[Path]:
+    """Yield the picture files, each of which is a file inside the root of ``file_names``."""
+    root = file_names.root
     names = entry.get("image_paths")
     if not isinstance(names, list) or (not names and file.num_images != "zero"):
         raise _Unusable("no image_paths")
@@ -281,16 +283,17 @@ def _pictures(entry: Mapping[str, Any], file: _File, root: Path) -> Iterator[Pat
         if not isinstance(name, str):
             raise _Unusable(f"an image path is no text: {name!r:.40}")
         try:
-            path = (root / name).resolve()
+            found = file_names.find(name) or name
+            path = (root / found).resolve()
             inside = path.is_relative_to(root.resolve()) and not Path(name).is_absolute()
             exists = path.is_file()
-        except (OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of a link to itself
-            inside, exists = True, False
+        except (OSError, ValueError, RuntimeError):  # too long, with a null byte, a link to itself, or ambiguous
+            inside, found, exists = True, name, False
         if not inside:
             raise _Unusable(f"picture outside the folder: {name!r:.200}")
         if not exists:
             raise _Unusable(f"missing picture: {name!r:.200}")
-        yield root / name
+        yield root / found
 
 
 def _is_text(text: str) -> bool:

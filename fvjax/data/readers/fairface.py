@@ -3,6 +3,8 @@
     file,age,gender,race,service_test
     val/1.jpg,3-9,Male,East Asian,False
 
+Semicolons or tabs may stand for the commas, as spreadsheets write them, and blanks around a value count for nothing.
+
 Copies that went through a spreadsheet have dates where ages were: `03-Sep` or `9-Mar` for 3-9, `Oct-19` or `19-Oct` for
 10-19. They are refused unless the caller asks to read such dates as ages.
 """
@@ -10,9 +12,13 @@ Copies that went through a spreadsheet have dates where ages were: `03-Sep` or `
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from fvjax.data import names
+from fvjax.data.readers.files import read_text
 
 AGES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")
 GENDERS = ("Male", "Female")
@@ -46,29 +52,32 @@ def read_labels(file: Path, *, repair_ages: bool = False) -> list[Label]:
         raise ValueError(f"{file}: no such file")
     if file.stat().st_size > MAX_BYTES:
         raise ValueError(f"{file}: {file.stat().st_size} bytes, at most {MAX_BYTES}; is it a label file?")
-    labels: dict[str, Label] = {}
+    labels: dict[str, Label] = {}  # by the file's name in the form in which names are compared
     for line, row in _rows(file):
         label = _parse(row, f"{file} line {line}", repair_ages)
-        if label.file in labels:
+        if (name := names.path(label.file)) in labels:
             raise ValueError(f"{file} line {line}: {label.file!r} is listed twice; remove one of the lines")
-        labels[label.file] = label
+        labels[name] = label
     if not labels:
         raise ValueError(f"{file}: no picture is listed")
     return list(labels.values())
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    text = read_text(file)
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, restkey="", strict=True)
-            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
-                raise ValueError(f"{file}: no column {missing[0]!r} in the first line; expected {', '.join(COLUMNS)}")
-            for row in reader:
-                if "" in row or None in row.values():
-                    raise ValueError(f"{file} line {reader.line_num}: not as many values as the first line has")
-                yield reader.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True, delimiter=separator)
+        columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        if missing := [name for name in COLUMNS if name not in columns]:
+            raise ValueError(f"{file}: no column {missing[0]!r} in the first line; expected {', '.join(COLUMNS)}")
+        for row in reader:
+            if "" in row or None in row.values():
+                raise ValueError(f"{file} line {reader.line_num}: not as many values as the first line has")
+            yield reader.line_num, {name: value.strip() for name, value in row.items()}
+    except csv.Error as error:
+        raise ValueError(f"{file}: not a CSV file ({error})") from error
 
 
 def _parse(row: dict[str, str], location: str, repair_ages: bool) -> Label:
@@ -80,9 +89,9 @@ def _parse(row: dict[str, str], location: str, repair_ages: bool) -> Label:
                 "--repair-ages reads such dates as ages"
             )
         age = MANGLED_AGES[age]
-    for name, value, known in (("age", age, AGES), ("gender", row["gender"], GENDERS), ("race", row["race"], RACES)):
+    for key, value, known in (("age", age, AGES), ("gender", row["gender"], GENDERS), ("race", row["race"], RACES)):
         if value not in known:
-            raise ValueError(f"{location}: the {name} {value!r:.100} is none of {', '.join(known)}")
+            raise ValueError(f"{location}: the {key} {value!r:.100} is none of {', '.join(known)}")
     if not row["file"]:
         raise ValueError(f"{location}: no file name")
     return Label(row["file"], age, row["gender"], row["race"])

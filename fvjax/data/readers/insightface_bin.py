@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fvjax.data import images
+from fvjax.data.readers.odd_pairs import odd_pairs
 from fvjax.data.readers.plain_pickle import Array, Blob, load
 from fvjax.data.stores import Pairs, Store, Writer
 
@@ -166,6 +167,7 @@ def convert(src: Path, dst: Path, *, name: str | None, folds: int | None, policy
             "images_read": len(blobs),
             "images_repeated": len(blobs) - len(distinct.firsts) - (len(writer.rejected) - len(reasons)),
             "contradictory_pairs": contradictions.tolist(),
+            **_odd_pairs(src, ends[usable], distinct),
             "genuine_by_fold": np.bincount(fold[usable & same], minlength=len(sizes)).tolist(),
         }
         writer.add_pairs(
@@ -177,6 +179,12 @@ def convert(src: Path, dst: Path, *, name: str | None, folds: int | None, policy
             facts=facts,
         )
     return Store(dst, "test")
+
+
+def _odd_pairs(src: Path, ends: np.ndarray, distinct: _Images) -> dict[str, Any]:
+    """Return :func:`odd_pairs` of the pairs ``ends`` [M, 2] of distinct images."""
+    sources = [f"{src.name}#{first}" for first in distinct.firsts]
+    return odd_pairs([(sources[a], sources[b]) for a, b in ends.tolist()], dict(zip(sources, sources)))
 
 
 def _add_images(
@@ -200,7 +208,8 @@ def _add_images(
         except ValueError as error:
             if policy == "fail":
                 raise ValueError(f"{src}: {error}; leave out its pairs with --policy=drop") from error
-            reasons[k] = str(error)
+            problem = str(error).removeprefix(f"{location}: ")
+            reasons[k] = f"{problem}, image {i} (pair {i // 2}, byte {blob.at})"
     for i, k in enumerate(distinct.index.tolist()):
         if k in reasons:
             writer.reject(f"{src.name}#{i}", reasons[k])

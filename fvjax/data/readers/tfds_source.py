@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
+from fvjax.data import names
 from fvjax.data.stores.shards import EXAMPLE
 
 
@@ -57,20 +58,23 @@ class Source:
         """Return record ``i``'s image file as it is stored."""
         return self._value(i, self._image)
 
-    def records(self, names: list[str]) -> Iterator[tuple[int, str]]:
-        """Yield (record, identity) of these identities in their order, as folders of their names would."""
-        records_of: dict[str, list[int]] = {name: [] for name in names}
-        for i, name in enumerate(self.identities):
+    def records(self, people: list[str]) -> Iterator[tuple[int, str]]:
+        """Yield (record, identity) of these identities in their order, as folders of their names would.
+
+        Identities are compared and named as :func:`fvjax.data.names.identity` gives them.
+        """
+        records_of: dict[str, list[int]] = {name: [] for name in people}
+        for i, name in enumerate(map(names.identity, self.identities)):
             if name in records_of:
                 records_of[name].append(i)
-        return ((i, name) for name in names for i in records_of[name])
+        return ((i, name) for name in people for i in records_of[name])
 
     def _read_identities(self, feature: Any) -> list[str]:
-        names = feature.names if isinstance(feature, tfds.features.ClassLabel) and feature.names else None
+        classes = feature.names if isinstance(feature, tfds.features.ClassLabel) and feature.names else None
         values = [self._value(i, self._identity) for i in range(len(self._records))]
-        if names and min(values) < 0:  # TFDS writes -1 where there is no label
+        if classes and min(values) < 0:  # TFDS writes -1 where there is no label
             raise ValueError(f"{self.name}: record {values.index(min(values))} has no {self._identity!r}")
-        return [names[x] if names else x.decode() if isinstance(x, bytes) else f"{x}" for x in values]
+        return [classes[x] if classes else x.decode() if isinstance(x, bytes) else f"{x}" for x in values]
 
     def _value(self, i: int, feature: str) -> Any:
         try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from abc import ABC, abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -72,8 +74,14 @@ class StoreWriter(ABC):
             shutil.rmtree(self._tmp, ignore_errors=True)
 
     def reject(self, file: str, reason: str) -> None:
-        """Note a file that was left out; the manifest lists it."""
-        self.rejected.append({"file": printable(file), "reason": printable(reason)})
+        """Note a file that was left out; the manifest lists it, and counts the kinds of reasons (:func:`kinds`).
+
+        Args:
+            file: the file or record.
+            reason: why, with or without the file and a colon before it.
+        """
+        text = errors.without_addresses(reason.removeprefix(f"{file}: "))
+        self.rejected.append({"file": printable(file), "reason": printable(text)})
 
     def discard(self) -> None:
         """Leave nothing on exit, as after an exception."""
@@ -108,7 +116,7 @@ class StoreWriter(ABC):
 
     def _finish(self) -> None:
         if not self._shards:
-            first = f"; first rejected: {self.rejected[0]}" if self.rejected else ""
+            first = "; first rejected: {file}: {reason}".format(**self.rejected[0]) if self.rejected else ""
             raise ValueError(f"{self.dst}: not one usable {self.record_name}{first}")
         for i, name in enumerate(shard_names(self.split, len(self._shards), self.content)):
             (self._tmp / f"{i}").rename(self._tmp / name)
@@ -173,6 +181,11 @@ class Writer(StoreWriter):
         self._sources += source.encode() + b"\n"
         return len(self.labels) - 1
 
+    @property
+    def identities(self) -> list[str]:
+        """The names of the identities so far; a record's label is an index into it."""
+        return list(self._identities)
+
     def add_pairs(self, name: str, pairs: Pairs, **info) -> None:
         """Add a benchmark over the records, with the arguments of :func:`write_pairs`. Checked on exit."""
         self._pairs.append((name, pairs, info))
@@ -231,6 +244,7 @@ def write_metadata(
     identities: Sequence[str],
     data_hash: str,
     rejected: Sequence[dict[str, Any]],
+    rejected_by_reason: Mapping[str, int] | None = None,
     info: dict[str, Any],
     image_size: tuple[int, int] = images.FACE_SIZE,
     features: Mapping[str, Feature] | None = None,
@@ -243,6 +257,7 @@ def write_metadata(
         sources: one a line, with a newline after each.
         data_hash: see :mod:`fvjax.data.stores`.
         rejected: {"file", "reason"} of each file or record left out.
+        rejected_by_reason: their number by kind; None counts them by :func:`kinds`.
         info: further entries for the manifest, such as {"sources": [...]}.
         image_size, features: as for :class:`Writer`.
     """
@@ -261,6 +276,7 @@ def write_metadata(
         **info,
         "shards": shard_entries(path, shard_names(split, len(shards)), shards),
         "benchmarks": {},
+        "rejected_by_reason": kinds(rejected) if rejected_by_reason is None else dict(rejected_by_reason),
         "rejected": list(rejected),
         "identities": list(identities),
     }
@@ -322,6 +338,11 @@ def shard_entries(path: Path, names: Sequence[str], sizes: Sequence[tuple[int, i
         {"file": name, "records": records, "bytes": (path / name).stat().st_size}
         for name, (records, _) in zip(names, sizes)
     ]
+
+
+def kinds(rejected: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count rejections by the kind of their reasons, which stands before the first colon or parenthesis."""
+    return dict(Counter(re.split(r":| \(", entry["reason"], maxsplit=1)[0] for entry in rejected).most_common())
 
 
 def printable(text: str) -> str:

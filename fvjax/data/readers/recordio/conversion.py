@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ def _describe(
         sources=sources,
         identities=[str(name) for name in names],
         data_hash=digest.hexdigest(),
+        rejected_by_reason=dict(Counter(r.kind for r in rejected).most_common()),
         rejected=[{k: v for k, v in r._asdict().items() if k != "end"} for r in rejected],
         info=info,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -30,6 +31,14 @@ class Rejected(NamedTuple):
     offset: int
     end: int
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of reason, to be counted."""
+        if Path(self.file).suffix == ".idx":
+            return "line of the .idx without a record"
+        reason = self.reason.partition(": ")[2]
+        return "damaged" if reason.endswith("damaged") else re.split(r":| \(|,", reason, maxsplit=1)[0]
 
 
 class Header(NamedTuple):

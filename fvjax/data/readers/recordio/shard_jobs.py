@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fvjax.data import images
 from fvjax.data.readers.recordio.records import Rejected, location, parse, read_bytes
@@ -112,7 +110,7 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[int]:
 def _start_worker() -> None:
     """Set up a worker: it ignores interrupts, which its parent handles, and exits when its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # as in prepare
+    images.silence_pillow()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
