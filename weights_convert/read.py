@@ -259,7 +259,9 @@ def hashes(ckpt: Checkpoint) -> dict[str, str]:
 def load_json(path: Path) -> dict[str, Any]:
     """Load a JSON object from a file. Raises ValueError if it is missing or anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # editors on Windows begin a file with a byte-order mark
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; a checkpoint directory needs it") from None
     except (ValueError, RecursionError) as error:
