@@ -524,7 +524,7 @@ BAD_ADAPTERS = {
     "unknown module": (lambda t: t.update({"vision_model.nowhere.lora_A.weight": np.ones((8, 4))}), "does not have"),
     "two names": (
         lambda t: t.update({k.replace("lora_A", "lora_A.b"): v for k, v in t.items() if "lora_A" in k}),
-        r"holds adapters of several names \('b', None\); save one of them alone",
+        r"holds adapters of several names \(None, 'b'\); save one of them alone",
     ),
     "NaN": (lambda t: next(v for k, v in t.items() if "lora_B" in k).fill(np.nan), "lora_B.weight holds numbers that"),
     "whole numbers": (

@@ -56,9 +56,10 @@ def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -
     config = read_adapter_config(file) if file.exists() else None  # before the tensors: it names what they are
     tensors = _inside(path, ckpt, _adapter_tensors(path), base)
     sources = _fitting_sources(ckpt, {module for module, _ in tensors})
+    _check_modules(path, ckpt, sources, tensors, base)
     scales = _scales(path, config, ckpt, sources, tensors)
     scale = next(iter(scales.values()), 1.0)
-    halves = _read_halves(path, ckpt, sources, tensors, {m: other / scale for m, other in scales.items()}, base)
+    halves = _read_halves(path, ckpt, sources, tensors, {m: other / scale for m, other in scales.items()})
     adapters = _stack_layers(path, sources, halves)
     _check_shapes(path, ckpt, adapters, base)
     _check_base(path, ckpt)
@@ -94,10 +95,23 @@ def _adapter_tensors(path: Path) -> dict[tuple[str, str], Tensor]:
             raise ValueError(f"{path}: {key!r} is {tensor.dtype.name}{list(tensor.shape)}, not a matrix of floats")
         tensors[match[1], match[2]] = tensor
         names.add(match[3])
+    _check_pairs(path, tensors)
     if len(names) > 1:
         spelled = ", ".join(repr(name) for name in sorted(names, key=str))
         raise ValueError(f"{path}: holds adapters of several names ({spelled}); save one of them alone")
     return tensors
+
+
+def _check_pairs(path: Path, tensors: Mapping[tuple[str, str], Tensor]) -> None:
+    """Raise ValueError for half an adapter, or halves of different ranks."""
+    for module in sorted({module for module, _ in tensors}):
+        a, b = tensors.get((module, "A")), tensors.get((module, "B"))
+        if a is None or b is None:
+            half = "A" if a is None else "B"
+            raise ValueError(f"{path}: {module}.lora_{half}.weight is missing; an adapter needs both halves")
+        if a.shape[0] != b.shape[1]:
+            ranks = f"{a.shape[0]} and {b.shape[1]}"
+            raise ValueError(f"{path}: {module} has an a and a b of different ranks, {ranks}")
 
 
 def _inside(
@@ -121,9 +135,23 @@ def _is_outside(ckpt: Checkpoint, module: str) -> bool:
 def _fitting_sources(ckpt: Checkpoint, adapted: Collection[str]) -> dict[str, Source]:
     """Return the sources with the paths of all adapted modules; the checkpoint's own if there are none."""
     for sources in module_paths(ckpt):
-        if set(adapted) <= {path for layers in _modules(sources).values() for paths in layers for path in paths}:
+        if set(adapted) <= _paths(sources):
             return sources
     return ckpt.sources
+
+
+def _check_modules(
+    path: Path,
+    ckpt: Checkpoint,
+    sources: Mapping[str, Source],
+    tensors: Mapping[tuple[str, str], Tensor],
+    base: str | Path,
+) -> None:
+    """Raise ValueError for an adapter of a module that the model does not have."""
+    known = _paths(sources)
+    for (module, _), tensor in tensors.items():
+        if module not in known and not (ckpt.prefix and ckpt.prefix + module in known):
+            raise ValueError(f"{path}: {tensor.key!r} adapts a module that {base} does not have")
 
 
 def _read_halves(
@@ -132,7 +160,6 @@ def _read_halves(
     sources: Mapping[str, Source],
     tensors: Mapping[tuple[str, str], Tensor],
     factors: Mapping[str, float],
-    base: str | Path,
 ) -> dict[str, Layers]:
     """Read a file's tensors -> "module/a" or "module/b" -> layer -> float32 array.
 
@@ -147,11 +174,7 @@ def _read_halves(
                 targets.setdefault(original, []).append((module, layer, piece))
     pieces: dict[tuple[str, int], dict[str, Pieces]] = {}  # (module, layer) -> "A" or "B" -> piece -> array
     for (original, half), tensor in tensors.items():
-        target = original
-        if target not in targets and ckpt.prefix and ckpt.prefix + target in targets:
-            target = ckpt.prefix + target  # saved from the vision tower alone
-        if target not in targets:
-            raise ValueError(f"{path}: {tensor.key!r} adapts a module that {base} does not have")
+        target = original if original in targets else ckpt.prefix + original  # or saved from the vision tower alone
         numbers = _finite(path, tensor)
         if half == "B" and (factor := factors.get(original, 1.0)) != 1.0:
             numbers = numbers * np.float32(factor)
@@ -187,11 +210,7 @@ def _join_pieces(path: Path, paths: tuple[str, ...], found: Mapping[str, Pieces]
     """
     if len(paths) == 1:
         return {half.lower(): values[0] for half, values in found.items()}
-    a, b = found.get("A", {}), found.get("B", {})
-    if set(a) != set(b):
-        piece = min(set(a) ^ set(b))
-        missing = f"{paths[piece]}.lora_{'A' if piece in b else 'B'}.weight"
-        raise ValueError(f"{path}: {missing} is missing; an adapter needs both halves")
+    a, b = found["A"], found["B"]
     if len({x.shape[1] for x in b.values()}) > 1 or len({x.shape[0] for x in a.values()}) > 1:
         raise ValueError(f"{path}: the adapters of {', '.join(paths)} differ in their inputs or outputs")
     first = next(iter(a.values()))
@@ -207,20 +226,12 @@ def _join_pieces(path: Path, paths: tuple[str, ...], found: Mapping[str, Pieces]
 def _stack_layers(path: Path, sources: Mapping[str, Source], halves: Mapping[str, Layers]) -> dict[str, np.ndarray]:
     """Stack the layers of each adapter; layers without one, and missing ranks, are zeros.
 
-    Raises ValueError for a missing half, halves of different ranks, or layers of several widths.
+    Raises ValueError for layers of several widths.
     """
     adapters, modules = {}, _modules(sources)
     for module in sorted({half.rsplit("/", 1)[0] for half in halves}):
         keys = modules[module]
-        a, b = halves.get(f"{module}/a", {}), halves.get(f"{module}/b", {})
-        if one_sided := sorted(set(a) ^ set(b)):
-            layer = one_sided[0]
-            key = f"{keys[layer][0]}.lora_{'A' if layer in b else 'B'}.weight"
-            raise ValueError(f"{path}: {key} is missing; an adapter needs both halves")
-        for layer in sorted(a):
-            if a[layer].shape[1] != b[layer].shape[0]:
-                ranks = f"{a[layer].shape[1]} and {b[layer].shape[0]}"
-                raise ValueError(f"{path}: {keys[layer][0]} has an a and a b of different ranks, {ranks}")
+        a, b = halves[f"{module}/a"], halves[f"{module}/b"]
         if len(widths := {(a[layer].shape[0], b[layer].shape[1]) for layer in a}) > 1:
             raise ValueError(f"{path}: the layers of {module} differ in shape (in, out): {sorted(widths)}")
         if len(a) < len(keys):
@@ -362,6 +373,11 @@ def _modules(sources: Mapping[str, Source]) -> Modules:
     }
 
 
+def _paths(sources: Mapping[str, Source]) -> set[str]:
+    """Return the original's paths of all modules that can be adapted."""
+    return {path for layers in _modules(sources).values() for paths in layers for path in paths}
+
+
 def _check_base(path: Path, ckpt: Checkpoint) -> None:
     """Compare the hashes of the weights that the adapters were made for with the checkpoint's, part by part.
 
@@ -393,7 +409,7 @@ def _scales(
     ranks = {module: tensor.shape[0] for (module, half), tensor in tensors.items() if half == "A"}
     if config is None:
         return dict.fromkeys(ranks, _recorded_scale(path))
-    paths = {path for layers in _modules(sources).values() for paths in layers for path in paths}
+    paths = _paths(sources)
     if not set(ranks) <= paths:  # saved from the vision tower alone
         paths = {path.removeprefix(ckpt.prefix) for path in paths}
     config.check_targets(ranks, paths - set(ranks))
