@@ -57,6 +57,7 @@ def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -
     tensors = _inside(path, ckpt, _adapter_tensors(path), base)
     sources = _fitting_sources(ckpt, {module for module, _ in tensors})
     _check_modules(path, ckpt, sources, tensors, base)
+    _check_pairs(path, tensors)
     scales = _scales(path, config, ckpt, sources, tensors)
     scale = next(iter(scales.values()), 1.0)
     halves = _read_halves(path, ckpt, sources, tensors, {m: other / scale for m, other in scales.items()})
@@ -95,7 +96,6 @@ def _adapter_tensors(path: Path) -> dict[tuple[str, str], Tensor]:
             raise ValueError(f"{path}: {key!r} is {tensor.dtype.name}{list(tensor.shape)}, not a matrix of floats")
         tensors[match[1], match[2]] = tensor
         names.add(match[3])
-    _check_pairs(path, tensors)
     if len(names) > 1:
         spelled = ", ".join(repr(name) for name in sorted(names, key=str))
         raise ValueError(f"{path}: holds adapters of several names ({spelled}); save one of them alone")

@@ -259,7 +259,14 @@ class _Machine:
                 return {}
             case _Name("parameter"), (TorchTensor() as tensor, bool(), dict()):
                 return tensor
-            case _Name("tensor"), (_Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict()):
+            case _Name("tensor"), (
+                _Storage() as storage,
+                int(offset),
+                tuple() as shape,
+                tuple() as stride,
+                bool(),
+                dict(),
+            ):
                 return TorchTensor(self.path, storage, offset, shape, _dense_axes(storage, offset, shape, stride))
             case _Name(name), _:
                 raise ValueError(f"arguments of {name} that no plain tensor has are refused")
