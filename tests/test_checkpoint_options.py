@@ -6,9 +6,11 @@ an error that names the file, the key and its value. A key without an entry fail
 an effect.
 """
 
+import contextlib
 import copy
 import fnmatch
 import json
+import re
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +24,7 @@ from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
 from tests.reference.recipe import GOLDEN
 from weights_convert import (
+    adapter_config,
     hub,
     internlm2,
     internvit,
@@ -31,7 +34,6 @@ from weights_convert import (
     iresnet,
     llama,
     open_checkpoint,
-    peft,
     write,
 )
 from weights_convert.options import COMMON
@@ -674,14 +676,25 @@ ADAPTER = {
     "use_dora": False, "use_qalora": False, "use_rslora": False, "velora_config": None,
 }  # fmt: skip
 ADAPTER_REFUSED: dict[str, Any] = {
-    "peft_type": "LOHA", "bias": "lora_only", "use_dora": True, "use_rslora": True, "use_qalora": True,
+    "peft_type": "LOHA", "bias": "lora_only", "use_dora": True, "use_rslora": "yes", "use_qalora": True,
     "use_bdlora": {"nblocks": 2}, "lora_bias": True, "modules_to_save": ["lm_head"], "trainable_token_indices": [1],
     "layer_replication": [[0, 2]], "target_parameters": ["experts.weight"], "alora_invocation_tokens": [5],
     "megatron_config": {"a": 1}, "arrow_config": {"a": 1}, "kasa_config": {"a": 1}, "velora_config": {"a": 1},
     "monteclora_config": {"a": 1}, "ensure_weight_tying": True, "init_lora_weights": "pissa_niter_16",
     "no_such_key": True, "rank_pattern": {"fc1": 0}, "alpha_pattern": [1], "r": 0, "lora_alpha": -1,
+    "target_modules": 3, "exclude_modules": [1], "layers_to_transform": [-1], "layers_pattern": 5,
 }  # fmt: skip
-ADAPTER_USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern"}
+ADAPTER_REFUSED_VALUES = [
+    *(("init_lora_weights", init) for init in ("pissa", "PiSSA", "olora", "corda", "loftq", "lora_ga", "mica", "x")),
+    *(("peft_type", kind) for kind in ("ADALORA", "LOKR", "VERA", "IA3", "XLORA", "lora")),
+    *(("rank_pattern", {regex: 8}) for regex in ("*fc1", "(fc1", "a{2,1}")),
+    *(("target_modules", regex) for regex in ("*fc1", "[")),
+    *(("r", value) for value in (True, "16", 8.0)),
+    *(("lora_alpha", value) for value in ("32", 0, True)),
+    *(("alpha_pattern", {"fc1": value}) for value in (True, "8", float("inf"))),
+]
+ADAPTER_USED = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
+ADAPTER_USED |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
 @pytest.fixture
@@ -690,21 +703,73 @@ def scale(tmp_path):
 
     def of(**changes):
         (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER | changes))
-        return peft._scale(tmp_path / "adapter_model.safetensors", {"m.fc1": 16})
+        return adapter_config.read_adapter_config(tmp_path / "adapter_config.json").scale("m.fc1", 16)
 
     return of
 
 
 def test_adapters_keys_are_used_irrelevant_or_refused(scale):
-    assert not set(ADAPTER) - ADAPTER_USED - set(ADAPTER_REFUSED) - set(peft.IRRELEVANT)
+    assert not set(ADAPTER) - ADAPTER_USED - set(ADAPTER_REFUSED) - set(adapter_config.IRRELEVANT)
     assert scale() == 2.0
     assert scale(lora_alpha=8) == 0.5
     assert scale(r=8, rank_pattern={"fc1": 16}) == 2.0
     assert scale(alpha_pattern={"fc1": 64}) == 4.0
-    for key in peft.IRRELEVANT:
+    for key in adapter_config.IRRELEVANT:
         assert {scale(**{key: value}) for value in ("x", 3, True, {"a": 1})} == {2.0}, key
     for init in ("gaussian", False, "eva"):
         assert scale(init_lora_weights=init) == 2.0
+    assert scale(use_rslora=True) == 8.0, "alpha / sqrt(rank)"
+    assert scale(use_rslora=True, alpha_pattern={"fc1": 64}) == 16.0
+    unset = {key: value for key, value in ADAPTER.items() if key in ("r", "lora_alpha")}
+    assert scale(**(dict.fromkeys(ADAPTER) | unset)) == 2.0, "null means that a key is not set"
+
+
+def test_every_key_that_peft_writes_is_known():
+    config = pytest.importorskip("peft", reason="needs tests/requirements-torch.txt").LoraConfig(target_modules=["fc1"])
+    written = set(config.to_dict()) - {"runtime_config"}
+    known = ADAPTER_USED | set(adapter_config.IRRELEVANT) | set(adapter_config.REFUSED)
+    assert written <= known | {"peft_type", "bias", "init_lora_weights"}
+
+
+@pytest.mark.parametrize(("key", "value"), ADAPTER_REFUSED_VALUES)
+def test_values_of_adapter_config_that_are_refused_by_name(scale, tmp_path, key, value):
+    with pytest.raises(ValueError, match=key) as error:
+        scale(**{key: value})
+    assert str(error.value).startswith(str(tmp_path / "adapter_config.json"))
+    assert "\n" not in str(error.value)
+
+
+TARGETS = [  # changes in adapter_config.json, and which of the modules below PEFT puts adapters on
+    ({"target_modules": ["fc1", "fc2"]}, {"m.layers.0.fc1", "m.layers.1.fc1", "m.layers.1.fc2"}),
+    ({"target_modules": ["layers.1.fc1"]}, {"m.layers.1.fc1"}),
+    ({"target_modules": ["c1"]}, set()),
+    ({"target_modules": r".*\.1\.fc[12]"}, {"m.layers.1.fc1", "m.layers.1.fc2"}),
+    ({"target_modules": r"fc1"}, set()),
+    ({"target_modules": ["fc1", "fc2"], "exclude_modules": ["fc2"]}, {"m.layers.0.fc1", "m.layers.1.fc1"}),
+    ({"target_modules": ["fc1", "fc2"], "exclude_modules": r".*\.1\..*"}, {"m.layers.0.fc1"}),
+    ({"target_modules": ["fc1", "fc2"], "layers_to_transform": [0]}, {"m.layers.0.fc1"}),
+    ({"target_modules": ["fc1"], "layers_to_transform": 1, "layers_pattern": "layers"}, {"m.layers.1.fc1"}),
+    ({"target_modules": ["fc1"], "layers_to_transform": [1], "layers_pattern": ["blocks"]}, set()),
+    ({"target_modules": ["m.layers.0.fc1", "fc2"], "layers_to_transform": [1]}, {"m.layers.0.fc1", "m.layers.1.fc2"}),
+    ({"target_modules": None}, {"m.layers.0.fc1", "m.layers.1.fc1", "m.layers.1.fc2", "m.head"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), TARGETS)
+def test_which_modules_are_targets(tmp_path, changes, expected):
+    """What PEFT's own function says, where it is installed, is the same."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER | changes))
+    config = adapter_config.read_adapter_config(tmp_path / "adapter_config.json")
+    modules = ("m.layers.0.fc1", "m.layers.1.fc1", "m.layers.1.fc2", "m.head")
+    assert {m for m in modules if config.is_target(m)} == expected
+    with contextlib.suppress(ImportError):
+        import peft
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        if changes["target_modules"] is not None:
+            theirs = peft.LoraConfig(**{k: v for k, v in changes.items() if v is not None})
+            found = {m: check_target_module_exists(theirs, m) for m in modules}
+            assert {m for m, value in found.items() if value is True or isinstance(value, re.Match)} == expected
 
 
 @pytest.mark.parametrize("key", ADAPTER_REFUSED)

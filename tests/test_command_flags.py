@@ -203,6 +203,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--revision": "test_hub::test_a_repository_at_its_current_commit_and_again_offline",
         "--inverse": f"{HERE}::test_weights_are_converted_back",
         "--layout": "test_internvl3::test_the_command",
+        "--channels": "test_iresnet_file::test_the_command_converts_a_folder_that_errors_point_to",
     },
     "launch/local.py": {
         "--processes": "test_local::test_each_process_has_its_place_and_the_flags",

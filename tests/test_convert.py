@@ -486,7 +486,7 @@ def test_adapters_say_which_base_they_belong_to(tiny, tmp_path):
 
 
 def test_ranks_and_alphas_by_module(tmp_path):
-    """rank_pattern and alpha_pattern mean what they mean in PEFT; adapters of several scales are refused."""
+    """rank_pattern and alpha_pattern mean what they mean in PEFT; another scale than the first's goes into b."""
     flat, _ = read_adapters(TINY / "adapters.safetensors", TINY)
     flat |= {"blocks/mlp/fc2/a": flat["blocks/mlp/fc2/a"][..., :4], "blocks/mlp/fc2/b": flat["blocks/mlp/fc2/b"][:, :4]}
     write_adapters(tmp_path / "out", flat, 2, TINY)
@@ -499,14 +499,21 @@ def test_ranks_and_alphas_by_module(tmp_path):
     assert (written["r"], set(written["rank_pattern"].values()), len(written["rank_pattern"])) == (4, {8}, 3)
     config.write_text(json.dumps(written | {"rank_pattern": {"fc1": 8}, "alpha_pattern": {r"mlp\.fc1": 4}}))
     assert read_adapters(file, TINY)[1] == 0.5
-    for change, message in (
-        ({"alpha_pattern": {}}, "alpha / rank is 0.5 for .*fc2 and 0.25 for .*fc1; it must be the same for all"),
-        ({"rank_pattern": {"c1": 8}}, "r=4 for .*fc1, lora_alpha=4.0, but the weights have rank 8"),
-        ({"use_rslora": True}, "use_rslora is not supported"),
+    for change, scales in (  # of fc2, of rank 4, and of fc1, of rank 8
+        ({"alpha_pattern": {}}, (2 / 4, 2 / 8)),
+        ({"use_rslora": True}, (2 / 4**0.5, 4 / 8**0.5)),
+        ({"use_rslora": True, "alpha_pattern": {"fc2": 6}}, (6 / 4**0.5, 2 / 8**0.5)),
     ):
         config.write_text(json.dumps(written | change))
-        with pytest.raises(ValueError, match=message):
-            read_adapters(file, TINY)
+        again, scale = read_adapters(file, TINY)
+        assert scale == scales[0]
+        for module, expected in zip(("fc2", "fc1"), scales):
+            name = f"blocks/mlp/{module}/b"
+            np.testing.assert_allclose(scale * again[name], expected * flat[name], rtol=1e-6)
+            np.testing.assert_array_equal(again[f"blocks/mlp/{module}/a"], flat[f"blocks/mlp/{module}/a"])
+    config.write_text(json.dumps(written | {"rank_pattern": {"c1": 8}}))
+    with pytest.raises(ValueError, match=r"r=4 for .*fc1, lora_alpha=4\.0, but the weights have rank 8"):
+        read_adapters(file, TINY)
 
 
 BAD_ADAPTERS = {
@@ -515,6 +522,19 @@ BAD_ADAPTERS = {
         r"lora_B\.weight is missing",
     ),
     "unknown module": (lambda t: t.update({"vision_model.nowhere.lora_A.weight": np.ones((8, 4))}), "does not have"),
+    "two names": (
+        lambda t: t.update({k.replace("lora_A", "lora_A.b"): v for k, v in t.items() if "lora_A" in k}),
+        r"holds adapters of several names \(None, 'b'\); save one of them alone",
+    ),
+    "NaN": (lambda t: next(v for k, v in t.items() if "lora_B" in k).fill(np.nan), "lora_B.weight holds numbers that"),
+    "whole numbers": (
+        lambda t: t.update({k: v.astype(np.int32) for k, v in t.items() if k.endswith("fc1.lora_A.weight")}),
+        r"fc1.lora_A.weight' is int32\[8, 32\], not a matrix of floats",
+    ),
+    "widths of layers": (
+        lambda t: t.update({k: v[:, :5] for k, v in t.items() if k.endswith("0.mlp.fc1.lora_A.weight")}),
+        r"the layers of blocks/mlp/fc1 differ in shape \(in, out\): \[\(5, 64\), \(32, 64\)\]",
+    ),
     "not LoRA": (lambda t: t.update({"vision_model.ls1": np.ones(3)}), "not a LoRA key"),
     "wrong shape": (
         lambda t: t.update({k: np.ones((8, 7), np.float32) for k in t if k.endswith("fc1.lora_A.weight")}),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.progress import Progress
 
 from fvjax.data import images, stores, synthetic
-from fvjax.data.readers.recordio import conversion, records, scanner, shard_jobs
+from fvjax.data.readers.recordio import companions, conversion, records, scanner, shard_jobs
 from fvjax.data.readers.recordio.records import MARK
 from fvjax.data.stores import shards
 from tests.test_bad_input import Commands, small
@@ -63,9 +63,9 @@ def write_rec(folder: Path, records: list[tuple[int, bytes]]) -> list[int]:
     return starts
 
 
-def insightface(people: list[list[bytes]]) -> list[tuple[int, bytes]]:
-    """Return images from key 1 on, then a header per identity, and key 0's header, which insightface writes last."""
-    records, ranges, key = [], [], 1
+def insightface(people: list[list[bytes]], first: int = 1) -> list[tuple[int, bytes]]:
+    """Return images from key ``first`` on, a header per identity, and key 0's header, which insightface writes last."""
+    records, ranges, key = [], [], first
     for label, faces in enumerate(people):
         ranges.append([float(key), float(key + len(faces))])
         for face in faces:
@@ -315,7 +315,8 @@ def edit(file: Path, old: str, new: str) -> None:
         (lambda text, at: text + f"77\t-{at}\n", r"train.idx:17: no record of train.rec starts at byte -{at}; remove"),
         (lambda text, at: text + f"77\t{at}\n", r"train.idx: offset {at} comes twice; remove it"),
         (lambda text, at: text.replace(f"3\t{at}", f"2\t{at}"), r"train.idx: key 2 comes twice; remove it"),
-        (lambda text, at: text.replace(f"3\t{at}", f"3 {at}"), r"train.idx:3: expected 'key<TAB>offset', got '3 {at}"),
+        (lambda text, at: text.replace(f"3\t{at}", f"3\t{at}\t9"), r"train.idx:3: expected 'key<TAB>offset', got '3"),
+        (lambda text, at: "\n" + text + f"\n77\t{at + 4}\n", r"train.idx:19: no record of train.rec starts at byte"),
         (lambda text, at: text + "x\t1\n", r"train.idx:17: expected 'key<TAB>offset', got 'x"),
         (lambda text, at: text + f"1\t{2**70}\n", r"train.idx:17: expected 'key<TAB>offset', got '1"),
         (lambda text, at: "", r"train.idx: no line for the record at byte 0 of train.rec"),
@@ -359,8 +360,117 @@ def test_a_list_that_does_not_fit(tmp_path, capsys):
     file.write_text("".join([*lines[:5], "6\t2\ta\n", *lines[6:]]))
     where = f"train.rec record 5 at byte {starts[5]}"
     refuses(capsys, tmp_path, f"src/train.lst:6: label 2 of key 6, but 1 in {where}")
-    file.write_text("1\t/home/me/1.jpg\t0\n")
-    refuses(capsys, tmp_path, "src/train.lst:1: expected im2rec's 'key<TAB>label<TAB>path', got '1\\t/home/me")
+    file.write_text("1 0 /home/me/1.jpg\n")
+    refuses(capsys, tmp_path, "src/train.lst:1: expected im2rec's 'key<TAB>label<TAB>path' or face2rec2's")
+
+
+LABELS = [0] * 5 + [1] + [2] * 6  # of PEOPLE by key, from 1
+FACE2REC2 = {
+    "aligned": [f"1\t/home/me/{label}/{i}.jpg\t{label}\n" for i, label in enumerate(LABELS)],
+    "landmarks": [f"0\ta b.jpg\t{label}\t1\t2\t3\t4" + 10 * "\t5" + "\n" for label in LABELS],
+    "some not packed": [f"{row}\tx\t{n}\n" for n in (0, 1, 2) for row in "010" for _ in range((5, 1, 6)[n])],
+}
+
+
+@pytest.mark.parametrize("kind", FACE2REC2)
+def test_face2rec2s_list_is_read(tmp_path, capsys, kind):
+    """Its lines are aligned, path, label; those without alignment and landmarks were not packed and have no key."""
+    starts = write_people(tmp_path / "src")
+    file = tmp_path / "src/train.lst"
+    file.write_text("".join(FACE2REC2[kind]))
+    s = convert(capsys, tmp_path / "src", tmp_path / "s", "--val=0")
+    assert len(s) == 12
+    file.write_text("".join(FACE2REC2[kind]).replace("\t1\n", "\t2\n").replace("\t1\t1\t2", "\t2\t1\t2"))
+    refuses(capsys, tmp_path, f"label 2 of key 6, but 1 in train.rec record 5 at byte {starts[5]}; remove the list")
+
+
+def marked(text: str) -> str:
+    return "\ufeff" + text
+
+
+SPELLINGS = {
+    "blank last line": lambda text: text + "\n",
+    "blank lines": lambda text: "\n" + text.replace("\n", "\n \n"),
+    "carriage returns": lambda text: text.replace("\n", "\r\n"),
+    "byte-order mark": marked,
+    "no last line end": lambda text: text.rstrip("\n"),
+    "reversed": lambda text: "".join(reversed(text.splitlines(keepends=True))),
+}
+
+
+@pytest.mark.parametrize("name", ["train.idx", "train.lst", "property"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_files_beside_the_rec_as_people_save_them(tmp_path, spelling, name):
+    write_people(tmp_path / "src")
+    lines = "".join(f"{key}\t{label}\ta b/{key}.jpg\n" for key, label in enumerate(LABELS, 1))
+    (tmp_path / "src/train.lst").write_text(lines)
+    file = tmp_path / "src" / name
+    file.write_text(SPELLINGS[spelling](file.read_text()), encoding="utf-8")
+    faces, headers, rejected = companions.read(tmp_path / "src/train.rec", False, lambda n: None)
+    assert (faces.label.tolist(), faces.key.tolist()) == (LABELS, list(range(1, 13)))
+    assert ([h.key for h in headers], rejected) == ([13, 14, 15, 0], [])
+
+
+@pytest.mark.parametrize("text", ["3 112 112", "3, 112, 112", "3\n112\n112\n", "3\t112\t112"])
+def test_a_property_by_hand(tmp_path, text):
+    write_people(tmp_path / "src")
+    (tmp_path / "src/property").write_text(text)
+    assert len(companions.read(tmp_path / "src/train.rec", False, lambda n: None)[0].label) == 12
+
+
+def test_an_idx_with_blanks(tmp_path):
+    write_people(tmp_path / "src")
+    file = tmp_path / "src/train.idx"
+    file.write_text(file.read_text().replace("\t", "  "))
+    assert companions.read(tmp_path / "src/train.rec", False, lambda n: None)[0].key.tolist() == list(range(1, 13))
+
+
+# Glint360K has 17,091,657 images: a header's numbers are float32, so keys above 2^24 are rounded to even ones
+LARGE = [2**24 - 8, 2**24 - 3, 2**24 - 2, 2**24, 16_880_353, 17_091_646, 2**25 - 5, 2**26 + 1]
+
+
+@pytest.mark.parametrize("first", LARGE)
+@pytest.mark.parametrize("idx", [True, False])
+def test_keys_that_headers_round(tmp_path, first, idx):
+    starts = write_rec(tmp_path / "src", insightface(PEOPLE, first))
+    if not idx:
+        (tmp_path / "src/train.idx").unlink()
+    faces, headers, rejected = companions.read(tmp_path / "src/train.rec", False, lambda n: None)
+    assert (faces.label.tolist(), faces.key.tolist()) == (LABELS, [first + i for i in range(12)])
+    assert (faces.offset.tolist(), len(headers), rejected) == (starts[:12], 4, [])
+
+
+LARGE_FAULTS = {
+    "label": (2, lambda key: pack(1.0, FACES[2], key), "are one identity, but"),
+    "beyond": (14, lambda key: pack([float(key - 8), float(key + 8)]), "are one identity, but 4 of them are images"),
+    "shorter": (14, lambda key: pack([float(key - 8), float(key - 6)]), "is in the headers of 0 identities, not of"),
+    "more": (15, lambda key: pack([16_880_365.0, 16_880_375.0]), "- 1 are identities, but there are 3"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_FAULTS)
+def test_rounded_headers_are_still_compared_with_the_labels(tmp_path, kind):
+    """What the rounding leaves certain is checked as for small keys."""
+    which, change, message = LARGE_FAULTS[kind]
+    records = insightface(PEOPLE, 16_880_353)
+    records[which] = records[which][0], change(records[which][0])
+    write_rec(tmp_path / "src", records)
+    with pytest.raises(ValueError, match=message):
+        companions.read(tmp_path / "src/train.rec", False, lambda n: None)
+
+
+@pytest.mark.parametrize(
+    ("number", "lowest", "highest"),
+    [
+        *[(5, 5, 5), (2**24, 2**24, 2**24 + 1), (2**24 + 2, 2**24 + 2, 2**24 + 2), (2**24 + 4, 2**24 + 3, 2**24 + 5)],
+        *[(2**25 + 4, 2**25 + 3, 2**25 + 5), (2**25 + 8, 2**25 + 6, 2**25 + 10)],
+    ],
+)
+def test_which_keys_a_float32_may_mean(number, lowest, highest):
+    low, high = companions._rounded_to(float(number))
+    assert (low, high) == (lowest, highest)
+    assert {float(np.float32(n)) for n in range(low, high + 1)} == {float(number)}
+    assert number < 2**24 or np.float32(low - 1) != number != np.float32(high + 1)
 
 
 HEADERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,35 +13,16 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from weights_convert.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from weights_convert.layouts import layout_of, module_paths, written_paths
-from weights_convert.options import Options
-from weights_convert.read import Checkpoint, Tensor, hashes, load_json, open_checkpoint, open_file
+from weights_convert.read import Checkpoint, Tensor, hashes, open_checkpoint, open_file
 from weights_convert.rules import Part, Source, join
 from weights_convert.write import new_directory, save
 
 BASE = "fvjax_base."  # prefix of metadata keys that hold the hash of a part of the base
 WRAPPER = "base_model.model."  # prefix of PEFT's keys; files saved from the inner model lack it
-# Keys of adapter_config.json that turn the adapters into another method, whatever their value.
-VARIANTS = ("use_dora", "use_rslora", "use_qalora", "lora_bias", "modules_to_save", "trainable_token_indices")
-INITS = (True, False, "gaussian", "orthogonal", "eva")  # initialisations that do not change the base
-# Keys of adapter_config.json that change nothing, each with the reason.
-IRRELEVANT = {
-    **dict.fromkeys(
-        ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "task_type", "inference_mode"),
-        "says where the file comes from, or what it is for",
-    ),
-    **dict.fromkeys(
-        ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        "says which modules get adapters, and so do the keys of the weights",
-    ),
-    **dict.fromkeys(("lora_dropout", "runtime_config"), "belongs to training"),
-    **dict.fromkeys(
-        ("eva_config", "corda_config", "loftq_config", "lora_ga_config"),
-        "belongs to an initialisation: see init_lora_weights",
-    ),
-    **dict.fromkeys(("megatron_core", "qalora_group_size"), "has no effect without the option that it belongs to"),
-    "fan_in_fan_out": "says that the base stores its matrices transposed, which no supported base does",
-}
+SCALE = "fvjax_scale"  # metadata key with the scale of all adapters, for a file that has lost its adapter_config.json
+WEIGHTS = "adapter_model.safetensors"  # PEFT's name of the file in a directory of adapters
 
 
 Modules = dict[str, list[tuple[str, ...]]]  # fvjax module -> for each layer the original's module paths, see Source
@@ -49,42 +31,99 @@ Pieces = dict[int, np.ndarray]  # number of the original's module within a layer
 
 
 def read_adapters(path: str | Path, base: str | Path, kind: str | None = None) -> tuple[dict[str, np.ndarray], float]:
-    """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.models.lora makes, scale alpha / rank).
+    """Read adapters for the model in directory ``base`` -> (flat tree as fvjax.models.lora makes, scale of all).
 
-    ``path`` is a file with keys ``[base_model.model.]<module>.lora_A.weight`` [rank, in] and ``lora_B`` [out, rank], or
-    a directory that has it as adapter_model.safetensors, as PEFT writes it.
-    alpha is read from adapter_config.json beside it; without that file alpha = rank, as in the reference's training.
-    Ranks may differ between modules, alpha / rank may not.
+    ``path`` is a file with keys ``[base_model.model.]<module>.lora_A[.NAME].weight`` [rank, in] and ``lora_B``
+    [out, rank], or a directory that has it as adapter_model.safetensors, as PEFT writes it.
+    The scale is alpha / rank, of rsLoRA alpha / sqrt(rank), by the adapter_config.json beside the file; without one, by
+    the file's metadata (``write_adapters``). If the file lacks those as well, alpha = rank, as in the reference's
+    training, and a warning says so. Ranks and scales may differ between modules: an adapter of another scale than the
+    first has the quotient in its b, and layers of a stack with a lower rank, or without an adapter, are filled with
+    zeros, which gives the same sums.
     ``kind``: how ``base`` is opened, see ``open_checkpoint``. For a vision tower, adapters of an InternVL model's
     decoder and projector are ignored, as their weights are. An adapter of InternLM2's fused wqkv becomes one adapter
     each of q, k and v, with the same a, which gives the same sums. Adapters of the -hf tower's q, k and v become one of
     our qkv. A file for one layout of an InternVL model fits the other as well: modules are found by every path that
     PEFT may have for them.
 
-    Raises ValueError: no such file or a pickle; an adapter for a module that the model lacks; half an adapter; a stack
-    in which only some layers have adapters; shapes or ranks that do not fit; a PEFT variant other than plain LoRA; the
-    file was made for other weights (``write_adapters`` records them; PEFT does not, and then nothing is checked).
+    Raises ValueError: no such file or a pickle; an adapter for a module that the model lacks, or that the config does
+    not target; half an adapter; shapes or ranks that do not fit; numbers that are not finite; a PEFT variant other than
+    LoRA; the file was made for other weights (``write_adapters`` records them; PEFT does not, and then nothing is
+    checked).
     """
-    path, ckpt = Path(path), open_checkpoint(base, kind)
-    path = path / "adapter_model.safetensors" if path.is_dir() else path
-    tensors = _adapter_tensors(path)
+    path, ckpt = _adapter_file(Path(path)), open_checkpoint(base, kind)
+    file = path.parent / CONFIG
+    config = read_adapter_config(file) if file.exists() else None  # before the tensors: it names what they are
+    tensors = _inside(path, ckpt, _adapter_tensors(path), base)
     sources = _fitting_sources(ckpt, {module for module, _ in tensors})
-    halves, ranks = _read_halves(path, ckpt, sources, tensors, base)
+    _check_modules(path, ckpt, sources, tensors, base)
+    _check_pairs(path, tensors)
+    scales = _scales(path, config, ckpt, sources, tensors)
+    scale = next(iter(scales.values()), 1.0)
+    halves = _read_halves(path, ckpt, sources, tensors, {m: other / scale for m, other in scales.items()})
     adapters = _stack_layers(path, sources, halves)
     _check_shapes(path, ckpt, adapters, base)
     _check_base(path, ckpt)
-    return adapters, _scale(path, ranks)
+    return adapters, scale
+
+
+def _adapter_file(path: Path) -> Path:
+    """Return the file of adapters that a path means. Raises ValueError for a directory without one."""
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    names = sorted(file.name for file in path.iterdir())
+    if "adapter_model.bin" in names:
+        remedy = "pickles are not read: open it with a current PEFT and save it again"
+    else:
+        remedy = f"it holds {', '.join(names[:5]) or 'nothing'}; give the directory that PEFT saved, or the file"
+    raise ValueError(f"{path} has no {WEIGHTS}; {remedy}")
 
 
 def _adapter_tensors(path: Path) -> dict[tuple[str, str], Tensor]:
-    """Open a file of adapters -> tensors by (the original's module, "A" or "B"). Raises ValueError for another key."""
-    tensors = {}
+    """Open a file of adapters -> tensors by (the original's module, "A" or "B").
+
+    Raises ValueError for another key, adapters of several names (``lora_A.NAME.weight``), or numbers that are no
+    floating-point numbers.
+    """
+    tensors, names = {}, set()
     for key, tensor in open_file(path).items():
-        match = re.fullmatch(rf"(?:{re.escape(WRAPPER)})?(.+)\.lora_([AB])\.weight", key)
+        match = re.fullmatch(rf"(?:{re.escape(WRAPPER)})?(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key)
         if match is None:
             raise ValueError(f"{path}: {key!r} is not a LoRA key (….lora_A.weight or ….lora_B.weight)")
+        if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64") or len(tensor.shape) != 2:
+            raise ValueError(f"{path}: {key!r} is {tensor.dtype.name}{list(tensor.shape)}, not a matrix of floats")
         tensors[match[1], match[2]] = tensor
+        names.add(match[3])
+    if len(names) > 1:
+        spelled = ", ".join(repr(name) for name in sorted(names, key=str))
+        raise ValueError(f"{path}: holds adapters of several names ({spelled}); save one of them alone")
     return tensors
+
+
+def _check_pairs(path: Path, tensors: Mapping[tuple[str, str], Tensor]) -> None:
+    """Raise ValueError for half an adapter, or halves of different ranks."""
+    for module in sorted({module for module, _ in tensors}):
+        a, b = tensors.get((module, "A")), tensors.get((module, "B"))
+        if a is None or b is None:
+            half = "A" if a is None else "B"
+            raise ValueError(f"{path}: {module}.lora_{half}.weight is missing; an adapter needs both halves")
+        if a.shape[0] != b.shape[1]:
+            ranks = f"{a.shape[0]} and {b.shape[1]}"
+            raise ValueError(f"{path}: {module} has an a and a b of different ranks, {ranks}")
+
+
+def _inside(
+    path: Path, ckpt: Checkpoint, tensors: Mapping[tuple[str, str], Tensor], base: str | Path
+) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors without those for parts of the model that were not opened. ValueError if none is left."""
+    inside = {key: tensor for key, tensor in tensors.items() if not _is_outside(ckpt, key[0])}
+    if not inside:
+        raise ValueError(f"{path} holds no adapter for the {ckpt.kind} in {base}")
+    if outside := [tensor.key for key, tensor in tensors.items() if key not in inside]:
+        logging.info("%s: ignored %d adapters outside the tower, the first is %s", path, len(outside), outside[0])
+    return inside
 
 
 def _is_outside(ckpt: Checkpoint, module: str) -> bool:
@@ -95,11 +134,24 @@ def _is_outside(ckpt: Checkpoint, module: str) -> bool:
 
 def _fitting_sources(ckpt: Checkpoint, adapted: Collection[str]) -> dict[str, Source]:
     """Return the sources with the paths of all adapted modules; the checkpoint's own if there are none."""
-    inside = {module for module in adapted if not _is_outside(ckpt, module)}
     for sources in module_paths(ckpt):
-        if inside <= {path for layers in _modules(sources).values() for paths in layers for path in paths}:
+        if set(adapted) <= _paths(sources):
             return sources
     return ckpt.sources
+
+
+def _check_modules(
+    path: Path,
+    ckpt: Checkpoint,
+    sources: Mapping[str, Source],
+    tensors: Mapping[tuple[str, str], Tensor],
+    base: str | Path,
+) -> None:
+    """Raise ValueError for an adapter of a module that the model does not have."""
+    known = _paths(sources)
+    for (module, _), tensor in tensors.items():
+        if module not in known and not (ckpt.prefix and ckpt.prefix + module in known):
+            raise ValueError(f"{path}: {tensor.key!r} adapts a module that {base} does not have")
 
 
 def _read_halves(
@@ -107,9 +159,12 @@ def _read_halves(
     ckpt: Checkpoint,
     sources: Mapping[str, Source],
     tensors: Mapping[tuple[str, str], Tensor],
-    base: str | Path,
-) -> tuple[dict[str, Layers], dict[str, int]]:
-    """Read a file's tensors -> ("module/a" or "module/b" -> layer -> array, rank by the original's module)."""
+    factors: Mapping[str, float],
+) -> dict[str, Layers]:
+    """Read a file's tensors -> "module/a" or "module/b" -> layer -> float32 array.
+
+    ``factors``: by the original's module, what its b is multiplied by.
+    """
     modules = _modules(sources)
     # original module -> (module, layer, piece); several if it is fused
     targets: dict[str, list[tuple[str, int, int]]] = {}
@@ -118,37 +173,33 @@ def _read_halves(
             for piece, original in enumerate(paths):
                 targets.setdefault(original, []).append((module, layer, piece))
     pieces: dict[tuple[str, int], dict[str, Pieces]] = {}  # (module, layer) -> "A" or "B" -> piece -> array
-    ranks: dict[str, int] = {}
-    outside = []
     for (original, half), tensor in tensors.items():
-        if _is_outside(ckpt, original):
-            outside.append(tensor.key)
-            continue
-        target = original
-        if target not in targets and ckpt.prefix and ckpt.prefix + target in targets:
-            target = ckpt.prefix + target  # saved from the vision tower alone
-        if target not in targets:
-            raise ValueError(f"{path}: {tensor.key!r} adapts a module that {base} does not have")
-        if half == "A":
-            ranks[original] = tensor.shape[0]
+        target = original if original in targets else ckpt.prefix + original  # or saved from the vision tower alone
+        numbers = _finite(path, tensor)
+        if half == "B" and (factor := factors.get(original, 1.0)) != 1.0:
+            numbers = numbers * np.float32(factor)
         for module, layer, piece in targets[target]:
-            value = _half_of_module(sources[f"params/{module}/kernel"], half, tensor)
+            value = _half_of_module(sources[f"params/{module}/kernel"], half, numbers)
             pieces.setdefault((module, layer), {}).setdefault(half, {})[piece] = value
-    if not pieces:
-        raise ValueError(f"{path} holds no adapter for the {ckpt.kind} in {base}")
-    if outside:
-        logging.info("%s: ignored %d adapters outside the tower, the first is %s", path, len(outside), outside[0])
     halves: dict[str, Layers] = {}
     for (module, layer), found in pieces.items():
         for half, value in _join_pieces(path, modules[module][layer], found).items():
             halves.setdefault(f"{module}/{half}", {})[layer] = value
-    return halves, ranks
+    return halves
 
 
-def _half_of_module(source: Source, half: str, tensor: Tensor) -> np.ndarray:
+def _finite(path: Path, tensor: Tensor) -> np.ndarray:
+    """Read a tensor as float32. Raises ValueError for a number that is not finite."""
+    numbers = tensor[:].astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{path}: {tensor.key} holds numbers that are not finite (NaN or infinity)")
+    return numbers
+
+
+def _half_of_module(source: Source, half: str, numbers: np.ndarray) -> np.ndarray:
     """Convert lora_A or lora_B to a or b of one fvjax module, which may be part of a fused original."""
     fused = half == "B" and isinstance(source.transform, Part)
-    return source.transform.to_fvjax(tensor[:]) if fused else tensor[:].T
+    return source.transform.to_fvjax(numbers) if fused else numbers.T
 
 
 def _join_pieces(path: Path, paths: tuple[str, ...], found: Mapping[str, Pieces]) -> dict[str, np.ndarray]:
@@ -159,11 +210,7 @@ def _join_pieces(path: Path, paths: tuple[str, ...], found: Mapping[str, Pieces]
     """
     if len(paths) == 1:
         return {half.lower(): values[0] for half, values in found.items()}
-    a, b = found.get("A", {}), found.get("B", {})
-    if set(a) != set(b):
-        piece = min(set(a) ^ set(b))
-        missing = f"{paths[piece]}.lora_{'A' if piece in b else 'B'}.weight"
-        raise ValueError(f"{path}: {missing} is missing; an adapter needs both halves")
+    a, b = found["A"], found["B"]
     if len({x.shape[1] for x in b.values()}) > 1 or len({x.shape[0] for x in a.values()}) > 1:
         raise ValueError(f"{path}: the adapters of {', '.join(paths)} differ in their inputs or outputs")
     first = next(iter(a.values()))
@@ -177,28 +224,40 @@ def _join_pieces(path: Path, paths: tuple[str, ...], found: Mapping[str, Pieces]
 
 
 def _stack_layers(path: Path, sources: Mapping[str, Source], halves: Mapping[str, Layers]) -> dict[str, np.ndarray]:
-    """Stack the layers of each adapter. Raises ValueError for a missing half or layer, or layers of several shapes."""
+    """Stack the layers of each adapter; layers without one, and missing ranks, are zeros.
+
+    Raises ValueError for layers of several widths.
+    """
     adapters, modules = {}, _modules(sources)
-    for name in sorted(half.rsplit("/", 1)[0] + end for half in halves for end in ("/a", "/b")):
-        keys = modules[name.rsplit("/", 1)[0]]
-        missing = sorted(set(range(len(keys))) - set(halves.get(name, {})))
-        if missing:
-            key = f"{keys[missing[0]][0]}.lora_{name[-1].upper()}.weight"
-            raise ValueError(f"{path}: {key} is missing; a stack needs adapters in all layers or in none")
-        layers = [halves[name][i].astype(np.float32) for i in range(len(keys))]
-        if len({x.shape for x in layers}) > 1:
-            raise ValueError(f"{path}: the layers of {name} differ in shape: {sorted({x.shape for x in layers})}")
-        adapters[name] = np.stack(layers) if sources[f"params/{name[:-2]}/kernel"].stacked else layers[0]
+    for module in sorted({half.rsplit("/", 1)[0] for half in halves}):
+        keys = modules[module]
+        a, b = halves[f"{module}/a"], halves[f"{module}/b"]
+        if len(widths := {(a[layer].shape[0], b[layer].shape[1]) for layer in a}) > 1:
+            raise ValueError(f"{path}: the layers of {module} differ in shape (in, out): {sorted(widths)}")
+        if len(a) < len(keys):
+            logging.info("%s: %s has adapters in %d of its %d layers", path, module, len(a), len(keys))
+        rank = max(x.shape[1] for x in a.values())
+        stacks = {"a": _filled(a, len(keys), rank, axis=1), "b": _filled(b, len(keys), rank, axis=0)}
+        for half, stack in stacks.items():
+            adapters[f"{module}/{half}"] = stack if sources[f"params/{module}/kernel"].stacked else stack[0]
     return adapters
 
 
+def _filled(layers: Layers, count: int, rank: int, axis: int) -> np.ndarray:
+    """Stack ``count`` layers, with zeros where there is none and up to ``rank`` along ``axis``."""
+    shape = list(next(iter(layers.values())).shape)
+    shape[axis] = rank
+    stack = np.zeros((count, *shape), np.float32)
+    for number, layer in layers.items():
+        stack[(number, *(slice(n) for n in layer.shape))] = layer
+    return stack
+
+
 def _check_shapes(path: Path, ckpt: Checkpoint, adapters: Mapping[str, np.ndarray], base: str | Path) -> None:
-    """Raise ValueError for an adapter whose halves do not fit each other or their kernel."""
+    """Raise ValueError for an adapter whose halves do not fit their kernel."""
     for name, leaf in adapters.items():
         *stack, inputs, outputs = ckpt.params[f"params/{name[:-2]}/kernel"].shape
         rank = adapters[f"{name[:-2]}/a"].shape[-1]
-        if name.endswith("/b") and leaf.shape[-2] != rank:
-            raise ValueError(f"{path}: {name[:-2]} has an a and a b of different ranks, {rank} and {leaf.shape[-2]}")
         shape = (*stack, inputs, rank) if name.endswith("/a") else (*stack, rank, outputs)
         if leaf.shape != shape:
             raise ValueError(f"{path}: {name} is {leaf.shape}, but {base} needs {shape}")
@@ -239,11 +298,10 @@ def write_adapters(
     ranks = {key: tensors[f"{WRAPPER}{key}.lora_A.weight"].shape[0] for key in parts}
     rank = min(a.shape[-1] for halves in parts.values() for a, _ in halves)
     other = {key: r for key, r in ranks.items() if r != rank}
-    for_generation = ckpt.kind == "vlm" and (layout or layout_of(ckpt)) == "hf"  # remote code lacks what PEFT asks for
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if for_generation else None,
-        "base_model_name_or_path": ckpt.config.get("fvjax", {}).get("source", str(base)),
+        **_opened_by(ckpt, layout),
+        **_origin(ckpt, base),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -252,10 +310,29 @@ def write_adapters(
         "target_modules": [*parts],
         "bias": "none",
     }
-    base_hashes = {BASE + part: digest for part, digest in hashes(ckpt).items()}
+    metadata = {SCALE: repr(alpha / rank), **{BASE + part: digest for part, digest in hashes(ckpt).items()}}
     with new_directory(dst) as temporary:
-        save(temporary / "adapter_model.safetensors", tensors, base_hashes)
-        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        save(temporary / WEIGHTS, tensors, metadata)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1))
+
+
+def _opened_by(ckpt: Checkpoint, layout: str | None) -> dict[str, Any]:
+    """Return the keys of adapter_config.json by which PEFT's AutoPeftModel classes choose the base's class.
+
+    A decoder has the task type of AutoPeftModelForCausalLM. No task type of PEFT fits a model that sees: AutoPeftModel
+    opens it by the class in auto_mapping, and refuses a task type beside it.
+    """
+    if ckpt.kind == "decoder":
+        return {"task_type": "CAUSAL_LM", "auto_mapping": None}
+    is_hf_whole = (layout or layout_of(ckpt)) == "hf" and "vision_config" in ckpt.config
+    base_class = "AutoModelForImageTextToText" if is_hf_whole else "AutoModel"
+    return {"task_type": None, "auto_mapping": {"base_model_class": base_class, "parent_library": "transformers"}}
+
+
+def _origin(ckpt: Checkpoint, base: str | Path) -> dict[str, Any]:
+    """Return the keys of adapter_config.json that name the base: the repository it was downloaded from, or its path."""
+    origin = ckpt.config.get("fvjax", {})
+    return {"base_model_name_or_path": origin.get("source", str(base)), "revision": origin.get("revision")}
 
 
 def _split_by_original(
@@ -296,6 +373,11 @@ def _modules(sources: Mapping[str, Source]) -> Modules:
     }
 
 
+def _paths(sources: Mapping[str, Source]) -> set[str]:
+    """Return the original's paths of all modules that can be adapted."""
+    return {path for layers in _modules(sources).values() for paths in layers for path in paths}
+
+
 def _check_base(path: Path, ckpt: Checkpoint) -> None:
     """Compare the hashes of the weights that the adapters were made for with the checkpoint's, part by part.
 
@@ -313,54 +395,40 @@ def _check_base(path: Path, ckpt: Checkpoint) -> None:
             )
 
 
-def _scale(path: Path, ranks: Mapping[str, int]) -> float:
-    """Return alpha / rank according to adapter_config.json. ``ranks``: the adapters' ranks by original module."""
-    file = path.parent / "adapter_config.json"
-    if not file.exists():
-        logging.info("%s: there is no adapter_config.json beside it, so alpha = rank", path)
+def _scales(
+    path: Path,
+    config: AdapterConfig | None,
+    ckpt: Checkpoint,
+    sources: Mapping[str, Source],
+    tensors: Mapping[tuple[str, str], Tensor],
+) -> dict[str, float]:
+    """Return the scale of each adapter by the original's module, those of the lowest rank first.
+
+    Differences by rounding (alpha in proportion to rank) are removed.
+    """
+    ranks = {module: tensor.shape[0] for (module, half), tensor in tensors.items() if half == "A"}
+    if config is None:
+        return dict.fromkeys(ranks, _recorded_scale(path))
+    paths = _paths(sources)
+    if not set(ranks) <= paths:  # saved from the vision tower alone
+        paths = {path.removeprefix(ckpt.prefix) for path in paths}
+    config.check_targets(ranks, paths - set(ranks))
+    scales = {m: config.scale(m, rank) for m, rank in sorted(ranks.items(), key=lambda item: item[1])}
+    first = next(iter(scales.values()), 1.0)
+    return {m: first if math.isclose(scale, first, rel_tol=1e-6) else scale for m, scale in scales.items()}
+
+
+def _recorded_scale(path: Path) -> float:
+    """Return the scale in a file's metadata; 1, with a warning, if there is none."""
+    with safe_open(path, framework="np") as file:
+        recorded = (file.metadata() or {}).get(SCALE)
+    if recorded is None:
+        logging.warning("%s: there is no %s beside it, so alpha = rank is assumed for all adapters", path, CONFIG)
         return 1.0
-    config = _read_adapter_config(file)
-
-    def value_for(module, key, pattern):
-        """Look a value up as PEFT does: by the first pattern that matches the end of a module's path, else for all."""
-        patterns = config.get(pattern) or {}
-        return next((v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)), config[key])
-
-    scales = {}
-    for module, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        r, alpha = value_for(module, "r", "rank_pattern"), value_for(module, "lora_alpha", "alpha_pattern")
-        if r != rank:
-            raise ValueError(f"{file}: r={r} for {module}, lora_alpha={alpha}, but the weights have rank {rank}")
-        scales[module] = alpha / rank
-    first, scale = next(iter(scales.items()))
-    for module, other in scales.items():
-        if abs(other - scale) > 1e-6 * abs(scale):
-            raise ValueError(
-                f"{file}: alpha / rank is {scale} for {first} and {other} for {module}; it must be the same for all"
-            )
+    try:
+        scale = float(recorded)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{path}: its metadata have {SCALE}={recorded!r}, which is no number above 0")
     return scale
-
-
-def _read_adapter_config(file: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Raises ValueError for anything but plain LoRA."""
-    config = load_json(file)
-    if "r" not in config or "lora_alpha" not in config:
-        raise ValueError(f"{file} has no r or no lora_alpha")
-    options = Options(config, str(file))
-    for key in VARIANTS:
-        if value := options.get(key):
-            raise ValueError(f"{file}: {key}={value!r}: {key} is not supported, only plain LoRA is")
-    options.only("peft_type", "LORA")
-    options.only("bias", "none", "merge the adapters with PEFT and convert the whole model")
-    options.count("r")
-    options.number("lora_alpha")
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        value = options.get(pattern) or {}
-        if not isinstance(value, dict) or not all(type(v) in (int, float) and v > 0 for v in value.values()):
-            raise ValueError(f"{file}: {pattern}={value!r} is not a JSON object of numbers above 0")
-    init = options.get("init_lora_weights", True)
-    if init not in INITS and str(init).lower() not in INITS:
-        remedy = "it subtracts the first adapters from the base; let PEFT convert them to plain LoRA"
-        raise ValueError(f"{file}: init_lora_weights={init!r} is not supported: {remedy}")
-    options.finish(IRRELEVANT, unset=(False, {}, []))
-    return config

@@ -259,9 +259,12 @@ def hashes(ckpt: Checkpoint) -> dict[str, str]:
 def load_json(path: Path) -> dict[str, Any]:
     """Load a JSON object from a file. Raises ValueError if it is missing or anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # editors on Windows begin a file with a byte-order mark
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; a checkpoint directory needs it") from None
+        remedy = f"python -m weights_convert --src={path.parent} --dst=DIR writes it for an IResNet"
+        raise ValueError(f"{path} is missing; a checkpoint directory needs it ({remedy})") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -284,7 +287,8 @@ def open_file(path: Path) -> dict[str, Tensor]:
 
 
 def _pickles_are_refused(pickles: list[str]) -> str:
-    return f"{', '.join(pickles)} can run code when opened, so pickles are not read: convert to safetensors first"
+    refusal = f"{', '.join(pickles)} can run code when opened, so pickles are not read: convert to safetensors first"
+    return f"{refusal} (for an IResNet, python -m weights_convert --src={pickles[0]} --dst=DIR does that)"
 
 
 def _open_tensors(path: Path) -> dict[str, Tensor]:
