@@ -22,7 +22,7 @@ from PIL import Image
 
 from fvjax.data import images
 from fvjax.data.alignment import geometry
-from fvjax.data.alignment.detectors import Detector, Face, detector, find, nearest
+from fvjax.data.alignment.detectors import Detector, Face, detector, find, nearest, usable
 
 
 class Crop(NamedTuple):
@@ -151,7 +151,7 @@ def _crop(path: Path, file: str, points: NDArray | None, fallback: bool) -> Crop
     if points is not None:
         faces = [Face(points, np.concatenate([points.min(axis=0), points.max(axis=0)]), 1.0)]
     else:
-        faces = [face for face in find(_detect, photograph) if np.ptp(face.points, axis=0).max() > 1]
+        faces = usable(find(_detect, photograph))
     if faces:
         return Crop(images.encode(geometry.warp(photograph, nearest(faces, photograph).points)), len(faces), "")
     crop = images.encode(geometry.centre(photograph)) if fallback else None
