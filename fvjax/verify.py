@@ -120,7 +120,7 @@ class Verifier:
         scores = self._scores(*(picture.faces.crops[which] for picture, which in zip(pictures, chosen)))
         best = np.unravel_index(np.argmax(scores), scores.shape)
         score, threshold = float(scores[best]), self.threshold
-        result = {
+        result: dict[str, Any] = {
             "score": score,
             "measure": self.measure,
             "threshold": threshold,
@@ -144,11 +144,8 @@ class Verifier:
             result["caution"] = f"{self.name} was trained on drawings of faces: its scores of photographs mean nothing"
         if save is not None:
             best_faces = [which[number] for which, number in zip(chosen, best)]
-            lines = caption(result)
-            if result["caution"]:
-                lines.insert(1, f"caution: {result['caution']}")
             with errors.naming(save):
-                Path(save).write_bytes(pair_picture.draw(pictures, best_faces, lines))
+                Path(save).write_bytes(pair_picture.draw(pictures, best_faces, caption(result)))
         return result
 
     def _scores(self, a: NDArray, b: NDArray) -> NDArray:
@@ -201,8 +198,9 @@ def _check_target(save: str | Path | None, sources: Sequence[Any]) -> None:
 
 def _knows_drawings_only(path: Path, run: api.Run | None) -> bool:
     """Tell whether a model was trained on procedural faces: the embedded ones, a store of them, or shipped weights."""
-    if run is None:
-        return path.resolve().is_relative_to(shipped.PACKAGE / "pretrained")
+    if run is None or not run.config.trains:
+        weights = path if run is None else Path(shipped.weights(run.config.init_from))
+        return weights.resolve().is_relative_to(shipped.PACKAGE / "pretrained")
     if run.config.data.synthetic.identities:
         return True
     manifest = Path(run.config.data.train) / "manifest.json"

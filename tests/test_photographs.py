@@ -265,6 +265,7 @@ def test_a_small_face_is_said_to_be_small(files, workdir, capsys):
 @pytest.mark.parametrize("drawn_by", ["the config", "a store"])
 def test_a_model_trained_on_drawings_says_so_first(drawn_by, files, workdir, capsys, tmp_path):
     config = base()
+    config.epochs = 1
     if drawn_by == "the config":
         config.data.synthetic.identities = 12
     else:
@@ -276,12 +277,16 @@ def test_a_model_trained_on_drawings_says_so_first(drawn_by, files, workdir, cap
         f"caution: {workdir.path} was trained on drawings of faces: its scores of photographs mean nothing"
     )
     assert lines[1].startswith(("same person", "different persons"))
+    told = verify.compare(files["crop"], files["several"], workdir.path, face="all")
+    verdict, caution, several = verify.caption(told)[:3]  # what the picture says
+    assert (caution, verdict) == (lines[0], verify.text(told).splitlines()[1])
+    assert several.startswith("that is the highest of 3 scores")
     assert "caution" not in say(capsys, files["crop"], files["crop"], f"--model={workdir.path}")[1][0]
 
 
 def test_models_of_photographs_say_nothing_of_drawings(files, workdir, tmp_path):
     config = base()
-    config.data.train = str(tmp_path)
+    config.epochs, config.data.train = 1, str(tmp_path)
     workdir.network.run = api.Run(typed(config), 12, "base")
     for sources in (["crops"], [], ["fvjax.data.synthetic seed=0", "crops"]):
         (tmp_path / "manifest.json").write_text(json.dumps({"sources": sources}))
@@ -293,6 +298,13 @@ def test_models_of_photographs_say_nothing_of_drawings(files, workdir, tmp_path)
 def test_the_shipped_weights_know_drawings_only(tmp_path):
     assert verify._knows_drawings_only(shipped.PACKAGE / "pretrained" / "tiny_internvit", None)
     assert not verify._knows_drawings_only(tmp_path, None)
+    config = base()
+    for config.init_from, config.epochs, drawings in (
+        ("fvjax/pretrained/tiny_internvit", 0, True),
+        ("fvjax/pretrained/tiny_internvit", 1, False),  # trained on something else since
+        (str(tmp_path), 0, False),
+    ):
+        assert verify._knows_drawings_only(tmp_path, api.Run(typed(config), 0, "")) == drawings
 
 
 # ---- thresholds
@@ -358,6 +370,7 @@ def test_large_pictures_are_reduced_and_faces_stay_in_place():
         ("folder.png", "that is a folder; give a file"),
         ("mine.png", "that is one of the two pictures; give another file"),
     ],
+    ids=["no folder", "no PNG", "a folder", "an input"],
 )
 def test_where_no_picture_can_be_saved(target, message, files, capsys, tmp_path):
     """The target is checked first: the model is not there."""

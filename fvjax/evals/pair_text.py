@@ -17,12 +17,19 @@ SHOWN = 20  # comparisons of several faces
 def text(result: dict[str, Any]) -> str:
     """Describe a result in a few lines for people."""
     lines = [f"caution: {result['caution']}"] if result["caution"] else []
-    lines += [*caption(result), *_picture_lines(result), *_comparison_lines(result), *result["notes"]]
+    lines += [*_verdict_lines(result), *_picture_lines(result), *_comparison_lines(result), *result["notes"]]
     return "\n".join(lines)
 
 
 def caption(result: dict[str, Any]) -> list[str]:
-    """Return the lines about the verdict: score, threshold, FAR and its origin."""
+    """Return the lines for a drawing of the pictures: the verdict first, then what must not be missed beside it."""
+    verdict, *origin = _verdict_lines(result)
+    caution = [f"caution: {result['caution']}"] if result["caution"] else []
+    return [verdict, *caution, *_comparison_lines(result)[:1], *origin]
+
+
+def _verdict_lines(result: dict[str, Any]) -> list[str]:
+    """Describe the score, the threshold, its FAR and where that was measured."""
     score, threshold, measured_on = result["score"], result["threshold"], result["measured_on"]
     if threshold is None:
         return [
