@@ -20,4 +20,8 @@ def __getattr__(name: str):
         from fvjax.api import load
 
         return load
+    if name == "faces":
+        from fvjax.data.alignment.faces import faces
+
+        return faces
     raise AttributeError(f"module 'fvjax' has no attribute {name!r}")

@@ -36,7 +36,7 @@ VLM, DECODER = "tests/parity/test_vlm.py::", "tests/parity/test_decoder.py::"
 PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arrays.py::"
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
-DECODE, INT8 = "tests/test_decode.py::", "tests/test_int8.py::"
+DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2664,6 +2664,55 @@ FAULTS = (
         "            if marker != _END_OF_IMAGE:\n",
         "            if marker == _START_OF_SCAN:\n",
         ("tests/test_messy_pictures.py::test_bytes_behind_the_picture_are_not_scanned",),
+    ),
+    # ---- photographs
+    Fault(
+        "verify_largest_is_widest",
+        "--face=largest takes the widest box instead of the largest",
+        "fvjax/data/alignment/faces.py",
+        "np.argmax(sides.prod(axis=1))",
+        "np.argmax(sides[:, 1])",
+        (PHOTOGRAPHS + "test_the_larger_of_two_boxes_counts_not_the_surer_or_nearer",),
+    ),
+    Fault(
+        "faces_in_order_of_detection",
+        "fvjax.faces returns faces in the order of the detector, so that verify compares the surest one",
+        "fvjax/data/alignment/faces.py",
+        "by_distance(usable(find(detect, pixels)), pixels)",
+        "usable(find(detect, pixels))[::-1]",
+        (PHOTOGRAPHS + "test_the_faces_of_a_picture",),
+    ),
+    Fault(
+        "faces_crops_without_jpeg",
+        "crops of photographs are not those that prepare stores: they have not been JPEGs",
+        "fvjax/data/alignment/faces.py",
+        "images.decode(images.encode(geometry.warp(pixels, face.points)), name)",
+        "geometry.warp(pixels, face.points)",
+        (PHOTOGRAPHS + "test_crops_are_those_that_prepare_stores",),
+    ),
+    Fault(
+        "verify_all_faces_transposed",
+        "with --face=all the scores of two faces are listed under each other's numbers",
+        "fvjax/verify.py",
+        "rows, columns = np.indices((len(a), len(b))).reshape(2, -1)",
+        "rows, columns = np.indices((len(a), len(b)))[:, :, ::-1].reshape(2, -1)",
+        (PHOTOGRAPHS + "test_all_faces_are_compared_and_the_highest_score_decides[False]",),
+    ),
+    Fault(
+        "verify_caution_of_crops_only",
+        "a model trained on drawings does not say so if one of the two pictures is a crop",
+        "fvjax/verify.py",
+        "if self.drawings and not all(picture.is_crop for picture in pictures):",
+        "if self.drawings and not any(picture.is_crop for picture in pictures):",
+        (PHOTOGRAPHS + "test_a_model_trained_on_drawings_says_so_first[the config]",),
+    ),
+    Fault(
+        "verify_saves_over_its_input",
+        "--save overwrites one of the two pictures",
+        "fvjax/verify.py",
+        "Path(each).resolve() == file.resolve() for each in names",
+        "Path(each).resolve() == file for each in names[:0]",
+        (PHOTOGRAPHS + "test_where_no_picture_can_be_saved[an input]",),
     ),
 )
 

@@ -79,6 +79,8 @@ TESTED: dict[str, dict[str, str]] = {
         "--benchmark": "test_verify::test_what_people_read",
         "--threshold": "test_verify::test_what_people_read",
         "--json": "test_verify::test_as_a_command",
+        "--face": "test_photographs::test_the_chosen_face_is_compared",
+        "--save": "test_photographs::test_the_saved_picture_shows_faces_and_verdict",
     },
     "fvjax.export": {
         "--workdir": "test_export::test_adapters_of_a_run",
@@ -234,6 +236,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--rounds": f"{HERE}::test_variants_that_are_measured",
         "--one": f"{HERE}::test_variants_that_are_measured",
     },
+    "benchmarks/photographs.py": dict.fromkeys(
+        ("--model", "--photographs", "--crops", "--pairs"), "test_photographs::test_photographs_against_crops"
+    ),
     "benchmarks/plan.py": {
         "--cases": f"{HERE}::test_cases_that_are_planned",
         "--remat": f"{HERE}::test_cases_that_are_planned",

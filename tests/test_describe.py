@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fvjax.data import describe, images
-from fvjax.data.describing import audit, control, label_questions
+from fvjax.data.describing import control, label_questions
 from fvjax.data.readers import fairface
 from fvjax.data.stores.conversations import ConversationStore, Writer
 

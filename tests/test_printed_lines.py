@@ -197,7 +197,9 @@ def test_what_a_threshold_rests_on_is_counted(verified, impostors, folds, others
     told = f"the threshold rests on the {above} highest of some {others:,} impostor scores"
     if not above:
         told = f"too few for FAR 0.001: the threshold lies just above all of some {others:,} impostor scores"
-    assert lines[2:] == [told + (": few, so take the FAR as a rough one" if 0 < above < 10 else "")]
+    assert lines[2] == told + (": few, so take the FAR as a rough one" if 0 < above < 10 else "")
+    assert lines[3].endswith(f" (Wilson's, of {above} in {others:,})")
+    assert len(lines) == 4
     result = json.loads(verified(0.9, entries, "--json")[1][0])
     assert (result["far"], result["measure"]) == (1e-3, "cosine")
     assert result["measured_on"] == {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fvjax.data import images, names, picture_files
 from fvjax.data.alignment import geometry, landmarks
-from fvjax.data.alignment.detectors import Detector, Face, detector, find, nearest
+from fvjax.data.alignment.detectors import Detector, Face, detector, find, nearest, usable
 
 
 class Crop(NamedTuple):
@@ -175,7 +175,7 @@ def _crop(src: Path, file: str, points: NDArray | None, missing: str, fallback: 
     elif missing:
         faces = []
     else:
-        faces = [face for face in find(_detect, photograph) if np.ptp(face.points, axis=0).max() > 1]
+        faces = usable(find(_detect, photograph))
     if faces:
         return Crop(images.encode(geometry.warp(photograph, nearest(faces, photograph).points)), len(faces), "")
     crop = images.encode(geometry.centre(photograph)) if fallback else None

