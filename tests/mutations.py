@@ -1036,8 +1036,8 @@ FAULTS = (
         "jpeg_scans",
         "a JPEG may have an unlimited number of scans",
         "fvjax/data/images.py",
-        "* width * height > MAX_WORK",
-        "* width * height < 0",
+        "* pixels > MAX_WORK:",
+        "* pixels < 0:",
         ("tests/test_images.py::test_a_jpeg_of_thousands_of_scans_is_refused",),
     ),
     Fault(
@@ -1696,9 +1696,9 @@ FAULTS = (
     Fault(
         "prepare_walk_order",
         "sub-folders are read in the file system's order instead of sorted by name",
-        "fvjax/data/readers/folders.py",
-        "in sorted(os.walk(src / name, followlinks=True))",
-        "in os.walk(src / name, followlinks=True)",
+        "fvjax/data/readers/picture_tree.py",
+        "return sorted(entries, key=lambda entry: entry.name)",
+        "return list(entries)",
         ("tests/test_after_damage.py::test_a_folder_is_the_same_store_however_it_is_listed",),
     ),
     Fault(
@@ -1836,8 +1836,8 @@ FAULTS = (
         "tfds_unlabelled_is_last_name",
         "a TFDS record without a label (-1) gets the name of the last identity instead of being refused",
         "fvjax/data/readers/tfds_source.py",
-        "if names and min(values) < 0:",
-        "if names and max(values) < 0:",
+        "if classes and min(values) < 0:",
+        "if classes and max(values) < 0:",
         ("tests/test_tfds_source.py::test_what_cannot_be_read",),
     ),
     Fault(
@@ -2436,8 +2436,8 @@ FAULTS = (
         "facexbench_link_outside",
         "a symbolic link to a picture outside the folder is followed",
         "fvjax/data/readers/facexbench.py",
-        "path = (root / name).resolve()",
-        "path = (root / name).absolute()",
+        "path = (root / found).resolve()",
+        "path = (root / found).absolute()",
         ("tests/test_facexbench_reader.py::test_unusable_questions_are_left_out_and_located",),
     ),
     Fault(
@@ -2565,8 +2565,8 @@ FAULTS = (
         "folders_limit_before_exclude",
         "--limit counts excluded identities too: fewer are kept, and an excluded name beyond it is called unknown",
         "fvjax/data/readers/folders.py",
-        "    names = sorted(set(people))\n",
-        "    names = sorted(set(people))[:limit]\n",
+        "    chosen = sorted(people)\n",
+        "    chosen = sorted(people)[:limit]\n",
         ("tests/test_prepare.py::test_folder_limit_counts_only_what_is_not_excluded",),
     ),
     Fault(
