@@ -1697,8 +1697,8 @@ FAULTS = (
         "prepare_walk_order",
         "sub-folders are read in the file system's order instead of sorted by name",
         "fvjax/data/readers/picture_tree.py",
-        "return sorted(entries, key=lambda entry: entry.name)",
-        "return list(entries)",
+        "        self.files.sort(key=lambda file: _position(file, order))\n",
+        "",
         ("tests/test_after_damage.py::test_a_folder_is_the_same_store_however_it_is_listed",),
     ),
     Fault(
