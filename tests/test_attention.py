@@ -18,9 +18,15 @@ def draw(tokens, heads, kv_heads, dim, dtype=jnp.float32):
     return [jax.random.normal(key, (2, tokens, n, dim)).astype(dtype) for key, n in zip(keys, sizes)]
 
 
-def all_of(attend, q, k, v, dy):
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(attend, q, k, v, dy):
     y, back = jax.vjp(attend, q, k, v)
-    return {name: np.asarray(x, np.float32) for name, x in zip(["y", "q", "k", "v"], (y, *back(dy)))}
+    return y, *back(dy)
+
+
+def all_of(attend, *given):
+    arrays = value_and_gradients(attend, *given)
+    return {name: np.asarray(x, np.float32) for name, x in zip(["y", "q", "k", "v"], arrays)}
 
 
 @pytest.mark.parametrize(

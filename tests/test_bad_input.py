@@ -64,8 +64,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 class Commands:
     """The three commands, run in this process, because each new process takes seconds to import jax."""
 
-    def __init__(self, monkeypatch, capsys):
-        self.monkeypatch, self.capsys = monkeypatch, capsys
+    def __init__(self, monkeypatch, capsys, devices: int = 1):
+        self.monkeypatch, self.capsys, self.devices = monkeypatch, capsys, devices
 
     def prepare(self, *args) -> int:
         return prepare.main([str(a) for a in args])
@@ -75,8 +75,8 @@ class Commands:
         return weights.main()
 
     def main(self, config, workdir, mode="train") -> int:
-        one = jax.devices()[:1]
-        self.monkeypatch.setattr(jax, "devices", lambda: one)  # compiles in half the time
+        chosen = jax.devices()[: self.devices]
+        self.monkeypatch.setattr(jax, "devices", lambda: chosen)  # one compiles in half the time
         self.monkeypatch.setattr(preemption, "SIGNALS", ())  # these flags are pytest's
         flags = {"WORKDIR": str(workdir), "MODE": mode, "SHOW": 0, "PROFILE": 0}
         for flag, value in {"CONFIG": config, "TRACEBACK": False}.items():

@@ -80,9 +80,9 @@ def test_naive_and_actual_compute_the_same(task, pooling):
     frozen = trees.unflatten({name: jnp.asarray(np.asarray(leaf)) for name, leaf in model.pretrained.params.items()})
     trainable = {"lora": trees.unflatten(read_adapters(TINY / "adapters.safetensors", TINY, "vlm")[0])}
     batch = {
-        "images": golden["faces"].reshape(4, 2, 112, 112, 3),
-        "labels": np.array([1, 0, 0, 1] if task == "pair_answer" else [0, 1, 2, 3]),
-        "index": np.arange(4),
+        "images": golden["faces"][:4].reshape(2, 2, 112, 112, 3),
+        "labels": np.array([1, 0] if task == "pair_answer" else [0, 1]),
+        "index": np.arange(2),
     }
     with jax.default_matmul_precision("highest"):
         variables = model.variables(trainable, {}, frozen)
@@ -94,7 +94,7 @@ def test_naive_and_actual_compute_the_same(task, pooling):
         state = TrainState({}, {}, 0, trainable)
         ours_loss, _, ours_grads = jax.jit(functools.partial(gradients, recipe))(state, frozen, batch)
     text = len(config.prompt.ids)
-    assert logits.shape == ((8, 1 + 256 + text, 256) if pooling else (4, 1 + 512 + text, 256))
+    assert logits.shape == ((4, 1 + 256 + text, 256) if pooling else (2, 1 + 512 + text, 256))
     close(ours, found if pooling else found[:, list(config.prompt.yes_no_ids)], 1e-5, "outputs")
     np.testing.assert_allclose(ours_loss, loss, rtol=1e-5)
     assert set(trees.flatten(grads)) == set(trees.flatten(everything)), "naive: every parameter has a gradient"

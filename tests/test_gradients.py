@@ -110,8 +110,7 @@ def test_devices_share_the_work(make):
 
 
 def test_yes_and_no_alone():
-    config = tiny_pair()
-    whole = loss_of(config)
+    config, whole = tiny_pair(), whole_batch(tiny_pair)[0]
     config.loss.pair_loss = "yes_no"
     two = loss_of(config)
     assert two < whole - 1, "two answers instead of 64: log 2 instead of log 64"
@@ -158,8 +157,7 @@ def test_compat_accumulates_like_the_reference():
 
 
 def test_compat_negatives_of_one_group():
-    config = tiny_vit()
-    whole = loss_of(config)
+    config, whole = tiny_vit(), whole_batch(tiny_vit)[0]
     config.compat.negatives_group = 8
     fewer = loss_of(config)
     assert whole - fewer == pytest.approx(np.log(15 / 7), abs=0.2), "7 others instead of 15, all about as similar"

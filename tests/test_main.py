@@ -13,24 +13,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-TINY = [
-    "--config=configs/quickstart.py:resnet",
-    *(
-        f"--config.{setting}"
-        for setting in (
-            "data.synthetic.identities=12",
-            "data.synthetic.images=4",
-            "data.synthetic.test_identities=20",
-            "data.synthetic.test_images=3",
-            "data.synthetic.test_pairs=40",
-            "batch_size=8",
-            "epochs=6",
-            "checkpoint.every_steps=5",
-            "eval.bootstrap=20",
-            "eval.every_epochs=3",
-        )
-    ),
-]
+from configs import quickstart
+from tests.test_bad_input import Commands
+
+SETTINGS = {
+    "data.synthetic.identities": 12,
+    "data.synthetic.images": 4,
+    "data.synthetic.test_identities": 20,
+    "data.synthetic.test_images": 3,
+    "data.synthetic.test_pairs": 40,
+    "batch_size": 8,
+    "epochs": 6,
+    "checkpoint.every_steps": 5,
+    "eval.bootstrap": 20,
+    "eval.every_epochs": 3,
+}
+TINY = ["--config=configs/quickstart.py:resnet", *(f"--config.{key}={value}" for key, value in SETTINGS.items())]
 STEPS = 36  # 12 identities with 2 pairs each, 4 pairs per step: 6 steps per epoch
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "2"}
 
@@ -133,37 +131,39 @@ def test_eval_mode_repeats_the_figures(finished):
     assert after["benchmarks"] == before["benchmarks"]
 
 
-def test_a_workdir_of_another_config_is_left_alone(finished):
+@pytest.fixture
+def commands(monkeypatch, capsys) -> Commands:
+    return Commands(monkeypatch, capsys, devices=2)
+
+
+def small(row: str = "resnet", **changes):
+    """Return the config of `TINY`, changed."""
+    config = quickstart.get_config(row)
+    config.update_from_flattened_dict(SETTINGS | changes)
+    return config
+
+
+def test_a_workdir_of_another_config_is_left_alone(finished, commands):
     kept = {p: p.stat().st_mtime_ns for p in finished.iterdir()}
-    code, _, err = call(*TINY, f"--workdir={finished}", "--config.optimizer.lr=0.2")
-    assert code == 2
+    err = commands.refuses("main", small(**{"optimizer.lr": 0.2}), finished)
     told = f"{finished} is of another config (optimizer.lr: 0.1 there, 0.2 now); choose another --workdir"
     assert err == f"fvjax: error: {told}\n"
     assert {p: p.stat().st_mtime_ns for p in finished.iterdir()} == kept
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
-    small = "--config.model.iresnet.layers=(1,1)", "--config.model.iresnet.widths=(4,8)"  # its program is compiled anew
-    small += "--config.eval.before_training=False", "--config.eval.baselines=False", "--config.log.tensorboard=False"
-    code, _, err = call(*TINY, *small, f"--workdir={tmp_path / 'nan'}", "--config.loss.temperature=1e-45")
-    assert code == 2
+def test_a_loss_that_is_not_finite_stops_with_its_step(commands, tmp_path):
+    changes = {"model.iresnet.layers": (1, 1), "model.iresnet.widths": (4, 8)}  # its program is compiled anew
+    changes |= dict.fromkeys(("eval.before_training", "eval.baselines", "log.tensorboard"), False)
+    err = commands.refuses("main", small(**changes, **{"loss.temperature": 1e-45}), tmp_path / "nan")
     assert err.startswith("fvjax: error: step 0: the loss is ")
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--config=configs/quickstart.py:resnet", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
-        (["--config=configs/quickstart.py:resnet", "--config.batch_size=404"], "choose 1 … 12"),
         (["--config=configs/quickstart.py:resnet", "--config.batch_size=7"], "must be even"),
         (["--config=configs/quickstart.py:resnet", "--config.mesh.data=3"], "does not make up the 2 devices"),
-        (["--config=configs/quickstart.py:resnet", "--config.batch_size=6"], "batch_size / 2 = 3 does not divide"),
-        (["--config=configs/quickstart.py:resnet", "--config.optimizer.name=adm"], "choose sgd or adamw"),
-        (["--config=configs/quickstart.py:resnet", "--config.dtype=bf16"], "choose float32 or bfloat16"),
-        (["--config=configs/quickstart.py:resnet", "--config.log.every_steps=0"], "must be at least 1"),
-        (["--config=configs/quickstart.py:resnet", "--config.lora.rank=8"], "rank, alpha and targets go together"),
-        (["--config=configs/quickstart.py:resnet", "--mode=eval"], "nothing trained to evaluate"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are facellm_1b, "),
         (["--config=configs/quickstart.py:resnet", "surplus"], "unexpected argument 'surplus'"),
         ([], "--config=NAME is missing; there are facellm_1b, "),
@@ -176,6 +176,24 @@ def test_mistakes_are_one_line(args, message, tmp_path):
     assert message in err
     assert err.startswith("fvjax: error: ")
     assert err.count("\n") == 1, err
+    assert not (tmp_path / "x" / "config.json").exists(), "the corrected command may use the same workdir"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 404, "choose 1 … 12"),
+        ("batch_size", 6, "batch_size / 2 = 3 does not divide"),
+        ("optimizer.name", "adm", "choose sgd or adamw"),
+        ("dtype", "bf16", "choose float32 or bfloat16"),
+        ("log.every_steps", 0, "must be at least 1"),
+        ("lora.rank", 8, "rank, alpha and targets go together"),
+        ("mode", "eval", "nothing trained to evaluate"),
+    ],
+)
+def test_mistakes_in_a_config_are_one_line(key, value, message, tmp_path, commands):
+    config, mode = (small(), value) if key == "mode" else (small(**{key: value}), "train")
+    assert message in commands.refuses("main", config, tmp_path / "x", mode)
     assert not (tmp_path / "x" / "config.json").exists(), "the corrected command may use the same workdir"
 
 
@@ -203,10 +221,9 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
     assert again["auc"]["value"] == pytest.approx(figures["auc"]["value"], abs=0.01)
 
 
-def test_three_rows_and_their_table(tmp_path):
-    args = ["--config=configs/quickstart.py", *TINY[1:], f"--workdir={tmp_path}", "--config.rows.vit_lora.epochs=2"]
-    code, out, err = call(*args, "--config.epochs=1")
-    assert code == 0, err
+def test_three_rows_and_their_table(commands, capsys, tmp_path):
+    assert commands.main(small("", **{"epochs": 1, "rows.vit_lora.epochs": 2}), tmp_path) == 0
+    out = capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir() if "synthetic" not in p.name} == {"resnet", "vit_frozen", "vit_lora"}
     assert len(list(tmp_path.glob("synthetic_*"))) == 2, "the rows share their faces"
     table = out[out.rindex("Face verification (%)") :]

@@ -132,6 +132,32 @@ def test_what_cannot_be_read_is_an_error():
         hlo.collectives(body + loop, 8)
 
 
+COMBINED = """
+%widen (x: bf16[4,64]) -> f32[4,64] {
+  %x = bf16[4,64]{1,0} parameter(0)
+  ROOT %wide = f32[4,64]{1,0} convert(%x)
+}
+
+ENTRY %main (loss: f32[], g: bf16[4,64], h: bf16[32], w: f32[5]) -> f32[] {
+  %loss = f32[] parameter(0)
+  %g = bf16[4,64]{1,0} parameter(1)
+  %h = bf16[32]{0} parameter(2)
+  %w = f32[5]{0} parameter(3)
+  %fused = f32[4,64]{1,0} fusion(%g), kind=kLoop, calls=%widen
+  %plain = f32[32]{0} convert(%h)
+  %sum = (f32[], f32[4,64]{1,0}, f32[32]{0}, /*index=3*/f32[5]{0}) all-reduce(%loss, %fused, %plain, /*index=3*/%w), ADD
+  ROOT %out = f32[] get-tuple-element(%sum), index=0
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["region_46.46.clone", "add.clone_promoted"])
+def test_gradients_in_bfloat16_count_as_such_beside_float32(name):
+    """A CPU combines a loss with widened gradients, and names the sum after either of them."""
+    (found,) = hlo.collectives(COMBINED.replace("ADD", f"replica_groups={{}}, to_apply=%{name}"), 8)
+    assert found.size == 4 * 1 + 2 * 4 * 64 + 2 * 32 + 4 * 5
+
+
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [("all-reduce", 150), ("all-gather", 75), ("reduce-scatter", 300), ("all-to-all", 75), ("collective-permute", 100)],

@@ -14,6 +14,7 @@ import pytest
 
 from fvjax.parallel import distributed
 from launch.local import free_port
+from tests.conftest import QUICK_TO_COMPILE
 
 SMALL = {
     "data.synthetic.identities": 24,
@@ -40,7 +41,7 @@ class Run:
 
     def __init__(self, workdir: Path, count: int, devices: int, each=(), **settings):
         port = free_port()
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        env = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE, "JAX_NUM_CPU_DEVICES": str(devices)}
         self.workdir, self.processes, self.files = workdir, [], []
         for i in range(count):
             here = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"] if count > 1 else []

@@ -99,15 +99,25 @@ def host(tree) -> dict[str, np.ndarray]:
 BEFORE_BATCH_NORM = r"params/(fc|layer\d_0/(bn3|downsample_1))/bias"
 
 
-# slow: tests/test_gradients.py has transformers on all axes too
-@pytest.mark.parametrize("make", [tiny_resnet, pytest.param(tiny_vit, marks=pytest.mark.slow)])
-def test_one_device_equals_eight(make):
+FEW = ({"data": 8}, {"data": 2, "fsdp": 4})
+ALL = (*FEW, {"data": 4, "fsdp": 2})
+MESHES = {
+    "tiny_resnet": (tiny_resnet, FEW),
+    "tiny_resnet_all": (tiny_resnet, ALL),
+    "tiny_vit": (tiny_vit, (*ALL, {"data": 2, "fsdp": 2, "tensor": 2})),
+}
+# tests/test_gradients.py has transformers on all axes too
+ONLY_IN_FULL = [pytest.param(case, marks=pytest.mark.slow) for case in ("tiny_resnet_all", "tiny_vit")]
+
+
+@pytest.mark.parametrize("case", ["tiny_resnet", *ONLY_IN_FULL])
+def test_one_device_equals_eight(case):
+    make, meshes = MESHES[case]
     fn, *args, _ = setup(make(), jax.devices()[:1], data=1)
     loss, stats, grads = jax.jit(fn)(*args)
     grads, stats = host(grads), host(stats)
     total = float(optax.global_norm(grads))
-    meshes = [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}]
-    for mesh in meshes + [{"data": 2, "fsdp": 2, "tensor": 2}] * (make is tiny_vit):
+    for mesh in meshes:
         fn, *args, _ = setup(make(), jax.devices(), **mesh)
         loss8, stats8, grads8 = jax.jit(fn)(*args)
         assert abs(float(loss8) - float(loss)) <= 1e-6 * abs(float(loss)), mesh

@@ -36,6 +36,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
     Raises ValueError: a loop without a known trip count, or a notation that is not known here.
     """
+    widened = widened_names(text)
     by_computation: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}
     called: dict[str, list[tuple[str, int]]] = {}  # (computation, times), by caller
     name = entry = ""
@@ -45,10 +46,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
             entry = name if head[1] else entry
             by_computation[name], called[name] = [], []
         elif op := re.match(rf"\s+(?:ROOT )?%[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\(", line):
-            size = sum(BYTES[kind] * math.prod(_numbers(dims)) for kind, dims in SHAPE.findall(op[1]))
-            if re.search(r"to_apply=%[\w.\-]*promoted", line):
-                size //= 2  # bfloat16 on an accelerator; a CPU adds it in float32
-            by_computation[name].append((op[2], size, group_of(line, devices)))
+            by_computation[name].append((op[2], size_of(line, op[1], widened), group_of(line, devices)))
         elif loop := re.search(r" while\(.*body=%([\w.\-]+)", line):
             trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
             called[name].append((loop[1], int(trips[1]) if trips else 0))
@@ -65,6 +63,31 @@ def collectives(text: str, devices: int) -> list[Collective]:
         return out
 
     return run(entry, 1)
+
+
+def size_of(line: str, shapes: str, widened: set[str]) -> int:
+    """Return the bytes of a collective's results on an accelerator; `shapes`: the results as the line gives them.
+
+    An accelerator adds bfloat16 as it is. A CPU widens it to float32 and calls the sum "promoted", but it may combine
+    such sums with sums of float32 and name them all after one: then those count as bfloat16 whose operand is in
+    `widened`.
+    """
+    sizes = [BYTES[kind] * math.prod(_numbers(dims)) for kind, dims in SHAPE.findall(shapes)]
+    operands = re.findall(r"%([\w.\-]+)", line.partition(f" = {shapes} ")[2].partition(")")[0])
+    if len(sizes) == len(operands) > 1 and widened.intersection(operands):
+        return sum(size // 2 if name in widened else size for size, name in zip(sizes, operands))
+    promoted = re.search(r"to_apply=%[\w.\-]*promoted", line)
+    return sum(sizes) // 2 if promoted else sum(sizes)
+
+
+def widened_names(text: str) -> set[str]:
+    """Return the names of float32 values that are converted bfloat16 ones, also as the results of fusions."""
+    half = set(re.findall(r"%([\w.\-]+) = bf16\[", text))
+    conversions = re.findall(r"%([\w.\-]+) = f32\[\S* convert\(%([\w.\-]+)\)", text)
+    widened = {name for name, operand in conversions if operand in half}
+    fusions = re.findall(r"%([\w.\-]+) = f32\[\S* fusion\(.*calls=%([\w.\-]+)", text)
+    roots = dict(re.findall(r"^%([\w.\-]+) \([^\n]*\{\n(?:[^}\n].*\n)*?  ROOT %([\w.\-]+) =", text, re.MULTILINE))
+    return widened | {name for name, called in fusions if roots.get(called) in widened}
 
 
 def group_of(line: str, devices: int) -> tuple[int, ...]:
