@@ -46,7 +46,7 @@ def fit(mean: NDArray) -> NDArray:
         drawing, _ = mean_face.draw(values[1:].reshape(START.shape), (1.0, 1.0))
         return (weights * (drawing + values[0] - mean)).ravel()
 
-    low, high = START - [8, 8, 5, 3, 1.5], START + [8, 8, 8, 8, 1.5]
+    low, high = START - np.array([8, 8, 5, 3, 1.5]), START + np.array([8, 8, 8, 8, 1.5])
     bounds = np.r_[-1, low.ravel()], np.r_[1, high.ravel()]
     return least_squares(error, np.r_[0, START.ravel()], bounds=bounds).x[1:].reshape(START.shape)
 

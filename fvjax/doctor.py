@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 
 from fvjax import errors
 from fvjax.diagnosis.examination import MODEL_PAIRS, SAMPLE, Subject, examine
-from fvjax.diagnosis.face_sets import open_faces
-from fvjax.diagnosis.findings import Check
+from fvjax.diagnosis.face_sets import FaceSet, open_faces
+from fvjax.diagnosis.findings import Check, Finding
+from fvjax.evals import verification
+from weights_convert.read import load_json
 
 
 def diagnose(
@@ -52,48 +55,100 @@ def diagnose(
         if number < 1:
             raise ValueError(f"--{name}={number}: at least one is needed")
     faces = open_faces(Path(data))
-    subject = None
-    if model is not None:
-        name = benchmark or next(iter(faces.protocols), "")
-        subject = open_subject(Path(model), name, threshold)
-    return list(examine(faces, subject, benchmark=benchmark, sample=pictures, model_pairs=pairs))
+    if model is None:
+        return list(examine(faces, benchmark=benchmark, sample=pictures))
+    name = benchmark or next(iter(faces.protocols), "")
+    opened, results = _open_model(Path(model))
+    checks, measured = _check_results(Path(model), results, opened.run, faces, name)
+    limit = measured if threshold is None else threshold
+    origin = f"{model}/results.json" if threshold is None else "--threshold"
+    flip_sum = bool(results.get("flip_sum", opened.run.config.eval.flip_sum)) if opened.run else False
+    subject = Subject(CosineOf(opened, flip_sum), limit, origin)
+    return [*examine(faces, subject, benchmark=benchmark, sample=pictures, model_pairs=pairs), *checks]
 
 
-def open_subject(path: Path, benchmark: str, threshold: float | None) -> Subject:
-    """Open a model for :func:`diagnose`, with the threshold of its results.json for ``benchmark`` if none is given."""
-    import jax  # here and not above: data alone need no jax
-    import jax.numpy as jnp
+class CosineOf:
+    """Scores pairs of pictures, float32 [M, 112, 112, 3] with values as from 0 to 255, by a model's cosine.
 
-    from fvjax import verify
+    Pictures need not be of bytes, so that the model can be given what another normalisation would have made of them.
 
-    model, results = verify.open_model(path)
-    encoder, variables = model.encoder, model.variables
-    flip_sum = bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False
-    embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
-    if encoder.yes_no:
+    Args:
+        model: a model that embeds faces. flip_sum: add the embedding of the mirrored picture.
+    """
+
+    def __init__(self, model: Any, flip_sum: bool):
+        import jax  # here and not above, because a look at data alone needs none
+
+        encoder = model.encoder
+        self.variables, self.batch_size, self.flip_sum = model.variables, model.batch_size, flip_sum
+        self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
+
+    def __call__(self, a: NDArray, b: NDArray) -> NDArray:
+        first, second = (verification.embed(self._one, self._batches(x), flip_sum=self.flip_sum) for x in (a, b))
+        rows = SimpleNamespace(a=np.arange(len(a)), b=np.arange(len(a)) + len(a))
+        return verification.scores(np.concatenate([first, second]), rows)
+
+    def _one(self, faces: NDArray) -> NDArray:
+        return np.asarray(self._embed(self.variables, faces))
+
+    def _batches(self, faces: NDArray) -> Iterator[tuple[NDArray, int]]:
+        """Yield batches of one size, the last one filled up with its last picture, and how many of each count."""
+        for start in range(0, len(faces), self.batch_size):
+            part = faces[start : start + self.batch_size]
+            yield np.concatenate([part, np.repeat(part[-1:], self.batch_size - len(part), 0)]), len(part)
+
+
+def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Open a model that embeds faces; return it with its results.json, or {}."""
+    import weights_convert
+    from fvjax import api
+
+    if api.is_workdir(path):
+        model, file = api.load_workdir(path), path / "results.json"
+        results = load_json(file) if file.is_file() else {}
+    elif not (path / "config.json").is_file():
+        raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
+    else:
+        kind = weights_convert.open_checkpoint(path).kind
+        model, results = api.load(path, next(name for name, its in api.KINDS.items() if its == kind)), {}
+    if model.encoder.yes_no:
         raise ValueError(f"{path} answers Yes or No about pairs; the doctor examines models that embed faces")
+    return model, results
 
-    def embed_all(faces: NDArray) -> NDArray:
-        parts = [faces[start : start + model.batch_size] for start in range(0, len(faces), model.batch_size)]
-        size = len(parts[0])
-        padded = [np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) for part in parts]
-        out = np.concatenate([np.asarray(embed(variables, jnp.asarray(part)), np.float64) for part in padded])
-        return out[: len(faces)]
 
-    def score(a: NDArray, b: NDArray) -> NDArray:
-        embedded = []
-        for faces in (a, b):
-            values = embed_all(faces)
-            values = values + embed_all(faces[:, :, ::-1]) if flip_sum else values
-            embedded.append(values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12))
-        return (embedded[0] * embedded[1]).sum(1)
+def _check_results(
+    path: Path, results: dict[str, Any], run: Any, faces: FaceSet, benchmark: str
+) -> tuple[list[Check], float | None]:
+    """Check that results.json is of this checkpoint and these data.
 
-    if threshold is not None:
-        return Subject(score, threshold, "--threshold")
-    entry = results.get("benchmarks", {}).get(benchmark)
-    if entry is None:
-        return Subject(score)
-    return Subject(score, entry["accuracy@best_threshold"]["threshold"], f"{path}/results.json")
+    Returns:
+        the check, if there is a results.json with this benchmark; and the threshold that it measured for these data.
+    """
+    configured = run.config.eval.benchmarks if run else {}
+    entries = {
+        name: entry
+        for name, entry in results.get("benchmarks", {}).items()
+        if benchmark in (name, getattr(configured.get(name), "pairs", None))
+    }
+    if not entries:
+        return [], None
+    try:
+        mine = [entry for entry in entries.values() if entry["data_hash"] == faces.data_hash]
+        name, entry = next(iter(entries.items()))
+        entry = mine[0] if mine else entry
+        accuracy = entry["accuracy@best_threshold"]
+        evidence = (
+            f"{name}: {accuracy['mean']:.1%} of step {results['step']} on data {entry['data_hash'][:8]}; "
+            f"the checkpoint is of step {run.step}, the data {faces.data_hash[:8] or 'of no store'}"
+        )
+        sound = bool(mine) and results["step"] == run.step
+    except KeyError as error:
+        raise ValueError(f"{path}/results.json lacks {error}, so another version of fvjax wrote it") from None
+    if sound:
+        return [Check("results.json", evidence)], accuracy["threshold"]
+    problem = "results.json is of another checkpoint or of other data, and so is its threshold"
+    remedy = f"evaluate again: python -m fvjax.main --config=… --workdir={path} --mode=eval"
+    return [Check("results.json", evidence, (Finding("results-stale", problem, evidence, remedy),))], None
 
 
 def text(checks: Sequence[Check]) -> str:

@@ -12,6 +12,7 @@ from fvjax.diagnosis.findings import Check
 
 SAMPLE = 500  # pictures that are looked at
 MODEL_PAIRS = 300
+UNLIKE_FACES = {"normalised-pixels", "unaligned"}  # findings after which pictures of one person need not look alike
 DRAWN = "identities"  # the name of pairs that are drawn because the set has no benchmark
 
 
@@ -52,23 +53,36 @@ def examine(
     pairs = {DRAWN: drawn} if drawn is not None else faces.protocols
     if subject is not None and not pairs:
         raise ValueError(f"{faces.path} has no labelled pairs: a model is examined on a benchmark or on identities")
-    looked_at = faces.faces(faces.sample(sample))
-    yield pictures.check_sizes(faces.sizes)
-    yield pictures.check_values(looked_at)
-    yield pictures.check_colours(looked_at)
-    if faces.drawings:
-        yield Check("alignment", "procedural drawings follow no template", skipped=True)
-    else:
-        yield pictures.check_places(looked_at)
+    spoiled: set[str] = set()
+    for check in _examine_pictures(faces, sample):
+        spoiled |= UNLIKE_FACES & {finding.name for finding in check.findings}
+        yield check
     yield labels.check_names(faces)
-    yield labels.check_order(faces)
-    for name, its in pairs.items():
-        yield labels.check_pairs(faces, name, its)
+    if spoiled:
+        yield Check("labels by appearance", f"such pictures cannot be compared ({', '.join(spoiled)})", skipped=True)
+    else:
+        yield labels.check_order(faces)
+        for name, its in pairs.items():
+            yield labels.check_pairs(faces, name, its)
     for name, its in faces.protocols.items():
         yield protocols.check_folds(name, its)
     if subject is not None:
         name = benchmark or next(iter(pairs))
         yield from _examine_model(faces, subject, name, pairs[name], model_pairs)
+
+
+def _examine_pictures(faces: FaceSet, sample: int) -> Iterator[Check]:
+    looked_at = faces.faces(faces.sample(sample))
+    yield pictures.check_sizes(faces.sizes)
+    values = pictures.check_values(looked_at)
+    yield values
+    if any(finding.name == "normalised-pixels" for finding in values.findings):
+        return  # neither colours nor faces can be seen
+    yield pictures.check_colours(looked_at)
+    if faces.drawings:
+        yield Check("alignment", "procedural drawings follow no template", skipped=True)
+    else:
+        yield pictures.check_places(looked_at)
 
 
 def _examine_model(faces: FaceSet, subject: Subject, name: str, pairs: Pairs, count: int) -> Iterator[Check]:
@@ -81,4 +95,3 @@ def _examine_model(faces: FaceSet, subject: Subject, name: str, pairs: Pairs, co
         yield scores.check_threshold(name, plain, some, subject.threshold, subject.origin)
     except ValueError as error:  # folds of one kind cannot be evaluated; check_folds has said so
         yield Check(f"threshold on {name}", str(error), skipped=True)
-

@@ -25,6 +25,7 @@ class FaceSet(ABC):
         labels: int64 [N], whose each picture is, an index into `names`; None if nobody says.
         names: the identities' names. sources: the file of each picture; None if there are no files.
         protocols: the benchmarks' pairs by name.
+        data_hash: of a store, "" of others.
         drawings: whether they are the project's procedural drawings.
         sizes: (height, width) of the pictures read so far, counted.
     """
@@ -36,6 +37,7 @@ class FaceSet(ABC):
         self.names: list[str] = []
         self.sources: list[str] | None = None
         self.protocols: dict[str, Pairs] = {}
+        self.data_hash = ""
         self.drawings = False
         self.sizes: Counter[tuple[int, int]] = Counter()
 
@@ -68,6 +70,7 @@ class _StoreFaces(FaceSet):
         super().__init__(path, "store", self._store.labels)
         self.names, self.sources = self._store.identities, self._store.sources
         self.protocols = {name: read_pairs(path, name) for name in manifest["benchmarks"]}
+        self.data_hash = self._store.data_hash
         self.drawings = any(str(source).startswith("fvjax.data.synthetic") for source in manifest.get("sources", ()))
 
     def __len__(self) -> int:

@@ -18,9 +18,9 @@ from fvjax.diagnosis.mean_face import CHUNK, LUMA
 from fvjax.evals import folds
 
 DIRECTIONS, CELL = 8, 4  # of the histograms; cells of 4x4 values, of 2x2 pixels each
-PAIRS = 1000  # that are compared
+PAIRS = 800  # that are compared
 SURE = 3.0  # standard errors of a share or an AUC
-GROUPS = 400  # neighbouring identities
+GROUPS = 200  # neighbouring identities
 OTHERS = 5  # further pictures of an identity
 LEAST = 20  # groups or pairs: fewer say nothing
 AGAIN = "prepare the set again from its original files"
@@ -119,18 +119,18 @@ def check_order(faces: FaceSet) -> Check:
     groups = _groups(faces.labels)
     if len(groups) < LEAST:
         return Check("order of labels", "fewer than 20 neighbouring identities with 3 pictures", skipped=True)
-    shares, counts = {}, {}
-    for end in ("first", "last"):
-        nearer = _nearer_to_neighbour(faces, groups, end)
-        shares[end], counts[end] = float(nearer.mean()), len(nearer)
+    first, last = _nearer_to_neighbour(faces, groups)
+    shares, count = {"first": float(first.mean()), "last": float(last.mean())}, len(first)
     evidence = f"nearer to the neighbour: {shares['first']:.0%} of first and {shares['last']:.0%} of last pictures"
     found = []
     end = max(shares, key=lambda name: shares[name])
-    if shares[end] > 0.5 + SURE * 0.5 / counts[end] ** 0.5:
+    if shares[end] > 0.5 + SURE * 0.5 / count**0.5:
         other = {"first": "before", "last": "after"}[end]
         problem = f"the {end} picture of most identities looks like the identity {other} it: labels moved by one record"
-        limit = f"{evidence} of {counts[end]} identities; expected under 50%"
-        found.append(Finding("labels-shifted", problem, limit, f"{AGAIN}; count labels and pictures from the same start"))
+        limit = f"{evidence} of {count} identities; expected under 50%"
+        found.append(
+            Finding("labels-shifted", problem, limit, f"{AGAIN}; count labels and pictures from the same start")
+        )
     return Check("order of labels", evidence, tuple(found), shares)
 
 
@@ -154,20 +154,25 @@ def _groups(labels: NDArray | None) -> list[NDArray]:
     return longest
 
 
-def _nearer_to_neighbour(faces: FaceSet, groups: list[NDArray], end: str) -> NDArray:
-    """Return, for each group with a neighbour, whether its first (last) picture is nearer to the group before (after).
+def _nearer_to_neighbour(faces: FaceSet, groups: list[NDArray]) -> tuple[NDArray, NDArray]:
+    """Return two bool arrays: whether each first picture is nearer to the group before, each last one to the next.
 
-    Near is the mean cosine with at most OTHERS pictures; the pictures at the ends of both are left out.
+    Near is the mean cosine with at most OTHERS pictures; the pictures at the ends of both groups are left out.
     """
     middles = [group[1:-1][np.linspace(0, len(group) - 3, min(OTHERS, len(group) - 2)).astype(int)] for group in groups]
-    ends = np.array([group[0] if end == "first" else group[-1] for group in groups])
-    described = describe(faces.faces(np.concatenate([ends, *middles])))
-    parts = np.split(described[len(ends) :], np.cumsum([len(middle) for middle in middles])[:-1])
+    firsts, lasts = (np.array([group[end] for group in groups]) for end in (0, -1))
+    described = describe(faces.faces(np.concatenate([firsts, lasts, *middles])))
+    first, last, others = np.split(described, [len(groups), 2 * len(groups)])
+    parts = np.split(others, np.cumsum([len(middle) for middle in middles])[:-1])
     means = np.stack([part.mean(0) for part in parts])
-    own = (described[: len(ends)] * means).sum(1)
-    if end == "first":
-        return (described[1 : len(ends)] * means[:-1]).sum(1) > own[1:]
-    return (described[: len(ends) - 1] * means[1:]).sum(1) > own[:-1]
+
+    def alike(pictures: NDArray, means: NDArray) -> NDArray:
+        return (pictures * means).sum(1)
+
+    return (
+        alike(first[1:], means[:-1]) > alike(first[1:], means[1:]),
+        alike(last[:-1], means[1:]) > alike(last[:-1], means[:-1]),
+    )
 
 
 def check_pairs(faces: FaceSet, name: str, pairs: Pairs) -> Check:

@@ -26,8 +26,9 @@ CENTRE = TEMPLATE.mean(0)
 WINDOW = 30.0  # pixels from the centre that are compared, for a face of the template's size
 RADIUS = 30  # pixels that a face is looked for from its place in the template
 CHUNK = 64  # pictures at a time, because of memory
-SCALES = np.exp(np.linspace(np.log(0.45), np.log(1.7), 17))
+SCALES = np.exp(np.linspace(np.log(0.45), np.log(1.7), 13))
 ASPECTS = (0.85, 1.0, 1.18)
+CERTAIN = 0.8  # match above which faces are not looked for in other turns
 TURNS = ("upright", "upside down", "turned clockwise", "turned anticlockwise")
 
 
@@ -127,6 +128,14 @@ def match(one: NDArray, parts: NDArray, scale: tuple[float, float], shift: tuple
     return float((weights * a * b).sum() / np.sqrt(max((weights * a * a).sum() * (weights * b * b).sum(), 1e-12)))
 
 
+def sharpness(mean: NDArray, parts: NDArray, place: Place) -> float:
+    """Return the contrast of an upright mean map [56, 56] as a multiple of the reference face's at its place."""
+    drawing, weights = draw(parts, place.scale, place.shift)
+    weights = weights / weights.sum()
+    drawing = drawing - (weights * drawing).sum()
+    return float((weights * mean * drawing).sum() / (weights * drawing**2).sum())
+
+
 def turned(maps: NDArray, turn: str) -> NDArray:
     """Undo a turn of maps or pictures [n, h, w, ...]."""
     undo = {
@@ -148,6 +157,8 @@ def find(mean: NDArray, parts: NDArray) -> Place:
             values = correlate(candidate, parts, scale)
             if values.max() > best.match:
                 best = Place(turn, scale, shift_of(values), float(values.max()))
+        if best.match > CERTAIN:
+            break
     return _refine(turned(mean[None], best.turn)[0], parts, best)
 
 

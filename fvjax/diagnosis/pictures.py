@@ -29,9 +29,9 @@ PHOTOGRAPHS = "align them: python -m fvjax.data.prepare folder|lfw|cfp --align (
 LEAST_MATCH = 0.7  # of the mean face with the reference
 LARGEST_SHIFT = 3.5  # pixels
 LARGEST_SCALE = 1.08  # larger or smaller than the template's face
-LARGEST_ASPECT = 1.08
-LARGEST_SCATTER = 3.6  # pixels, median over pictures
-LEAST_AGREEMENT = 0.36  # median correlation of single pictures with the reference
+LARGEST_ASPECT = 1.1
+LARGEST_SCATTER = 3.5  # pixels, median over pictures
+LEAST_SHARPNESS = 0.7  # of the mean face, as a multiple of the reference's
 
 
 @functools.cache
@@ -67,7 +67,9 @@ def check_values(faces: NDArray) -> Check:
     remedy = "store pixels from 0 to 255, as decoded; the model normalises them itself"
     if values["mean"] < 4 or values["at_ends"] > 0.6:
         problem = "the pictures hold no usual pixel values: it looks as if normalised ones were stored as bytes"
-        found.append(Finding("normalised-pixels", problem, f"{evidence}; expected 80 to 150, above 30, under 30%", remedy))
+        found.append(
+            Finding("normalised-pixels", problem, f"{evidence}; expected 80 to 150, above 30, under 30%", remedy)
+        )
     elif values["blank"] > 0.02:
         problem = f"{values['blank']:.1%} of the pictures are blank"
         found.append(Finding("blank-pictures", problem, f"contrast below 4 levels; {evidence}", "leave them out"))
@@ -135,13 +137,11 @@ def place_figures(faces: NDArray, parts: NDArray) -> dict[str, Any]:
     maps = mean_face.contrast(faces)
     place = mean_face.find(maps.mean(0), parts)
     maps = mean_face.turned(maps, place.turn)
-    away, agreement = [], []
+    away = []
     for start in range(0, len(maps), mean_face.CHUNK):
         values = mean_face.correlate(maps[start : start + mean_face.CHUNK], parts, place.scale)
         shifts = np.array([mean_face.shift_of(one) for one in values])
         away.append(np.hypot(*(shifts - place.shift).T))
-        column, row = (int(round((x + mean_face.RADIUS) / mean_face.STEP)) for x in np.clip(place.shift, -30, 30))
-        agreement.append(values[:, row, column])
     return {
         "turn": place.turn,
         "match": round(place.match, 3),
@@ -149,7 +149,7 @@ def place_figures(faces: NDArray, parts: NDArray) -> dict[str, Any]:
         "shift": [round(x, 1) for x in place.shift],
         "points": place.points().round(1).tolist(),
         "scatter": round(float(np.median(np.concatenate(away))), 2),
-        "agreement": round(float(np.median(np.concatenate(agreement))), 3),
+        "sharpness": round(mean_face.sharpness(maps.mean(0), parts, place), 3),
     }
 
 
@@ -161,14 +161,14 @@ def check_places(faces: NDArray) -> Check:
     (left, right, *_), match = values["points"], values["match"]
     eyes = f"eyes at ({left[0]:.0f}, {left[1]:.0f}) and ({right[0]:.0f}, {right[1]:.0f})"
     wanted = "({:.0f}, {:.0f}) and ({:.0f}, {:.0f})".format(*TEMPLATE[:2].ravel())
-    spread = f"faces {values['scatter']:.1f} px from there (median), agreement {values['agreement']:.2f}"
+    spread = f"faces {values['scatter']:.1f} px from there (median), sharpness {values['sharpness']:.2f}"
     evidence = f"mean face: match {match:.2f}, {eyes}; {spread}"
     return Check("alignment", evidence, tuple(_place_findings(values, evidence, wanted)), values)
 
 
 def _place_findings(values: dict[str, Any], evidence: str, wanted: str) -> list[Finding]:
     size, aspect = float(np.prod(values["scale"]) ** 0.5), values["scale"][0] / values["scale"][1]
-    scattered = values["scatter"] > LARGEST_SCATTER or values["agreement"] < LEAST_AGREEMENT
+    scattered = values["scatter"] > LARGEST_SCATTER or values["sharpness"] < LEAST_SHARPNESS
     if values["match"] < LEAST_MATCH:
         problem = "the pictures have no face in common: they are not aligned with each other, or no faces"
         limit = f"{evidence}; expected a match of {LEAST_MATCH} or more"
@@ -179,21 +179,24 @@ def _place_findings(values: dict[str, Any], evidence: str, wanted: str) -> list[
         remedy = "turn the pictures (a reader that ignores EXIF, or rows stored from the bottom up)"
         found.append(Finding("orientation", problem, evidence, remedy))
     if scattered:
-        limit = f"{evidence}; expected under {LARGEST_SCATTER} px and above {LEAST_AGREEMENT}"
+        limit = f"{evidence}; expected under {LARGEST_SCATTER} px and a sharpness above {LEAST_SHARPNESS}"
         problem = "the faces are not aligned with each other (boxes of a detector without points, or most in profile)"
         found.append(Finding("unaligned", problem, limit, PHOTOGRAPHS))
     tilted = max(aspect, 1 / aspect) > LARGEST_ASPECT
     if np.hypot(*values["shift"]) > LARGEST_SHIFT or max(size, 1 / size) > LARGEST_SCALE or tilted:
         problem = f"the crops follow another template: faces are {size:.2f} of its size, {_direction(values['shift'])}"
         problem += f", {aspect:.2f} times as wide for their height" if tilted else ""
-        remedy = "crop with insightface's points for 112x112 (fvjax.data.alignment.geometry.TEMPLATE), or " + PHOTOGRAPHS
+        remedy = (
+            "crop with insightface's points for 112x112 (fvjax.data.alignment.geometry.TEMPLATE), or " + PHOTOGRAPHS
+        )
         found.append(Finding("template", problem, f"{evidence}; expected {wanted}", remedy))
     return found
 
 
 def _direction(shift: list[float]) -> str:
     across, down = shift
-    return f"{abs(across):.0f} px {'right' if across > 0 else 'left'} and {abs(down):.0f} px {'down' if down > 0 else 'up'}"
+    side, height = "right" if across > 0 else "left", "down" if down > 0 else "up"
+    return f"{abs(across):.0f} px {side} and {abs(down):.0f} px {height}"
 
 
 def check_sizes(sizes: dict[tuple[int, int], int]) -> Check:

@@ -48,7 +48,9 @@ def _official_findings(name: str, sizes: NDArray, genuine: NDArray, shared: int,
         return []
     problem = f"the folds are not {name}'s: its pairs were shuffled, or stand in another order"
     half = OFFICIAL[name] // 2
-    return [Finding("folds-shuffled", problem, f"{evidence}; expected {half} genuine each, and nobody in two", IN_ORDER)]
+    return [
+        Finding("folds-shuffled", problem, f"{evidence}; expected {half} genuine each, and nobody in two", IN_ORDER)
+    ]
 
 
 def _repeats(pairs: Pairs) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from fvjax.evals import folds
 
 # Pictures float32 [M, 112, 112, 3] twice, values as from 0 to 255 -> higher = more alike, float [M].
 Score = Callable[[NDArray, NDArray], NDArray]
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
 SURE = 3.0  # standard errors by which a variant must be better
 BETTER = 1.03  # times the separation
 RESAMPLES = 400
@@ -42,9 +41,27 @@ class Variant:
     change: Callable[[NDArray], NDArray]
 
 
-def _renormalised(mean: NDArray | float, std: NDArray | float) -> Callable[[NDArray], NDArray]:
-    """Return what makes (x - 127.5) / 127.5, as a model computes it, equal (x / 255 - mean) / std."""
-    return lambda faces: 127.5 * (1 + (faces / 255 - mean) / std)
+class Normalisation(NamedTuple):
+    """A normalisation (x / 255 - mean) / std of pixels x, as one number or one for each channel."""
+
+    name: str
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+
+HALF = Normalisation("values from -1 to 1", 0.5, 0.5)
+UNIT = Normalisation("values from 0 to 1", 0.0, 1.0)
+RAW = Normalisation("values from 0 to 255", 0.0, 1 / 255)
+IMAGENET = Normalisation("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _renormalised(used: Normalisation, meant: Normalisation) -> Callable[[NDArray], NDArray]:
+    """Return what makes a model that normalises with ``used`` compute what it would with ``meant``."""
+
+    def change(faces: NDArray) -> NDArray:
+        return 255 * (np.asarray(used.mean) + np.asarray(used.std) / meant.std * (faces / 255 - meant.mean))
+
+    return change
 
 
 def _zoomed(scale: float) -> Callable[[NDArray], NDArray]:
@@ -79,9 +96,10 @@ TURNED = "the model expects faces that are turned"
 VARIANTS = (
     Variant("channels swapped", "model-channel-order", CHANNELS, lambda faces: faces[..., ::-1]),
     Variant("upside down", "model-orientation", TURNED, lambda faces: faces[:, ::-1]),
-    Variant("values from 0 to 1", "model-normalisation", VALUES, _renormalised(0, 1)),
-    Variant("ImageNet's mean and std", "model-normalisation", VALUES, _renormalised(MEAN, STD)),
-    Variant("values from 0 to 255", "model-normalisation", VALUES, _renormalised(0, 1 / 255)),
+    *(
+        Variant(f"{meant.name} instead of {used.name}", "model-normalisation", VALUES, _renormalised(used, meant))
+        for used, meant in ((HALF, UNIT), (HALF, IMAGENET), (HALF, RAW), (UNIT, HALF), (IMAGENET, HALF), (RAW, HALF))
+    ),
     Variant("faces 1.15 times as large", "model-template", CROPS, _zoomed(1.15)),
     Variant("faces 0.87 times as large", "model-template", CROPS, _zoomed(1 / 1.15)),
     Variant("faces 8 px to the left", "model-template", CROPS, _shifted(0, -8)),
@@ -104,9 +122,7 @@ def separation(scores: NDArray, same: NDArray, weights: NDArray | None = None) -
     return (genuine - impostor) / np.sqrt(np.maximum((spread + other_spread) / 2, 1e-12))
 
 
-def check_model(
-    faces: FaceSet, name: str, pairs: Pairs, score: Score, count: int
-) -> tuple[Check, NDArray, NDArray]:
+def check_model(faces: FaceSet, name: str, pairs: Pairs, score: Score, count: int) -> tuple[Check, NDArray, NDArray]:
     """Check a model on at most ``count`` pairs, with the pictures as they are and with VARIANTS.
 
     Returns:
@@ -162,9 +178,8 @@ def check_threshold(name: str, scores: NDArray, pairs: Pairs, threshold: float, 
     """Check that a threshold fits the scores of a benchmark's pairs: float [M], and who says so."""
     measured = folds.verification(scores, pairs.same, pairs.fold_sizes, bootstrap=0)["accuracy@best_threshold"]
     accuracy = float(((scores >= threshold) == pairs.same).mean())
-    evidence = (
-        f"accuracy {accuracy:.1%} at {threshold:.4f} ({origin}), 10-fold {measured['mean']:.1%} at {measured['threshold']:.4f}"
-    )
+    tenfold = f"10-fold {measured['mean']:.1%} at {measured['threshold']:.4f}"
+    evidence = f"accuracy {accuracy:.1%} at {threshold:.4f} ({origin}), {tenfold}"
     found = []
     if accuracy < measured["mean"] - GAP:
         problem = "the threshold does not belong to these scores"
