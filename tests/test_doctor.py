@@ -18,7 +18,6 @@ from fvjax.data import images, synthetic
 from fvjax.data.readers import benchmarks
 from fvjax.data.stores import Pairs, Store, Writer, read_pairs
 from fvjax.diagnosis import labels, mean_face, pictures, protocols, scores
-from fvjax.diagnosis.examination import Subject, examine
 from fvjax.diagnosis.face_sets import open_faces
 from tests.reference.recipe import GOLDEN
 
@@ -43,8 +42,8 @@ def faces_like_the_reference(count: int, scale=(1.0, 1.0), shift=(0.0, 0.0), sca
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """Return a store of 240 drawings with 120 pairs."""
-    return synthetic.write(tmp_path_factory.mktemp("drawings") / "s", range(60), 4, 0, split="test", pairs=120)
+    """Return a store of 120 drawings with 80 pairs."""
+    return synthetic.write(tmp_path_factory.mktemp("drawings") / "s", range(40), 3, 0, split="test", pairs=80)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -116,12 +115,12 @@ def test_the_place_is_measured():
 
 
 def test_correlations_are_those_of_single_places():
-    """The sums by Fourier transforms equal the plain ones at every shift that is looked at."""
+    """The sums by Fourier transforms equal the plain ones, but for what of the face is beyond the picture's edge."""
     one = mean_face.contrast(faces_like_the_reference(1, shift=(3, 4)))[0]
     values = mean_face.correlate(one, PARTS, (0.9, 1.1))
     for across, down in ((0, 0), (6, -10), (-20, 14)):
         plain = mean_face.match(one, PARTS, (0.9, 1.1), (across, down))
-        assert values[(down + 30) // 2, (across + 30) // 2] == pytest.approx(plain, abs=1e-3)
+        assert values[(down + 30) // 2, (across + 30) // 2] == pytest.approx(plain, abs=5e-3)
 
 
 def test_too_few_pictures_have_no_mean_face():
@@ -148,7 +147,7 @@ def test_an_auc_and_its_standard_error():
 
 @pytest.mark.parametrize(("by", "found"), [(0, []), (1, ["labels-shifted"]), (-1, ["labels-shifted"])])
 def test_labels_that_moved_by_one_record(by, found, drawings, tmp_path):
-    moved = np.roll(drawings.labels, by)
+    moved = drawings.labels[np.clip(np.arange(len(drawings)) - by, 0, len(drawings) - 1)]
     with Writer(tmp_path / "s", split="train", sources=["drawn"]) as writer:
         for i in range(len(drawings)):
             writer.add(drawings.jpeg(i), f"person {moved[i]:03d}", f"drawn#{i}")
@@ -195,8 +194,9 @@ def test_folds():
 
 def sees(faces: np.ndarray) -> np.ndarray:
     """Stand for a network: embed what lies between 0 and 255, by how much redder than blue the skin is."""
-    red = np.clip(faces, 0, 255)[..., 0] - np.clip(faces, 0, 255)[..., 2]
-    return labels.describe(np.repeat(np.maximum(red, 0)[..., None], 3, -1))
+    bytes_ = np.round(np.clip(faces, 0, 255))
+    red = bytes_[..., 0] - bytes_[..., 2]
+    return labels.describe(np.repeat(100 * np.maximum(red, 0)[..., None], 3, -1))  # contrast does not matter
 
 
 def scorer(reading=lambda x: x):
@@ -214,14 +214,15 @@ def scorer(reading=lambda x: x):
     [
         (lambda x: x, [], ""),
         (lambda x: x[..., ::-1], ["model-channel-order"], "channels swapped"),
-        (lambda x: 2 * x - 255, ["model-normalisation"], "values from 0 to 1 instead of values from -1 to 1"),
+        (lambda x: (x - 127.5) / 127.5, ["model-normalisation"], "values from 0 to 255 instead of values from -1 to 1"),
         (lambda x: np.roll(x, 40, 2) * 0 + 90, ["model-collapsed"], ""),
         (lambda x: x * np.nan, ["model-broken"], ""),
     ],
 )
-def test_how_a_model_reads_pictures(reading, found, variant, drawings):
+def test_how_a_model_reads_pictures(reading, found, variant, drawings, monkeypatch):
+    monkeypatch.setattr(scores, "VARIANTS", [scores.VARIANTS[i] for i in (0, 4, -1)])
     faces = open_faces(drawings.path)
-    check, _, _ = scores.check_model(faces, "synthetic", faces.protocols["synthetic"], scorer(reading), 120)
+    check, _, _ = scores.check_model(faces, "synthetic", faces.protocols["synthetic"], scorer(reading), 80)
     assert names([check]) == found
     assert variant in "".join(finding.evidence for finding in check.findings)
 
@@ -229,7 +230,7 @@ def test_how_a_model_reads_pictures(reading, found, variant, drawings):
 def test_distances_are_no_scores(drawings):
     faces = open_faces(drawings.path)
     score = scorer()
-    check, *_ = scores.check_model(faces, "synthetic", faces.protocols["synthetic"], lambda a, b: -score(a, b), 120)
+    check, *_ = scores.check_model(faces, "synthetic", faces.protocols["synthetic"], lambda a, b: -score(a, b), 80)
     assert names([check]) == ["scores-inverted"]
 
 
@@ -252,15 +253,15 @@ def test_separation_with_weights_is_that_of_repeated_pairs():
     assert scores.separation(values, same) == pytest.approx(by_hand)
 
 
-def test_a_threshold_of_other_scores(drawings):
-    faces = open_faces(drawings.path)
-    best = list(examine(faces, Subject(scorer())))[-1].figures
-    right = [*examine(faces, Subject(scorer(), 0.3))]
-    wrong = [*examine(faces, Subject(scorer(), 0.95, "--threshold"))]
-    assert "ten_fold" not in best
-    assert names(right) in ([], ["threshold"])
-    assert names(wrong) == ["threshold"]
-    assert "0.9500 (--threshold)" in wrong[-1].evidence
+def test_a_threshold_of_other_scores():
+    same = np.tile([True, False], 50)
+    pairs = Pairs(*np.zeros((2, 100), int), same, np.arange(100) // 10, *np.zeros((2, 100), int))
+    values = np.where(same, 0.6, 0.2) + np.random.default_rng(0).normal(0, 0.05, 100)
+    pairs = Pairs(**{**vars(pairs), "identity_b": np.where(same, 0, 1)})
+    assert names([scores.check_threshold("lfw", values, pairs, 0.4, "given")]) == []
+    check = scores.check_threshold("lfw", values, pairs, 0.9, "--threshold")
+    assert names([check]) == ["threshold"]
+    assert "accuracy 50.0% at 0.9000 (--threshold), 10-fold 100.0% at 0.39" in check.evidence
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ def test_the_command(drawings, tmp_path, capsys):
     code, out, err = say(capsys, f"--data={drawings.path}")
     assert (code, err) == (0, "")
     assert out.endswith("\nno findings\n")
-    assert "240 of 240 pictures are 112x112" in out
+    assert "120 of 120 pictures are 112x112" in out
     for i in range(40):
         swapped = np.ascontiguousarray(drawings.image(i)[..., ::-1])
         (tmp_path / "crops" / f"{drawings.labels[i]}").mkdir(parents=True, exist_ok=True)
@@ -324,7 +325,8 @@ def run(drawings, monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_model_is_examined(run, drawings, capsys):
+def test_a_model_is_examined(run, drawings, capsys, monkeypatch):
+    monkeypatch.setattr(scores, "VARIANTS", scores.VARIANTS[:1])
     code, out, err = say(capsys, f"--data={drawings.path}", f"--model={run}", "--pairs=60", "--benchmark=synthetic")
     assert err == ""
     assert "of 60 pairs" in out
@@ -344,9 +346,10 @@ def test_results_of_another_checkpoint_or_other_data(change, run, drawings):
     else:
         results |= change
     (run / "results.json").write_text(json.dumps(results))
-    checks = doctor.diagnose(drawings.path, run, pairs=40)
-    assert "results-stale" in names(checks)
-    assert not any(check.name.startswith("threshold") for check in checks), "a threshold of something else is not used"
+    network, results = doctor._open_model(run)
+    checks, threshold = doctor._check_results(run, results, network.run, open_faces(drawings.path), "synthetic")
+    assert names(checks) == ["results-stale"]
+    assert threshold is None, "a threshold of something else is not used"
 
 
 def test_scores_are_those_of_the_evaluation(run, drawings):
@@ -398,6 +401,7 @@ def test_the_reference_is_made_of_stores(monkeypatch, tmp_path, capsys):
         with Writer(tmp_path / name, split="train", sources=["x"]) as writer:
             for i, face in enumerate(faces_like_the_reference(40, scale)):
                 writer.add(images.encode(face), f"{i}", f"{i}")
+    monkeypatch.setattr(doctor_reference, "START", PARTS)  # near to the result, to save time
     monkeypatch.setattr("sys.argv", ["doctor_reference", str(tmp_path / "a"), str(tmp_path / "b")])
     doctor_reference.main()
     made = json.loads(capsys.readouterr().out)
@@ -423,11 +427,11 @@ def test_the_table_of_pipelines(drawings, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def lfw(real_data, tmp_path_factory):
-    """Return sound crops: 120 pairs of LFW."""
+    """Return sound crops: 100 pairs of LFW."""
     crops, protocol = real_data / "faces/lfw112_pairs", real_data / "faces/protocol/lfw_pairs.txt"
     folder = tmp_path_factory.mktemp("lfw")
     store = benchmarks.lfw(crops, folder / "lfw", pairs=protocol, policy="fail", resize=False)
-    return doctor_pipelines.material(store, "lfw", 120)
+    return doctor_pipelines.material(store, "lfw", 100)
 
 
 @pytest.mark.parametrize("pipeline", doctor_pipelines.PIPELINES)

@@ -28,7 +28,6 @@ RADIUS = 30  # pixels that a face is looked for from its place in the template
 CHUNK = 64  # pictures at a time, because of memory
 SCALES = np.exp(np.linspace(np.log(0.45), np.log(1.7), 13))
 ASPECTS = (0.85, 1.0, 1.18)
-CERTAIN = 0.8  # match above which faces are not looked for in other turns
 TURNS = ("upright", "upside down", "turned clockwise", "turned anticlockwise")
 
 
@@ -157,8 +156,6 @@ def find(mean: NDArray, parts: NDArray) -> Place:
             values = correlate(candidate, parts, scale)
             if values.max() > best.match:
                 best = Place(turn, scale, shift_of(values), float(values.max()))
-        if best.match > CERTAIN:
-            break
     return _refine(turned(mean[None], best.turn)[0], parts, best)
 
 
