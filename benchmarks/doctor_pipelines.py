@@ -108,7 +108,7 @@ def moved(scale: float, shift: tuple[float, float], scatter: tuple[float, float,
             centre = (images.SIZE - 1) / 2
             offset = centre - inverse @ (centre + np.array(shift) + rng.normal(0, scatter[2], 2))
             matrix = [*inverse[0], offset[0], *inverse[1], offset[1]]
-            picture = Image.fromarray(face).transform((images.SIZE,) * 2, Image.Transform.AFFINE, matrix, 2)
+            picture = Image.fromarray(face).transform(images.FACE_SIZE, Image.Transform.AFFINE, matrix, 2)
             out.append(np.asarray(picture))
         return np.stack(out)
 
@@ -118,7 +118,7 @@ def moved(scale: float, shift: tuple[float, float], scatter: tuple[float, float,
 def stretched(faces: NDArray) -> NDArray:
     """Cut 96x112 crops out of the middle and resize them to 112x112."""
     cut = faces[:, :, 8:104]
-    return np.stack([np.asarray(Image.fromarray(face).resize((images.SIZE,) * 2)) for face in cut])
+    return np.stack([np.asarray(Image.fromarray(face).resize(images.FACE_SIZE)) for face in cut])
 
 
 def swapped(faces: NDArray) -> NDArray:

@@ -110,7 +110,8 @@ def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
     else:
         kind = weights_convert.open_checkpoint(path).kind
-        model, results = api.load(path, next(name for name, its in api.KINDS.items() if its == kind)), {}
+        scenario: Any = next(name for name, its in api.KINDS.items() if its == kind)
+        model, results = api.load(path, scenario), {}
     if model.encoder.yes_no:
         raise ValueError(f"{path} answers Yes or No about pairs; the doctor examines models that embed faces")
     return model, results
