@@ -10,6 +10,7 @@ import fvjax
 COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
+    "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),
     "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
     "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),

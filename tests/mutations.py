@@ -37,6 +37,7 @@ PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arr
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
 DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
+DOCTOR = "tests/test_doctor.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2713,6 +2714,55 @@ FAULTS = (
         "Path(each).resolve() == file.resolve() for each in names",
         "Path(each).resolve() == file for each in names[:0]",
         (PHOTOGRAPHS + "test_where_no_picture_can_be_saved[an input]",),
+    ),
+    # ---- the doctor
+    Fault(
+        "doctor_channels",
+        "the doctor never names another order of the channels",
+        "fvjax/diagnosis/pictures.py",
+        'elif most != "RGB" and shares[most] > 0.5:',
+        'elif most != "RGB" and shares[most] > 1.5:',
+        (DOCTOR + "test_colours",),
+    ),
+    Fault(
+        "doctor_turns",
+        "the doctor looks for upright faces only",
+        "fvjax/diagnosis/mean_face.py",
+        "candidate = turned(mean[None], turn)[0]",
+        "candidate = mean",
+        (DOCTOR + "test_places",),
+    ),
+    Fault(
+        "doctor_folds",
+        "the doctor does not see that people are in several folds",
+        "fvjax/diagnosis/protocols.py",
+        "int((counts > 1).sum())",
+        "int((counts > 99).sum())",
+        (DOCTOR + "test_folds",),
+    ),
+    Fault(
+        "doctor_normalisation",
+        "the doctor tries the inverse of a normalisation",
+        "fvjax/diagnosis/scores.py",
+        "np.asarray(used.std) / meant.std",
+        "np.asarray(meant.std) / used.std",
+        (DOCTOR + "test_normalisations_are_exchanged_exactly",),
+    ),
+    Fault(
+        "doctor_neighbours",
+        "the doctor compares the last picture of an identity with the wrong neighbour",
+        "fvjax/diagnosis/labels.py",
+        "alike(last[:-1], means[1:]) > alike(last[:-1], means[:-1])",
+        "alike(last[1:], means[:-1]) > alike(last[1:], means[1:])",
+        (DOCTOR + "test_labels_that_moved_by_one_record",),
+    ),
+    Fault(
+        "doctor_stale_results",
+        "the doctor uses a threshold that was measured on other data",
+        "fvjax/doctor.py",
+        'sound = bool(mine) and results["step"] == run.step',
+        'sound = results["step"] == run.step',
+        (DOCTOR + "test_results_of_another_checkpoint_or_other_data",),
     ),
 )
 

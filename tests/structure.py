@@ -17,7 +17,7 @@ from fvjax import config
 PATH = ("main", "experiment", "training/loop", "tasks/verification", "models/vlm", "models/decoder")
 PATH_BEFORE = ("main", "train", "tasks/contrastive", "models/vlm", "models/decoder")
 TASK_NAMES = {"contrastive", "pair_answer"}
-COMMANDS = {"main", "plan", "verify", "export", "pretrain", "prepare"}
+COMMANDS = {"main", "plan", "verify", "doctor", "export", "pretrain", "prepare"}
 # The same figures at commit f41f023, from running `python -m tests.structure` on that checkout.
 BEFORE: dict[str, int | str] = {
     "lines of the reading path": 1246,

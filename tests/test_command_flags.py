@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, export, plan, pretrain, verify
+from fvjax import chat, cli, doctor, export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -81,6 +81,12 @@ TESTED: dict[str, dict[str, str]] = {
         "--json": "test_verify::test_as_a_command",
         "--face": "test_photographs::test_the_chosen_face_is_compared",
         "--save": "test_photographs::test_the_saved_picture_shows_faces_and_verdict",
+    },
+    "fvjax.doctor": {
+        "--data": "test_doctor::test_the_command",
+        "--json": "test_doctor::test_the_command",
+        "--pictures": "test_doctor::test_the_command",
+        **dict.fromkeys(("--model", "--benchmark", "--threshold", "--pairs"), "test_doctor::test_a_model_is_examined"),
     },
     "fvjax.export": {
         "--workdir": "test_export::test_adapters_of_a_run",
@@ -217,6 +223,11 @@ TESTED: dict[str, dict[str, str]] = {
         "--grace": "test_local::test_the_first_failure_is_the_exit_code_and_the_rest_is_killed",
     },
     "benchmarks/decode.py": {"--store": f"{HERE}::test_what_a_benchmark_measures"},
+    "benchmarks/doctor_pipelines.py": {
+        "--lfw": "test_doctor::test_the_table_of_pipelines",
+        "--pairs": "test_doctor::test_the_table_of_pipelines",
+    },
+    "benchmarks/doctor_reference.py": {"stores": "test_doctor::test_the_reference_is_made_of_stores"},
     "benchmarks/flops.py": {
         "--pairs": f"{HERE}::test_pairs_whose_arithmetic_is_counted",
         "--store": f"{HERE}::test_pairs_whose_arithmetic_is_counted",
@@ -288,6 +299,7 @@ def all_flags() -> dict[str, set[str]]:
     commands = {
         "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
+        "fvjax.doctor": lambda: doctor.main([]),
         "fvjax.export": lambda: export.main([]),
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),

@@ -18,13 +18,13 @@ LAYERS: tuple[set[str], ...] = (
     {"config"},
     {"models", "data", "parallel", "checks", "runtime"},
     {"losses", "evals", "cli"},
-    {"tasks"},
+    {"tasks", "diagnosis"},
     {"training"},
     {"planning", "chat_model"},
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "chat", "export", "pretrain", "__main__"},
+    {"plan", "verify", "doctor", "chat", "export", "pretrain", "__main__"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
@@ -97,7 +97,7 @@ def test_models_know_arrays_only():
 
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
-    for file in [*files("data"), *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
+    for file in [*files("data"), *files("diagnosis"), *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 
 
