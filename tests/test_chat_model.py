@@ -635,6 +635,22 @@ def test_every_prompt_is_sampled_with_its_own_key(model):
     assert sorted(used) == sorted([(lengths[0], 10), (lengths[0], 10), (lengths[1], 11), (lengths[2], 12)])
 
 
+def test_answers_are_sampled_with_the_settings_of_each_call(model, monkeypatch):
+    dialogue = Dialogue(model.encoder, model.format, lambda f: f, np.asarray, 1)
+    prompts = [Prompt(Size(1, 0, 0), lambda: model._piece(ask("Hair?"), []))]
+    used = []
+
+    def answered(*arrays, temperature, top_p, **_):
+        used.append((temperature, top_p))
+        return np.full((1, 8), tiny_chat.END), np.array([1])
+
+    monkeypatch.setattr(dialogue, "_continue", answered)
+    calls = [(1.0, 1.0), (0.5, 1.0), (1.0, 0.9), (1.0, 1.0)]
+    for temperature, top_p in calls:
+        dialogue.generate({}, prompts, 8, keys=np.array([10]), temperature=temperature, top_p=top_p)  # type: ignore[arg-type]
+    assert used == calls
+
+
 def test_an_answer_that_ends_is_not_cut(model):
     """An answer whose last token, at the limit, is the end token has ended as well."""
     dialogue = Dialogue(model.encoder, model.format, lambda f: f, np.asarray, 4)

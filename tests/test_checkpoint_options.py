@@ -772,6 +772,12 @@ def test_which_modules_are_targets(tmp_path, changes, expected):
             assert {m for m, value in found.items() if value is True or isinstance(value, re.Match)} == expected
 
 
+@pytest.mark.parametrize("init", ["pissa", "PiSSA", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_adapters_that_were_subtracted_from_the_base_are_refused(scale, init):
+    with pytest.raises(ValueError, match=f"init_lora_weights='{init}' is not supported: it subtracts"):
+        scale(init_lora_weights=init)
+
+
 @pytest.mark.parametrize("key", ADAPTER_REFUSED)
 def test_adapters_that_are_not_plain_lora_are_refused_by_name(scale, tmp_path, key):
     with pytest.raises(ValueError, match=key) as error:

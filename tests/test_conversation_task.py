@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from fvjax import experiment, trees
 from fvjax.config import base, benchmark, typed
 from fvjax.console import console
-from fvjax.data import face_questions
+from fvjax.data import face_questions, tiling
 from fvjax.data.conversations import Reader, pack_rows, piece
 from fvjax.data.stores.conversations import ConversationStore
 from fvjax.parallel import sharding
@@ -434,6 +434,14 @@ def test_too_long_conversations_are_named_or_counted(store):
     said = f"6 conversations, 2 longer than 40 tokens left out, 6 rows, {learned} tokens with loss; 8 rows a step"
     assert examples.description.startswith(said)
     assert sorted(examples.plan.examples(np.arange(8))["ids"].ravel().tolist()) == [-1, -1, 0, 1, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(("max_tiles", "tiles"), [(1, 1), (2, 4), (3, 4), (4, 8), (12, 16)])
+def test_the_largest_batch_has_room_for_the_thumbnail(max_tiles, tiles):
+    shapes = conversation(config(chat__max_tiles=max_tiles)).batch_shapes(2)
+    most = tiling.count(100 * max_tiles, 100, max_tiles)
+    assert most <= shapes["tiles"].shape[1] == tiles
+    assert shapes["places"].shape == (2, tiles)
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused():

@@ -118,6 +118,7 @@ def test_lines_lists_and_line_ends_give_the_same(people, tmp_path, capsys):
 MESSAGES = [{"role": "user", "content": "<image>\nWho?"}, {"role": "assistant", "content": "Me."}]
 TEXT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
 SYSTEM = {"role": "system", "content": "Be kind."}
+GREETING = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi."}]
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "a/b.png"}}
 WHO = {"type": "text", "text": "Who?"}
 
@@ -137,6 +138,12 @@ WHO = {"type": "text", "text": "Who?"}
         (llava("Who?", "Me.", image=[], images=None, tools=""), TEXT, [], {"image": [], "images": None}),
         (llava("Who?", "Me.", system="Be kind."), [SYSTEM, *TEXT], [], {}),
         (llava("Who?", "Me.", system=" "), TEXT, [], {}),
+        (
+            llava("Hi.", "Hi.", "<image>\nWho?", "Me.", image="a.png", system="Be kind."),
+            [SYSTEM, *GREETING, *MESSAGES],
+            ["a.png"],
+            {"image": "a.png"},
+        ),
         ({"messages": MESSAGES, "images": ["a.png"]}, MESSAGES, ["a.png"], {"images": ["a.png"]}),
         ({"messages": [SYSTEM, *TEXT], "tag": "x"}, [SYSTEM, *TEXT], [], {"tag": "x"}),
         (

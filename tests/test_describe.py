@@ -76,6 +76,11 @@ def test_ages_that_a_spreadsheet_mangled(copy, first):
 HEAD = "file,age,gender,race,service_test\n"
 
 
+def test_a_byte_order_mark_before_the_labels_is_no_part_of_them(tmp_path):
+    (tmp_path / "labels.csv").write_text("\ufeff" + HEAD + "a.jpg,3-9,Male,White,True\n", encoding="utf-8")
+    assert fairface.read_labels(tmp_path / "labels.csv") == [fairface.Label("a.jpg", "3-9", "Male", "White")]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 
 from fvjax.data import describe, images
+from fvjax.data.describing import answers, prompts
 from fvjax.data.describing import endpoint as client
-from fvjax.data.describing import prompts
 from fvjax.data.prepare import main as prepare
+from fvjax.data.readers.fairface import Label
 from fvjax.data.stores.conversations import ConversationStore
 
 KEY = "sk-secret-0123456789"
@@ -444,6 +446,13 @@ def test_answers_made_with_other_settings_are_not_mixed(server, faces, capsys, t
     assert len(server.requests) == 3
     (tmp_path / "out.jsonl.settings.json").unlink()
     assert "it is not known what made it" in fails(capsys, flags(server, faces))
+
+
+@pytest.mark.parametrize("change", [{"file": "b.jpg"}, {"age": "30-39"}, {"gender": "Female"}, {"race": "Black"}])
+def test_every_part_of_a_label_decides_the_answers(change):
+    label, texts = Label("a.jpg", "20-29", "Male", "White"), prompts.load()
+    settings = [answers.settings([one], texts, "writer", 9) for one in (label, replace(label, **change))]
+    assert settings[0]["labels"] != settings[1]["labels"]
 
 
 def test_a_damaged_output_is_named(server, faces, capsys):

@@ -114,6 +114,7 @@ def reordered(key: str, value: np.ndarray) -> np.ndarray:
 def write(path, metadata=METADATA, tensors=None, kind="Q8_0", architecture="llama"):
     """Write a GGUF file; matrices are quantised as ``kind``, vectors are float32."""
     writer = gguf.GGUFWriter(path, architecture)
+    writer.data_alignment = metadata.get("general.alignment", writer.data_alignment)
     for key, value in metadata.items():
         if isinstance(value, list):
             writer.add_array(key, value)
@@ -151,6 +152,12 @@ def test_every_weight_is_the_decoded_one(tmp_path, kind, tied):
         expected = gguf.dequantize(gguf.quantize(value, quantised), quantised)
         assert stored[key].dtype == np.float32
         np.testing.assert_array_equal(stored[key][:], expected, err_msg=key)
+
+
+def test_tensors_begin_where_the_files_alignment_says(tmp_path):
+    src = write(tmp_path / "tiny.gguf", changed(general__alignment=4096), kind="F32")
+    key = "model.layers.1.mlp.down_proj.weight"
+    np.testing.assert_array_equal(open_gguf(src).tensors[gguf_name(key)].read(), weights()[key])
 
 
 def test_the_directory_is_complete_and_opens_as_a_decoder(tiny, tmp_path):

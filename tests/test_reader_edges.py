@@ -269,6 +269,16 @@ def test_a_folder_follows_links_and_has_no_features(tmp_path):
             folders.folder(tmp_path / "src", tmp_path / "t", **options, **{name: "x"})
 
 
+def test_an_identity_may_be_a_link_to_a_folder(tmp_path):
+    for folder in ("elsewhere/bob", "src/ann"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.jpg").write_bytes(FACES[0])
+    (tmp_path / "src/bob").symlink_to(tmp_path / "elsewhere/bob", target_is_directory=True)
+    options = {"exclude": None, "limit": None, "resize": False, "policy": "drop"}
+    made = folders.folder(tmp_path / "src", tmp_path / "s", **options)
+    assert (made.sources, made.identities) == (["ann/1.jpg", "bob/1.jpg"], ["ann", "bob"])
+
+
 # ---- stores
 
 

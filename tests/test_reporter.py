@@ -80,6 +80,24 @@ def rates_of(reported):
     return [line["images_per_s"] for _, line in reported.writer.written]
 
 
+def train(clock, reported, losses, save) -> None:
+    """Run the training loop on given losses; a step takes a second, and every second one is given to `save`."""
+    checkpoints = SimpleNamespace(save=lambda step, state, facts: save(step), wait=lambda: None)
+    saves = Saves(checkpoints, every_steps=2, total_steps=6, facts={}, seconds=lambda: 1.0)  # type: ignore[arg-type]
+    parts: dict[str, Any] = {
+        "agreement": SimpleNamespace(propose=lambda step: 0, decide=lambda request: 0, saved=lambda action: None),
+        "evaluations": SimpleNamespace(missing=lambda step: False, due=lambda step: False),
+        "trace": SimpleNamespace(before=lambda number, step, *args: step, after=lambda number, state: None),
+    }
+    state: Any = SimpleNamespace(step=0, as_dict=dict)
+
+    def train_step(state, frozen, loss, request):
+        clock.now += 1
+        return state, values(clock, loss)
+
+    loop.train(state, None, losses, train_step, reporter=reported, saves=saves, hash_every=0, **parts)
+
+
 # ---- when a step is reported
 
 
@@ -137,22 +155,9 @@ def test_a_result_that_is_not_finite_ends_the_run_and_is_not_written(run, clock,
 def test_a_state_is_saved_only_after_its_loss_was_found_finite(run, clock):
     """Otherwise the broken state would be the newest checkpoint, and the run would resume from it."""
     saved = []
-    checkpoints = SimpleNamespace(save=lambda step, state, facts: saved.append(step))
-    saves = Saves(checkpoints, every_steps=2, total_steps=6, facts={}, seconds=lambda: 1.0)  # type: ignore[arg-type]
-    parts: dict[str, Any] = {
-        "agreement": SimpleNamespace(propose=lambda step: 0, decide=lambda request: 0, saved=lambda action: None),
-        "evaluations": SimpleNamespace(missing=lambda step: False, due=lambda step: False),
-        "trace": SimpleNamespace(before=lambda number, step, *args: step, after=lambda number, state: None),
-    }
-    state: Any = SimpleNamespace(step=0, as_dict=dict)
-
-    def train_step(state, frozen, loss, request):
-        clock.now += 1
-        return state, values(clock, loss)
-
-    losses: Any = [3.0, 2.0, 1.0, np.nan, 1.0, 1.0]  # the fourth belongs to the second checkpoint
+    losses = [3.0, 2.0, 1.0, np.nan, 1.0, 1.0]  # the fourth belongs to the second checkpoint
     with pytest.raises(FloatingPointError, match="step 3: the loss is nan"):
-        loop.train(state, None, losses, train_step, reporter=run(), saves=saves, hash_every=0, **parts)
+        train(clock, run(), losses, save=saved.append)
     assert saved == [2]
 
 
@@ -281,6 +286,15 @@ def test_time_for_saving_and_evaluating_is_not_the_next_steps(run, clock):
     reported.add(1, values(clock))
     reported.flush()
     assert rates_of(reported) == [32.0, 8.0]
+
+
+def test_the_loop_leaves_the_time_of_saves_out_of_the_rates(run, clock):
+    def save(step):
+        clock.now += 60
+
+    reported = run()
+    train(clock, reported, [1.0] * 6, save)
+    assert rates_of(reported) == [32.0] * 6
 
 
 # ---- lines for people

@@ -518,6 +518,9 @@ def test_the_best_validated_step_is_what_is_evaluated(run, tmp_path):
     assert now["benchmarks"]["alpha"]["auc"] != found["benchmarks"]["alpha"]["auc"], "the two steps can be told apart"
     assert now["benchmarks"]["alpha"]["before_training"] == found["benchmarks"]["alpha"]["before_training"]
     assert evaluations(SimpleNamespace(dir=again)) == evaluations(run), "an evaluation alone adds no line"
+    opened = api.load_workdir(again).run
+    assert opened is not None
+    assert opened.step == other, "programs get the step that was evaluated"
 
 
 # ---- the table and the plots

@@ -195,6 +195,19 @@ def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, mon
         assert [label[:3] for label in labels if "pairs" in label] == ["lfw", "cfp"]
 
 
+def test_figures_before_training_are_kept_beside_those_of_the_same_data(tmp_path):
+    class Judged(Judge):
+        def run(self, state, title):
+            return {"lfw": entry(1), "cfp": entry(2)}, {}, {}
+
+    c = base()
+    c.eval.baselines = False
+    before = {"lfw": entry(3, data_hash="1"), "cfp": entry(4, data_hash="changed since"), "gone": entry(5)}
+    report = Judged("net", of(c, tmp_path), set()).report(cast(Any, None), before, None)
+    found = report.results["benchmarks"]
+    assert {name: one["before_training"] for name, one in found.items()} == {"lfw": before["lfw"], "cfp": None}
+
+
 def test_only_the_first_process_prints_and_writes(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/results.json").write_text(json.dumps(finished()))

@@ -76,6 +76,13 @@ def test_ids_of_a_tiny_tokenizer(write, tmp_path):
     assert tokenizer.added == tiny_bpe.ID
 
 
+def test_merges_that_begin_with_a_hash_are_no_comments(tmp_path):
+    tiny_bpe.write_vocabulary(tmp_path)
+    for file, old, new in (("merges.txt", "Ye s", "# #"), ("vocab.json", '"Yes"', '"##"')):
+        (tmp_path / file).write_text((tmp_path / file).read_text().replace(old, new))
+    assert tokenizers.load(tmp_path).encode("##") == [259]
+
+
 def test_texts_are_split_as_transformers_does():
     assert tokenization_qwen2.PRETOKENIZE_REGEX == byte_level.QWEN2_SPLIT
 

@@ -236,6 +236,7 @@ def test_what_people_read(loaded, crops, capsys, tmp_path):
     ("change", "message"),
     [
         ({"step": 3}, "is of (step, base) (3, ''), the newest checkpoint is (6, '')"),
+        ({"base_hash": "f" * 64}, "is of (step, base) (6, 'ffffffff'), the newest checkpoint is (6, '')"),
         ({"flip_sum": None}, "lacks 'flip_sum'"),
         ({"identities_seen_in_training": 3}, "training saw identities of every benchmark; choose --benchmark=synth"),
     ],
