@@ -2833,8 +2833,8 @@ FAULTS = (
         "peft_olora",
         "adapters that PEFT initialised with OLoRA, which changes the base, are read as plain ones",
         "weights_convert/adapter_config.py",
-        'INITS = (True, False, "gaussian", "orthogonal", "eva")  # initialisations that do not change the base',
-        'INITS = (True, False, "gaussian", "orthogonal", "eva")  # initialisations that do not change the base, "olora")',
+        '"gaussian", "orthogonal", "eva")',
+        '"gaussian", "orthogonal", "eva", "olora")',
         ("tests/test_checkpoint_options.py::test_adapters_that_were_subtracted_from_the_base_are_refused",),
     ),
     Fault(

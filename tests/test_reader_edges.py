@@ -270,9 +270,9 @@ def test_a_folder_follows_links_and_has_no_features(tmp_path):
 
 
 def test_an_identity_may_be_a_link_to_a_folder(tmp_path):
-    for folder in ("elsewhere/bob", "src/ann"):
+    for i, folder in enumerate(("elsewhere/bob", "src/ann")):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "1.jpg").write_bytes(FACES[0])
+        (tmp_path / folder / "1.jpg").write_bytes(FACES[i])
     (tmp_path / "src/bob").symlink_to(tmp_path / "elsewhere/bob", target_is_directory=True)
     options = {"exclude": None, "limit": None, "resize": False, "policy": "drop"}
     made = folders.folder(tmp_path / "src", tmp_path / "s", **options)
