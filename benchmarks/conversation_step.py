@@ -1,7 +1,8 @@
 """Compare a training step on conversations with transformers and peft: same weights, batch and precision, in turn.
 
     python benchmarks/conversation_step.py --case=chat_100m [--against eager compiled best] [--rounds=3] [--steps=2]
-                                           [--batch=4] [--tokens=N] [--threads=2] [--precision=float32|bfloat16] [--json=FILE]
+                                           [--batch=4] [--tokens=N] [--threads=2] [--json=FILE]
+                                           [--precision=float32|bfloat16]
     python benchmarks/conversation_step.py --case=smollm2 --weights=DIR    DIR as docs/smollm2.md makes it
 
     chat_100m   an InternVL3 of 108 million parameters with random weights: a picture of 448 pixels in each row
@@ -17,8 +18,8 @@ attention:
 
 In bfloat16 the frozen weights are bfloat16, the adapters float32, and peft's programs run under autocast.
 
-Every program runs in its own process with --threads threads and cores; the processes take turns, A B C … A B C …, so that their turns
-are seconds apart. The losses of the first three steps must agree, which covers gradients and updates.
+Every program runs in its own process with --threads threads and cores; the processes take turns, A B C … A B C …, so
+that their turns are seconds apart. The losses of the first three steps must agree, which covers gradients and updates.
 
     time    median of the steps of a turn, then median over rounds, with (lowest to highest) of the rounds
     ratio   median over rounds of transformers / fvjax
