@@ -56,7 +56,7 @@ CHAT_100M = {
         "intermediate_size": 3072, "vocab_size": VOCABULARY,
     },
 }  # fmt: skip
-TOKENS = {"chat_100m": 384, "smollm2": 256}  # of each row, the picture's included
+TOKENS = {"chat_100m": 512, "smollm2": 256}  # of each row, the picture's included
 RANK, ALPHA, RATE, CLIP = 8, 16, 1e-4, 1.0
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj", r".*layers\.\d+\.(self_attn|mlp)\..*_proj"
 PROGRAMS = ("eager", "compiled", "best")  # of transformers
