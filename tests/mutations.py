@@ -2553,6 +2553,38 @@ FAULTS = (
         "(targets != NONE).all()",
         ("tests/parity/test_conversation.py::test_loss",),
     ),
+    Fault(
+        "language_gradient_of_the_sum",
+        "the gradient of the mean loss is that of the sum",
+        "fvjax/losses/language.py",
+        "(x * by_total).astype(x.dtype)",
+        "x",
+        ("tests/test_language.py::test_gradients_by_states_and_by_a_head_that_trains",),
+    ),
+    Fault(
+        "language_head_by_the_last_chunk",
+        "a head that trains has the gradient of the last chunk alone",
+        "fvjax/losses/language.py",
+        "jax.tree.map(jnp.add, sums, (loss, by_trained))",
+        "(sums[0] + loss, by_trained)",
+        ("tests/test_language.py::test_gradients_by_states_and_by_a_head_that_trains",),
+    ),
+    Fault(
+        "language_frozen_head_gradient",
+        "the gradient of a frozen head is computed as well",
+        "fvjax/losses/language.py",
+        "trains = [parameter.perturbed for parameter in parameters]",
+        "trains = [True for _ in parameters]",
+        ("tests/test_language.py::test_logits_are_computed_once_and_a_frozen_head_has_no_gradient",),
+    ),
+    Fault(
+        "conversation_step_labels_unshifted",
+        "the benchmark's fvjax learns to repeat each token, transformers to predict the next",
+        "benchmarks/conversation_step.py",
+        "following = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=LABELS)",
+        "following = labels",
+        ("tests/test_benchmarks.py::test_both_programs_of_a_conversation_have_the_same_labels",),
+    ),
     # ---- written by an author who had not seen the tests; when these were first tried, every test passed
     Fault(
         "images_stale_row",

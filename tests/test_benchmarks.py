@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import ablations, cases, evaluation, step_time
+from benchmarks import ablations, cases, conversation_step, evaluation, step_time
 
 
 def test_the_ledger_is_made_of_the_results():
@@ -109,3 +109,37 @@ def test_turns_measure_after_the_warm_up():
     assert [len(turn["seconds"]) for turn in found] == [3, 3]
     assert [turn["loss"] for turn in found] == [0.0, 0.0]
     assert next(steps) == {"loss": 11.0}  # 1 step to compile; 2 warm-up and 3 measured ones per turn
+
+
+@pytest.mark.parametrize("case", conversation_step.TOKENS)
+def test_both_programs_of_a_conversation_have_the_same_labels(case):
+    """transformers moves labels by one itself; fvjax takes what follows each token."""
+    tokens = conversation_step.TOKENS[case]
+    ids, labels = conversation_step.conversations(case, 2, tokens)
+    batch = conversation_step.our_batch(case, 2, tokens)
+    moved = np.where(labels[:, 1:] == conversation_step.LABELS, -1, labels[:, 1:])
+    np.testing.assert_array_equal(batch["targets"][:, :-1], moved)
+    assert (batch["targets"][:, -1] == -1).all()
+    assert (labels[:, tokens // 2 :] == ids[:, tokens // 2 :]).all(), "half of the tokens have a label"
+    visual = conversation_step.picture_tokens(case)
+    assert visual <= tokens - tokens // 2, "a picture's tokens have no labels"
+    in_row = batch["places"][batch["places"] < tokens]
+    np.testing.assert_array_equal(in_row.reshape(2, -1), np.tile(np.arange(visual), (2, 1)))
+
+
+def test_a_conversation_step_is_compared_round_by_round():
+    def run(seconds, loss=2.0):
+        return {"losses": [loss, 1.9, 1.8], "seconds": [seconds], "cpu": [2 * seconds]}
+
+    found = {"case": "smollm2", "batch": 4, "tokens": 256, "precision": "float32"}
+    found["runs"] = {"ours": [run(1.0), run(2.0), run(4.0)], "eager": [run(1.5), run(2.0), run(8.0)]}
+    assert not conversation_step.problems(found)
+    _, ours, eager = conversation_step.summary(found).splitlines()
+    assert ours.startswith("fvjax: 2 (1 to 4) s, time / fvjax's 1 (1 to 1); CPU 4 (2 to 8) s")
+    assert eager.startswith(
+        "transformers + peft, eager: 2 (1.5 to 8) s, time / fvjax's 1.5 (1 to 2); CPU 4 (3 to 16) s"
+    )
+    found["runs"]["eager"][0] = run(1.5, loss=2.001)
+    assert "first losses differ" in conversation_step.problems(found)
+    found["precision"] = "bfloat16"
+    assert not conversation_step.problems(found)
