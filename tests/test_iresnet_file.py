@@ -332,6 +332,9 @@ def test_which_sources_are_one_file_of_weights(tmp_path):
     (tmp_path / "other.bin").write_bytes(pickle.dumps({}))
     assert source_file(str(tmp_path / "other.bin")) is None, "a bare pickle is refused elsewhere"
     assert source_file(str(tmp_path)) == file
+    (tmp_path / "other").mkdir()
+    save_file({"x": np.ones(1)}, tmp_path / "other/model.safetensors")
+    assert source_file(str(tmp_path / "other")) is None, "another model, whose config.json is missing"
     save_file({"x": np.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"no config\.json and several files of weights; give one, such as .*backbone"):
         source_file(str(tmp_path))

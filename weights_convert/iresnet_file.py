@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,15 +61,26 @@ class Array(Protocol):
 def source_file(src: str) -> Path | None:
     """Return the file of weights that ``src`` means: a file, or the only one of a directory without config.json.
 
-    None for anything else, such as a checkpoint directory, a repository id or a pickle of another program.
+    None for anything else: a checkpoint directory, one of another model that lacks its config.json, a repository id, or a
+    bare pickle. Raises ValueError for several files, or a damaged one.
     """
     path = Path(src)
     if path.is_dir() and not (path / CONFIG).exists():
         files = sorted(file for file in path.iterdir() if _is_weights(file))
         if len(files) > 1:
             raise ValueError(f"{path} has no {CONFIG} and several files of weights; give one, such as {files[0]}")
-        return files[0] if files else None
+        return files[0] if files and _is_iresnet(_open(files[0])) else None
     return path if _is_weights(path) else None
+
+
+def _open(path: Path) -> Mapping[str, Array]:
+    """Open a safetensors file, or one that torch.save wrote -> its tensors by key."""
+    return open_file(path) if path.suffix == ".safetensors" else open_torch(path)
+
+
+def _is_iresnet(keys: Collection[str]) -> bool:
+    """Return whether keys are insightface's or AdaFace's, with whatever prefix."""
+    return any(key.endswith(("layer1.0.conv2.weight", "input_layer.0.weight")) for key in keys)
 
 
 def _is_weights(path: Path) -> bool:
@@ -86,7 +97,7 @@ def convert_iresnet(src: Path, dst: str | Path, channels: str | None = None) -> 
     Raises ValueError: ``dst`` exists; another network; a missing, unexpected or misshapen tensor; AdaFace's names
     without ``channels``; the errors of :func:`open_torch`.
     """
-    tensors: Mapping[str, Array] = open_file(src) if src.suffix == ".safetensors" else open_torch(src)
+    tensors = _open(src)
     heads = [key for key in tensors if re.fullmatch(HEADS, key)]
     tensors = _without_wrappers({key: tensor for key, tensor in tensors.items() if key not in heads})
     if "input_layer.0.weight" in tensors:
