@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvjax.data import images
+from fvjax.data import images, names, picture_files
 from fvjax.data.readers import insightface_bin
 from fvjax.data.stores import Pairs, Store, read_pairs
 from fvjax.data.stores.manifest import read_manifest
@@ -133,14 +133,14 @@ def open_faces(path: Path) -> FaceSet:
 
 
 def _list_pictures(path: Path) -> list[str]:
-    """List the pictures of a folder relative to it, sorted; hidden files and folders are left out."""
+    """List the pictures of a folder relative to it, sorted; hidden files and the leftovers of tools are left out."""
     found = []
     for root, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith((".", "@", "__"))]
-        pictures = [name for name in files if name.lower().endswith(images.SUFFIXES) and not name.startswith(".")]
+        folders[:] = [name for name in folders if not names.leftover(name)]
+        pictures = [name for name in files if picture_files.is_picture(name) and not names.leftover(name)]
         found += [os.path.relpath(os.path.join(root, name), path) for name in pictures]
     if not found:
-        raise ValueError(f"{path}: no pictures ({', '.join(images.SUFFIXES)}) and no manifest.json of a store")
+        raise ValueError(f"{path}: no pictures ({', '.join(picture_files.SUFFIXES)}) and no manifest.json of a store")
     return sorted(found)
 
 
