@@ -200,14 +200,15 @@ def turned(face: np.ndarray, kind: str) -> bytes:
 
 
 def test_odd_images(run, tmp_path):
-    face, src = smooth_face(3), tmp_path / "src" / "who"
+    shown, src = [smooth_face(3 + i) for i in range(4)], tmp_path / "src" / "who"
+    face = shown[0]
     src.mkdir(parents=True)
     picture = Image.fromarray(face)
     files = {
         "a_plain.jpg": images.encode(face),
-        "b_cmyk.jpg": file_bytes(picture.convert("CMYK"), "JPEG", quality=95),
-        "c_turned.jpg": turned(face, "JPEG"),
-        "d_turned.png": turned(face, "PNG"),
+        "b_cmyk.jpg": file_bytes(Image.fromarray(shown[1]).convert("CMYK"), "JPEG", quality=95),
+        "c_turned.jpg": turned(shown[2], "JPEG"),
+        "d_turned.png": turned(shown[3], "PNG"),
         "e_broken.jpg": images.encode(face)[:700],
         "f_broken.png": file_bytes(picture, "PNG")[:200],
         "g_16_bit.png": file_bytes(Image.new("I;16", (112, 112)), "PNG"),
@@ -222,7 +223,7 @@ def test_odd_images(run, tmp_path):
     made = stores.Store(tmp_path / "dst")
     assert made.sources == [f"who/{name}" for name in list(files)[:4]]
     for i in range(4):
-        assert np.abs(made.image(i).astype(int) - face).mean() < 8, (
+        assert np.abs(made.image(i).astype(int) - shown[i]).mean() < 8, (
             f"{made.sources[i]} is not upright or another colour"
         )
     assert made.jpeg(0) == files["a_plain.jpg"]

@@ -95,7 +95,7 @@ def test_a_byte_order_mark_before_the_labels_is_no_part_of_them(tmp_path):
         (HEAD + "a.jpg,3-9,Male,White,True,more\n", "line 2: not as many values"),
         (HEAD + ",3-9,Male,White,True\n", "line 2: no file name"),
         (HEAD + '"a.jpg,3-9,Male,White,True\n', "not a CSV file in UTF-8"),
-        (HEAD.encode() + b"\xff,3-9,Male,White,True\n", "not a CSV file in UTF-8"),
+        (HEAD.encode() + b"\xff,3-9,Male,White,True\n", "not a text file in UTF-8"),
     ],
 )
 def test_mistakes_in_label_files(tmp_path, text, problem):

@@ -337,5 +337,7 @@ def test_real_cfp_protocols_and_training_identities(real_data, tmp_path, capsys)
     arguments = f"--src={faces / 'cfp112'}", f"--exclude={exclude}", f"--dst={tmp_path / 's'}"
     assert run(capsys, "folder", *arguments)[0] == 0
     manifest = json.loads((tmp_path / "s/manifest.json").read_text())
-    assert manifest["counts"] == {"images": 4536, "identities": 324, "rejected": 0}
+    # The published set has 18 pictures of these people twice, 28 altogether.
+    assert manifest["counts"] == {"images": 4518, "identities": 324, "rejected": 18}
+    assert manifest["rejected_by_reason"] == {"copy": 18}
     assert images.decode(stores.Store(tmp_path / "s").jpeg(0), "x").shape == (112, 112, 3)

@@ -77,7 +77,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise ValueError(f"{file} line {reader.line_num}: not as many values as the first line has")
             yield reader.line_num, {name: value.strip() for name, value in row.items()}
     except csv.Error as error:
-        raise ValueError(f"{file}: not a CSV file ({error})") from error
+        raise ValueError(f"{file}: not a CSV file in UTF-8 ({error})") from error
 
 
 def _parse(row: dict[str, str], location: str, repair_ages: bool) -> Label:

@@ -93,9 +93,10 @@ def _select_identities(people: Iterable[str], src: Path, exclude: Path | None, l
 def _check_files(src: Path, files: list[str], left_out: list[LeftOut], policy: str) -> None:
     """Raise ValueError if there is no picture, or with the policy "fail" any other file than leftovers and links."""
     if not files:
-        first = f"; the first of {len(left_out)} files left out: {left_out[0].file}: {left_out[0].reason}"
-        example = src / "IDENTITY" / "1.jpg"
-        raise ValueError(f"{src}: not one usable image; expected files such as {example}{first if left_out else ''}")
+        problem = f"{src}: not one usable image; expected files such as {src / 'IDENTITY' / '1.jpg'}"
+        if left_out:
+            problem += f"; the first of {len(left_out)} files left out: {left_out[0].file}: {left_out[0].reason}"
+        raise ValueError(problem)
     for file, reason in left_out:
         if policy == "fail" and reason.partition(":")[0] not in ("hidden", "a tool's files", "link"):
             raise ValueError(f"{src}: {file}: {reason}; remove it, or leave it out with --policy=drop")

@@ -276,7 +276,8 @@ def write_metadata(
         **info,
         "shards": shard_entries(path, shard_names(split, len(shards)), shards),
         "benchmarks": {},
-        "rejected_by_reason": kinds(rejected) if rejected_by_reason is None else dict(rejected_by_reason),
+        # Absent if nothing was rejected: the manifests of such stores, whose hashes are published, never change.
+        **({"rejected_by_reason": rejected_by_reason or kinds(rejected)} if rejected else {}),
         "rejected": list(rejected),
         "identities": list(identities),
     }
