@@ -54,9 +54,9 @@ def get_config(row: str = ""):
     c.data.flip = False
     c.data.synthetic.identities = 200
     c.data.synthetic.test_images = 3
-    c.batch_size = 32
+    c.batch_size = 16
     c.optimizer.update(
-        {"name": "adamw", "lr": 2e-3, "weight_decay": 0.0, "clip": 1.0, "schedule": "cosine", "warmup_ratio": 0.03}
+        {"name": "adamw", "lr": 1.5e-3, "weight_decay": 0.0, "clip": 1.0, "schedule": "cosine", "warmup_ratio": 0.03}
     )
     c.eval.batch_size = 64
     c.eval.before_training = False

@@ -61,8 +61,8 @@ class Array(Protocol):
 def source_file(src: str) -> Path | None:
     """Return the file of weights that ``src`` means: a file, or the only one of a directory without config.json.
 
-    None for anything else: a checkpoint directory, one of another model that lacks its config.json, a repository id, or a
-    bare pickle. Raises ValueError for several files, or a damaged one.
+    None for anything else: a checkpoint directory, one of another model that lacks its config.json, a repository id, or
+    a bare pickle. Raises ValueError for several files, or a damaged one.
     """
     path = Path(src)
     if path.is_dir() and not (path / CONFIG).exists():
