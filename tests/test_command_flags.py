@@ -560,7 +560,7 @@ def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
     assert run(capsys, *given, f"--dst={tmp_path / 'aligned'}", landmarks, "--policy=fallback", "--workers=1")[0] == 0
     resized, aligned = (stores.Store(tmp_path / name, "test") for name in ("resized", "aligned"))
     assert "alignment" not in resized.manifest
-    assert aligned.manifest["alignment"].items() >= {"no_face": 1, "aligned": len(aligned) - 1}.items()
+    assert aligned.manifest["alignment"].items() >= {"no_points": 1, "aligned": len(aligned) - 1}.items()
     difference = np.abs(resized.images(range(len(resized))).astype(int) - aligned.images(range(len(aligned)))).mean(
         (1, 2, 3)
     )
@@ -568,7 +568,7 @@ def test_benchmarks_are_resized_and_aligned(request, command, tmp_path, capsys):
     benchmarks = aligned.manifest["benchmarks"].values()
     assert {each["policy"] for each in benchmarks} == {"fallback"}
     assert {each["failure_to_acquire"] for each in benchmarks} >= {1}
-    fails(capsys, tmp_path / "out/s", f"{files[0]}: no face", *given, landmarks, "--policy=fail", "--workers=1")
+    fails(capsys, tmp_path / "out/s", f"{files[0]}: no points", *given, landmarks, "--policy=fail", "--workers=1")
 
 
 def test_a_tfds_dataset_takes_the_flags_about_its_images(tmp_path, capsys):

@@ -54,6 +54,12 @@ def test_bytes_behind_the_picture_are_not_scanned(monkeypatch):
     assert_shows(thumbnail)
 
 
+def test_a_preview_within_a_picture_does_not_end_it():
+    data = JPEG[:2] + b"\xff\xe2" + struct.pack(">H", 2 + len(JPEG)) + JPEG + JPEG[2:]
+    assert picture_bytes.trim(data + VIDEO) == data
+    assert_shows(data + VIDEO)
+
+
 def test_a_second_picture_behind_the_first_is_not_stored():
     data = encode("MPO", save_all=True, append_images=[Image.fromarray(smooth_face(9))])
     assert picture_bytes.trim(data).endswith(b"\xff\xd9")

@@ -33,6 +33,7 @@ def made_up(path: Path, split: str, **more) -> SimpleNamespace:
         "counts": {"images": 1204, "identities": 305, "rejected": 6},
         "single_image_identities": 41,
         "rejected": [{"file": "a", "reason": "the first reason"}, {"file": "b", "reason": "another"}],
+        "rejected_by_reason": {"of the first kind": 3, "of another": 2},
         "benchmarks": {},
         **more,
     }
@@ -56,17 +57,21 @@ def test_a_prepared_folder_is_summed_up(capsys, monkeypatch, tmp_path):
     assert summary(capsys, monkeypatch, store) == [
         first,
         second,
-        "  2 files rejected, listed in manifest.json; first: the first reason",
+        "  2 files rejected, listed in manifest.json; first: a: the first reason",
+        "    by reason: 3 of the first kind, 2 of another",
     ]
     store.manifest["rejected"] = []
     assert summary(capsys, monkeypatch, store) == [first, second]
-    counts = {"images": 1210, "aligned": 1180, "several_faces": 77, "no_face": 24, "unreadable": 5}
-    store.manifest["alignment"] = {**counts, "by": "a detector", "policy": "fallback"}
+    counts = {"images": 1210, "aligned": 1180, "several_faces": 77, "no_face": 24, "no_points": 0, "unreadable": 5}
+    more = {"by": "a detector", "policy": "fallback", "rows_without_picture": None}
+    store.manifest["alignment"] = {**counts, **more}
     told = "; 24 without a face (policy fallback), 5 unreadable"
     assert summary(capsys, monkeypatch, store)[2:] == [
         f"  1180 of 1210 photographs aligned (a detector), 77 of them with several faces{told}"
     ]
-    store.manifest["alignment"]["several_faces"] = None  # landmarks describe one face only
+    more = {"several_faces": None, "rows_without_picture": 9, "no_face": 0, "no_points": 24}
+    store.manifest["alignment"] |= more  # landmarks describe one face only
+    told = ", 9 rows of the list name no picture here; 24 without points (policy fallback), 5 unreadable"
     assert summary(capsys, monkeypatch, store)[2:] == [f"  1180 of 1210 photographs aligned (a detector){told}"]
 
 
@@ -90,13 +95,16 @@ def test_a_prepared_recordio_is_summed_up_with_its_validation(capsys, monkeypatc
     made = {"read": 1300, "written": 1204, "rejected": 96, "headers": 310, "left_out": 88}
     store = made_up(tmp_path, "train", recordio=made)
     last = "1300 records read = 1204 written + 96 rejected; apart from these 310 headers, 88 left out"
-    rejected = "  2 records rejected, listed in manifest.json; first: the first reason"
-    assert summary(capsys, monkeypatch, store, "recordio")[2:] == [rejected, "no image is for validation", last]
+    rejected = [
+        "  2 records rejected, listed in manifest.json; first: the first reason",
+        "    by reason: 3 of the first kind, 2 of another",
+    ]
+    assert summary(capsys, monkeypatch, store, "recordio")[2:] == [*rejected, "no image is for validation", last]
     (tmp_path / "val").mkdir()
     val = made_up(tmp_path / "val", "val", rejected=[], recordio=made)
     monkeypatch.setattr(prepare, "Store", lambda path, split: val if (path, split) == (val.path, "val") else None)
     assert summary(capsys, monkeypatch, store, "recordio")[2:] == [
-        rejected,
+        *rejected,
         f"{tmp_path / 'val'}: 1204 images of 305 identities, split 'val'",
         "  41 identities have a single image; data 0123456789abcdef",
         last,

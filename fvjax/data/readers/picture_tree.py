@@ -168,7 +168,9 @@ def _below(root: Path, path: str, reason: str) -> list[LeftOut]:
     def note_error(error: OSError) -> None:
         left_out.append(LeftOut(os.path.relpath(error.filename, root), f"unreadable folder: {error.strerror}"))
 
-    for folder, folders, files in os.walk(root / path, onerror=note_error):
+    for folder, folders, files in sorted(os.walk(root / path, onerror=note_error)):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        left_out += [LeftOut(os.path.relpath(os.path.join(folder, name), root), reason) for name in files + links]
+        left_out += [
+            LeftOut(os.path.relpath(os.path.join(folder, name), root), reason) for name in sorted(files + links)
+        ]
     return left_out
