@@ -162,15 +162,20 @@ def linear():
     return recipe, trainable, {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}
 
 
+def compiled(function, recipe: Recipe):
+    return jax.jit(functools.partial(function, recipe))
+
+
 def test_what_a_step_says_of_its_gradient_is_before_clipping_and_the_rate(linear):
     recipe, trainable, batch = linear
-    loss, _, gradient = gradients(recipe, state_with(trainable), {}, batch)
+    loss, _, gradient = compiled(gradients, recipe)(state_with(trainable), {}, batch)
     norm = float(jnp.linalg.norm(gradient["params"]["w"]))
     config = base().optimizer
     config.update({"clip": norm / 4, "lr": 0.5, "weight_decay": 0.0})
     tx = optimizer.make(config, {"params/w": "all"}, lambda step: 0.5)
     recipe = replace(recipe, learner=Learner(tx, lambda step: 0.125 * step))
-    new, values = train_step(recipe, state_with(trainable, opt=tx.init(trainable), step=6), {}, batch)
+    state = state_with(trainable, opt=tx.init(trainable), step=6)
+    new, values = compiled(train_step, recipe)(state, {}, batch)
     assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert float(values["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     assert (float(values["lr"]), int(new.step)) == (0.75, 7), "the rate of the step that was done"
@@ -182,8 +187,8 @@ def test_the_last_part_alone_is_divided_by_the_number_of_parts(linear):
     """Test compat.last_micro_batch, which imitates the reference. test_gradients.py has the reference's loop (slow)."""
     recipe, trainable, batch = linear
     last = jax.tree.map(lambda x: accumulation.split(x, 4)[-1], batch)
-    loss, _, alone = gradients(recipe, state_with(trainable), {}, last)
+    loss, _, alone = compiled(gradients, recipe)(state_with(trainable), {}, last)
     parts = replace(recipe, parts=4, last_part_only=True)
-    got_loss, _, got = gradients(parts, state_with(trainable), {}, batch)
+    got_loss, _, got = compiled(gradients, parts)(state_with(trainable), {}, batch)
     assert float(got_loss) == pytest.approx(float(loss), rel=1e-6)
     np.testing.assert_allclose(got["params"]["w"], alone["params"]["w"] / 4, rtol=1e-5)

@@ -14,7 +14,7 @@ BASE = "tests/golden/internvl_tiny"
 SMALL = test_main.SETTINGS | {
     "data.synthetic.identities": 8,
     "data.synthetic.images": 2,
-    "data.synthetic.test_identities": 10,
+    "data.synthetic.test_identities": 20,
     "data.synthetic.test_images": 2,
     "data.synthetic.test_pairs": 20,
     "init_from": BASE,
