@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fvjax import api, errors
+from fvjax import api, errors, startup
 from fvjax.chat_model import ChatModel
 from fvjax.data import tiling
 
@@ -214,7 +214,7 @@ def _read_line() -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = startup.Parser(
         prog="python -m fvjax.chat", description="Ask a vision-language model about pictures.", allow_abbrev=False
     )
     parser.add_argument("question", nargs="?", help="without one: a dialogue")
@@ -240,4 +240,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
-from fvjax import shipped
+from fvjax import shipped, startup
 from fvjax.parallel import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
@@ -73,6 +74,11 @@ def find_config(argv: list[str]) -> list[str]:
         else:
             out[i + 1] = f"{file}{colon}{row}"
     return out
+
+
+def start(main: Callable[[list[str]], None], about: str, holders: Sequence[flags.FlagHolder]) -> None:
+    """Run the main function of a command that takes a config, see :func:`parse`; ends this process."""
+    startup.run(partial(app.run, main, flags_parser=partial(parse, about=about, holders=holders)))
 
 
 def use_huge_pages() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+# No markup: names of files and runs may hold [brackets]. Styled text is rich's Text.
+_terminal = sys.stdout is not None and sys.stdout.isatty()
+console = Console(highlight=False, markup=False, emoji=False, width=None if _terminal else 120)
 
 
 def say(what: Any) -> None:
@@ -22,4 +25,4 @@ def say(what: Any) -> None:
 def progress(what: Iterable, title: str, total: int) -> Iterable:
     """Iterate over `what` with a progress bar, if this is process 0 and its output is a terminal."""
     shown = console.is_terminal and jax.process_index() == 0
-    return track(what, title, total, console=console, disable=not shown, transient=True)
+    return track(what, escape(title), total, console=console, disable=not shown, transient=True)

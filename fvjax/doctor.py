@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import errors
+from fvjax import errors, startup
 from fvjax.diagnosis.examination import MODEL_PAIRS, SAMPLE, Subject, examine
 from fvjax.diagnosis.face_sets import FaceSet, open_faces
 from fvjax.diagnosis.findings import Check, Finding
@@ -195,4 +195,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

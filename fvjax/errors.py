@@ -26,6 +26,23 @@ class WorkerLost(Exception):
     """A process that decodes images was killed. This is no user error: the run can resume from its last checkpoint."""
 
 
+class Environment(Exception):
+    """Something around the program is missing, such as a home directory. Its text is one line for the user."""
+
+
+def of_environment(error: RuntimeError | AssertionError) -> str | None:
+    """Return one line about a missing device or home directory, or None for an error of another kind."""
+    text = " ".join(str(error).split())
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    no_device = isinstance(error, AssertionError) and not text and wanted not in ("", "cpu")  # jax: `assert backend`
+    if no_device or "nable to initialize backend" in text:
+        remedy = "unset JAX_PLATFORMS or set JAX_PLATFORMS=cpu, or install the extra of that device"
+        return f"JAX_PLATFORMS={wanted}: jax finds no such device here; {remedy}"
+    if "home directory" in text:
+        return f"{text} Set HOME to a directory that this user may write to"
+    return None
+
+
 def without_addresses(text: str) -> str:
     """Remove memory addresses from a message (<_io.BytesIO object at 0x7f…>), so that equal errors have equal texts."""
     return re.sub(r" at 0x[0-9A-Fa-f]+\b", "", text)

@@ -10,7 +10,6 @@ standard error and exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fvjax import api, errors, shipped, trees
+from fvjax import api, errors, shipped, startup, trees
 from fvjax.models import lora
 from fvjax.training.restore import restore
 from weights_convert import open_checkpoint, write_adapters
@@ -113,7 +112,7 @@ def merge(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fvjax.export", description=__doc__)
+    parser = startup.Parser(prog="python -m fvjax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, help="of a run of python -m fvjax.main")
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
     parser.add_argument("--merged", action="store_true", help="the whole model instead of adapters")
@@ -135,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 import fvjax
 from fvjax import checks, cli, errors
@@ -71,14 +70,15 @@ def run(
     facts |= {"jax": runtime.version(), **{f"config.{k}": v for k, v in flatten(config.to_dict()).items()}}
     distributed.agree(facts, problem)
     try:
-        for path, one in todo.items():
-            experiment.run(one, path, train=mode == "train", request=request, profile=profile)
+        options: dict[str, Any] = {"train": mode == "train", "request": request, "profile": profile}
+        finished = {path: experiment.run(one, path, **options) for path, one in todo.items()}
     except preemption.Preempted:
         request.before_leaving()
         raise
     if config.rows:
         results.compare({path: tasks.get(one.task).comparison for path, one in todo.items()})
     distributed.finished()
+    results.check_complete(finished)
 
 
 def batches(configs: list[Config]) -> list[int]:
@@ -137,4 +137,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     cli.use_huge_pages()
-    app.run(main, flags_parser=partial(cli.parse, about=__doc__ or "", holders=FLAGS))
+    cli.start(main, __doc__ or "", FLAGS)

@@ -48,12 +48,11 @@ communication that do not overlap, kernels below peak, evaluation during trainin
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
@@ -147,7 +146,7 @@ def run(config: Any, counts: list[int]) -> list[dict[str, Any]]:
 
 def run_experiment(config: Config, counts: list[int], machine: Machine) -> list[dict[str, Any]]:
     """Print the table of one experiment, a column for each count; return its figures."""
-    console, device = Console(), machine.device
+    console, device = Console(markup=False, emoji=False), machine.device
     config, notes = without_files(config)
     per_epoch = steps_per_epoch(tasks.get(config.task)(config, Path()), config.batch_size)
     plans, columns = {}, {}
@@ -207,4 +206,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     own = (cli.CONFIG, DEVICE_COUNTS, KIND, PER_NODE, NETWORK, DECODE, STEPS, IMAGES, JSON, cli.TRACEBACK)
-    app.run(main, flags_parser=partial(cli.parse, about=__doc__ or "", holders=own))
+    cli.start(main, __doc__ or "", own)

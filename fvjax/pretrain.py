@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from rich.progress import track
 
-from fvjax import trees
+from fvjax import startup, trees
 from fvjax.data import cartoon, synthetic
 from fvjax.models import encoder
 from fvjax.models.vision_transformer import pool
@@ -183,7 +183,9 @@ def write(tower: dict[str, Any], dst: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = startup.Parser(
+        prog="python -m fvjax.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dst", type=Path, required=True, help="directory to write; must not exist")
     parser.add_argument("--people", type=int, default=5000)
     parser.add_argument("--shots", type=int, default=2, help="images of each person")
@@ -209,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    startup.run(main)

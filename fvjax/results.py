@@ -26,6 +26,17 @@ def publish(workdir: Path, results: dict[str, Any], report: Report) -> None:
     console.print(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
 
 
+def check_complete(runs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Raise ValueError, after everything else is written, if a benchmark of a finished run could not be evaluated.
+
+    runs: work directory -> contents of its results.json.
+    """
+    failed = [f"benchmark {n}: {text}" for one in runs.values() for n, text in one.get("failed", {}).items()]
+    if failed:
+        written = ", ".join(f"{workdir}/results.json" for workdir in runs)
+        raise ValueError(f"{'; '.join(failed)} (everything else is in {written})")
+
+
 def compare(runs: Mapping[Path, Callable[[Mapping[str, Any]], Any]]) -> None:
     """Print one table of several finished experiments, or one for each kind of task. Process 0 only.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 
+from fvjax import errors
+
 
 def set_up_devices(batches: Iterable[int], processes: int) -> None:
     """Have a CPU act as several devices, unless the environment says how many; see :func:`cpu_devices`."""
@@ -26,13 +28,23 @@ def cpu_devices(batches: Iterable[int], processes: int) -> int:
     return max(n for n in range(1, min(cores, 8) + 1) if batch // processes % n == 0)
 
 
+def backend() -> str:
+    """Return the kind of device that computes. Raises ValueError if JAX_PLATFORMS asks for one that is not there."""
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        if (problem := errors.of_environment(error)) is None:
+            raise
+        raise ValueError(problem) from None
+
+
 def keep_programs() -> None:
     """Have jax keep what it compiles in ~/.cache/fvjax/xla, so that a run's next start need not compile it again.
 
     Not on a CPU: its programs compile fast, and they are of no use to another kind of CPU that sees the same folder.
     jax's own variables have priority: JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=false.
     """
-    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fvjax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", 10 * 2**30)  # bytes; the longest unused go first

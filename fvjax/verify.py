@@ -22,7 +22,7 @@ from absl import logging
 from numpy.typing import NDArray
 
 import weights_convert
-from fvjax import api, errors, shipped
+from fvjax import api, errors, shipped, startup
 from fvjax.data.alignment.faces import CHOICES, Picture, read_picture
 from fvjax.evals import folds, intervals, pair_picture, verification
 from fvjax.evals.pair_text import caption, text
@@ -270,8 +270,9 @@ def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) 
         if name not in entries:
             raise ValueError(f"--benchmark={name}: {file} has {', '.join(entries)}")
         entry = entries[name]
-        # The threshold is the mean over folds of the k-th highest impostor score of the other folds.
-        others = entry["n_impostor"] - entry["n_impostor"] // entry["n_folds"]
+        # The threshold is the mean over folds of the k-th highest impostor score of the other folds, if there are any.
+        own = entry["n_impostor"] // entry["n_folds"] if entry["n_folds"] > 1 else 0
+        others = entry["n_impostor"] - own
         measured_on = {
             "benchmark": name,
             "n_impostor": entry["n_impostor"],
@@ -318,4 +319,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fvjax import cli, errors
+from fvjax import cli, errors, startup
 from fvjax.config import EditableConfig, experiments
 from fvjax.data.stores import Store
 from fvjax.training import preemption
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    startup.run(main)

@@ -14,7 +14,7 @@ from tests import structure
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console", "plugins"},
-    {"files"},
+    {"files", "startup"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime"},
     {"losses", "evals", "cli"},

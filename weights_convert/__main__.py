@@ -19,7 +19,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from fvjax import errors
+from fvjax import errors, startup
 from weights_convert import gguf_llama, iresnet_file
 from weights_convert.hub import download
 from weights_convert.layouts import TABLES
@@ -70,7 +70,7 @@ def _check_plain(flags: argparse.Namespace, source: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = startup.Parser(
         prog="python -m weights_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -113,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvjax import errors, files
+from fvjax import errors, files, startup
 from fvjax.data import images as pictures
 from fvjax.data.describing import answers, audit, control, label_questions, prompts, samples
 from fvjax.data.describing.endpoint import KEY_VARIABLE, Budget, Endpoint, read_key
@@ -169,7 +169,7 @@ def _shares(counts: Mapping[str, int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = startup.Parser(
         prog="python -m fvjax.data.describe",
         description="Make conversations about photographs of faces, and judge them.",
         allow_abbrev=False,
@@ -240,4 +240,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

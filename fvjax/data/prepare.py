@@ -45,7 +45,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fvjax import errors
+from fvjax import errors, startup
 from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
@@ -141,7 +141,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
     Args:
         src_required: False with --download, which supplies --src and --pairs.
     """
-    parser = argparse.ArgumentParser(
+    parser = startup.Parser(
         prog="python -m fvjax.data.prepare",
         description="Make face stores from aligned 112x112 crops or photographs, and stores of conversations.",
         allow_abbrev=False,
@@ -206,4 +206,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    startup.run(main)

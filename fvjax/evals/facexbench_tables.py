@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fvjax.evals.facexbench import CATEGORIES, category_names
 
@@ -47,7 +48,7 @@ def details(entry: Mapping[str, Any], name: str) -> Table:
     out.add_column("", min_width=20, overflow="fold")
     _add_accuracy_columns(out, entry)
     for category in category_names(entry):
-        out.add_row(f"[bold]{escape(_title(category))}[/bold]")
+        out.add_row(*_styled(f"[bold]{escape(_title(category))}[/bold]"))
         titles = CATEGORIES[category].sub_categories if category in CATEGORIES else {}
         for sub_category in entry["sub_categories"][category]:
             title = f"  {escape(titles.get(sub_category, sub_category))}"
@@ -78,13 +79,13 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> Table:
     out = _new_table("FaceXBench (%)", caption)
     out.padding, out.show_edge = (0, 0), False  # so that seven columns and a name fit in 80 columns
     out.add_column("", min_width=9, overflow="fold")
-    for head in ["Overall", *(CATEGORIES[c].short if c in CATEGORIES else escape(c[:9]) for c in categories)]:
-        out.add_column(head, justify="right", no_wrap=True)
+    for head in ["Overall", *(CATEGORIES[c].short if c in CATEGORIES else c[:9] for c in categories)]:
+        out.add_column(Text(head, style="table.header"), justify="right", no_wrap=True)
     for title, figures, way in rows:
         cells = [_accuracy_cell(figures[way], path, with_count=True) for path in paths]
-        out.add_row(title, *cells)
+        out.add_row(*_styled(title, *cells))
     for title, cells in baselines:
-        out.add_row(f"[dim]{title}[/dim]", *cells)
+        out.add_row(*_styled(f"[dim]{title}[/dim]", *cells))
     return out
 
 
@@ -115,13 +116,18 @@ def results_text(entry: Mapping[str, Any], name: str) -> str:
 
 def _new_table(title: str, caption: str) -> Table:
     return Table(
-        title=escape(title),
-        caption=escape(caption),
+        title=Text(title, style="table.title"),
+        caption=Text(caption, style="table.caption"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         caption_justify="left",
     )
+
+
+def _styled(*cells: str) -> list[Text]:
+    """Return cells with their markup applied, as the console of a run shows strings as they are."""
+    return [Text.from_markup(cell, emoji=False) for cell in cells]
 
 
 def _add_accuracy_columns(out: Table, entry: Mapping[str, Any]) -> None:
@@ -133,7 +139,7 @@ def _add_accuracy_columns(out: Table, entry: Mapping[str, Any]) -> None:
 def _add_row(out: Table, title: str, figures: Mapping[str, Any], path: tuple[str, ...]) -> None:
     accuracies = [_accuracy_cell(figures[way], path) for way in WAYS if figures[way]]
     baselines = _majority_cell(figures, path), _random_cell(figures, path)
-    out.add_row(title, str(_n_questions(figures, path)), *accuracies, *baselines)
+    out.add_row(*_styled(title, str(_n_questions(figures, path)), *accuracies, *baselines))
 
 
 def _comparison_rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:

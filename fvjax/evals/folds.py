@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FARS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3}
+ONE_FOLD = "chosen on the pairs that they are judged on, as there is one fold: accuracies flatter"
 FOLD_FAR = 1e-3  # of accuracy@far=1e-3
 
 
@@ -51,12 +52,13 @@ def verification(
     Args:
         scores: float [M], higher = more alike, pairs ordered by fold.
         labels: bool (or 0/1) [M], true = genuine.
-        fold_sizes: pairs per fold, in order; sums to M.
+        fold_sizes: pairs per fold, in order; sums to M. With a single fold, as of LFW's View 1, thresholds are chosen
+            on the pairs that they are judged on, and the entry ``thresholds`` says so.
         identities_a, identities_b: [M] integers or names, both or neither: the persons in the two images of a pair.
         bootstrap: number of resamples; 0 gives ``ci95: None``.
         seed: seed of the resampling.
     Raises:
-        ValueError: wrong lengths, a score that is not finite, a label other than 0/1, fewer than two folds, a fold
+        ValueError: wrong lengths, a score that is not finite, a label other than 0/1, an empty fold, a fold
             without genuine or without impostor pairs, identities that contradict a label.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
@@ -73,6 +75,7 @@ def verification(
         "n_genuine": len(labels) - n_impostor,
         "n_impostor": n_impostor,
         "n_folds": len(sizes),
+        **({"thresholds": ONE_FOLD} if len(sizes) == 1 else {}),
         "accuracy@best_threshold": _fold_mean(value, samples, "best"),
         "accuracy@far=1e-3": _fold_mean(value, samples, "far"),
         **{
@@ -199,7 +202,8 @@ def _figures(scores: NDArray, labels: NDArray, sizes: Sequence[int], weights: ND
     for name in rules:
         figures[f"{name}/folds"], figures[f"{name}/thresholds"] = np.empty((2, len(weights), len(sizes)))
     for f in range(len(sizes)):
-        test, train = fold == f, fold != f
+        test = fold == f
+        train = ~test if len(sizes) > 1 else test
         test_weights, train_weights = weights[:, test], weights[:, train]
         for name, choose in rules.items():
             threshold = choose(scores[train], labels[train], train_weights)
@@ -245,8 +249,8 @@ def _check(scores: NDArray, labels: NDArray, sizes: Sequence[int]) -> None:
         raise ValueError(
             f"the score of pair {row} is {scores[row]}: the embeddings are broken, so nothing was evaluated"
         )
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"at least two folds of at least one pair are needed, got sizes {list(sizes)}")
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"a fold has at least one pair, got sizes {list(sizes)}")
     for f, part in enumerate(np.split(labels.astype(bool), np.cumsum(sizes)[:-1])):
         if part.all() or not part.any():
             raise ValueError(f"fold {f} has no {'impostor' if part.all() else 'genuine'} pairs ({len(part)} pairs)")

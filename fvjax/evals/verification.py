@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fvjax.evals import folds
 
@@ -116,7 +117,7 @@ def entry(
         seen: identities (numbers as in ``pairs.identity_a``) in the training data. If it is not None,
             ``identity_disjoint`` has the same figures over the pairs without these identities. A fold that has no
             genuine or no impostor pairs left is omitted (see ``n_folds``), and with fewer than two folds left
-            ``identity_disjoint`` is None.
+            of several ``identity_disjoint`` is None.
     """
     missing = {"policy", "failure_to_acquire"} - set(benchmark)
     if missing:
@@ -140,7 +141,7 @@ def entry(
     if seen is not None:
         unseen = ~(np.isin(pairs.identity_a, list(seen)) | np.isin(pairs.identity_b, list(seen)))
         complete_folds = np.intersect1d(pairs.fold[unseen & pairs.same], pairs.fold[unseen & ~pairs.same])
-        if len(complete_folds) > 1:
+        if len(complete_folds) >= min(2, len(np.unique(pairs.fold))):
             disjoint = figures(np.flatnonzero(unseen & np.isin(pairs.fold, complete_folds)))
     return {
         **figures(np.arange(len(pairs.same))),
@@ -155,11 +156,14 @@ def entry(
 def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
+    single = any(figures["n_folds"] == 1 for _, _, figures in rows)
+    one_fold = "With 1 fold, thresholds are chosen on the pairs that they are judged on. " if single else ""
     out = Table(
         title="Face verification (%); second lines are 95% bootstrap intervals",
         caption=f"Accuracy: {folds_used}-fold mean ± std. 'best' uses the threshold that is most accurate on the other "
         "folds; '@FAR 1e-3' uses the threshold with that false accept rate on them, the k-th highest of their n "
-        "impostor scores, k = floor(n / 1000) (LLM-FaceVerification's protocol). TAR, AUC and EER: all pairs pooled; "
+        f"impostor scores, k = floor(n / 1000) (LLM-FaceVerification's protocol). {one_fold}"
+        "TAR, AUC and EER: all pairs pooled; "
         "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -172,7 +176,8 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     for head in [*heads, "AUC\n", "EER\n"]:
         out.add_column(head, justify="right", no_wrap=True)
     for name, benchmark, figures in rows:
-        out.add_row(f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}", *_cells(figures))
+        head = f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}"
+        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures))))
     return out
 
 

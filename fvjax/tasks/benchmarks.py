@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
+from fvjax import errors
 from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
-from fvjax.console import progress
+from fvjax.console import progress, say
 from fvjax.data import pairs as draw
 from fvjax.data import pipeline
 from fvjax.data.names import normal as normal_name
-from fvjax.data.stores import Pairs, Store, read_pairs
+from fvjax.data.stores import Pairs, Store, check_folds, read_pairs
 from fvjax.evals import baselines, plots, verification
 from fvjax.tasks import faces
 from fvjax.tasks.task import Report
@@ -42,6 +44,7 @@ class Benchmarks:
     data: DataConfig
     seed: int  # of the bootstrap and of validation pairs
     workdir: Path
+    failed: dict[str, str] = field(default_factory=dict)  # benchmark -> why it could not be evaluated
 
     @property
     def chosen(self) -> dict[str, BenchmarkConfig]:
@@ -64,7 +67,7 @@ class Benchmarks:
         for name, benchmark in chosen.items():
             store = Store(benchmark.store, "test")
             faces.check_size(store, image_size)
-            read_pairs(benchmark.store, benchmark.pairs)
+            check_folds(read_pairs(benchmark.store, benchmark.pairs), f"benchmark {name}: {benchmark.store}")
             hashes[f"data of {name}"] = store.data_hash
             hashes[f"pairs of {name}"] = store.manifest["benchmarks"][benchmark.pairs]["hash"]
         return hashes
@@ -88,29 +91,49 @@ class Benchmarks:
                 reports how many of its identities are among them, and gets an `identity_disjoint` entry if there are
                 any. For other benchmarks that is not known, and both are None.
             bootstrap: resamples behind the intervals, None: the config's.
+        Returns:
+            entries and curves of those that could be evaluated; the others are in `failed`.
+        Raises:
+            ValueError: none could be evaluated, or one of several processes failed.
         """
         entries, curves = {}, {}
         seen = {normal_name(identity) for identity in seen}
         for name, benchmark in self.chosen.items():
             if only and name not in only:
                 continue
-            store, pairs = Store(benchmark.store, "test"), read_pairs(benchmark.store, benchmark.pairs)
-            scores = score(store, pairs, f"{title}: {name}")
-            comparable = seen and benchmark.names and benchmark.names == self.data.names
-            present = [normal_name(identity) in seen for identity in store.identities]
-            known = np.flatnonzero(present).tolist() if comparable else []
-            entries[name] = verification.entry(
-                scores,
-                pairs,
-                store.manifest["benchmarks"][benchmark.pairs],
-                store.data_hash,
-                seen=known or None,
-                bootstrap=self.eval.bootstrap if bootstrap is None else bootstrap,
-                seed=self.seed,
-            )
-            entries[name]["identities_seen_in_training"] = len(known) if comparable else None
-            curves[name] = (scores, pairs.same)
+            try:
+                entries[name], curves[name] = self._run(benchmark, score, seen, f"{title}: {name}", bootstrap)
+            except (ValueError, OSError) as error:
+                text = errors.line(error)
+                if jax.process_count() > 1:  # the others may be in the midst of it
+                    raise ValueError(f"benchmark {name}: {text}") from error
+                self.failed[name] = text
+                say(f"benchmark {name} could not be evaluated: {text}")
+        if self.failed and not entries:
+            name, text = next(iter(self.failed.items()))
+            raise ValueError(f"benchmark {name}: {text}")
         return entries, curves
+
+    def _run(
+        self, benchmark: BenchmarkConfig, score: Score, seen: set[str], title: str, bootstrap: int | None
+    ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
+        """Return the entry and the curve of one benchmark; arguments as of :meth:`run`, `seen` in normal form."""
+        store, pairs = Store(benchmark.store, "test"), read_pairs(benchmark.store, benchmark.pairs)
+        scores = score(store, pairs, title)
+        comparable = seen and benchmark.names and benchmark.names == self.data.names
+        present = [normal_name(identity) in seen for identity in store.identities]
+        known = np.flatnonzero(present).tolist() if comparable else []
+        entry = verification.entry(
+            scores,
+            pairs,
+            store.manifest["benchmarks"][benchmark.pairs],
+            store.data_hash,
+            seen=known or None,
+            bootstrap=self.eval.bootstrap if bootstrap is None else bootstrap,
+            seed=self.seed,
+        )
+        entry["identities_seen_in_training"] = len(known) if comparable else None
+        return entry, (scores, pairs.same)
 
     def validate(self, score: Score, title: str) -> dict[str, Any]:
         """Verify pairs of config.data.val, always the same ones, in ten folds; return an entry as of a benchmark."""
@@ -182,12 +205,13 @@ def report(name: str, results: dict[str, Any], curves: Curves) -> Report:
 
 def _rows(name: str, benchmark: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> Iterable[tuple]:
     """The table's rows for one benchmark: baselines, before training, the run, its other pools, unseen people only."""
-    rows = [(row, benchmark, entries[benchmark]) for row, entries in results["baselines"].items()]
+    rows = [(row, benchmark, its[benchmark]) for row, its in results["baselines"].items() if benchmark in its]
     if entry["before_training"]:
         rows.append((f"{name}, before training", benchmark, entry["before_training"]))
     seen = entry["identities_seen_in_training"]
     rows.append((name + (f" ({seen} ids seen)" if seen else ""), benchmark, entry))
-    rows += [(f"{name}, {pool}", benchmark, entries[benchmark]) for pool, entries in results["pools"].items()]
+    pools = results["pools"].items()
+    rows += [(f"{name}, {pool}", benchmark, its[benchmark]) for pool, its in pools if benchmark in its]
     if entry["identity_disjoint"]:
         rows.append((f"{name}, unseen ids only", benchmark, entry["identity_disjoint"]))
     return rows
@@ -197,7 +221,7 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return one table of several finished experiments' results.json, by row."""
     without_learning = next((r["baselines"] for r in results.values() if r["baselines"]), {})
     rows = []
-    for name in next(iter(results.values()))["benchmarks"]:
-        rows += [(row, name, entries[name]) for row, entries in without_learning.items()]
-        rows += [(row, name, r["benchmarks"][name]) for row, r in results.items()]
+    for name in dict.fromkeys(name for r in results.values() for name in r["benchmarks"]):
+        rows += [(row, name, its[name]) for row, its in without_learning.items() if name in its]
+        rows += [(row, name, r["benchmarks"][name]) for row, r in results.items() if name in r["benchmarks"]]
     return verification.table(rows)

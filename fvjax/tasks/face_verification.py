@@ -94,6 +94,7 @@ class VerificationEvaluator(Evaluator):
         return ", ".join(f"{name} {100 * figures[best]:.2f}% best threshold" for name, figures in summary.items())
 
     def report(self, state: Trained, before: Mapping[str, Any], validation: Mapping[str, Any] | None) -> Report:
+        self.benchmarks.failed.clear()  # of earlier evaluations
         entries, curves, pools = self.run(state, self.name)
         before = {n: e for n, e in before.items() if n in entries and e["data_hash"] == entries[n]["data_hash"]}
         results = {
@@ -103,6 +104,8 @@ class VerificationEvaluator(Evaluator):
             "validation": validation,
             "flip_sum": self.benchmarks.eval.flip_sum,  # of these figures: --mode=eval may have asked for another
         }
+        if self.benchmarks.failed:
+            results["failed"] = dict(self.benchmarks.failed)
         return benchmarks.report(self.name, results, curves)
 
 

@@ -13,7 +13,7 @@ from fvjax.data.progress import track
 from fvjax.data.readers.benchmark_lists import NamedPair, read_cfp, read_lfw
 from fvjax.data.readers.files import Copies, FileNames, require_directory
 from fvjax.data.readers.odd_pairs import odd_pairs
-from fvjax.data.stores import Pairs, Store, Writer
+from fvjax.data.stores import Pairs, Store, Writer, check_folds
 
 
 def lfw(
@@ -123,9 +123,11 @@ def _add_pairs(
     b = np.asarray([number[p.b] for p in usable], np.int64)
     fold = np.asarray([p.fold for p in usable], np.int64)
     labels = np.asarray(writer.labels)
+    protocol = Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b])
+    check_folds(protocol, f"{src}: benchmark {name}")
     writer.add_pairs(
         name,
-        Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]),
+        protocol,
         policy=policy,
         failure_to_acquire=len((used - number.keys()) | used.intersection(no_face)),
         pairs_dropped=len(pairs) - len(usable),

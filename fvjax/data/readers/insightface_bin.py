@@ -15,7 +15,7 @@ import numpy as np
 from fvjax.data import images
 from fvjax.data.readers.odd_pairs import odd_pairs
 from fvjax.data.readers.plain_pickle import Array, Blob, load
-from fvjax.data.stores import Pairs, Store, Writer
+from fvjax.data.stores import Pairs, Store, Writer, check_folds
 
 PAIRS = {"lfw": 6000, "cfp_ff": 7000, "cfp_fp": 7000, "agedb_30": 6000, "calfw": 6000, "cplfw": 6000}
 FOLDS = 10
@@ -88,8 +88,8 @@ def protocol(file: Path, n_pairs: int, name: str | None, folds: int | None) -> t
     elif name is None or folds is None:
         known = ", ".join(f"{known} ({n} pairs)" for known, n in PAIRS.items())
         raise ValueError(f"{file}: {n_pairs} pairs, none of {known}; describe it with --name and --folds")
-    if not 2 <= folds <= n_pairs:
-        raise ValueError(f"--folds={folds}: choose 2 … {n_pairs}, the number of pairs")
+    if not 1 <= folds <= n_pairs:
+        raise ValueError(f"--folds={folds}: choose 1 … {n_pairs}, the number of pairs")
     return benchmark, np.repeat(np.arange(folds), [len(x) for x in np.array_split(np.arange(n_pairs), folds)])
 
 
@@ -170,9 +170,11 @@ def convert(src: Path, dst: Path, *, name: str | None, folds: int | None, policy
             **_odd_pairs(src, ends[usable], distinct),
             "genuine_by_fold": np.bincount(fold[usable & same], minlength=len(sizes)).tolist(),
         }
+        pairs = Pairs(a, b, same[usable], fold[usable], labels[a], labels[b])
+        check_folds(pairs, f"{src}: --folds={fold[-1] + 1}: benchmark {name}")
         writer.add_pairs(
             name,
-            Pairs(a, b, same[usable], fold[usable], labels[a], labels[b]),
+            pairs,
             policy=policy,
             failure_to_acquire=len(reasons),
             pairs_dropped=int((~usable).sum()),

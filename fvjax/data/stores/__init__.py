@@ -20,8 +20,8 @@ Conversations about pictures of any size have stores of their own (:mod:`fvjax.d
 """
 
 from fvjax.data.stores.features import Feature
-from fvjax.data.stores.protocol import Pairs, read_pairs, write_pairs
+from fvjax.data.stores.protocol import Pairs, check_folds, read_pairs, write_pairs
 from fvjax.data.stores.store import Store
 from fvjax.data.stores.writer import Writer, write
 
-__all__ = ["Feature", "Pairs", "Store", "Writer", "read_pairs", "write", "write_pairs"]
+__all__ = ["Feature", "Pairs", "Store", "Writer", "check_folds", "read_pairs", "write", "write_pairs"]

@@ -123,6 +123,19 @@ def check_pairs(pairs: Pairs, labels: np.ndarray, location: str) -> None:
         )
 
 
+def check_folds(pairs: Pairs, location: str) -> None:
+    """Raise ValueError, which begins with ``location``, for a fold that no threshold can be judged on."""
+    sizes = np.bincount(pairs.fold)
+    genuine = np.bincount(pairs.fold[pairs.same], minlength=len(sizes))
+    for number, (size, same) in enumerate(zip(sizes.tolist(), genuine.tolist()), 1):
+        if same in (0, size):
+            lacking = "impostor" if same else "genuine"
+            raise ValueError(
+                f"{location}: fold {number} of {len(sizes)} has no {lacking} pairs ({size} pairs), so it cannot be "
+                "evaluated; prepare the pairs in their published order, or as one fold, which needs no other folds"
+            )
+
+
 def _to_csv(pairs: Pairs) -> bytes:
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
