@@ -1,7 +1,7 @@
 """A small IResNet on a few thousand real faces: an LFW result in half an hour on a laptop's two cores.
 
-It trains on the 324 identities of CFP whose names do not occur in LFW (4,518 crops; 18 more are copies), and evaluates LFW's 6,000 pairs
-and both CFP protocols. From aligned 112x112 crops:
+It trains on the 324 identities of CFP whose names do not occur in LFW (4,518 crops; 18 more are copies), and evaluates
+LFW's 6,000 pairs and both CFP protocols. From aligned 112x112 crops:
 
     python -m fvjax.data.prepare folder --src=CFP_CROPS --exclude=OVERLAP.tsv --dst=data/cfp324
     python -m fvjax.data.prepare lfw --src=LFW_CROPS --pairs=pairs.txt --dst=data/lfw
