@@ -119,13 +119,13 @@ def _use_utf8() -> None:
 
 def _open_streams() -> None:
     """Make standard output an :class:`_Output`; a stream that the caller has closed goes nowhere."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it lives as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper) and not isinstance(sys.stdout, _Output):
         buffered = sys.stdout.line_buffering
         settings: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": "backslashreplace"}
         sys.stdout = _Output(sys.stdout.buffer, line_buffering=buffered, **settings)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it lives as long as the process
 
 
 def _fail(text: str) -> int:

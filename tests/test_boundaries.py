@@ -252,10 +252,10 @@ def test_the_largest_image_and_the_most_instructions_of_a_bin_are_read(monkeypat
         read()
 
 
-@pytest.mark.parametrize(("folds", "fits"), [(1, False), (2, True), (4, True), (5, False)])
-def test_a_bin_has_two_folds_at_least_and_a_pair_in_each(tmp_path, folds, fits):
+@pytest.mark.parametrize(("folds", "fits"), [(0, False), (1, True), (2, True), (4, True), (5, False)])
+def test_a_bin_has_a_fold_at_least_and_a_pair_in_each(tmp_path, folds, fits):
     if not fits:
-        with pytest.raises(ValueError, match=f"--folds={folds}: choose 2 … 4, the number of pairs"):
+        with pytest.raises(ValueError, match=f"--folds={folds}: choose 1 … 4, the number of pairs"):
             insightface_bin.protocol(tmp_path / "x.bin", 4, "x", folds)
     else:
         _, fold = insightface_bin.protocol(tmp_path / "x.bin", 4, "x", folds)

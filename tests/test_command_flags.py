@@ -377,6 +377,7 @@ def called(monkeypatch):
 
         def run(one, workdir, *, train, request, profile):
             told.update(workdir=str(workdir), train=train, profile=profile, show=one.log.show)
+            return {}
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fvjax.experiment, "run", run)

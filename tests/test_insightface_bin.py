@@ -180,7 +180,7 @@ def test_mistakes(tmp_path, capsys):
     fails(capsys, dst, "nowhere.bin: no such file", "bin", f"--src={tmp_path / 'nowhere.bin'}")
     fails(capsys, dst, "4 pairs, none of lfw (6000 pairs), cfp_ff", "bin", src)
     fails(capsys, dst, "with --name and --folds", "bin", src, "--name=mine")
-    fails(capsys, dst, "--folds=5: choose 2 … 4", "bin", src, "--name=mine", "--folds=5")
+    fails(capsys, dst, "--folds=5: choose 1 … 4", "bin", src, "--name=mine", "--folds=5")
     fails(capsys, dst, "has 4 pairs, but lfw has 6000", "bin", src, "--name=lfw")
     fails(capsys, dst, "letters, digits and underscores", "bin", src, "--name=a b", "--folds=2")
     large = images.simplejpeg.encode_jpeg(smooth_face(0, 224))
