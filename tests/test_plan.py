@@ -138,14 +138,15 @@ COMBINED = """
   ROOT %wide = f32[4,64]{1,0} convert(%x)
 }
 
-ENTRY %main (loss: f32[], g: bf16[4,64], h: bf16[32], w: f32[5]) -> f32[] {
+ENTRY %main (loss: f32[], g: bf16[4,64], h: bf16[32], n: s32[5]) -> f32[] {
   %loss = f32[] parameter(0)
   %g = bf16[4,64]{1,0} parameter(1)
   %h = bf16[32]{0} parameter(2)
-  %w = f32[5]{0} parameter(3)
+  %n = s32[5]{0} parameter(3)
+  %count = f32[5]{0} convert(%n)
   %fused = f32[4,64]{1,0} fusion(%g), kind=kLoop, calls=%widen
   %plain = f32[32]{0} convert(%h)
-  %sum = (f32[], f32[4,64]{1,0}, f32[32]{0}, /*index=3*/f32[5]{0}) all-reduce(%loss, %fused, %plain, /*index=3*/%w), ADD
+  %sum = (f32[], f32[4,64]{1,0}, f32[32]{0}, /*index=3*/f32[5]{0}) all-reduce(%loss, %fused, %plain, /*index=3*/%count), ADD
   ROOT %out = f32[] get-tuple-element(%sum), index=0
 }
 """
