@@ -146,7 +146,7 @@ ENTRY %main (loss: f32[], g: bf16[4,64], h: bf16[32], n: s32[5]) -> f32[] {
   %count = f32[5]{0} convert(%n)
   %fused = f32[4,64]{1,0} fusion(%g), kind=kLoop, calls=%widen
   %plain = f32[32]{0} convert(%h)
-  %sum = (f32[], f32[4,64]{1,0}, f32[32]{0}, /*index=3*/f32[5]{0}) all-reduce(%loss, %fused, %plain, /*index=3*/%count), ADD
+  %sum = (f32[], f32[4,64]{1,0}, f32[32]{0}, /*index=3*/f32[5]{0}) all-reduce(%loss, %fused, %plain, %count), ADD
   ROOT %out = f32[] get-tuple-element(%sum), index=0
 }
 """
