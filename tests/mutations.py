@@ -38,6 +38,7 @@ CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_report
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
 DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
 DOCTOR = "tests/test_doctor.py::"
+ENVIRONMENT = "tests/test_environment.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2900,6 +2901,55 @@ FAULTS = (
         "start = -(-header.offset // alignment) * alignment",
         "start = -(-header.offset // ALIGNMENT) * ALIGNMENT",
         ("tests/test_gguf.py::test_tensors_begin_where_the_files_alignment_says",),
+    ),
+    # ---- terminals, locales, homes, and benchmarks that cannot be evaluated
+    Fault(
+        "tilde_of_flags",
+        "the tilde of --flag=~/x is taken for a folder's name",
+        "fvjax/startup.py",
+        "    return flag + equals + expanded",
+        "    return argument if flag else expanded",
+        (ENVIRONMENT + "test_tilde",),
+    ),
+    Fault(
+        "closed_pipe_as_user_error",
+        "a reader that is gone counts as an error of a file",
+        "fvjax/startup.py",
+        "sys.exit(READER_GONE)",
+        "raise error",
+        (ENVIRONMENT + "test_a_reader_that_is_gone_ends_a_command_quietly",),
+    ),
+    Fault(
+        "leftover_x64",
+        "JAX_ENABLE_X64 stays in force where jax has read it already",
+        "fvjax/startup.py",
+        'if "jax" in sys.modules:',
+        "if False:",
+        (ENVIRONMENT + "test_leftover_settings_of_jax_are_ignored_aloud",),
+    ),
+    Fault(
+        "brackets_as_markup",
+        "[brackets] in paths are taken for markup",
+        "fvjax/console.py",
+        "markup=False, emoji=False",
+        "markup=True, emoji=False",
+        (ENVIRONMENT + "test_names_with_brackets_are_printed_as_they_are",),
+    ),
+    Fault(
+        "folds_of_one_kind",
+        "folds without impostor pairs are accepted before training",
+        "fvjax/data/stores/protocol.py",
+        "if same in (0, size):",
+        "if same == 0:",
+        ("tests/test_evaluate.py::test_folds_of_one_kind_are_refused_before_the_first_step",),
+    ),
+    Fault(
+        "one_fold_from_nothing",
+        "a benchmark of one fold takes its threshold from no pairs",
+        "fvjax/evals/folds.py",
+        "train = ~test if len(sizes) > 1 else test",
+        "train = ~test",
+        ("tests/test_evaluate.py::test_one_fold_is_judged_at_thresholds_of_its_own_pairs",),
     ),
 )
 
