@@ -570,7 +570,9 @@ def command(config, folder) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", flags := os.environ["XLA_FLAGS"])
         patch.setattr(distributed, "start", lambda _, heartbeat: found.update(heartbeat=heartbeat))
-        patch.setattr(experiment, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)))
+        patch.setattr(
+            experiment, "run", lambda one, path, **_: found["workdirs"].append((path.name, one.optimizer.lr)) or {}
+        )
         patch.setattr(fvjax.results, "compare", lambda rows: found.update(compared=[p.name for p in rows]))
         fvjax.main.run(config, folder / "command", "train", distributed.ALONE, preemption.Request())
         found["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(flags).strip()

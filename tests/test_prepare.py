@@ -191,11 +191,14 @@ def test_lfw_missing_and_broken_images(lfw, tmp_path, capsys):
     missing.unlink()
     fails(capsys, dst, "Ann_A_0002.jpg: missing, and 0 more of the 5 images", *lfw)
     fails(capsys, dst, "--policy=drop", *lfw, "--policy=fail")
+    fails(capsys, dst, "benchmark lfw: fold 1 of 2 has no genuine pairs", *lfw, "--policy=drop")
+    one_fold = "1\t2\nAnn_A\t1\t2\nCid_C\t1\t2\nAnn_A\t1\tBob_B\t1\nBob_B\t1\tCid_C\t2\n"
+    (tmp_path / "pairs.txt").write_text(one_fold)
     code, out, _ = run(capsys, *lfw, f"--dst={dst}", "--policy=drop")
     assert code == 0
-    assert "3 pairs (1 genuine, 2 impostor) in 2 folds; 1 images not acquired, 1 pairs dropped (policy drop)" in out
+    assert "3 pairs (1 genuine, 2 impostor) in 1 folds; 1 images not acquired, 1 pairs dropped (policy drop)" in out
     benchmark = stores.Store(dst, "test").manifest["benchmarks"]["lfw"]
-    assert benchmark["fold_sizes"] == [1, 2]
+    assert benchmark["fold_sizes"] == [3]
     assert (benchmark["policy"], benchmark["failure_to_acquire"], benchmark["pairs_dropped"]) == ("drop", 1, 1)
 
     put(missing)
@@ -207,6 +210,7 @@ def test_lfw_missing_and_broken_images(lfw, tmp_path, capsys):
 
     (tmp_path / "lfw/Bob_B/Bob_B_0001.jpg").unlink()
     missing.unlink()
+    (tmp_path / "pairs.txt").write_text(LFW)
     fails(capsys, dst.with_name("u"), "no pair of fold 1 of lfw is left", *lfw, "--policy=drop")
 
 

@@ -269,6 +269,7 @@ def test_how_a_run_ended_is_its_exit_code(error, code, told, monkeypatch, capsys
         request.before_leaving = lambda: waited.append("for what is being saved")
         if error:
             raise error
+        return {}
 
     monkeypatch.setattr(experiment, "run", run)
     commands = Commands(monkeypatch, capsys)
@@ -290,7 +291,7 @@ def test_a_bug_is_no_exit_code_but_a_traceback(monkeypatch, capsys, tmp_path):
 def test_the_rows_of_a_config_are_run_and_then_compared_in_order(monkeypatch, capsys, tmp_path):
     config, done = base(), []
     config.rows.update({"b": {"epochs": 0}, "a": {"seed": 7}})
-    monkeypatch.setattr(experiment, "run", lambda one, path, **_: done.append((one.name, one.seed, path)))
+    monkeypatch.setattr(experiment, "run", lambda one, path, **_: done.append((one.name, one.seed, path)) or {})
     monkeypatch.setattr(fvjax.results, "compare", lambda rows: done.append(list(rows)))
     assert Commands(monkeypatch, capsys).main(config, tmp_path) == 0
     assert done == [("a", 7, tmp_path / "a"), ("b", 0, tmp_path / "b"), [tmp_path / "a", tmp_path / "b"]]
