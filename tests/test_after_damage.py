@@ -444,6 +444,7 @@ IN_ANY_ORDER = (
     "self.path.iterdir()",  # step numbers, of which the largest or a given one is used
     '(work / "done").glob("*.tmp")',  # each is removed
     "os.scandir(self._root / folder)",  # sorted in the next line
+    "os.walk(path)",  # what is found is returned sorted
 )
 
 

@@ -402,7 +402,7 @@ BAD_WEIGHTS = {
         f"{FC1} is (64, 31), expected (64, 32)",
     ),
     "cut short": (lambda d: cut(d / "model.safetensors"), "model.safetensors is not a complete safetensors file"),
-    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json"),
 }
 
 

@@ -1,6 +1,7 @@
 """Test that the ledger agrees with the result files, and that fvjax counts a step's FLOPs as torch does."""
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,44 @@ def test_both_programs_of_a_conversation_have_the_same_labels(case):
     assert visual <= tokens - tokens // 2, "a picture's tokens have no labels"
     in_row = batch["places"][batch["places"] < tokens]
     np.testing.assert_array_equal(in_row.reshape(2, -1), np.tile(np.arange(visual), (2, 1)))
+
+
+def test_flags_of_the_conversation_step(monkeypatch, tmp_path, capsys):
+    """Every flag reaches the programs that take turns, each of which is started once."""
+    calls, cores = [], []
+
+    def started(options, name, **given):
+        calls.append(
+            (name, options.batch, options.steps, options.precision, *(given[k] for k in ("tokens", "threads")))
+        )
+        turn = {"losses": [2.0], "seconds": [1.0], "cpu": [1.0]}
+        return contextlib.nullcontext(lambda: turn)
+
+    monkeypatch.setattr(conversation_step.step_time, "call", lambda *_, **given: calls.append(given["adapters"].name))
+    monkeypatch.setattr(conversation_step.step_time, "started", started)
+    monkeypatch.setattr(conversation_step.os, "sched_setaffinity", lambda _, allowed: cores.append(len(allowed)))
+    flags = [
+        "--against",
+        "eager",
+        "--rounds=2",
+        "--steps=3",
+        "--batch=5",
+        "--tokens=64",
+        "--threads=1",
+        "--precision=bfloat16",
+    ]
+    files = f"--weights={tmp_path}", f"--json={tmp_path / 'found.json'}"
+    monkeypatch.setattr("sys.argv", ["conversation_step.py", "--case=smollm2", *flags, *files])
+    conversation_step.main()
+    assert calls == ["adapters", *((name, 5, 3, "bfloat16", 64, 1) for name in ("ours", "eager"))]
+    assert cores == [1]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {name: len(runs) for name, runs in found["runs"].items()} == {"ours": 2, "eager": 2}
+    assert "smollm2, 5 rows of 64 tokens, bfloat16" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["conversation_step.py", "--case=smollm2"])
+    with pytest.raises(SystemExit):
+        conversation_step.main()
+    assert "--case=smollm2 needs --weights=DIR" in capsys.readouterr().err
 
 
 def test_a_conversation_step_is_compared_round_by_round():

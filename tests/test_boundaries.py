@@ -341,8 +341,8 @@ def test_identities_whose_images_all_went_elsewhere_are_counted_as_none(tmp_path
 
 @pytest.mark.parametrize(("limit", "identities"), [(1, ["a"]), (2, ["a", "b"]), (3, ["a", "b"])])
 def test_a_limit_is_of_identities(tmp_path, capsys, limit, identities):
-    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg"):
-        put(tmp_path / "src" / name)
+    for i, name in enumerate(("a/1.jpg", "a/2.jpg", "b/1.jpg")):
+        put(tmp_path / "src" / name, i)
     command = "folder", f"--src={tmp_path / 'src'}", f"--dst={tmp_path / 's'}", f"--limit={limit}"
     assert run(capsys, *command)[0] == 0
     assert stores.Store(tmp_path / "s").identities == identities

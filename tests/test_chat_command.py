@@ -166,7 +166,7 @@ def test_mistakes_of_the_model(checkpoint, tmp_path, capsys):
     assert "its chat template 'x' is not known" in fails(capsys, *common, "--template=x")
     assert "1 to 0 tiles a picture" in fails(capsys, *common, "--max-tiles=0")
     assert "max_tokens=0, temperature=0.0, top_p=1.0: out of range" in fails(capsys, *common, "--max-tokens=0")
-    assert "adapter_model.safetensors is missing" in fails(capsys, *common, f"--adapters={tmp_path}")
+    assert "has no adapter_model.safetensors" in fails(capsys, *common, f"--adapters={tmp_path}")
 
 
 def test_a_work_directory_has_its_own_dtype_and_adapters(tmp_path, capsys):

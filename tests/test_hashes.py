@@ -170,7 +170,7 @@ def test_processes_compare_records_and_pairs_of_every_benchmark_and_of_the_valid
     manifest = json.loads((other.path / "manifest.json").read_text())
     manifest["benchmarks"] = {}
     (other.path / "manifest.json").write_text(json.dumps(manifest))
-    a, b, fold = np.array([0, 2]), np.array([1, 5]), np.array([0, 1])
+    a, b, fold = np.array([0, 2]), np.array([1, 5]), np.array([0, 0])
     labels = other.labels
     stores.write_pairs(other.path, "mine", stores.Pairs(a, b, labels[a] == labels[b], fold, labels[a], labels[b]))
     config.eval.benchmarks.some.store = str(other.path)

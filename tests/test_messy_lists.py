@@ -168,7 +168,7 @@ def test_odd_pairs_of_a_bin_are_counted_and_named(tmp_path, capsys):
     order, same = [0, 0, 1, 2, 2, 1, 3, 4], [True, False, False, False]
     data = [images.encode(smooth_face(i)) for i in order], same
     (tmp_path / "x.bin").write_bytes(pickle.dumps(data, 4))
-    flags = f"--src={tmp_path / 'x.bin'}", f"--dst={tmp_path / 's'}", "--name=mine", "--folds=2"
+    flags = f"--src={tmp_path / 'x.bin'}", f"--dst={tmp_path / 's'}", "--name=mine", "--folds=1"
     code, out, _ = run(capsys, "bin", *flags)
     entry = stores.Store(tmp_path / "s", "test").manifest["benchmarks"]["mine"]
     assert (code, entry["self_pairs"], entry["repeated_pairs"]) == (

@@ -769,7 +769,7 @@ def test_trains_to_the_same_bits_as_a_folder(tmp_path, capsys, monkeypatch, requ
             file.write_bytes(images.encode(synthetic.face(i % 12, i // 12, 0)))
     assert run(capsys, "folder", f"--src={src}", f"--dst={tmp_path / 'folder'}")[0] == 0
     folder = stores.Store(tmp_path / "folder")
-    assert len(folder) == (7000 if faces == "real" else 60)
+    assert len(folder) == (6972 if faces == "real" else 60), "28 of the 7,000 are copies"
     people = [[] for _ in folder.identities]
     for label, source in zip(folder.labels, folder.sources):
         people[label].append((src / source).read_bytes())

@@ -85,7 +85,7 @@ def test_peft_opens_adapters_for_the_hf_layout(transformers, golden, tmp_path, r
     adapters, scale = read_adapters(TINY / "adapters_remote/adapter_model.safetensors", TINY / base, "vlm")
     write_adapters(tmp_path / "adapters", adapters, 16 * scale, TINY / base, "vlm", "hf")
     model = peft.PeftModel.from_pretrained(opened(transformers, TINY / "hf"), tmp_path / "adapters")
-    assert type(model).__name__ == "PeftModelForCausalLM"
+    assert type(model).__name__ == "PeftModel", "it sees, so it is no task of peft's"
     assert len([n for n, _ in model.named_modules() if n.endswith("lora_A.default")]) == 21
     agree(logits(model, golden), golden, "batch_logits_lora")
     assert not [w for w in recwarn if "adapter" in str(w.message).lower()], "peft complains of our files"
