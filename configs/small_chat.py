@@ -13,7 +13,7 @@ only. Adapters on the decoder, the projector and the whole tower train. Each exp
     chat_lora       trained on questions about the pictures
     chat_text_only  one epoch of the same training with a grey picture in place of every face: what the text alone tells
 
-README, "A language model learns to see", has the result, and the processor and time of it. The question is which of
+The question is which of
 two words fits a person, and the answers are what FairFace's annotators said.
 """
 
