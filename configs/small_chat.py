@@ -13,8 +13,7 @@ only. Adapters on the decoder, the projector and the whole tower train. Each exp
     chat_lora       trained on questions about the pictures
     chat_text_only  one epoch of the same training with a grey picture in place of every face: what the text alone tells
 
-The question is which of
-two words fits a person, and the answers are what FairFace's annotators said.
+The question is which of two words fits a person, and the answers are what FairFace's annotators said.
 """
 
 from fvjax.config import base, benchmark
