@@ -211,6 +211,25 @@ def is_workdir(path: str | Path) -> bool:
     return file.is_file() and "trainable" in load_json(file)
 
 
+def open_directory(path: Path) -> tuple[Model, dict[str, Any]]:
+    """Open the face model of a work directory or checkpoint; return it with its results.json, or {} without one.
+
+    Raises ValueError for a directory of several runs, of neither kind, or of a model that sees no faces.
+    """
+    if is_workdir(path):
+        file = path / "results.json"
+        return load_workdir(path), load_json(file) if file.exists() else {}
+    if not (path / "config.json").is_file():
+        if rows := sorted(file.parent.name for file in path.glob("*/config.json")):
+            raise ValueError(f"{path} holds several runs; give one of them: {', '.join(str(path / r) for r in rows)}")
+        raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
+    kind = weights_convert.open_checkpoint(path).kind
+    scenario: Any = next((name for name, its in KINDS.items() if its == kind), None)
+    if scenario is None:
+        raise ValueError(f"{path} holds a {kind}, which sees no faces")
+    return load(path, scenario), {}
+
+
 def load_workdir(path: str | Path) -> Model:
     """Load the best or newest checkpoint of a work directory of ``python -m fvjax.main``, on one device.
 

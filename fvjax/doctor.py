@@ -26,7 +26,6 @@ from fvjax.diagnosis.examination import MODEL_PAIRS, SAMPLE, Subject, examine
 from fvjax.diagnosis.face_sets import FaceSet, open_faces
 from fvjax.diagnosis.findings import Check, Finding
 from fvjax.evals import verification
-from weights_convert.read import load_json
 
 
 def diagnose(
@@ -100,18 +99,9 @@ class CosineOf:
 
 def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
     """Open a model that embeds faces; return it with its results.json, or {}."""
-    import weights_convert
-    from fvjax import api
+    from fvjax import api  # which imports jax
 
-    if api.is_workdir(path):
-        model, file = api.load_workdir(path), path / "results.json"
-        results = load_json(file) if file.is_file() else {}
-    elif not (path / "config.json").is_file():
-        raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
-    else:
-        kind = weights_convert.open_checkpoint(path).kind
-        scenario: Any = next(name for name, its in api.KINDS.items() if its == kind)
-        model, results = api.load(path, scenario), {}
+    model, results = api.open_directory(path)
     if model.encoder.yes_no:
         raise ValueError(f"{path} answers Yes or No about pairs; the doctor examines models that embed faces")
     return model, results

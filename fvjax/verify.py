@@ -21,7 +21,6 @@ import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-import weights_convert
 from fvjax import api, errors, shipped, startup
 from fvjax.data.alignment.faces import CHOICES, Picture, read_picture
 from fvjax.evals import folds, intervals, pair_picture, verification
@@ -78,7 +77,7 @@ class Verifier:
     def __init__(self, model: str | Path, *, threshold: float | None = None, benchmark: str | None = None):
         _check_threshold(threshold, benchmark)
         self.name = str(model)
-        network, results = _open(Path(model))
+        network, results = api.open_directory(Path(model))
         self.network, run = network, network.run
         self.measure = "P(Yes)" if network.encoder.yes_no else "cosine"
         if self.measure == "P(Yes)" and threshold is not None and threshold < 0:
@@ -232,22 +231,6 @@ def _describe(picture: Picture, chosen: list[int]) -> dict[str, Any]:
     ]
     size = [picture.pixels.shape[1], picture.pixels.shape[0]]
     return {"size": size, "is_crop": picture.is_crop, "faces": len(faces.boxes), "chosen": entries}
-
-
-def _open(path: Path) -> tuple[api.Model, dict[str, Any]]:
-    """Open the model of a directory; return it with its results.json or {}."""
-    if api.is_workdir(path):
-        file = path / "results.json"
-        return api.load_workdir(path), load_json(file) if file.exists() else {}
-    if not (path / "config.json").is_file():
-        if rows := sorted(file.parent.name for file in path.glob("*/config.json")):
-            raise ValueError(f"{path} holds several runs; give one of them: {', '.join(str(path / r) for r in rows)}")
-        raise ValueError(f"{path} is neither a workdir of python -m fvjax.main nor a checkpoint: it has no config.json")
-    kind = weights_convert.open_checkpoint(path).kind
-    scenario: Any = next((name for name, its in api.KINDS.items() if its == kind), None)
-    if scenario is None:
-        raise ValueError(f"{path} holds a {kind}, which sees no faces")
-    return api.load(path, scenario), {}
 
 
 def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) -> tuple[float, float, dict]:
