@@ -11,6 +11,7 @@ from fvjax import startup
 COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
+    "compare": ("fvjax.compare", "compare finished runs on the same pairs: figures, differences, p-values, plots"),
     "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),
     "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),

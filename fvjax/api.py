@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights_convert
-from fvjax import chat_model, shipped, trees
+from fvjax import chat_model, saved_config, shipped, trees
 from fvjax.chat_model import ChatModel
-from fvjax.config import Config, base, flatten, typed
+from fvjax.config import Config, typed
 from fvjax.data import tokenizers
 from fvjax.losses.pair_answer import p_yes
 from fvjax.models import encoder, lora
@@ -23,22 +23,6 @@ from weights_convert.read import load_json
 
 KINDS = {"resnet": "iresnet", "vit": "vision_transformer", "mllm": "vlm", "pair": "vlm", "chat": "vlm"}
 POOLS = {"resnet": "", "vit": "mean", "mllm": "visual_mean", "pair": "", "chat": ""}  # what pool=None means
-# Config keys, or how they begin, that decide what a trained model computes.
-NEEDED = (
-    "model",
-    "task",
-    "prompt",
-    "chat",
-    "init_from",
-    "base_dtype",
-    "lora",
-    "trainable",
-    "dtype",
-    "eval.flip_sum",
-    "epochs",
-    "seed",
-)
-NAMED = ("eval.benchmarks.", "optimizer.lr_scale.", "init_parts.", "plugin.")  # an experiment chooses their keys
 # Images, or pairs, at a time; 16 at 448 pixels take about 1 GB in attention.
 BATCH = {"resnet": 64, "vit": 16, "mllm": 8, "pair": 4}
 
@@ -250,18 +234,7 @@ def load_workdir(path: str | Path) -> Model:
 
 
 def read_config(workdir: Path) -> Config:
-    """Read config.json of a run. ValueError: it has keys unknown to this version, or lacks some of NEEDED."""
+    """Read config.json of a run. Raises ValueError as :func:`fvjax.saved_config.read` does."""
     if not is_workdir(workdir):
         raise ValueError(f"{workdir} is not a workdir of python -m fvjax.main: it has no config.json of a run")
-    file, config = workdir / "config.json", base()
-    saved = load_json(file)
-    theirs, ours = flatten(saved), flatten(config.to_dict())
-    odd = [key for key in theirs if key not in ours and not key.startswith(NAMED)]
-    odd += [key for key in ours if key not in theirs and key.startswith(NEEDED)]
-    if odd:
-        raise ValueError(f"{file} is of another version of fvjax (it differs in {', '.join(odd[:3])}); use that one")
-    try:
-        config.update(saved)  # makes tuples of lists where the default is a tuple
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{file}: {error}") from None
-    return typed(config)
+    return typed(saved_config.read(workdir / "config.json"))

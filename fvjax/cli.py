@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -15,6 +16,7 @@ from fvjax import shipped, startup
 from fvjax.parallel import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
+SAVED = shipped.PACKAGE / "saved_config.py"  # a config file whose row is a run's config.json
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
@@ -60,13 +62,23 @@ def help_text(about: str, holders: Sequence[flags.FlagHolder]) -> str:
 
 
 def find_config(argv: list[str]) -> list[str]:
-    """Return the arguments with the file that `--config=NAME[:ROW]` means (see `shipped.config_file`)."""
+    """Return the arguments with the file that `--config=NAME[:ROW]` means (see `shipped.config_file`).
+
+    A run's config.json is accepted too. With --mode=eval and --workdir=RUN alone, it is that run's.
+    """
     out = list(argv)
+    if not any(argument.partition("=")[0] in ("--config", "-config") for argument in argv) and "--mode=eval" in argv:
+        workdirs = [argument.partition("=")[2] for argument in argv if argument.startswith("--workdir=")]
+        saved = Path(workdirs[-1]) / "config.json" if workdirs else None
+        if saved is not None and saved.is_file():
+            return [*out, f"--config={SAVED}:{saved}"]
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config") or (not equals and i + 1 == len(argv)):
             continue
         name, colon, row = (value if equals else argv[i + 1]).partition(":")
+        if name.endswith(".json"):
+            name, colon, row = str(SAVED), ":", name
         file = shipped.config_file(name)
         shipped.importable(file)
         if equals:

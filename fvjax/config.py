@@ -242,6 +242,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    name: str = ""  # of this evaluation in results.json, where later ones are listed by name and date
     batch_size: int = 128
     flip_sum: bool = False
     every_epochs: int = 0
@@ -562,6 +563,15 @@ def differences(new: dict, old: dict) -> list[str]:
         for key in sorted(set(new) | set(old))
         if new.get(key) != old.get(key) and not _may_change(key)
     ]
+
+
+def hash_without(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Hash the settings of a run's config.json, without `keys` and what :data:`MAY_CHANGE` names.
+
+    Runs with equal hashes computed the same but for `keys`.
+    """
+    computed = {key: value for key, value in flatten(settings).items() if key not in keys and not _may_change(key)}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
 
 def _may_change(key: str) -> bool:

@@ -239,7 +239,7 @@ class Experiment:
             "dtype": c.dtype,
             "seconds": self.seconds(),
         }
-        publish(self.workdir, results, report)
+        publish(self.workdir, results, report, c.eval.name)
         return results
 
     def elapsed(self) -> float:

@@ -265,10 +265,16 @@ def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) 
             "data_hash": entry["data_hash"],
             "flip_sum": results["flip_sum"],
             "step": results["step"],
+            "evaluated": _evaluated(entry.get("evaluation", results.get("evaluation"))),
         }
         return entry["accuracy@far=1e-3"]["threshold"], folds.FOLD_FAR, measured_on
     except KeyError as error:
         raise ValueError(f"{file} lacks {error}, so another version of fvjax wrote it; {again}") from None
+
+
+def _evaluated(evaluation: dict[str, str] | None) -> str | None:
+    """Return the date of an evaluation, and its name if it has one; None if an older version wrote the results."""
+    return None if evaluation is None else " ".join(filter(None, (evaluation["date"], evaluation["name"])))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, doctor, export, plan, pretrain, verify
+from fvjax import chat, cli, compare, doctor, export, plan, pretrain, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -81,6 +81,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--json": "test_verify::test_as_a_command",
         "--face": "test_photographs::test_the_chosen_face_is_compared",
         "--save": "test_photographs::test_the_saved_picture_shows_faces_and_verdict",
+    },
+    "fvjax.compare": {
+        "runs": "test_compare::test_runs_that_differ_in_their_seed_are_one_model",
+        "--benchmark": "test_compare::test_bad_input_is_one_line",
+        **dict.fromkeys(("--figure", "--format"), "test_compare::test_other_formats_hold_the_same_cells"),
+        "--dst": "test_compare::test_dst_gets_plots_table_and_json",
+        **dict.fromkeys(("--bootstrap", "--seed"), "test_compare::test_resamples_are_chosen_by_flags"),
     },
     "fvjax.doctor": {
         "--data": "test_doctor::test_the_command",
@@ -317,6 +324,7 @@ def all_flags() -> dict[str, set[str]]:
     commands = {
         "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
+        "fvjax.compare": lambda: compare.main([]),
         "fvjax.doctor": lambda: doctor.main([]),
         "fvjax.export": lambda: export.main([]),
         "fvjax.pretrain": pretrain.main,

@@ -12,8 +12,8 @@ import pytest
 
 import fvjax
 from fvjax import __main__ as commands
-from fvjax import checks, cli, shipped
-from fvjax.config import base, typed
+from fvjax import checks, cli, saved_config, shipped
+from fvjax.config import base, benchmark, typed
 from fvjax.training.model import pretrained_hash
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +123,33 @@ def test_the_config_flag_is_rewritten_in_each_of_its_forms(tmp_path, monkeypatch
     assert cli.find_config(given) == ["main", f"--config={file}:resnet", *given[2:]]
     assert cli.find_config(["main", "--config", "quickstart"]) == ["main", "--config", file]
     assert cli.find_config(["main", "--config"]) == ["main", "--config"]
+
+
+def test_a_runs_config_is_a_config(tmp_path):
+    c = base()
+    c.model.pooling, c.optimizer.lr_scale = "mean", {"head": 2.0}
+    c.eval.benchmarks.lfw = benchmark("data/lfw", "lfw")
+    c.trainable = (("lora/.*", "adapter"), (".*", "frozen"))
+    saved, expected = tmp_path / "config.json", typed(c)
+    saved.write_text(expected.to_json())
+    assert typed(saved_config.get_config(str(saved))).to_json() == expected.to_json()
+    row = f"--config={cli.SAVED}:{saved}"
+    assert cli.find_config(["main", f"--config={saved}", "--mode=eval"]) == ["main", row, "--mode=eval"]
+    short = ["main", f"--workdir={tmp_path}", "--mode=eval"]
+    assert cli.find_config(short) == [*short, row]
+    for others in (["main", f"--workdir={tmp_path}"], ["main", "--workdir=none", "--mode=eval"], [*short, "--config"]):
+        assert cli.find_config(others) == others
+
+
+def test_a_config_json_that_is_no_runs_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    code, _, err = fvjax_command("main", f"--config={tmp_path}/config.json", cwd=tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is of another version of fvjax (it differs in architectures" in err
+    (tmp_path / "config.json").write_text("{")
+    code, _, err = fvjax_command("main", f"--config={tmp_path}/config.json", cwd=tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "config.json: not JSON" in err
 
 
 def test_pretrained_weights_are_found_from_another_folder(tmp_path, monkeypatch):

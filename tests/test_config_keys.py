@@ -1047,6 +1047,7 @@ EFFECTS: dict[str, list[Effect]] = {
         E(run(lambda r: len(r.results["baselines"])), toy, True, expect=(0, 2)),
         E(run(lambda r: "raw pixels" in r.printed), toy, True, expect=(False, True)),
     ],
+    "eval.name": [E(run(lambda r: r.results["evaluation"]["name"]), toy, "again", expect=("", "again"))],
     "eval.bootstrap": [E(intervals, toy, 0), E(intervals, toy, 50), E(run(lambda r: r.entry["auc"]["ci95"]), toy, 0)],
     "eval.benchmarks": [
         E(

@@ -125,7 +125,7 @@ def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
 
 def test_eval_mode_repeats_the_figures(finished):
     before = json.loads((finished / "results.json").read_text())
-    code, _, err = call(*TINY, f"--workdir={finished}", "--mode=eval")
+    code, _, err = call(f"--workdir={finished}", "--mode=eval")  # the config is the run's own
     assert code == 0, err
     after = json.loads((finished / "results.json").read_text())
     assert after["benchmarks"] == before["benchmarks"]
@@ -224,11 +224,13 @@ def test_sharded_run_equals_replicated(finished, tmp_path):
 def test_three_rows_and_their_table(commands, capsys, tmp_path):
     assert commands.main(small("", **{"epochs": 1, "rows.vit_lora.epochs": 2}), tmp_path) == 0
     out = capsys.readouterr().out
-    assert {p.name for p in tmp_path.iterdir() if "synthetic" not in p.name} == {"resnet", "vit_frozen", "vit_lora"}
+    written = {p.name for p in tmp_path.iterdir() if "synthetic" not in p.name}
+    assert written == {"resnet", "vit_frozen", "vit_lora", "table.txt"}
     assert len(list(tmp_path.glob("synthetic_*"))) == 2, "the rows share their faces"
     table = out[out.rindex("Face verification (%)") :]
     for row in ("raw pixels", "resnet", "vit_frozen", "vit_lora"):
         assert row in table
+    assert (tmp_path / "table.txt").read_text().strip() in out
     results = {row: json.loads((tmp_path / row / "results.json").read_text()) for row in ("vit_frozen", "vit_lora")}
     assert results["vit_frozen"]["step"] == 0
     assert results["vit_lora"]["step"] == 12

@@ -219,6 +219,7 @@ def test_what_a_threshold_rests_on_is_counted(verified, impostors, folds, others
         "data_hash": "fedcba9876543210",
         "flip_sum": False,
         "step": 12,
+        "evaluated": None,
     }
 
 
@@ -230,6 +231,12 @@ def test_the_threshold_is_that_of_the_first_benchmark_whose_people_were_not_trai
     assert verified(0.9, entries, "--benchmark=a")[1][-1] == (
         "training saw 3 of its identities: expect more false accepts among strangers"
     )
+
+
+def test_the_evaluation_that_a_threshold_is_from_is_named(verified):
+    later = {"date": "2026-11-30T10-00-00Z", "name": "on cfp", "folder": "evaluations/x"}
+    _, lines = verified(0.9, {"cfp": {**measured(0.2, 1000), "evaluation": later}})
+    assert lines[1].endswith("model at step 12, evaluated 2026-11-30T10-00-00Z on cfp")
 
 
 def test_a_model_that_answers_has_a_probability(verified):

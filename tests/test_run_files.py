@@ -172,7 +172,7 @@ def results(workdir: Path) -> dict:
 
 def test_every_documented_file_is_there_and_no_other(run):
     documented = {"config.json", "metrics.jsonl", "evaluations.jsonl", "results.json", "validation.json"}
-    documented |= {"before_training.json", "roc.png", "det.png", "checkpoints", "tb"}
+    documented |= {"before_training.json", "roc.png", "det.png", "scores", "checkpoints", "tb"}
     (told,) = re.findall(r"^    runs/NAME/  (.*)$", Path("README.md").read_text(), re.MULTILINE)
     assert documented - {name.rstrip("/") for name in told.split()} == {"validation.json", "before_training.json"}
     assert {p.name for p in run.dir.iterdir()} == documented
@@ -414,7 +414,7 @@ def test_results_has_the_documented_fields(run):
     found = results(run.dir)
     assert set(found) == {
         *("benchmarks", "pools", "baselines", "validation", "step", "config_hash", "base_hash", "train_data_hash"),
-        *("code_version", "dtype", "flip_sum", "seconds"),
+        *("code_version", "dtype", "flip_sum", "seconds", "evaluation"),
     }
     assert list(found["benchmarks"]) == ["alpha", "beta"]
     for name, entry in found["benchmarks"].items():

@@ -21,7 +21,8 @@ from tensorboardX.proto import event_pb2
 from fvjax import console, files
 from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
-from fvjax.evals import plots, verification
+from fvjax.evals import pair_scores, plots, verification
+from fvjax.evals.pair_scores import PairScores
 from fvjax.results import compare, publish
 from fvjax.tasks import benchmarks
 from fvjax.tasks.face_verification import VerificationEvaluator
@@ -154,10 +155,14 @@ def drawn(patch) -> dict:
     return kept
 
 
-CURVES = {
-    "lfw": (np.array([0.9, 0.1, 0.4, 0.3]), np.array([True, False, True, False])),
-    "cfp": (np.array([0.2, 0.1, 0.4, 0.3, 0.5, 0.6]), np.array([True, False] * 3)),
-}
+def scored(*scores: float) -> PairScores:
+    """Return the scores of as many pairs of one fold, genuine and impostor in turn."""
+    number = np.arange(len(scores))
+    same = number % 2 == 0
+    return PairScores(np.array(scores, np.float32), same, 0 * number, number, number + 1, number, number, "d", "p")
+
+
+SCORED = {"lfw": scored(0.9, 0.1, 0.4, 0.3), "cfp": scored(0.2, 0.1, 0.4, 0.3, 0.5, 0.6)}
 
 
 def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, monkeypatch):
@@ -170,7 +175,7 @@ def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, mon
     lfw |= {"before_training": entry(6, 2)}
     cfp |= {"identities_seen_in_training": 12, "identity_disjoint": entry(3, 4)}
     figures = drawn(monkeypatch)
-    text = printed(lambda: publish(tmp_path, results, benchmarks.report("net", results, CURVES)))
+    text = printed(lambda: publish(tmp_path, results, benchmarks.report("net", results, SCORED)))
     assert rows_of(text) == [
         row("validation", "net (ids seen)", 9),
         row("lfw", "raw pixels", 7),
@@ -185,7 +190,12 @@ def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, mon
         row("cfp", "net, unseen ids only", 3, 4),
     ]
     assert f"Everything about this run is in {tmp_path} " in text
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written.pop("evaluation")["name"] == ""
+    assert written == results
+    for name, its in SCORED.items():
+        found = pair_scores.read(tmp_path / "scores" / f"{name}.npz")
+        assert found.scores.tolist() == its.scores.tolist()
     assert {file: figure.axes[0].get_title()[:3] for file, figure in figures.items()} == {
         "roc.png": "ROC",
         "det.png": "DET",
@@ -214,7 +224,7 @@ def test_only_the_first_process_prints_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
 
     def all_of_it():
-        publish(tmp_path, finished(), benchmarks.report("net", finished(), CURVES))
+        publish(tmp_path, finished(), benchmarks.report("net", finished(), SCORED))
         compare({tmp_path / "one": benchmarks.comparison})
         evaluations(tmp_path, 2.0).append(3, {})
         writer = metrics.Writer("net", tmp_path, base().log, 0)

@@ -66,9 +66,9 @@ def resnet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flipped(resnet, tmp_path_factory):
-    """Return the same run, evaluated with mirrored embeddings added; config.json does not say so."""
+    """Return the same run, first evaluated with mirrored embeddings added; config.json does not say so."""
     folder = tmp_path_factory.mktemp("flipped")
-    shutil.copytree(resnet, folder / "run")
+    shutil.copytree(resnet, folder / "run", ignore=shutil.ignore_patterns("results.json"))
     return run(folder, CONFIG, "--mode=eval", "--config.eval.flip_sum=True")
 
 
@@ -145,6 +145,7 @@ def test_scores_and_threshold_are_the_evaluations(kind, request, crops, monkeypa
         "data_hash": entry["data_hash"],
         "flip_sum": kind == "flipped",
         "step": results_of(workdir)["step"],
+        "evaluated": results_of(workdir)["evaluation"]["date"],
     }
 
 
@@ -192,13 +193,13 @@ def test_as_a_command(resnet, crops):
 
 
 def test_what_people_read(loaded, crops, capsys, tmp_path):
-    entry = results_of(loaded)["benchmarks"]["synthetic"]
+    entry, date = results_of(loaded)["benchmarks"]["synthetic"], results_of(loaded)["evaluation"]["date"]
     threshold = entry["accuracy@far=1e-3"]["threshold"]
     code, out, err = say(capsys, crops[0], crops[0], f"--model={loaded}")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"same person: score 1.0000 (cosine) >= threshold {threshold:.4f}, for FAR 0.001",
-        f"measured on synthetic: 10 impostor pairs, data {entry['data_hash'][:8]}, model at step 6",
+        f"measured on synthetic: 10 impostor pairs, data {entry['data_hash'][:8]}, model at step 6, evaluated {date}",
         "too few for FAR 0.001: the threshold lies just above all of some 9 impostor scores",
         "95% interval of its FAR: 0 to 0.3 (Wilson's, of 0 in 9)",
     ]

@@ -7,7 +7,7 @@ interval, so that the same code computes a value and its interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,11 @@ def verification(
     sizes = [int(size) for size in fold_sizes]
     _check(scores, labels, sizes)
     labels = labels.astype(bool)
-    identities = _identity_numbers(labels, identities_a, identities_b)
+    identities = identity_numbers(labels, identities_a, identities_b)
 
-    value = _figures(scores, labels, sizes, np.ones((1, len(scores)), np.int32))
-    samples = _bootstrap(scores, labels, sizes, identities, bootstrap, seed)
+    value = figures(scores, labels, sizes, np.ones((1, len(scores)), np.int32))
+    parts = [figures(scores, labels, sizes, w) for w in resamples(labels, identities, bootstrap, seed)]
+    samples = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
     n_impostor = int((~labels).sum())
     return {
         "n_pairs": len(labels),
@@ -187,20 +188,20 @@ def _far_threshold(scores: NDArray, labels: NDArray, weights: NDArray) -> NDArra
     return scores[impostors][index] + np.where(k == 0, 1e-6, 0)
 
 
-def _figures(scores: NDArray, labels: NDArray, sizes: Sequence[int], weights: NDArray) -> dict[str, NDArray]:
+def figures(scores: NDArray, labels: NDArray, sizes: Sequence[int], weights: NDArray) -> dict[str, NDArray]:
     """Compute every figure for each row of weights [B, M] -> [B]; "…/folds" and "…/thresholds" are [B, folds]."""
     far, tar = roc(scores, labels, weights)
-    figures = {"auc": auc(far, tar), "eer": eer(far, tar)}
+    out = {"auc": auc(far, tar), "eer": eer(far, tar)}
     for name, target in FARS.items():
         # 1e-9: the FAR of exactly k of n pairs may be rounded to just above the target
         index = (np.sum(far <= target + 1e-9, -1) - 1)[:, None]
-        figures[f"tar/{name}"] = np.take_along_axis(tar, index, 1)[:, 0]
-        figures[f"reached/{name}"] = np.take_along_axis(far, index, 1)[:, 0]
+        out[f"tar/{name}"] = np.take_along_axis(tar, index, 1)[:, 0]
+        out[f"reached/{name}"] = np.take_along_axis(far, index, 1)[:, 0]
 
     fold = np.repeat(np.arange(len(sizes)), sizes)
     rules = {"best": _best_threshold, "far": _far_threshold}
     for name in rules:
-        figures[f"{name}/folds"], figures[f"{name}/thresholds"] = np.empty((2, len(weights), len(sizes)))
+        out[f"{name}/folds"], out[f"{name}/thresholds"] = np.empty((2, len(weights), len(sizes)))
     for f in range(len(sizes)):
         test = fold == f
         train = ~test if len(sizes) > 1 else test
@@ -208,32 +209,31 @@ def _figures(scores: NDArray, labels: NDArray, sizes: Sequence[int], weights: ND
         for name, choose in rules.items():
             threshold = choose(scores[train], labels[train], train_weights)
             correct = (scores[test] >= threshold[:, None]) == labels[test]
-            figures[f"{name}/thresholds"][:, f] = threshold
+            out[f"{name}/thresholds"][:, f] = threshold
             with np.errstate(invalid="ignore"):  # a resample may leave a fold empty
-                figures[f"{name}/folds"][:, f] = (test_weights * correct).sum(1) / test_weights.sum(1)
+                out[f"{name}/folds"][:, f] = (test_weights * correct).sum(1) / test_weights.sum(1)
     for name in rules:
-        defined = ~np.isnan(figures[f"{name}/folds"])
+        defined = ~np.isnan(out[f"{name}/folds"])
         with np.errstate(invalid="ignore"):
-            figures[name] = np.where(defined, figures[f"{name}/folds"], 0).sum(1) / defined.sum(1)
-    return figures
+            out[name] = np.where(defined, out[f"{name}/folds"], 0).sum(1) / defined.sum(1)
+    return out
 
 
-def _bootstrap(
-    scores: NDArray, labels: NDArray, sizes: Sequence[int], identities: NDArray | None, resamples: int, seed: int
-) -> dict[str, NDArray]:
-    """Compute the figures of every resample, [resamples]. identities: int [2, M], or None to draw pairs."""
+def resamples(labels: NDArray, identities: NDArray | None, number: int, seed: int) -> Iterator[NDArray]:
+    """Draw bootstrap resamples; yield the weights of the M pairs in them, int32 [rows, M], a few rows at a time.
+
+    identities: int [2, M], numbered from 0 (see :func:`verification`), or None to draw pairs.
+    """
     rng = np.random.default_rng(seed)
-    n = len(scores) if identities is None else int(identities.max()) + 1
-    chunk = max(1, 2**21 // max(n, len(scores)))  # bounds the memory, not the result
-    parts = []
-    for start in range(0, resamples, chunk):
-        rows = min(chunk, resamples - start)
+    n = len(labels) if identities is None else int(identities.max()) + 1
+    chunk = max(1, 2**21 // max(n, len(labels)))  # bounds the memory, not the result
+    for start in range(0, number, chunk):
+        rows = min(chunk, number - start)
         draws = rng.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         weights = np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n).astype(np.int32)
         if identities is not None:
             weights = weights[:, identities[0]] * np.where(labels, np.int32(1), weights[:, identities[1]])
-        parts.append(_figures(scores, labels, sizes, weights))
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+        yield weights
 
 
 def _check(scores: NDArray, labels: NDArray, sizes: Sequence[int]) -> None:
@@ -256,7 +256,7 @@ def _check(scores: NDArray, labels: NDArray, sizes: Sequence[int]) -> None:
             raise ValueError(f"fold {f} has no {'impostor' if part.all() else 'genuine'} pairs ({len(part)} pairs)")
 
 
-def _identity_numbers(labels: NDArray, a: ArrayLike | None, b: ArrayLike | None) -> NDArray | None:
+def identity_numbers(labels: NDArray, a: ArrayLike | None, b: ArrayLike | None) -> NDArray | None:
     """Number the identities of both images of each pair from 0 to n-1, int [2, M]; None without identities."""
     if a is None and b is None:
         return None

@@ -46,7 +46,7 @@ def _verdict_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{first}, for FAR {far:g}",
         f"measured on {name}: {measured_on['n_impostor']:,} impostor pairs, data {measured_on['data_hash'][:8]}, "
-        f"model at step {measured_on['step']}",
+        f"model at step {measured_on['step']}" + (f", evaluated {date}" if (date := measured_on["evaluated"]) else ""),
     ]
     if not above:
         lines.append(f"too few for FAR {far:g}: the threshold lies just above all of some {others:,} impostor scores")

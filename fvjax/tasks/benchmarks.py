@@ -17,13 +17,14 @@ from fvjax.data import pairs as draw
 from fvjax.data import pipeline
 from fvjax.data.names import normal as normal_name
 from fvjax.data.stores import Pairs, Store, check_folds, read_pairs
-from fvjax.evals import baselines, plots, verification
+from fvjax.evals import baselines, pair_scores, plots, verification
+from fvjax.evals.pair_scores import PairScores
 from fvjax.tasks import faces
 from fvjax.tasks.task import Report
 
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 [b,H,W,3] -> float32 [b,D], or [b,pools,D]
 Entries = dict[str, dict[str, Any]]  # by benchmark, as in results.json
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # (scores [M], same [M]) by benchmark, for the plots
+Scored = dict[str, PairScores]  # by benchmark
 ACCURACIES = ("accuracy@best_threshold", "accuracy@far=1e-3")
 BASELINES = {"raw pixels, cosine": baselines.pixel, "colour histogram, cosine": baselines.histogram}
 
@@ -83,7 +84,7 @@ class Benchmarks:
 
     def run(
         self, score: Score, *, seen: set[str], title: str, only: tuple[str, ...] = (), bootstrap: int | None = None
-    ) -> tuple[Entries, Curves]:
+    ) -> tuple[Entries, Scored]:
         """Score the pairs of every benchmark, or `only` of some.
 
         Args:
@@ -92,17 +93,17 @@ class Benchmarks:
                 any. For other benchmarks that is not known, and both are None.
             bootstrap: resamples behind the intervals, None: the config's.
         Returns:
-            entries and curves of those that could be evaluated; the others are in `failed`.
+            entries and scores of those that could be evaluated; the others are in `failed`.
         Raises:
             ValueError: none could be evaluated, or one of several processes failed.
         """
-        entries, curves = {}, {}
+        entries, scored = {}, {}
         seen = {normal_name(identity) for identity in seen}
         for name, benchmark in self.chosen.items():
             if only and name not in only:
                 continue
             try:
-                entries[name], curves[name] = self._run(benchmark, score, seen, f"{title}: {name}", bootstrap)
+                entries[name], scored[name] = self._run(benchmark, score, seen, f"{title}: {name}", bootstrap)
             except (ValueError, OSError) as error:
                 text = errors.line(error)
                 if jax.process_count() > 1:  # the others may be in the midst of it
@@ -112,28 +113,28 @@ class Benchmarks:
         if self.failed and not entries:
             name, text = next(iter(self.failed.items()))
             raise ValueError(f"benchmark {name}: {text}")
-        return entries, curves
+        return entries, scored
 
     def _run(
         self, benchmark: BenchmarkConfig, score: Score, seen: set[str], title: str, bootstrap: int | None
-    ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
-        """Return the entry and the curve of one benchmark; arguments as of :meth:`run`, `seen` in normal form."""
+    ) -> tuple[dict[str, Any], PairScores]:
+        """Return the entry and the scores of one benchmark; arguments as of :meth:`run`, `seen` in normal form."""
         store, pairs = Store(benchmark.store, "test"), read_pairs(benchmark.store, benchmark.pairs)
-        scores = score(store, pairs, title)
+        scores, prepared = score(store, pairs, title), store.manifest["benchmarks"][benchmark.pairs]
         comparable = seen and benchmark.names and benchmark.names == self.data.names
         present = [normal_name(identity) in seen for identity in store.identities]
         known = np.flatnonzero(present).tolist() if comparable else []
         entry = verification.entry(
             scores,
             pairs,
-            store.manifest["benchmarks"][benchmark.pairs],
+            prepared,
             store.data_hash,
             seen=known or None,
             bootstrap=self.eval.bootstrap if bootstrap is None else bootstrap,
             seed=self.seed,
         )
         entry["identities_seen_in_training"] = len(known) if comparable else None
-        return entry, (scores, pairs.same)
+        return entry, PairScores.of(scores, pairs, store.data_hash, prepared["hash"])
 
     def validate(self, score: Score, title: str) -> dict[str, Any]:
         """Verify pairs of config.data.val, always the same ones, in ten folds; return an entry as of a benchmark."""
@@ -188,19 +189,22 @@ def summary(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     return {name: {key: entry[key]["mean"] for key in ACCURACIES} for name, entry in entries.items()}
 
 
-def report(name: str, results: dict[str, Any], curves: Curves) -> Report:
+def report(name: str, results: dict[str, Any], scored: Scored) -> Report:
     """Make the report of one run from its part of results.json; `name` is the run's."""
     rows = [(f"{name} (ids seen)", "validation", results["validation"])] if results["validation"] else []
     for benchmark, entry in results["benchmarks"].items():
         rows += _rows(name, benchmark, entry, results)
 
-    def plot(workdir: Path) -> None:
-        if curves:  # there are none with validation alone
-            plots.roc(workdir / "roc.png", curves)
-            plots.det(workdir / "det.png", curves)
+    def save(folder: Path) -> None:
+        if scored:  # there are none with validation alone
+            curves = {benchmark: (its.scores, its.same) for benchmark, its in scored.items()}
+            plots.roc(folder / "roc.png", curves)
+            plots.det(folder / "det.png", curves)
+        for benchmark, its in scored.items():
+            its.write(pair_scores.file_of(folder, benchmark))
 
     table = verification.table(rows) if rows else None
-    return Report(results, summary(results["benchmarks"]), table, plot)
+    return Report(results, summary(results["benchmarks"]), table, save)
 
 
 def _rows(name: str, benchmark: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> Iterable[tuple]:

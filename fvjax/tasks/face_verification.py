@@ -15,7 +15,7 @@ from fvjax.data.pairs import PairsPlan
 from fvjax.data.stores import Store
 from fvjax.losses.accumulation import Inputs
 from fvjax.tasks import benchmarks, faces
-from fvjax.tasks.benchmarks import Benchmarks, Curves, Entries, Score
+from fvjax.tasks.benchmarks import Benchmarks, Entries, Score, Scored
 from fvjax.tasks.predictor import Trained
 from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Task, Validation
 
@@ -69,10 +69,10 @@ class VerificationEvaluator(Evaluator):
     @abstractmethod
     def score(self, state: Trained) -> Score: ...
 
-    def run(self, state: Trained, title: str) -> tuple[Entries, Curves, dict[str, Entries]]:
-        """Return entries and curves of every benchmark, and the entries of further poolings."""
-        entries, curves = self.benchmarks.run(self.score(state), seen=self.seen, title=title)
-        return entries, curves, {}
+    def run(self, state: Trained, title: str) -> tuple[Entries, Scored, dict[str, Entries]]:
+        """Return entries and scores of every benchmark, and the entries of further poolings."""
+        entries, scored = self.benchmarks.run(self.score(state), seen=self.seen, title=title)
+        return entries, scored, {}
 
     def entries(self, state: Trained, title: str) -> Entries:
         return self.benchmarks.run(self.score(state), seen=self.seen, title=title)[0]
@@ -95,7 +95,7 @@ class VerificationEvaluator(Evaluator):
 
     def report(self, state: Trained, before: Mapping[str, Any], validation: Mapping[str, Any] | None) -> Report:
         self.benchmarks.failed.clear()  # of earlier evaluations
-        entries, curves, pools = self.run(state, self.name)
+        entries, scored, pools = self.run(state, self.name)
         before = {n: e for n, e in before.items() if n in entries and e["data_hash"] == entries[n]["data_hash"]}
         results = {
             "benchmarks": {name: {**entry, "before_training": before.get(name)} for name, entry in entries.items()},
@@ -106,7 +106,7 @@ class VerificationEvaluator(Evaluator):
         }
         if self.benchmarks.failed:
             results["failed"] = dict(self.benchmarks.failed)
-        return benchmarks.report(self.name, results, curves)
+        return benchmarks.report(self.name, results, scored)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

@@ -65,13 +65,14 @@ class Report:
     Attributes:
         results: what goes into results.json beside the facts of the run; "benchmarks" holds an entry for each.
         summary: figures by benchmark for evaluations.jsonl.
-        table: something that rich can print, or None. plot: draws the plots into a work directory.
+        table: something that rich can print, or None.
+        save: writes what belongs to these results beside results.json into its folder: plots, scores …
     """
 
     results: dict[str, Any]
     summary: dict[str, dict[str, float]]
     table: Any
-    plot: Callable[[Path], None]
+    save: Callable[[Path], None]
 
 
 class Evaluator(ABC):

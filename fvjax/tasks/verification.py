@@ -21,7 +21,7 @@ from fvjax.losses import contrastive
 from fvjax.losses.accumulation import Inputs, Objective, Variables, WholeBatch
 from fvjax.models.encoder import Encoder
 from fvjax.tasks import face_verification as shared
-from fvjax.tasks.benchmarks import Benchmarks, CosineScore, Curves, Entries
+from fvjax.tasks.benchmarks import Benchmarks, CosineScore, Entries, Scored
 from fvjax.tasks.predictor import Predictor, Trained
 from fvjax.tasks.task import Batch, Evaluator, Text
 
@@ -97,7 +97,7 @@ class EmbeddingEvaluator(shared.VerificationEvaluator):
     def score(self, state: Trained) -> CosineScore:
         return CosineScore(self.benchmarks.eval, partial(self.embed, state))
 
-    def run(self, state: Trained, title: str) -> tuple[Entries, Curves, dict[str, Entries]]:
+    def run(self, state: Trained, title: str) -> tuple[Entries, Scored, dict[str, Entries]]:
         if not self.pools:
             return super().run(state, title)
         score = CosineScore(self.benchmarks.eval, partial(self.embed_pools, state))
@@ -105,5 +105,5 @@ class EmbeddingEvaluator(shared.VerificationEvaluator):
             pool: self.benchmarks.run(partial(score, pool=number), seen=self.seen, title=f"{title}, {pool}")
             for number, pool in enumerate(self.pools)
         }
-        entries, curves = by_pool.pop(self.pooling)
-        return entries, curves, {pool: entries for pool, (entries, _) in by_pool.items()}
+        entries, scored = by_pool.pop(self.pooling)
+        return entries, scored, {pool: entries for pool, (entries, _) in by_pool.items()}
