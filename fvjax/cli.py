@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from fvjax import shipped, startup
+from fvjax import config_errors, shipped, startup
 from fvjax.parallel import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
@@ -33,7 +33,9 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
         print(help_text(about, holders))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(find_config(argv))
+        arguments = find_config(argv)
+        check_config(arguments)
+        rest = flags.FLAGS(arguments)
         if CONFIG.value is None:
             fail(f"--config=NAME is missing; there are {', '.join(shipped.config_names())}, or give a file of your own")
         config: Any = CONFIG.value
@@ -45,10 +47,24 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
         file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
         if file and not shipped.config_file(file).is_file():
             fail(f"--config={file}: no such file; there are {', '.join(shipped.config_names())}")
-        kind = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
+        quiet = flags.Error | LookupError | AttributeError | ValueError
+        kind = "" if isinstance(error, quiet) else f"{type(error).__name__}: "
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))
         raise  # not reached
+
+
+def check_config(arguments: Sequence[str]) -> None:
+    """Raise ValueError in one line if the file of `--config=FILE:ROW` or a `--config.KEY=…` has a mistake.
+
+    ml_collections finds the same mistakes later, with all keys of the config in its messages.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and (equals or i + 1 < len(arguments)):
+            file, _, row = (value if equals else arguments[i + 1]).partition(":")
+            if Path(file).is_file():
+                config_errors.check_overrides(arguments, config_errors.load(Path(file), row))
 
 
 def help_text(about: str, holders: Sequence[flags.FlagHolder]) -> str:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fvjax import plugins
+from fvjax.config_keys import NAMED_BY_THE_EXPERIMENT, flatten, has, unknown_key
 
 Rules = Sequence[tuple[str, Any]]  # ordered (regex over parameter names, value); the first match decides
 
@@ -474,7 +475,6 @@ MAY_CHANGE = (
     "heartbeat_seconds",
     "deterministic",
 )
-NAMED_BY_THE_EXPERIMENT = ("eval.benchmarks", "optimizer.lr_scale", "rows", "init_parts", "plugin")
 
 
 # ---- config files ----------------------------------------------------------------------------------------------------
@@ -538,20 +538,14 @@ def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
         row = config.copy_and_resolve_references()
         row.rows = ConfigDict()
         row.data.synthetic.dir = str(workdir)
+        if unknown := [key for key in flatten(changes.to_dict()) if not has(row, key)]:
+            raise ValueError(f"config.rows.{name}: {unknown_key(unknown[0], row)}")
         try:
             row.update(changes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
         row.name = name
         out[workdir / name] = typed(row)
-    return out
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    out = {}
-    for key, value in values.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return out
 
 

@@ -337,7 +337,7 @@ def test_unknown_keys(tmp_path):
     assert done.stderr.startswith("fvjax: error: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "lrr" in done.stderr
-    assert 'Did you mean "lr" instead of "lrr"?' in done.stderr
+    assert "config.optimizer.lrr: there is no such key; the nearest are optimizer.lr" in done.stderr
     assert [p.name for p in tmp_path.iterdir() if p.suffix] == ["mine.py"]
     assert not (tmp_path / "x").exists()
 

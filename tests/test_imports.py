@@ -13,10 +13,10 @@ from tests import structure
 
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"trees", "typing", "errors", "shipped", "console", "plugins"},
+    {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
     {"files", "startup"},
     {"config"},
-    {"models", "data", "parallel", "checks", "runtime", "saved_config"},
+    {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
     {"losses", "evals", "cli"},
     {"tasks", "diagnosis"},
     {"training"},

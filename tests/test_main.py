@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(commands, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config=configs/quickstart.py:resnet", "--config.optimizer.lrr=1"], 'Did you mean "lr" instead of "lrr"?'),
+        (["--config=configs/quickstart.py:resnet", "--config.optimizer.lrr=1"], "the nearest are optimizer.lr"),
         (["--config=configs/quickstart.py:resnet", "--config.batch_size=7"], "must be even"),
         (["--config=configs/quickstart.py:resnet", "--config.mesh.data=3"], "does not make up the 2 devices"),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are facellm_1b, "),
