@@ -1,9 +1,12 @@
 """fvjax: face verification with multimodal language models, in pure JAX."""
 
 import hashlib
+import importlib
 from pathlib import Path
 
 __version__ = "0.1.0"
+# What `fvjax.NAME` imports on first use, beside the functions below.
+MODULES = ("api", "compare", "config", "data", "doctor", "evals", "export", "losses", "models", "plan", "verify")
 
 
 def code_version() -> str:
@@ -16,7 +19,8 @@ def code_version() -> str:
 
 
 def __getattr__(name: str):
-    if name == "load":  # here and not above: reading data needs no jax
+    """Import what is asked for when it is asked for: reading data needs no jax."""
+    if name == "load":
         from fvjax.api import load
 
         return load
@@ -24,4 +28,10 @@ def __getattr__(name: str):
         from fvjax.data.alignment.faces import faces
 
         return faces
-    raise AttributeError(f"module 'fvjax' has no attribute {name!r}")
+    if name in MODULES:
+        return importlib.import_module(f"fvjax.{name}")
+    raise AttributeError(f"module 'fvjax' has no attribute {name!r}; there are {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", "code_version", "faces", "load", *MODULES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,14 @@ class Model:
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
         self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
         self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, encoder.yes_no), (0, 1)))
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(leaf.shape) for leaf in trees.flatten(self.variables["params"]).values())
+        origin = f", step {self.run.step} of {self.run.config.name}" if self.run else ""
+        adapters = ", with adapters" if self.variables.get("lora") else ""
+        use = "p_same(a, b)" if self.encoder.yes_no else "embed(faces)"
+        name = type(self.encoder.net).__name__
+        return f"<fvjax model {name}: {count:,} parameters{adapters}{origin}; {use} of uint8 [N,112,112,3]>"
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """Embed aligned RGB faces uint8 [N,112,112,3]: float32 [N,D], not normalised. ValueError: anything else."""

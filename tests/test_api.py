@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -110,11 +111,25 @@ def test_arguments_that_do_not_go_together(arguments, message):
 
 def test_faces_of_another_kind():
     model = fvjax.load(TINY, scenario="vit")
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    shown = f"<fvjax model VisionTransformer: {count:,} parameters; embed(faces) of uint8 [N,112,112,3]>"
+    assert repr(model) == shown
+    with pytest.raises(ValueError, match=r"must be uint8 \[N,112,112,3\]"):
+        model.embed(np.zeros((1, 448, 448, 3), np.uint8))
     for faces in (np.zeros((1, 112, 112, 3), np.float32), np.zeros((112, 112, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"must be uint8 \[N,112,112,3\]"):
             model.embed(faces)
     with pytest.raises(ValueError, match='scenario="pair"'):
         model.p_same(np.zeros((1, 112, 112, 3), np.uint8), np.zeros((1, 112, 112, 3), np.uint8))
+
+
+def test_a_checkpoint_that_is_not_there_names_the_command_that_gets_it(tmp_path):
+    with pytest.raises(ValueError) as error:
+        fvjax.load(tmp_path / "InternVL2-2B", scenario="vit")
+    assert str(error.value).startswith(
+        f"{tmp_path}/InternVL2-2B: no such directory; "
+        f"`python -m weights_convert --src=OWNER/NAME --dst={tmp_path}/InternVL2-2B` downloads a checkpoint"
+    )
 
 
 def test_not_a_checkpoint(tmp_path):

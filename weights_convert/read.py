@@ -154,6 +154,12 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     if path.is_file():
         problem = _pickles_are_refused([str(path)]) if path.suffix in PICKLES else f"{path} is a file"
         raise ValueError(f"{problem}; give the directory that holds config.json and *.safetensors")
+    if not path.exists():
+        raise ValueError(
+            f"{path}: no such directory; `python -m weights_convert --src=OWNER/NAME --dst={path}` downloads a "
+            "checkpoint from the Hugging Face Hub and converts it (for example --src=OpenGVLab/InternVL2-2B; "
+            "docs/other_files.md lists what can be read)"
+        )
     config = load_json(path / "config.json")
     converted = config.get("fvjax")
     table, stored_kind = _choose_table(path, config, kind)

@@ -13,7 +13,8 @@ def loss(embeddings: Embeddings, labels: jax.Array, temperature: float, group: i
 
     Args:
         embeddings: [2P, D], any scale; rows 2i and 2i+1 are the two images of pair i.
-        labels: int [P], identity of each pair. An identity occurs once in a batch, so no negatives are masked.
+        labels: int [P], identity of each pair. Two pairs of one identity are no negatives of each other; in fvjax's own
+            batches an identity occurs once.
         temperature: tau of the softmax over cosine similarities (reference: 0.07).
         group: number of consecutive images that are each other's negatives; 0: all 2P. The loss is the mean over
             groups, as in the reference's code, in which negatives come from one GPU.
@@ -24,25 +25,44 @@ def loss(embeddings: Embeddings, labels: jax.Array, temperature: float, group: i
     number. Each device computes its own rows, and for a large batch only some of them at a time, forward and backward:
     CHUNK elements over all devices. Source: LLM-FaceVerification scenarios 1 and 2; equal to its golden losses.
     """
+    _check(embeddings, labels, temperature, group)
     if group:
         groups = embeddings.reshape(-1, group, embeddings.shape[-1])
-        return jnp.mean(jax.vmap(lambda each: loss(each, labels, temperature))(groups))
+        return jnp.mean(
+            jax.vmap(lambda each, ids: loss(each, ids, temperature))(groups, labels.reshape(len(groups), -1))
+        )
     z = embeddings.astype(jnp.float32)
     z = z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
-    n = z.shape[0]
+    n, ids = z.shape[0], jnp.repeat(labels, 2)
     chunks = next(k for k in range(max(1, n * n // CHUNK), n + 1) if n % k == 0)
 
     def denominators(part):
-        own, rows = part  # [n/chunks], [n/chunks, D]
+        own, its_id, rows = part  # [n/chunks], [n/chunks], [n/chunks, D]
         similarity = jnp.matmul(rows, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
-        similarity = jnp.where(own[:, None] == jnp.arange(n), -jnp.inf, similarity)
+        # itself and further pairs of its identity, but not its partner: rows 2i and 2i+1 differ in the last bit
+        masked = (its_id[:, None] == ids) & ((own ^ 1)[:, None] != jnp.arange(n))
+        similarity = jnp.where(masked, -jnp.inf, similarity)
         return jax.nn.logsumexp(similarity, axis=-1)
 
     own = jnp.arange(n)
     if chunks == 1:
-        sums = denominators((own, z))
+        sums = denominators((own, ids, z))
     else:  # a part has rows r, r + chunks, …: equally many of each device, and no row moves to another device
-        parts = [jnp.swapaxes(x.reshape(n // chunks, chunks, *x.shape[1:]), 0, 1) for x in (own, z)]
+        parts = [jnp.swapaxes(x.reshape(n // chunks, chunks, *x.shape[1:]), 0, 1) for x in (own, ids, z)]
         sums = jax.lax.map(jax.checkpoint(denominators), tuple(parts))  # recomputed, or all rows would be saved
     positive = jnp.sum(z.reshape(n // 2, 2, -1).prod(axis=1), axis=-1) / temperature  # symmetric, so one per pair
     return jnp.mean(sums) - jnp.mean(positive)
+
+
+def _check(embeddings: Embeddings, labels: jax.Array, temperature: float, group: int) -> None:
+    """Raise ValueError for shapes and settings that give a number without a meaning; costs nothing under `jax.jit`."""
+    if embeddings.ndim != 2 or len(embeddings) % 2 or not len(embeddings):
+        raise ValueError(
+            f"embeddings {list(embeddings.shape)}: rows 2i and 2i+1 are a pair, so give [2P, D] with P > 0"
+        )
+    if labels.shape != (len(embeddings) // 2,):
+        raise ValueError(f"labels {list(labels.shape)}: give one for each of the {len(embeddings) // 2} pairs")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    if group and (group % 2 or len(embeddings) % group):
+        raise ValueError(f"group={group}: must be even and divide the {len(embeddings)} images")
