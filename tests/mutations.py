@@ -1320,8 +1320,8 @@ FAULTS = (
         "groups_summed",
         "compat.negatives_group sums the groups' losses instead of averaging them",
         "fvjax/losses/contrastive.py",
-        "return jnp.mean(jax.vmap(",
-        "return jnp.sum(jax.vmap(",
+        "return jnp.mean(each)",
+        "return jnp.sum(each)",
         (GRADIENTS + "test_compat_negatives_of_one_group",),
     ),
     Fault(

@@ -207,13 +207,14 @@ def test_the_wheel_runs_an_experiment_in_an_empty_folder(tmp_path):
 
 
 def test_the_package_shows_and_imports_what_it_has():
-    code = "import fvjax, sys; assert 'jax' not in sys.modules; print(*dir(fvjax)); print(fvjax.evals, fvjax.verify.compare)"
+    code = "import fvjax, sys; assert 'jax' not in sys.modules; print(*dir(fvjax))"
+    code += "; print(fvjax.evals, fvjax.verify.compare)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ELSEWHERE)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()[0].split()) == {"__version__", "code_version", "faces", "load", *fvjax.MODULES}
     assert "fvjax/evals/__init__.py" in done.stdout
     assert "function compare" in done.stdout
-    with pytest.raises(AttributeError, match="no attribute 'verfy'; there are .*verify"):
+    with pytest.raises(AttributeError, match=r"no attribute 'verfy'; there are .*verify"):
         fvjax.verfy  # noqa: B018
     for package in (fvjax, weights_convert):
         assert (Path(package.__file__).parent / "py.typed").is_file()

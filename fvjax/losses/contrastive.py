@@ -28,9 +28,8 @@ def loss(embeddings: Embeddings, labels: jax.Array, temperature: float, group: i
     _check(embeddings, labels, temperature, group)
     if group:
         groups = embeddings.reshape(-1, group, embeddings.shape[-1])
-        return jnp.mean(
-            jax.vmap(lambda each, ids: loss(each, ids, temperature))(groups, labels.reshape(len(groups), -1))
-        )
+        each = jax.vmap(lambda rows, ids: loss(rows, ids, temperature))(groups, labels.reshape(len(groups), -1))
+        return jnp.mean(each)
     z = embeddings.astype(jnp.float32)
     z = z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12)
     n, ids = z.shape[0], jnp.repeat(labels, 2)
