@@ -20,7 +20,7 @@ from fvjax.config import base, benchmark
 
 MAKE = "python -m fvjax.data.describe labels --src=FAIRFACE --labels=FAIRFACE.csv --dst=data/fairface"
 LORA = {
-    "epochs": 4,
+    "epochs": 2,
     "lora": {
         "rank": 16,
         "alpha": 32.0,
@@ -34,6 +34,7 @@ LORA = {
         ("params/vision/.*", "tower"),
         (".*", "frozen"),
     ),
+    "optimizer": {"lr_scale": {"projector": 0.6, "tower": 0.6}},
 }
 
 
@@ -53,7 +54,7 @@ def get_config(row: str = ""):
     c.model.decoder.update(
         {"vocab": 49_152, "width": 576, "depth": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "mlp_dim": 1536}
     )
-    c.model.projector.shuffle = 4  # 4 visual tokens a picture, so that a row has 32
+    c.model.projector.shuffle = 8  # the whole picture is one visual token, so the projector knows where each patch is
     c.init_parts.vision = "fvjax/pretrained/tiny_internvit"
     c.init_parts.decoder = "data/smollm2"
     c.trainable = ((".*", "frozen"),)
@@ -68,6 +69,7 @@ def get_config(row: str = ""):
     c.optimizer.update(
         {"name": "adamw", "lr": 5e-4, "weight_decay": 0.0, "clip": 1.0, "schedule": "cosine", "warmup_ratio": 0.03}
     )
+    c.optimizer.b2 = 0.95  # the first steps learn the wording, with gradients ten times those of the later ones
     c.eval.batch_size = 64
     c.eval.every_epochs = 2
     c.eval.before_training = False
