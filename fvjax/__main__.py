@@ -11,6 +11,8 @@ from fvjax import startup
 COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
+    "search": ("fvjax.search", "who of a gallery is this? finds faces among many, and measures how well"),
+    "ijb": ("fvjax.ijb", "a model on IJB-B or IJB-C: templates compared and searched for"),
     "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),
     "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),

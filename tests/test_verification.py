@@ -128,6 +128,25 @@ def test_table_fits_120_columns_and_shows_the_figures():
     assert "…" not in text  # nothing was cut off
 
 
+def test_the_table_has_small_rates_where_a_row_has_enough_impostors():
+    pairs, embeddings = make_pairs()
+    entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=2)
+    older = {key: value for key, value in entry.items() if key not in ("tar@far=1e-4", "tar@far=1e-5", "tar@far=1e-6")}
+    measured = {**entry, "tar@far=1e-4": {"value": 0.4321, "ci95": None, "impostors_above": 2}}
+
+    def shown(*entries) -> str:
+        console = Console(width=160, file=io.StringIO())
+        console.print(verification.table([("row", "lfw", each) for each in entries]))
+        return console.file.getvalue()
+
+    assert "1e-4" not in shown(entry, older)
+    text = shown(entry, older, measured)
+    assert "@FAR 1e-4" in text
+    assert "1e-5" not in text
+    assert "43.21 (2)" in text
+    assert text.count("of 24") == 2, "the others say how many impostor pairs they have"
+
+
 def test_plots_are_readable_images_that_follow_the_scores(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2 == 0

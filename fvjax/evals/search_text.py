@@ -6,12 +6,13 @@ from typing import Any
 
 from fvjax.evals.templates import FARS
 
+SHOWN = 20  # probes; a file has all
+
 
 def figure_lines(figures: dict[str, Any]) -> list[str]:
     """Describe the figures of :func:`fvjax.evals.identification.figures`."""
-    lines = [
-        f"  {figures['probes']:,} probes: {figures['mated']:,} of people in the gallery, {figures['non_mated']:,} not"
-    ]
+    mated, others = figures["mated"], figures["non_mated"]
+    lines = [f"  {figures['probes']:,} probes: {mated:,} of people in the gallery, {others:,} of others"]
     for name, figure in figures.items():
         if name.startswith("rank-") and figure["value"] is not None:
             lines.append(f"  {name}: {_percent(figure)}")
@@ -27,6 +28,44 @@ def _fnir(fpir: str, figure: dict[str, Any]) -> str:
     at = f"at threshold {figure['threshold']:.4f}, which {figure['false_positives']:,} strangers reach"
     shown = "not measured, nobody is in the gallery" if figure["value"] is None else _percent(figure)
     return f"FNIR at FPIR {fpir}: {shown}; {at}"
+
+
+def search_text(result: dict[str, Any]) -> str:
+    """Describe the result of :func:`fvjax.search.search`."""
+    lines = [_collection_line(name, result[name]) for name in ("gallery", "probe")]
+    if result["copies"]:
+        first = result["copies"][0]
+        lines.append(
+            f"{len(result['copies'])} probes are pictures of the gallery; the first: {first['probe']} is "
+            f"{first['gallery']}"
+        )
+    for probe in result["results"][:SHOWN]:
+        lines.append(f"{probe['file']}{_reached(probe['above_threshold'])}")
+        lines += [
+            f"  {number}. {each['score']:.4f}  {each['file']}" for number, each in enumerate(probe["candidates"], 1)
+        ]
+    if len(result["results"]) > SHOWN:
+        lines.append(f"and {len(result['results']) - SHOWN:,} more probes (--json=FILE has all)")
+    if result["figures"] is None:
+        return "\n".join([*lines, f"no figures: {result['no_figures']}"])
+    return "\n".join([*lines, "identification:", *figure_lines(result["figures"])])
+
+
+def _collection_line(name: str, collection: dict[str, Any]) -> str:
+    """Describe the gallery or the probes: how many there are, and what was left out."""
+    people, reasons = collection["identities"], collection["left_out_by_reason"]
+    line = f"{name} {collection['path']}: {collection['pictures']:,} faces"
+    line += "" if people is None else f" of {people:,} people"
+    if reasons:
+        line += f"; {len(collection['left_out']):,} files left out: "
+        line += ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return line
+
+
+def _reached(above_threshold: bool | None) -> str:
+    if above_threshold is None:
+        return ""
+    return "" if above_threshold else ": nobody (below the threshold)"
 
 
 def template_text(result: dict[str, Any]) -> str:

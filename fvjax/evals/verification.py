@@ -154,7 +154,12 @@ def entry(
 
 
 def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
-    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
+    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json).
+
+    TAR at FAR 1e-4 and below has a column, beyond the 120, only if a row has enough impostor pairs for it.
+    """
+    small = [far for far in folds.SMALL_FARS if any(_is_measured(figures, far) for _, _, figures in rows)]
+    fars = [*folds.FARS, *small]
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
     single = any(figures["n_folds"] == 1 for _, _, figures in rows)
     one_fold = "With 1 fold, thresholds are chosen on the pairs that they are judged on. " if single else ""
@@ -172,24 +177,32 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     )
     out.add_column("benchmark\nmodel", min_width=20, overflow="fold")
     heads = ["pairs\n", f"{folds_used}-fold\nbest", f"{folds_used}-fold\n@FAR 1e-3"]
-    heads += [f"TAR\n@FAR {far}" for far in folds.FARS]
+    heads += [f"TAR\n@FAR {far}" for far in fars]
     for head in [*heads, "AUC\n", "EER\n"]:
         out.add_column(head, justify="right", no_wrap=True)
     for name, benchmark, figures in rows:
         head = f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}"
-        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures))))
+        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures, fars))))
     return out
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
+def _is_measured(figures: Mapping[str, Any], far: str) -> bool:
+    """Tell whether an entry, perhaps of an older version, has TAR at a small FAR."""
+    return figures.get(f"tar@far={far}", {"value": None})["value"] is not None
+
+
+def _cells(figures: Mapping[str, Any], fars: Sequence[str]) -> list[str]:
     """Format the cells of one row."""
     failed = figures.get("failure_to_acquire", 0)
     cells = [f"{figures['n_pairs']}" + (f"\n{failed} FTA" if failed else "")]
     for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
         figure = figures[key]
         cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}{_interval(figure)}")
-    for key in (f"tar@far={far}" for far in folds.FARS):
-        figure = figures[key]
+    for far in fars:
+        if far in folds.SMALL_FARS and not _is_measured(figures, far):
+            cells.append(f"of {figures['n_impostor']}")
+            continue
+        figure = figures[f"tar@far={far}"]
         cells.append(f"{100 * figure['value']:.2f} ({figure['impostors_above']}){_interval(figure)}")
     return cells + [f"{100 * figures[key]['value']:.2f}{_interval(figures[key])}" for key in ("auc", "eer")]
 
