@@ -11,6 +11,7 @@ from PIL import Image
 from fvjax import api, ijb
 from fvjax.data import images, prepare
 from fvjax.data.alignment import geometry
+from fvjax.data.readers import ijb as ijb_lists
 from fvjax.data.stores import templates as stored
 from fvjax.evals import templates
 from tests.test_images import smooth_face
@@ -138,6 +139,18 @@ def test_dropped_pictures_are_counted(changed, tmp_path, capsys):
     assert "dropped: 1 missing, 1 cannot be read as an image; the first: 2.jpg: missing" in out
     opened, protocol = stored.read_templates(tmp_path / "s")
     assert len(opened) == len(protocol.template) == 15
+
+
+def test_pictures_are_aligned_by_as_many_processes(official, tmp_path, monkeypatch):
+    counts = []
+    monkeypatch.setattr(ijb_lists.alignment, "Aligner", lambda *_, workers, **__: counts.append(workers) or stop())
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main(["ijb", f"--src={official}", f"--dst={tmp_path / 's'}", "--workers=3"])
+    assert counts == [3]
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 def test_ijbb_has_its_own_names(changed, tmp_path):

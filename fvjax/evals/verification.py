@@ -19,6 +19,9 @@ from rich.text import Text
 
 from fvjax.evals import folds
 
+# Benchmarks that are parts of one, by the name of the whole: RFW's four groups of people.
+GROUPS = {"rfw": ("rfw_african", "rfw_asian", "rfw_caucasian", "rfw_indian")}
+
 
 def embed(
     embed_faces: Callable[[NDArray], NDArray], batches: Iterable[tuple[NDArray, int]], *, flip_sum: bool = False
@@ -151,6 +154,36 @@ def entry(
         "identity_disjoint": disjoint,
         "data_hash": data_hash,
     }
+
+
+def over_groups(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Summarise the accuracies at the best threshold over the parts of a benchmark; only if all of GROUPS are there.
+
+    Returns:
+        by the name of the whole {"mean", "std" (population), "lowest", "highest"}; the last two are [part, accuracy].
+    """
+    result = {}
+    for whole, parts in GROUPS.items():
+        if all(part in entries for part in parts):
+            means = {part: entries[part]["accuracy@best_threshold"]["mean"] for part in parts}
+            lowest, highest = (choose(means.items(), key=lambda item: item[1]) for choose in (min, max))
+            values = np.array(list(means.values()))
+            result[whole] = {
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "lowest": list(lowest),
+                "highest": list(highest),
+            }
+    return result
+
+
+def groups_line(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the result of :func:`over_groups` in a sentence for each benchmark; "" if there is none."""
+    return " ".join(
+        f"{whole} over its groups, best threshold: mean {100 * g['mean']:.2f}, std {100 * g['std']:.2f}, lowest "
+        f"{100 * g['lowest'][1]:.2f} ({g['lowest'][0]}), highest {100 * g['highest'][1]:.2f} ({g['highest'][0]})."
+        for whole, g in groups.items()
+    )
 
 
 def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
