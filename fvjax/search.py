@@ -48,8 +48,12 @@ class Embedded:
     vectors: NDArray
 
     def take(self, rows: Sequence[int]) -> Embedded:
-        columns = ([column[i] for i in rows] for column in (self.names, self.identities, self.digests))
-        return Embedded(*columns, self.vectors[list(rows)])
+        return Embedded(
+            [self.names[i] for i in rows],
+            [self.identities[i] for i in rows],
+            [self.digests[i] for i in rows],
+            self.vectors[list(rows)],
+        )
 
 
 def search(
@@ -86,16 +90,13 @@ def search(
         raise ValueError(f"--fpir={fpir:g}: choose a rate above 0 and below 1")
     collections = open_collection(Path(gallery)), open_collection(Path(probe))
     embedder = api.Embedder(Path(model))
-    entries, probes = (embed(collection, embedder) for collection in collections)
+    entries, probes = embed(collections[0], embedder), embed(collections[1], embedder)
     no_figures = _no_identities(collections)
     probes, copies = _without_copies(entries, probes, collections[1], drop=drop_copies, measured=not no_figures)
-    numbers = {name: i for i, name in enumerate(dict.fromkeys((*entries.identities, *probes.identities)))}
-    people = [np.array([numbers[name] for name in each.identities], np.int64) for each in (entries, probes)]
-    if no_figures:  # nobody is anybody's mate
-        people = [np.zeros(len(entries.names), np.int64), np.ones(len(probes.names), np.int64)]
-    found = cosine_search.nearest(probes.vectors, entries.vectors, people[1], people[0], top=top)
-    measured = {"figures": None, "det": None} if no_figures else _measure(found, fpir)
-    limit = measured["figures"] and measured["figures"][f"fnir@fpir={fpir:g}"]["threshold"]
+    people, probe_people = _people(entries, probes, known=not no_figures)
+    found = cosine_search.nearest(probes.vectors, entries.vectors, probe_people, people, top=top)
+    figures, det = (None, None) if no_figures else _measure(found, fpir)
+    limit = None if figures is None else figures[f"fnir@fpir={fpir:g}"]["threshold"]
     return {
         "model": str(model),
         "flip_sum": embedder.flip_sum,
@@ -103,7 +104,8 @@ def search(
         "probe": _describe(collections[1], probes),
         "copies": copies,
         "results": [_result(i, entries, probes, found, limit, not no_figures) for i in range(len(probes.names))],
-        **measured,
+        "figures": figures,
+        "det": det,
         "no_figures": no_figures,
     }
 
@@ -163,15 +165,22 @@ def _without_copies(
     return probes.take(kept), copies
 
 
-def _measure(found: cosine_search.Nearest, fpir: float) -> dict[str, Any]:
+def _people(entries: Embedded, probes: Embedded, *, known: bool) -> tuple[NDArray, NDArray]:
+    """Number the people of the gallery and of the probes, int64 [N] and [P]; if not known, nobody is a mate."""
+    if not known:
+        return np.zeros(len(entries.names), np.int64), np.ones(len(probes.names), np.int64)
+    numbers = {name: i for i, name in enumerate(dict.fromkeys((*entries.identities, *probes.identities)))}
+    of_entries, of_probes = ([numbers[name] for name in each.identities] for each in (entries, probes))
+    return np.array(of_entries, np.int64), np.array(of_probes, np.int64)
+
+
+def _measure(found: cosine_search.Nearest, fpir: float) -> tuple[dict[str, Any], list[list[float]] | None]:
     """Return the figures of searches among known people, and the points of the DET curve."""
     mate = np.where(found.rank > 0, found.mate, np.nan)
     outcomes = identification.Outcomes(found.score[:, 0], mate, found.rank)
     both = outcomes.mated.any() and not outcomes.mated.all()
-    return {
-        "figures": identification.figures(outcomes, fpirs=(fpir,)),
-        "det": np.stack(identification.det(outcomes), axis=1).tolist() if both else None,
-    }
+    det = np.stack(identification.det(outcomes), axis=1).tolist() if both else None
+    return identification.figures(outcomes, fpirs=(fpir,)), det
 
 
 def _describe(collection: FaceCollection, embedded: Embedded) -> dict[str, Any]:

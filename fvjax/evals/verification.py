@@ -166,13 +166,13 @@ def over_groups(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     for whole, parts in GROUPS.items():
         if all(part in entries for part in parts):
             means = {part: entries[part]["accuracy@best_threshold"]["mean"] for part in parts}
-            lowest, highest = (choose(means.items(), key=lambda item: item[1]) for choose in (min, max))
+            lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
             values = np.array(list(means.values()))
             result[whole] = {
                 "mean": float(values.mean()),
                 "std": float(values.std()),
-                "lowest": list(lowest),
-                "highest": list(highest),
+                "lowest": [lowest, means[lowest]],
+                "highest": [highest, means[highest]],
             }
     return result
 
@@ -186,9 +186,10 @@ def groups_line(groups: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]], remark: str = "") -> Table:
     """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json).
 
+    `remark` is added to the caption.
     TAR at FAR 1e-4 and below has a column, beyond the 120, only if a row has enough impostor pairs for it.
     """
     small = [far for far in folds.SMALL_FARS if any(_is_measured(figures, far) for _, _, figures in rows)]
@@ -202,7 +203,8 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
         "folds; '@FAR 1e-3' uses the threshold with that false accept rate on them, the k-th highest of their n "
         f"impostor scores, k = floor(n / 1000) (LLM-FaceVerification's protocol). {one_fold}"
         "TAR, AUC and EER: all pairs pooled; "
-        "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired.",
+        "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired."
+        + (f" {remark}" if remark else ""),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

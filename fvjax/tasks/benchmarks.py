@@ -199,10 +199,9 @@ def report(name: str, results: dict[str, Any], curves: Curves) -> Report:
             plots.roc(workdir / "roc.png", curves)
             plots.det(workdir / "det.png", curves)
 
-    table = verification.table(rows) if rows else None
     if groups := verification.over_groups(results["benchmarks"]):
         results["groups"] = groups
-        table.caption = f"{table.caption} {verification.groups_line(groups)}"
+    table = verification.table(rows, verification.groups_line(groups)) if rows else None
     return Report(results, summary(results["benchmarks"]), table, plot)
 
 
