@@ -182,6 +182,7 @@ def replace(src, file: str, old: str, new: str) -> None:
     [
         ("template_pair_label.txt", "1 10 1\n", "1 77 1\n", "template 77 is unknown: no picture of it is listed"),
         ("template_pair_label.txt", "1 10 1\n", "1 10 2\n", ":1: expected 'template template label', got [1, 10, 2]"),
+        ("template_pair_label.txt", "1 10 1\n", "1 -1 0\n", ":1: expected 'template template label', got [1, -1, 0]"),
         ("template_pair_label.txt", "1 10 1\n", "1 x 1\n", "expected 'template template label' in every line"),
         ("1N_probe_mixed.csv", "10,11,", "66,11,", "template 66 is unknown"),
         ("1N_probe_mixed.csv", "10,11,", "10,11.5,", ":2: expected TEMPLATE_ID,SUBJECT_ID"),
@@ -233,9 +234,10 @@ def test_a_store_that_was_changed_is_refused(store, tmp_path, capsys):
 
 def slow_template(embeddings: dict[str, np.ndarray], weights: dict[str, float], media: list[list[str]]) -> np.ndarray:
     """Pool one template as insightface's image2template_feature does, picture by picture."""
-    total = 0
+    total = np.zeros(24)
     for medium in media:
-        total = total + sum(weights[file] * embeddings[file].astype(float) for file in medium) / len(medium)
+        for file in medium:
+            total += weights[file] * embeddings[file].astype(float) / len(medium)
     return total / np.linalg.norm(total)
 
 

@@ -141,7 +141,7 @@ def test_folders_of_people(folders, model, tmp_path, capsys):
 
 
 def test_too_few_strangers_for_a_threshold(folders, model):
-    result = search.search(*folders, "m")
+    result = search.search(folders[0], folders[1], "m")
     assert result["figures"]["fnir@fpir=0.01"]["threshold"] is None
     assert (result["figures"]["fnir@fpir=0.01"]["non_mated"], result["figures"]["fnir@fpir=0.01"]["needed"]) == (4, 100)
     assert {entry["above_threshold"] for entry in result["results"]} == {None}
@@ -153,7 +153,7 @@ def test_stores_give_what_their_folders_give(folders, model, tmp_path):
     for folder in folders:
         paths.append(tmp_path / f"{folder.name}_store")
         assert prepare.main(["folder", f"--src={folder}", f"--dst={paths[-1]}"]) == 0
-    plain, stored = search.search(*folders, "m"), search.search(*paths, "m")
+    plain, stored = search.search(folders[0], folders[1], "m"), search.search(paths[0], paths[1], "m")
     for key in ("results", "figures", "det"):
         assert stored[key] == plain[key]
 
@@ -256,8 +256,8 @@ def test_nothing_to_search_for_or_with(folders, model, tmp_path, capsys, monkeyp
 def test_mirrored_pictures_are_added_as_in_the_evaluation(folders, model, monkeypatch):
     run = SimpleNamespace(config=SimpleNamespace(eval=SimpleNamespace(flip_sum=False)))
     model.run = run
-    plain = search.search(*folders, "m")
+    plain = search.search(folders[0], folders[1], "m")
     monkeypatch.setattr(api, "open_directory", lambda path: (model, {"flip_sum": True}))
-    flipped = search.search(*folders, "m")
+    flipped = search.search(folders[0], folders[1], "m")
     assert (plain["flip_sum"], flipped["flip_sum"]) == (False, True)
     assert plain["results"] != flipped["results"]

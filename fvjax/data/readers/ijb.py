@@ -191,10 +191,11 @@ def _read_pairs(file: Path) -> NDArray:
         pairs = np.loadtxt(file, np.int64, ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{file}: expected 'template template label' in every line ({error})") from error
-    wrong = np.full(1, True) if pairs.shape[1] != 3 else ~np.isin(pairs[:, 2], (0, 1)) | (pairs[:, :2] < 0).any(axis=1)
-    wrong |= (pairs > MAX_NUMBER).any(axis=1)[: len(wrong)]
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    if pairs.shape[1] != 3:
+        raise ValueError(f"{file}:1: expected 'template template label', got {pairs.shape[1]} columns")
+    right = np.isin(pairs[:, 2], (0, 1)) & (pairs[:, :2] >= 0).all(axis=1) & (pairs[:, :2] <= MAX_NUMBER).all(axis=1)
+    if not right.all():
+        row = int(np.argmin(right))
         raise ValueError(f"{file}:{row + 1}: expected 'template template label', got {pairs[row].tolist()}")
     return pairs.astype(np.int32)
 
