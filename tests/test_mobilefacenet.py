@@ -118,7 +118,10 @@ def test_a_search_among_a_few_people_of_lfw(real_data, embed, monkeypatch, tmp_p
 
 
 @pytest.mark.slow
-def test_a_search_among_all_people_of_lfw(real_data, embed, monkeypatch, tmp_path):
-    """7,701 crops are embedded twice, which takes two minutes on two cores."""
-    figures = lfw_search(real_data, embed, monkeypatch, tmp_path, limit=None)
-    print(figures)
+def test_a_search_among_300_people_of_lfw(real_data, embed, monkeypatch, tmp_path):
+    """1,250 crops are embedded twice, which takes half a minute on two cores."""
+    figures = lfw_search(real_data, embed, monkeypatch, tmp_path, limit=300)
+    assert (figures["mated"], figures["non_mated"]) == (650, 300)
+    assert figures["rank-1"]["hits"] == pytest.approx(641, abs=1)
+    assert figures["fnir@fpir=0.01"]["value"] == pytest.approx(0.065, abs=0.005)
+    assert figures["fnir@fpir=0.01"]["false_positives"] == 3
