@@ -12,6 +12,8 @@ COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
     "compare": ("fvjax.compare", "compare finished runs on the same pairs: figures, differences, p-values, plots"),
+    "search": ("fvjax.search", "who of a gallery is this? finds faces among many, and measures how well"),
+    "ijb": ("fvjax.ijb", "a model on IJB-B or IJB-C: templates compared and searched for"),
     "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),
     "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),

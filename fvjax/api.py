@@ -17,6 +17,7 @@ from fvjax import chat_model, saved_config, shipped, trees
 from fvjax.chat_model import ChatModel
 from fvjax.config import Config, typed
 from fvjax.data import tokenizers
+from fvjax.evals import verification
 from fvjax.losses.pair_answer import p_yes
 from fvjax.models import encoder, lora
 from fvjax.training.restore import restore
@@ -221,6 +222,32 @@ def open_directory(path: Path) -> tuple[Model, dict[str, Any]]:
     if scenario is None:
         raise ValueError(f"{path} holds a {kind}, which sees no faces")
     return load(path, scenario), {}
+
+
+class Embedder:
+    """Embeds faces as the evaluation of a model's run does: mirrored pictures are added if they are there.
+
+    Args:
+        path: see :func:`open_directory`.
+    Raises:
+        ValueError: as :func:`open_directory`, or a model that answers Yes or No about pairs.
+    """
+
+    def __init__(self, path: Path):
+        self.model, results = open_directory(path)
+        if self.model.encoder.yes_no:
+            raise ValueError(f"{path} answers Yes or No about pairs of faces, but a search needs a model that embeds")
+        self.flip_sum, self.batch_size = flips(self.model, results), self.model.batch_size
+
+    def __call__(self, faces: np.ndarray) -> np.ndarray:
+        """Return float32 [N, D], not normalised, of faces uint8 [N, 112, 112, 3]."""
+        return verification.embed(self.model.embed, [(faces, len(faces))], flip_sum=self.flip_sum)
+
+
+def flips(model: Model, results: dict[str, Any]) -> bool:
+    """Whether an embedding is the sum of a picture's and of its mirror image's, as in the model's last evaluation."""
+    # --mode=eval may have asked for another flip_sum than the run's own.
+    return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False
 
 
 def load_workdir(path: str | Path) -> Model:

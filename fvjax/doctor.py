@@ -57,12 +57,13 @@ def diagnose(
     if model is None:
         return list(examine(faces, benchmark=benchmark, sample=pictures))
     name = benchmark or next(iter(faces.protocols), "")
+    from fvjax import api  # here and not above, because a look at data alone needs no jax
+
     opened, results = _open_model(Path(model))
     checks, measured = _check_results(Path(model), results, opened.run, faces, name)
     limit = measured if threshold is None else threshold
     origin = f"{model}/results.json" if threshold is None else "--threshold"
-    flip_sum = bool(results.get("flip_sum", opened.run.config.eval.flip_sum)) if opened.run else False
-    subject = Subject(CosineOf(opened, flip_sum), limit, origin)
+    subject = Subject(CosineOf(opened, api.flips(opened, results)), limit, origin)
     return [*examine(faces, subject, benchmark=benchmark, sample=pictures, model_pairs=pairs), *checks]
 
 

@@ -19,7 +19,7 @@ from fvjax.tasks.task import Report
 
 Results = dict[str, Any]  # the contents of results.json
 SAME_MODEL = ("step", "base_hash", "config_hash")
-OF_ONE_EVALUATION = {"benchmarks", "pools", "baselines", "validation", "failed", "evaluation", "evaluations"}
+OF_ONE_EVALUATION = {"benchmarks", "groups", "pools", "baselines", "validation", "failed", "evaluation", "evaluations"}
 MAY_DIFFER = {*OF_ONE_EVALUATION, "seconds", "code_version"}
 BESIDE = ("results.json", "roc.png", "det.png", "scores")  # what an evaluation leaves in its folder
 

@@ -82,9 +82,7 @@ class Verifier:
         self.measure = "P(Yes)" if network.encoder.yes_no else "cosine"
         if self.measure == "P(Yes)" and threshold is not None and threshold < 0:
             raise ValueError(f"--threshold={threshold}: {model} answers with P(Yes), which lies between 0 and 1")
-        # --mode=eval may have asked for another flip_sum than the run's own.
-        flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False
-        self.flip_sum = flip_sum
+        self.flip_sum = api.flips(network, results)
         self.drawings = _knows_drawings_only(Path(model), run)
         self.threshold, self.far, self.measured_on = threshold, None, None
         self.hint = None if threshold is None else self._hint(threshold, results)

@@ -38,6 +38,7 @@ CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_report
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
 DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
 DOCTOR = "tests/test_doctor.py::"
+IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT = "tests/test_environment.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
@@ -2950,6 +2951,55 @@ FAULTS = (
         "train = ~test if len(sizes) > 1 else test",
         "train = ~test",
         ("tests/test_evaluate.py::test_one_fold_is_judged_at_thresholds_of_its_own_pairs",),
+    ),
+    # ---- identification and templates
+    Fault(
+        "template_not_normalised",
+        "a template is the sum of its media, of whatever length",
+        "fvjax/evals/templates.py",
+        "return known, (sums / lengths).astype(np.float32)",
+        "return known, sums.astype(np.float32)",
+        (IJB + "test_pooling_by_hand",),
+    ),
+    Fault(
+        "media_pooled_as_images",
+        "every picture of a video counts as much as a photograph",
+        "fvjax/evals/templates.py",
+        "shares = 1 / media_sizes[of_medium.ravel()]",
+        "shares = np.ones(len(template))",
+        (IJB + "test_pooling_by_hand",),
+    ),
+    Fault(
+        "rank_from_zero",
+        "the best rank is 0, and everybody counts as one rank better",
+        "fvjax/evals/identification.py",
+        "np.where(mated, 1 + others_above, 0)",
+        "np.where(mated, others_above, 0)",
+        (IDENTIFICATION + "test_outcomes_by_hand",),
+    ),
+    Fault(
+        "fpir_over_mated_probes",
+        "the threshold rests on the scores of people who are in the gallery too",
+        "fvjax/evals/identification.py",
+        "strangers = found.highest[~mated]\n    limit",
+        "strangers = found.highest\n    limit",
+        (IDENTIFICATION + "test_figures_by_hand",),
+    ),
+    Fault(
+        "tie_for_the_search",
+        "an entry of somebody else with the same score does not count",
+        "fvjax/parallel/cosine_search.py",
+        "_scores(probes, entries, count) >= mate[:, None]",
+        "_scores(probes, entries, count) > mate[:, None]",
+        (SEARCH + "test_ties_with_other_people_count_against_the_search",),
+    ),
+    Fault(
+        "small_far_without_impostors",
+        "TAR at FAR 1e-4 is given although no impostor pair may be accepted at it",
+        "fvjax/evals/folds.py",
+        'if n_impostor < counts["needed"]:',
+        "if n_impostor < 1:",
+        (FOLDS + "test_small_rates_are_measured_with_enough_impostors_only",),
     ),
 )
 

@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, doctor, export, plan, pretrain, verify
+from fvjax import chat, cli, compare, doctor, export, ijb, plan, pretrain, search, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -95,6 +95,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--pictures": "test_doctor::test_the_command",
         **dict.fromkeys(("--model", "--benchmark", "--threshold", "--pairs"), "test_doctor::test_a_model_is_examined"),
     },
+    "fvjax.search": {
+        **dict.fromkeys(
+            ("--gallery", "--probe", "--model", "--top", "--fpir", "--json"), "test_search::test_folders_of_people"
+        ),
+        "--drop-copies": "test_search::test_probes_that_are_in_the_gallery",
+    },
+    "fvjax.ijb": dict.fromkeys(("--data", "--model", "--unweighted", "--json"), "test_ijb::test_the_command"),
     "fvjax.export": {
         "--workdir": "test_export::test_adapters_of_a_run",
         "--dst": "test_export::test_adapters_of_a_run",
@@ -159,6 +166,11 @@ TESTED: dict[str, dict[str, str]] = {
         "--name": "test_insightface_bin::test_the_store",
         "--folds": "test_insightface_bin::test_the_store",
         "--policy": "test_insightface_bin::test_rejections_are_counted_and_located",
+    },
+    "fvjax.data.prepare ijb": {
+        **dict.fromkeys(("--src", "--dst"), "test_ijb::test_the_store_has_the_pictures_aligned_by_their_points"),
+        "--policy": "test_ijb::test_dropped_pictures_are_counted",
+        "--workers": "test_ijb::test_pictures_are_aligned_by_as_many_processes",
     },
     "fvjax.data.prepare facexbench": {
         "--src": "test_facexbench_store::test_the_store_has_the_golden_questions",
@@ -326,6 +338,8 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.compare": lambda: compare.main([]),
         "fvjax.doctor": lambda: doctor.main([]),
+        "fvjax.search": lambda: search.main([]),
+        "fvjax.ijb": lambda: ijb.main([]),
         "fvjax.export": lambda: export.main([]),
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),

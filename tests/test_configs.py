@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fvjax import main, runtime, tasks, trees
+from fvjax import checks, main, runtime, tasks, trees
 from fvjax.config import Config, base, differences, experiments, typed
 from fvjax.models import presets
 from fvjax.parallel import sharding
@@ -35,6 +35,7 @@ EXPECTED = {
     "quickstart_mllm:pair_lora": (1_273_088 + 83_968, 83_968, None),
     "small_real": (2_308_352, 2_308_096, None),
     "resnet50_infonce": (43_590_848, 43_590_336, 37.8),
+    "standard_suite": (43_590_848, 0, None),
     "vit_frozen": (304_012_288, 0, None),
     "vit_lora": (305_978_368, 1_966_080, 1544),
     # adapters on the tower: rank x 24 x (1024 + 3072 and 1024 + 1024), and the MLPs' 2 x (1024 + 4096)
@@ -71,6 +72,20 @@ EXPECTED = {
 def test_all_configs_are_here():
     files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper", "facellm"}
     assert files == {name.split(":")[0] for name in EXPECTED}
+
+
+def test_the_standard_suite_names_what_is_missing():
+    suite = importlib.import_module("configs.standard_suite")
+    config = suite.get_config()
+    assert {key.rpartition(".")[2] for key, _ in config.prepare} == {"init_from", *suite.SETS}
+    assert set(config.eval.benchmarks) == set(suite.SETS)
+    some = typed(suite.get_config("agedb_30,rfw_asian"))
+    model, agedb, rfw = checks.missing(some.required_paths, dict(some.prepare))
+    assert model.startswith("config.init_from: data/resnet50 is not there. an IResNet, such as insightface's")
+    assert agedb.endswith("prepare bin --src=faces_emore/agedb_30.bin --dst=data/agedb_30")
+    assert rfw.endswith("prepare bin --folds=10 --name=rfw_asian --src=Asian_test.bin --dst=data/rfw_asian")
+    with pytest.raises(ValueError, match="no set 'agedb'; there are lfw, cfp_ff"):
+        suite.get_config("agedb")
 
 
 def test_rows_are_experiments_of_their_own():

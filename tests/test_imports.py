@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "doctor", "chat", "export", "compare", "pretrain", "__main__"},
+    {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "pretrain", "__main__"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
@@ -97,6 +97,7 @@ def test_models_know_arrays_only():
 
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
+    protocols += ("identification", "templates", "search_text", "verification")
     for file in [*files("data"), *files("diagnosis"), *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 

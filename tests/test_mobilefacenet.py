@@ -1,14 +1,18 @@
 """Test that the evaluator gives the known results of another network (MobileFaceNet, ONNX) on real crops."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fvjax import api, search
 from fvjax.data import images, pipeline
 from fvjax.data.readers import benchmark_lists, benchmarks
 from fvjax.data.stores import read_pairs
 from fvjax.evals import verification
+from fvjax.evals.search_text import search_text
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -73,3 +77,51 @@ def test_lfw_and_cfp_accuracies(real_data, embed, tmp_path):
             entry = verification.entry(scores, pairs, benchmark, store.data_hash, bootstrap=100)
             found[name] = entry["accuracy@best_threshold"]["mean"]
     assert found == {name: pytest.approx(accuracy, abs=1e-3) for name, accuracy in expected.items()}
+
+
+def split_for_search(faces, dst, limit: int | None) -> None:
+    """Copy LFW's crops to dst/gallery and dst/probe, one folder a person.
+
+    The gallery has the first picture of everybody with two or more; all other pictures are probes. `limit` keeps so
+    many people of the gallery, and so many others.
+    """
+    people = {folder.name: sorted(folder.glob("*.jpg")) for folder in sorted(faces.iterdir())}
+    several = [name for name, files in people.items() if len(files) > 1][:limit]
+    for name in [*several, *[name for name, files in people.items() if len(files) == 1][:limit]]:
+        for number, file in enumerate(people[name]):
+            side = "gallery" if name in several and number == 0 else "probe"
+            (dst / side / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, dst / side / name / file.name)
+
+
+def lfw_search(real_data, embed, monkeypatch, folder, limit: int | None):
+    """Search for LFW's people with the network, mirrored embeddings added, as `python -m fvjax.search` does."""
+    split_for_search(real_data / "faces/lfw112_pairs", folder, limit)
+    network = SimpleNamespace(
+        embed=embed,
+        encoder=SimpleNamespace(yes_no=()),
+        run=SimpleNamespace(config=SimpleNamespace(eval=SimpleNamespace(flip_sum=True))),
+        batch_size=64,
+    )
+    monkeypatch.setattr(api, "open_directory", lambda path: (network, {}))
+    result = search.search(folder / "gallery", folder / "probe", "MobileFaceNet", top=1)
+    print(search_text({**result, "results": []}))  # for docs/search.md
+    return result["figures"]
+
+
+def test_a_search_among_a_few_people_of_lfw(real_data, embed, monkeypatch, tmp_path):
+    figures = lfw_search(real_data, embed, monkeypatch, tmp_path, limit=12)
+    assert figures["non_mated"] == 12
+    assert figures["mated"] >= 12
+    assert figures["rank-1"]["value"] > 0.97
+    assert figures["fnir@fpir=0.01"]["needed"] == 100
+
+
+@pytest.mark.slow
+def test_a_search_among_300_people_of_lfw(real_data, embed, monkeypatch, tmp_path):
+    """1,250 crops are embedded twice, which takes half a minute on two cores."""
+    figures = lfw_search(real_data, embed, monkeypatch, tmp_path, limit=300)
+    assert (figures["mated"], figures["non_mated"]) == (650, 300)
+    assert figures["rank-1"]["hits"] == pytest.approx(641, abs=1)
+    assert figures["fnir@fpir=0.01"]["value"] == pytest.approx(0.065, abs=0.005)
+    assert figures["fnir@fpir=0.01"]["false_positives"] == 3

@@ -391,6 +391,10 @@ FIGURES: dict[str, set] = {
     "tar@far=1e-1": {"value", "ci95", "impostors_above"},
     "tar@far=1e-2": {"value", "ci95", "impostors_above"},
     "tar@far=1e-3": {"value", "ci95", "impostors_above"},
+    **{
+        f"tar@far={far}": {"value", "ci95", "impostors_above", "impostors", "needed"}
+        for far in ("1e-4", "1e-5", "1e-6")
+    },
     "auc": {"value", "ci95"},
     "eer": {"value", "ci95"},
 }

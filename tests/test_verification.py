@@ -128,6 +128,42 @@ def test_table_fits_120_columns_and_shows_the_figures():
     assert "…" not in text  # nothing was cut off
 
 
+def test_groups_of_a_benchmark_are_summarised_if_all_are_there():
+    entries = {
+        f"rfw_{group}": {"accuracy@best_threshold": {"mean": mean}}
+        for group, mean in (("african", 0.90), ("asian", 0.92), ("caucasian", 0.98), ("indian", 0.92))
+    }
+    groups = verification.over_groups({"lfw": {}, **entries})
+    assert groups["rfw"]["mean"] == pytest.approx(0.93)
+    assert groups["rfw"]["std"] == pytest.approx((0.0036 / 4) ** 0.5)  # deviations -3, -1, 5 and -1 per cent
+    assert (groups["rfw"]["lowest"], groups["rfw"]["highest"]) == (["rfw_african", 0.90], ["rfw_caucasian", 0.98])
+    assert verification.groups_line(groups) == (
+        "rfw over its groups, best threshold: mean 93.00, std 3.00, lowest 90.00 (rfw_african), highest 98.00 "
+        "(rfw_caucasian)."
+    )
+    del entries["rfw_indian"]
+    assert verification.over_groups(entries) == {}
+
+
+def test_the_table_has_small_rates_where_a_row_has_enough_impostors():
+    pairs, embeddings = make_pairs()
+    entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=2)
+    older = {key: value for key, value in entry.items() if key not in ("tar@far=1e-4", "tar@far=1e-5", "tar@far=1e-6")}
+    measured = {**entry, "tar@far=1e-4": {"value": 0.4321, "ci95": None, "impostors_above": 2}}
+
+    def shown(*entries) -> str:
+        console = Console(width=160, file=io.StringIO())
+        console.print(verification.table([("row", "lfw", each) for each in entries]))
+        return console.file.getvalue()
+
+    assert "1e-4" not in shown(entry, older)
+    text = shown(entry, older, measured)
+    assert "@FAR 1e-4" in text
+    assert "1e-5" not in text
+    assert "43.21 (2)" in text
+    assert text.count("of 24") == 2, "the others say how many impostor pairs they have"
+
+
 def test_plots_are_readable_images_that_follow_the_scores(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2 == 0

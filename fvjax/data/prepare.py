@@ -5,6 +5,7 @@
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
     python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
+    python -m fvjax.data.prepare ijb --src=IJBC --dst=STORE                IJB-B or IJB-C -> templates (docs/search.md)
     python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
     python -m fvjax.data.prepare facexbench --src=DIR --dst=STORE          DIR/benchmark/*.json -> benchmark facexbench
@@ -49,7 +50,7 @@ from fvjax import errors, startup
 from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import conversations, facexbench_store, insightface_bin, odd_pairs
+from fvjax.data.readers import conversations, facexbench_store, ijb, insightface_bin, odd_pairs
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -168,6 +169,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
     insightface_bin.add_command(commands)
     conversations.add_command(commands)
     facexbench_store.add_command(commands)
+    ijb.add_command(commands)
     return parser
 
 

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fvjax.evals import identification
+
 FARS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3}
+SMALL_FARS = {"1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}  # measured with enough impostor pairs only
 ONE_FOLD = "chosen on the pairs that they are judged on, as there is one fold: accuracies flatter"
 FOLD_FAR = 1e-3  # of accuracy@far=1e-3
 
@@ -37,7 +40,9 @@ def verification(
       impostor scores of the other folds, k = floor(n * 0.001), or the highest + 1e-6 if k = 0.
       Both give the mean over folds, the population std over folds and the mean of the folds' thresholds.
     - ``tar@far=X``, over all pairs: the share of genuine pairs accepted at the lowest threshold whose false accept
-      rate is <= X (no interpolation), and the number of impostor pairs accepted at that threshold.
+      rate is <= X (no interpolation), and the number of impostor pairs accepted at that threshold. X is 1e-1 to 1e-3,
+      and 1e-4 to 1e-6, for which the figure is None if there are fewer than 1 / X impostor pairs; "impostors" says how
+      many there are, and "needed" how many it takes.
     - ``auc``: by trapezoids, so ties count half. ``eer``: the point where FAR = 1 - TAR on the ROC that joins
       neighbouring thresholds linearly (FAR and TAR are both interpolated).
     - ``ci95``: percentile bootstrap; every resample repeats the whole protocol, thresholds included, fold by fold for
@@ -79,14 +84,8 @@ def verification(
         **({"thresholds": ONE_FOLD} if len(sizes) == 1 else {}),
         "accuracy@best_threshold": _fold_mean(value, samples, "best"),
         "accuracy@far=1e-3": _fold_mean(value, samples, "far"),
-        **{
-            f"tar@far={far}": {
-                "value": float(value[f"tar/{far}"][0]),
-                "ci95": _ci95(samples, f"tar/{far}"),
-                "impostors_above": round(float(value[f"reached/{far}"][0]) * n_impostor),
-            }
-            for far in FARS
-        },
+        **{f"tar@far={far}": _tar(value, samples, far, n_impostor) for far in FARS},
+        **{f"tar@far={far}": _small_tar(value, samples, far, n_impostor) for far in SMALL_FARS},
         "auc": {"value": float(value["auc"][0]), "ci95": _ci95(samples, "auc")},
         "eer": {"value": float(value["eer"][0]), "ci95": _ci95(samples, "eer")},
         "intervals": _describe_intervals(identities is not None, bootstrap, seed),
@@ -102,6 +101,23 @@ def _fold_mean(value: dict[str, NDArray], samples: dict[str, NDArray], name: str
         "ci95": _ci95(samples, name),
         "threshold": float(thresholds.mean()),
     }
+
+
+def _tar(value: dict[str, NDArray], samples: dict[str, NDArray], far: str, n_impostor: int) -> dict[str, Any]:
+    """Return the figure of TAR at a FAR, with the number of impostor pairs that it rests on."""
+    return {
+        "value": float(value[f"tar/{far}"][0]),
+        "ci95": _ci95(samples, f"tar/{far}"),
+        "impostors_above": round(float(value[f"reached/{far}"][0]) * n_impostor),
+    }
+
+
+def _small_tar(value: dict[str, NDArray], samples: dict[str, NDArray], far: str, n_impostor: int) -> dict[str, Any]:
+    """Return the figure of TAR at a small FAR: None unless one impostor pair or more may be accepted at it."""
+    counts = {"impostors": n_impostor, "needed": identification.needed(SMALL_FARS[far])}
+    if n_impostor < counts["needed"]:
+        return {"value": None, "ci95": None, "impostors_above": None, **counts}
+    return {**_tar(value, samples, far, n_impostor), **counts}
 
 
 def _ci95(samples: dict[str, NDArray], name: str) -> list[float] | None:
@@ -192,7 +208,7 @@ def figures(scores: NDArray, labels: NDArray, sizes: Sequence[int], weights: NDA
     """Compute every figure for each row of weights [B, M] -> [B]; "…/folds" and "…/thresholds" are [B, folds]."""
     far, tar = roc(scores, labels, weights)
     out = {"auc": auc(far, tar), "eer": eer(far, tar)}
-    for name, target in FARS.items():
+    for name, target in (FARS | SMALL_FARS).items():
         # 1e-9: the FAR of exactly k of n pairs may be rounded to just above the target
         index = (np.sum(far <= target + 1e-9, -1) - 1)[:, None]
         out[f"tar/{name}"] = np.take_along_axis(tar, index, 1)[:, 0]

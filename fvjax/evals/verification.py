@@ -19,6 +19,9 @@ from rich.text import Text
 
 from fvjax.evals import folds
 
+# Benchmarks that are parts of one, by the name of the whole: RFW's four groups of people.
+GROUPS = {"rfw": ("rfw_african", "rfw_asian", "rfw_caucasian", "rfw_indian")}
+
 
 def embed(
     embed_faces: Callable[[NDArray], NDArray], batches: Iterable[tuple[NDArray, int]], *, flip_sum: bool = False
@@ -153,8 +156,44 @@ def entry(
     }
 
 
-def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
-    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json)."""
+def over_groups(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Summarise the accuracies at the best threshold over the parts of a benchmark; only if all of GROUPS are there.
+
+    Returns:
+        by the name of the whole {"mean", "std" (population), "lowest", "highest"}; the last two are [part, accuracy].
+    """
+    result = {}
+    for whole, parts in GROUPS.items():
+        if all(part in entries for part in parts):
+            means = {part: entries[part]["accuracy@best_threshold"]["mean"] for part in parts}
+            lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+            values = np.array(list(means.values()))
+            result[whole] = {
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "lowest": [lowest, means[lowest]],
+                "highest": [highest, means[highest]],
+            }
+    return result
+
+
+def groups_line(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the result of :func:`over_groups` in a sentence for each benchmark; "" if there is none."""
+    return " ".join(
+        f"{whole} over its groups, best threshold: mean {100 * g['mean']:.2f}, std {100 * g['std']:.2f}, lowest "
+        f"{100 * g['lowest'][1]:.2f} ({g['lowest'][0]}), highest {100 * g['highest'][1]:.2f} ({g['highest'][0]})."
+        for whole, g in groups.items()
+    )
+
+
+def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]], remark: str = "") -> Table:
+    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json).
+
+    `remark` is added to the caption.
+    TAR at FAR 1e-4 and below has a column, beyond the 120, only if a row has enough impostor pairs for it.
+    """
+    small = [far for far in folds.SMALL_FARS if any(_is_measured(figures, far) for _, _, figures in rows)]
+    fars = [*folds.FARS, *small]
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
     single = any(figures["n_folds"] == 1 for _, _, figures in rows)
     one_fold = "With 1 fold, thresholds are chosen on the pairs that they are judged on. " if single else ""
@@ -164,7 +203,8 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
         "folds; '@FAR 1e-3' uses the threshold with that false accept rate on them, the k-th highest of their n "
         f"impostor scores, k = floor(n / 1000) (LLM-FaceVerification's protocol). {one_fold}"
         "TAR, AUC and EER: all pairs pooled; "
-        "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired.",
+        "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired."
+        + (f" {remark}" if remark else ""),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -172,24 +212,32 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
     )
     out.add_column("benchmark\nmodel", min_width=20, overflow="fold")
     heads = ["pairs\n", f"{folds_used}-fold\nbest", f"{folds_used}-fold\n@FAR 1e-3"]
-    heads += [f"TAR\n@FAR {far}" for far in folds.FARS]
+    heads += [f"TAR\n@FAR {far}" for far in fars]
     for head in [*heads, "AUC\n", "EER\n"]:
         out.add_column(head, justify="right", no_wrap=True)
     for name, benchmark, figures in rows:
         head = f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}"
-        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures))))
+        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures, fars))))
     return out
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
+def _is_measured(figures: Mapping[str, Any], far: str) -> bool:
+    """Tell whether an entry, perhaps of an older version, has TAR at a small FAR."""
+    return figures.get(f"tar@far={far}", {"value": None})["value"] is not None
+
+
+def _cells(figures: Mapping[str, Any], fars: Sequence[str]) -> list[str]:
     """Format the cells of one row."""
     failed = figures.get("failure_to_acquire", 0)
     cells = [f"{figures['n_pairs']}" + (f"\n{failed} FTA" if failed else "")]
     for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
         figure = figures[key]
         cells.append(f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f}{_interval(figure)}")
-    for key in (f"tar@far={far}" for far in folds.FARS):
-        figure = figures[key]
+    for far in fars:
+        if far in folds.SMALL_FARS and not _is_measured(figures, far):
+            cells.append(f"of {figures['n_impostor']}")
+            continue
+        figure = figures[f"tar@far={far}"]
         cells.append(f"{100 * figure['value']:.2f} ({figure['impostors_above']}){_interval(figure)}")
     return cells + [f"{100 * figures[key]['value']:.2f}{_interval(figures[key])}" for key in ("auc", "eer")]
 

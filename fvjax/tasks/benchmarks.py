@@ -203,7 +203,9 @@ def report(name: str, results: dict[str, Any], scored: Scored) -> Report:
         for benchmark, its in scored.items():
             its.write(pair_scores.file_of(folder, benchmark))
 
-    table = verification.table(rows) if rows else None
+    if groups := verification.over_groups(results["benchmarks"]):
+        results["groups"] = groups
+    table = verification.table(rows, verification.groups_line(groups)) if rows else None
     return Report(results, summary(results["benchmarks"]), table, save)
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from fvjax.data import names, picture_files
 from fvjax.data.readers.files import require_directory
 
+LOOSE = "in no identity's folder"  # the kind of reason for pictures that lie beside the folders
+
 
 class LeftOut(NamedTuple):
     """A file that is not taken, relative to the root. What stands before the reason's colon is the kind of reason."""
@@ -56,7 +58,7 @@ def list_people(src: Path) -> People:
         if reason := names.leftover(entry):
             left_out += _below(src, entry, reason)
         elif not (src / entry).is_dir():
-            kind = "in no identity's folder" if picture_files.is_picture(entry) else "not a picture"
+            kind = LOOSE if picture_files.is_picture(entry) else "not a picture"
             left_out.append(LeftOut(entry, f"{kind}: it lies directly in {src.name or src}"))
         elif name := names.identity(entry):
             folders.setdefault(name, []).append(entry)

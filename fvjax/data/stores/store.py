@@ -85,7 +85,7 @@ class RecordStore:
         index = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
             raise ValueError(f"{file}: missing or changed since writing; prepare the store again")
-        return _parse_index(index, columns, self._shard_bytes, file)
+        return parse_arrays(index, columns, self._shard_bytes, file)
 
     @property
     def _shard_bytes(self) -> int:
@@ -205,13 +205,13 @@ class Store(RecordStore):
             )
 
 
-def _parse_index(index: bytes, columns: Mapping[str, Any], max_bytes: int, file: Path) -> list[np.ndarray]:
-    """Return one-dimensional arrays from the bytes of index.npz.
+def parse_arrays(index: bytes, columns: Mapping[str, Any], max_bytes: int, file: Path) -> list[np.ndarray]:
+    """Return one-dimensional arrays from the bytes of an .npz file such as index.npz.
 
     Args:
         columns: name and dtype of each.
-        max_bytes: the most that each array may have. The shards contain all that the index does and more, so a larger
-            array is a decompression bomb.
+        max_bytes: the most that each array may have; a larger one is a decompression bomb. For index.npz these are the
+            bytes of the shards, which contain all that the index does and more.
     """
     arrays = []
     try:
