@@ -137,6 +137,12 @@ def test_epoch_cosine_is_constant_within_an_epoch_and_starts_above_0():
     assert found == pytest.approx([rate for rate in each for _ in range(2)], rel=1e-6)
 
 
+def test_milestones_take_a_tenth_of_the_rate_each():
+    """As torch's MultiStepLR: the epoch with the number of a milestone is the first with the smaller rate."""
+    found = rates(6, epochs=6, schedule="epoch_milestones", milestones=(2, 4), warmup_epochs=1)
+    assert found == pytest.approx([0.3, 0.3, 0.03, 0.03, 0.003, 0.003], rel=1e-6)
+
+
 # ---- which settings go together
 
 
