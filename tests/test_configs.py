@@ -17,7 +17,6 @@ from fvjax.parallel import sharding
 from fvjax.planning import programs
 from fvjax.training.model import open_model
 
-
 MS1M = 85_760 * 512  # a head of 85,742 classes, padded to a multiple of 128
 
 

@@ -73,8 +73,10 @@ def test_gradients_at_cosines_of_1_and_minus_1_are_finite_in_bfloat16(kind, sign
         return margin.cross_entropy(margin.cosines(x, centres), labels, jnp.arange(4), 4, replaced[kind], 64.0).mean()
 
     value, (by_x, by_centres) = jax.value_and_grad(loss, argnums=(0, 1))(x, centres)
-    assert value.dtype == jnp.float32 and np.isfinite(value)
-    assert np.isfinite(by_x.astype(jnp.float32)).all() and np.isfinite(by_centres).all()
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    assert np.isfinite(by_x.astype(jnp.float32)).all()
+    assert np.isfinite(by_centres).all()
     assert float(jnp.abs(by_centres).max()) > 0
 
 
@@ -188,7 +190,8 @@ def test_padding_is_zero_and_divides():
     head = ClassHead(200, 4, subcentres=3)
     centres = head.init(jax.random.key(0))
     assert centres.shape == (256, 3, 4)
-    assert not np.asarray(centres[200:]).any() and np.asarray(centres[:200]).any(axis=(1, 2)).all()
+    assert not np.asarray(centres[200:]).any()
+    assert np.asarray(centres[:200]).any(axis=(1, 2)).all()
     assert ClassHead(200, 4, groups=6).rows == 384
 
 

@@ -87,7 +87,8 @@ def test_what_is_trained_is_used_without_the_head_and_without_the_store(folder, 
     c.data.train = "no longer here"
     with linear_network(c.mesh):
         restored = restore(typed(c), folder / "finished")
-    assert set(restored.trainable) == {"params"} and not restored.stats
+    assert set(restored.trainable) == {"params"}
+    assert not restored.stats
     assert restored.step == 8
 
 

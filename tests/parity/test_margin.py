@@ -78,7 +78,8 @@ def theirs(loss):
     x, centres = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (X, CENTRES))
     value = loss(x, centres)
     value.backward()
-    assert x.grad is not None and centres.grad is not None
+    assert x.grad is not None
+    assert centres.grad is not None
     return value.item(), x.grad.numpy(), centres.grad.numpy()
 
 
@@ -124,7 +125,8 @@ def test_adaface_is_the_published_one_and_its_statistics_follow_ten_steps():
         statistics = margin.update_norm_statistics(statistics, jnp.asarray(norms), 0.01)
         _, mean, std = adaface(cosines, torch.tensor(norms), mean, std)
         np.testing.assert_allclose(statistics, (mean, std), rtol=1e-6)
-    assert float(statistics.mean) > 20.5 and float(statistics.std) < 97
+    assert float(statistics.mean) > 20.5
+    assert float(statistics.std) < 97
 
 
 def test_magface_and_its_regulariser():
@@ -147,7 +149,8 @@ def test_classes_are_as_near_as_their_nearest_sub_centre():
     ).amax(dim=-1)
     value = twin_entropy(cosines, insightface(cosines))
     value.backward()
-    assert x.grad is not None and c.grad is not None
+    assert x.grad is not None
+    assert c.grad is not None
     found = ours(lambda cosine, _: margin.combined(cosine, 1.0, 0.5, 0.0), centres=centres)
     assert_same(found, (value.item(), x.grad.numpy(), c.grad.numpy()))
 
