@@ -84,9 +84,8 @@ class ClassHead:
         self._check_devices()
         chosen = self.sample(labels, key)
         grouped = centres.reshape(self.groups, self.rows // self.groups, *centres.shape[1:])
-        grouped = sharding.constrain(grouped, BY_ROWS)
-        index = chosen.reshape(*chosen.shape, *[1] * (grouped.ndim - 2))
-        taken = sharding.constrain(jnp.take_along_axis(grouped, index, axis=1), BY_ROWS)
+        taken = jax.vmap(lambda rows, numbers: rows[numbers])(sharding.constrain(grouped, BY_ROWS), chosen)
+        taken = sharding.constrain(taken, BY_ROWS)
         columns = chosen + self.rows // self.groups * jnp.arange(self.groups)[:, None]
         return taken.reshape(-1, *centres.shape[1:]), columns.reshape(-1)
 
@@ -99,7 +98,8 @@ class ClassHead:
         return jax.lax.top_k(sharding.constrain(order, BY_ROWS), self.sampled_rows)[1]
 
     def _check_devices(self) -> None:
-        devices = jax.sharding.get_abstract_mesh().size
+        mesh = jax.sharding.get_abstract_mesh()
+        devices = 1 if mesh.empty else mesh.size
         if self.groups % devices:
             problem = f"is not a multiple of the {devices} devices, each of which samples its own rows"
             raise ValueError(f"config.head.groups={self.groups} {problem}")

@@ -46,7 +46,8 @@ class Margin(Verification):
 
     def __init__(self, config: Config, workdir: Path):
         super().__init__(config, workdir)
-        self.config, self.margin, self.images_per_step = config, config.margin, config.batch_size
+        self.margin, self.sizes, self.trains = config.margin, config.head, config.trains
+        self.images_per_step = config.batch_size
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -72,7 +73,7 @@ class Margin(Verification):
 
     def facts(self) -> dict[str, Any]:
         """Return which identities the rows of the head are of, so that a run does not resume on other ones."""
-        if not self.config.trains:
+        if not self.trains:
             return {}
         store = self.open_store()
         names = "\n".join(store.identities).encode() if store else b""
@@ -83,11 +84,11 @@ class Margin(Verification):
     @cached_property
     def classes(self) -> int:
         """Return how many identities there are. Raises ValueError: neither the config nor a store says so."""
-        if self.config.head.classes:
-            return self.config.head.classes
+        if self.sizes.classes:
+            return self.sizes.classes
         if self.data.synthetic.identities:
             return self.data.synthetic.identities
-        if not self.config.trains:
+        if not self.trains:
             return 1
         if not Path(self.data.train).is_dir():
             problem = f"the identities of config.data.train={self.data.train!r} cannot be counted"
@@ -96,7 +97,7 @@ class Margin(Verification):
 
     def head(self, width: int) -> ClassHead:
         """Return the sizes of the head for embeddings of this width."""
-        c = self.config.head
+        c = self.sizes
         return ClassHead(self.classes, width, c.subcentres, c.sample_rate, c.groups)
 
     def init_head(self, key: jax.Array, encoder: Encoder) -> dict[str, Any]:
