@@ -95,7 +95,9 @@ class ClassHead:
         of_batch = jnp.zeros(self.rows, bool).at[labels].set(True).reshape(shape)
         order = jnp.where(of_batch, 2.0, jax.random.uniform(key, shape))
         order = jnp.where(jnp.arange(self.rows).reshape(shape) < self.classes, order, -1.0)
-        return jax.lax.top_k(sharding.constrain(order, BY_ROWS), self.sampled_rows)[1]
+        # A sort, which stays on the device of each group; XLA gathers what top_k is given.
+        order = sharding.constrain(order, BY_ROWS)
+        return jnp.argsort(order, axis=1, descending=True)[:, : self.sampled_rows]
 
     def _check_devices(self) -> None:
         mesh = jax.sharding.get_abstract_mesh()
