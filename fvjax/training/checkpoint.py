@@ -170,15 +170,18 @@ class Checkpoints:
         trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
         args = ocp.args.StandardRestore(abstract)
         if self.read_only:
-            arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
-            args = ocp.args.PyTreeRestore(abstract, restore_args=arrays, partial_restore=True)
+            present = {
+                part: tree for part, tree in abstract.items() if tree or head
+            }  # statistics may be the head's alone
+            arrays = ocp.checkpoint_utils.construct_restore_args(present)
+            args = ocp.args.PyTreeRestore(present, restore_args=arrays, partial_restore=True)
         with _reading(self.path / str(step)):
             state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         for part, tree in state.items():
             expected = saved["hashes"][part if head else f"{part} without head"]
             if (now := digest(tree)) != expected:
                 raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {expected}")
-        return state
+        return {part: state.get(part, {}) for part in abstract}
 
     def newest(
         self, abstract: dict[str, Any], meta: dict[str, Any], report: Callable[[str], None]
