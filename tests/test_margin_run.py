@@ -14,6 +14,7 @@ from fvjax import experiment, trees
 from fvjax.config import typed
 from fvjax.data import synthetic
 from fvjax.parallel import sharding
+from fvjax.planning import flops, programs
 from fvjax.training import optimizer, preemption
 from fvjax.training.checkpoint import Checkpoints
 from fvjax.training.restore import restore
@@ -144,6 +145,21 @@ def test_a_step_is_the_same_on_1_and_8_devices_and_in_parts(stores, kind):
         np.testing.assert_allclose(jax.tree.leaves(found[1]), jax.tree.leaves(stats), rtol=1e-6)
         for name, theirs in trees.flatten(grads).items():
             assert np.linalg.norm(trees.flatten(found[2])[name] - theirs) <= 1e-5 * np.linalg.norm(theirs), name
+
+
+def test_the_plan_counts_the_head(stores):
+    """384 rows of 4 features, split over two devices, a network of 380 parameters and the number of the step."""
+    c = config(stores, devices=2, batch_size=16, head={"classes": 300}, margin={"kind": "combined"})
+    with linear_network(c.mesh):
+        mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices())
+        planner = programs.Planner(typed(c), mesh)
+        sizes, _ = planner.sizes()
+        head = flops.count(planner.step.step, *planner.step.arguments)
+    rows = 384 // 2
+    assert sizes["trained"] == 4 * (rows * 4 + 380 + 1)
+    assert sizes["gradients"] == 4 * (rows * 4 + 380)
+    assert sizes["similarities"] >= 4 * 16 * rows, "one device's logits"
+    assert head >= 3 * 2 * 16 * 384 * 4, "the logits, and their gradients by the embeddings and the centres"
 
 
 def test_rows_without_a_gradient_keep_their_values_and_momenta():

@@ -170,9 +170,8 @@ class Checkpoints:
         trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
         args = ocp.args.StandardRestore(abstract)
         if self.read_only:
-            present = {
-                part: tree for part, tree in abstract.items() if tree or head
-            }  # statistics may be the head's alone
+            # Without the head, statistics that are the head's alone are left out altogether.
+            present = {part: tree for part, tree in abstract.items() if tree or head}
             arrays = ocp.checkpoint_utils.construct_restore_args(present)
             args = ocp.args.PyTreeRestore(present, restore_args=arrays, partial_restore=True)
         with _reading(self.path / str(step)):
