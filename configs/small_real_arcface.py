@@ -13,6 +13,7 @@ def get_config():
     c = small_real.get_config()
     c.name = "small_real_arcface"
     c.task = "margin"
+    c.head.classes = 324
     c.margin.scale = 32.0
     c.margin.m2 = 0.3
     c.trainable = (("head/.*", "head"), *c.trainable)

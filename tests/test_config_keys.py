@@ -922,11 +922,11 @@ EFFECTS: dict[str, list[Effect]] = {
     "margin.filter_above": [E(step, classes, 0.4)],
     "head.classes": [
         E(step, classes, 41),
-        E(open_data, toy, 7, {"task": "margin"}, refused="config.head.classes=7, but"),
+        E(batches, toy, 7, {"task": "margin"}, refused="config.head.classes=7, but"),
     ],
     "head.subcentres": [E(shapes, classes, 3)],
     "head.sample_rate": [E(step, classes, 0.5, {"optimizer.idle_rows": ("head",)})],
-    "head.groups": [E(shapes, classes, 3), E(step, classes, 4, {"head.sample_rate": 0.5})],
+    "head.groups": [E(shapes, classes, 3), E(step, classes, 16, {"head.sample_rate": 0.5})],
     "optimizer.name": [E(updates, sgd, "adamw")],
     "optimizer.lr": [
         E(updates, sgd, 0.2),
@@ -957,7 +957,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "optimizer.milestones": [
         E(rates, sgd, (1, 3), {"optimizer.schedule": "epoch_milestones", "optimizer.milestones": (2,)})
     ],
-    "optimizer.unclipped": [E(updates, sgd, ("head",)), E(updates, adamw, ("body",))],
+    "optimizer.unclipped": [E(updates, make, ("head",), {"optimizer.clip": 4.0}) for make in (sgd, adamw)],
     "optimizer.idle_rows": [E(updates, sgd, ("body",)), E(updates, adamw, ("body",))],
     "optimizer.lr_scale": [E(updates, sgd, {"head": 10.0}), E(updates, adamw, {"body": 0.0, "head": 0.5})],
     "mesh.data": [E(placement, vit, 4, {"mesh.data": 8, "mesh.fsdp": -1}, expect=None)],
@@ -1399,7 +1399,14 @@ def kept(config, folder) -> int | str:
 
 # Key -> the observation in which its choices differ, the config, and the settings that a choice needs.
 CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
-    "task": (step, vlm, {"conversation": {"chat.length": 8, "model.pooling": ""}}),
+    "task": (
+        step,
+        vlm,
+        {
+            "conversation": {"chat.length": 8, "model.pooling": ""},
+            "margin": {"trainable": classes().trainable, "head.classes": 40},
+        },
+    ),
     "dtype": (step, vit, {}),
     "base_dtype": (shapes, vit, {}),
     "base_kernels": (step, vit, {}),
@@ -1412,11 +1419,12 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "chat.tile_rule": (rows(tiles_used), talks, {}),
     "lora.init": (initialisation, vit, {}),
     "loss.pair_loss": (step, answers, {}),
+    "margin.kind": (step, classes, {}),
     "model.projector.ps_version": (forward, vlm, {}),
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "loss.function": (step, vit, {}),
     "optimizer.name": (updates, adamw, {}),
-    "optimizer.schedule": (rates, sgd, {}),
+    "optimizer.schedule": (rates, sgd, {"epoch_milestones": {"optimizer.milestones": (2,)}}),
 }
 
 
@@ -1497,11 +1505,14 @@ def test_counts_are_at_least_one(key, here):
 # Keys that a config sets to their default on purpose, as part of a recipe.
 RESTATED: dict[str, set[str]] = {
     "quickstart": {"model.vision_transformer.patch_size"},  # lists all sizes of the tower
+    "quickstart_margins": {"model.vision_transformer.patch_size"},
     "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
     "quickstart_chat": {"model.vision_transformer.patch_size"},
     "small_chat": {"model.vision_transformer.patch_size"},
     "resnet50_infonce": {"optimizer.lr"},  # the published one
+    **{name: {"optimizer.lr"} for name in ("resnet50_arcface", "resnet100_arcface_pfc", "adaface_r50")},  # likewise
     "small_real": {"batch_size"},
+    "small_real_arcface": {"batch_size"},
 }
 
 

@@ -180,7 +180,8 @@ def test_replace_refuses_a_key_that_does_not_exist(key, message):
 
 
 def test_choices_are_those_of_the_types():
-    assert CHOICES["optimizer.schedule"] == ("epoch_cosine", "cosine", "linear", "constant")
+    schedules = ("epoch_cosine", "epoch_milestones", "cosine", "linear", "constant")
+    assert CHOICES["optimizer.schedule"] == schedules
     assert CHOICES["data.cache"] == ("none", "host", "device")
     assert CHOICES["model.iresnet.conv_init"] == ("normal", "kaiming")
     literals = set()
