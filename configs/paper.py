@@ -75,6 +75,21 @@ def internvl(c: EditableConfig) -> None:
     c.eval.batch_size = 64
 
 
+MS1M_IDENTITIES = 85_742
+
+
+def class_head(c: EditableConfig, rate: float = 1.0) -> None:
+    """Train with a margin loss and a class for each identity of MS1M-ArcFace instead of with InfoNCE.
+
+    rate: factor on the learning rate of the class head, whose gradient is not clipped (as in insightface).
+    """
+    c.task = "margin"
+    c.head.classes = MS1M_IDENTITIES
+    c.trainable = (("head/.*", "head"), *c.trainable)
+    c.optimizer.unclipped = ("head",)
+    c.optimizer.lr_scale.head = rate
+
+
 def answering(c: EditableConfig) -> None:
     """Select the frozen InternVL2-2B, which answers Yes or No about two faces (scenario 3)."""
     internvl(c)

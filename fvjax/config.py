@@ -141,6 +141,34 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class MarginConfig:
+    """The loss of task margin (fvjax/losses/margin.py)."""
+
+    # combined: cos(m1 theta + m2) - m3, so ArcFace, CosFace or SphereFace | adaface | magface
+    kind: Literal["combined", "adaface", "magface"] = "combined"
+    scale: float = 64.0  # of the cosines, after the margin
+    m1: float = 1.0  # combined: SphereFace's factor on the angle
+    m2: float = 0.5  # combined: ArcFace's angle, in radians
+    m3: float = 0.0  # combined: CosFace's difference of cosines
+    m: float = 0.4  # adaface: the margin of a picture of average norm
+    h: float = 0.333  # adaface: standard deviations of the norm are multiplied by it
+    t_alpha: float = 0.01  # adaface: weight of a batch in the running statistics of the norm
+    norm_weight: float = 35.0  # magface: weight of the regulariser that makes norms grow
+    smoothing: float = 0.0  # share of the target that is spread over all classes
+    filter_above: float = 0.0  # negatives with a larger cosine count as 0 (inter-class filtering); 0: none are
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The class head of task margin (fvjax/losses/class_head.py)."""
+
+    classes: int = 0  # identities of the training store, which must have as many; 0: as many as it has
+    subcentres: int = 1  # centres of each class, of which the nearest counts
+    sample_rate: float = 1.0  # Partial FC: part of the classes that a step compares with
+    groups: int = 8  # equal parts in which rows are sampled; a multiple of the number of devices
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["sgd", "adamw"] = "sgd"  # sgd: decay is added to the gradient, then momentum; adamw: decoupled decay
     lr: float = 0.1
@@ -148,9 +176,10 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
     clip: float = 5.0  # global norm over everything that trains
     # epoch_cosine: one rate for each epoch, warm-up counted in epochs. cosine, linear (to 0), constant: by steps, from
-    # rate 0 at the first step of the warm-up.
-    schedule: Literal["epoch_cosine", "cosine", "linear", "constant"] = "epoch_cosine"
-    warmup_epochs: int = 0  # of epoch_cosine
+    # rate 0 at the first step of the warm-up. epoch_milestones: a tenth of the rate from each milestone on.
+    schedule: Literal["epoch_cosine", "epoch_milestones", "cosine", "linear", "constant"] = "epoch_cosine"
+    milestones: tuple[int, ...] = ()  # of epoch_milestones: how many epochs are done
+    warmup_epochs: int = 0  # of epoch_cosine and epoch_milestones
     warmup_steps: int = 0  # of the others
     warmup_ratio: float = 0.0  # or the warm-up as a share of all steps: ceil(ratio * steps)
     b1: float = 0.9
@@ -159,6 +188,10 @@ class OptimizerConfig:
     lr_scale: Mapping[str, float] = field(
         default_factory=dict
     )  # group -> factor on lr; a group that is not named has 1
+    # Groups whose gradient is neither clipped nor counted in the norm, as insightface does with its class head.
+    unclipped: tuple[str, ...] = ()
+    # Groups whose rows without any gradient stay as they are, with their momentum: classes that Partial FC left out.
+    idle_rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -264,8 +297,9 @@ class Config:
     seed: int = 0
     epochs: int = 0  # 0: nothing is trained, the model is evaluated as it is
     steps: int = 0  # instead of epochs: train for so many steps
-    # contrastive (InfoNCE over embeddings) | pair_answer (a VLM says Yes or No about two faces) | conversation (a VLM
-    # answers questions about pictures) | module:name of a task of your own
+    # contrastive (InfoNCE over embeddings) | margin (ArcFace and its relatives, with a class for each identity) |
+    # pair_answer (a VLM says Yes or No about two faces) | conversation (a VLM answers questions about pictures) |
+    # module:name of a task of your own
     task: str = "contrastive"
     # Settings of your own task, loss or backbone; fvjax's own read none of them.
     plugin: Mapping[str, Any] = field(default_factory=dict)
@@ -290,6 +324,8 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     trainable: Rules = ((".*", "backbone"),)  # (regex over names, group); the group "frozen" does not train
     loss: LossConfig = field(default_factory=LossConfig)
+    margin: MarginConfig = field(default_factory=MarginConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sharding: Rules = ((".*", ()),)  # (regex over names, mesh axis or None for each dimension); shorter: replicated
@@ -361,12 +397,17 @@ class Config:
         c = self.optimizer
         if self.steps and self.epochs:
             raise ValueError(f"config.steps={self.steps} and config.epochs={self.epochs}: give one of them")
-        if c.schedule == "epoch_cosine" and (self.steps or c.warmup_steps or c.warmup_ratio):
+        by_epochs = c.schedule in ("epoch_cosine", "epoch_milestones")
+        if by_epochs and (self.steps or c.warmup_steps or c.warmup_ratio):
             raise ValueError(
-                "config.optimizer.schedule=epoch_cosine counts epochs: config.steps, warmup_steps and warmup_ratio go "
+                f"config.optimizer.schedule={c.schedule} counts epochs: config.steps, warmup_steps and warmup_ratio go "
                 "with cosine, linear and constant"
             )
-        if c.schedule != "epoch_cosine" and c.warmup_epochs:
+        if bool(c.milestones) != (c.schedule == "epoch_milestones") or list(c.milestones) != sorted(set(c.milestones)):
+            raise ValueError(
+                f"config.optimizer.milestones={c.milestones}: go with schedule=epoch_milestones, in rising order"
+            )
+        if not by_epochs and c.warmup_epochs:
             raise ValueError(f"config.optimizer.warmup_epochs: {c.schedule} takes warmup_steps or warmup_ratio")
         if c.warmup_steps and c.warmup_ratio:
             raise ValueError("config.optimizer: give warmup_steps or warmup_ratio, not both")
@@ -433,7 +474,7 @@ def _choices(cls: Any, prefix: str = "") -> dict[str, tuple[str, ...]]:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("contrastive", "pair_answer", "conversation"),
+    "task": ("contrastive", "margin", "pair_answer", "conversation"),
     "model.kind": ("iresnet", "vision_transformer", "vlm"),
     "loss.function": ("",),
     **_choices(Config),
@@ -446,6 +487,8 @@ POSITIVE = (
     "chat.max_new_tokens",
     "accumulation",
     "data.pairs_per_epoch",
+    "head.subcentres",
+    "head.groups",
     "eval.batch_size",
     "checkpoint.every_steps",
     "checkpoint.keep",

@@ -37,7 +37,7 @@ PLAN, ARRAYS = "tests/test_conversation_plan.py::", "tests/test_conversation_arr
 CONVERSATION, REPORTER = "tests/test_conversation_task.py::", "tests/test_reporter.py::"
 CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_task.py::"
 DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
-DOCTOR = "tests/test_doctor.py::"
+DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT = "tests/test_environment.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
@@ -3000,6 +3000,55 @@ FAULTS = (
         'if n_impostor < counts["needed"]:',
         "if n_impostor < 1:",
         (FOLDS + "test_small_rates_are_measured_with_enough_impostors_only",),
+    ),
+    # ---- margin losses and the class head
+    Fault(
+        "margin_on_the_wrong_logit",
+        "the margin is put on the class after the image's own",
+        "fvjax/losses/margin.py",
+        "right, real = labels[:, None] == columns, columns < classes",
+        "right, real = labels[:, None] + 1 == columns, columns < classes",
+        (MARGIN + "test_the_loss_by_hand",),
+    ),
+    Fault(
+        "scale_before_margin",
+        "the margin is of the scaled cosine",
+        "fvjax/losses/margin.py",
+        "target = scale * margin(jnp.sum(jnp.where(right, cosine, 0.0), axis=-1))",
+        "target = margin(scale * jnp.sum(jnp.where(right, cosine, 0.0), axis=-1))",
+        (MARGIN + "test_the_loss_by_hand",),
+    ),
+    Fault(
+        "margin_rises_beyond_pi",
+        "cos(theta + m) rises again where theta + m is above pi",
+        "fvjax/losses/margin.py",
+        "return jnp.where(cosine > jnp.cos(math.pi - angle), turned, cosine - angle * jnp.sin(angle))",
+        "return turned",
+        (MARGIN + "test_arcface_by_hand_at_the_edges",),
+    ),
+    Fault(
+        "sample_without_positives",
+        "Partial FC may leave out the classes of the batch",
+        "fvjax/losses/class_head.py",
+        "order = jnp.where(of_batch, 2.0, jax.random.uniform(key, shape))",
+        "order = jax.random.uniform(key, shape)",
+        (MARGIN + "test_a_sample_holds_the_batchs_classes_and_every_other_one_equally_often",),
+    ),
+    Fault(
+        "norms_not_clipped",
+        "AdaFace's statistics take norms above 100 as they are",
+        "fvjax/losses/margin.py",
+        "clipped = jax.lax.stop_gradient(jnp.clip(norms, *ADAFACE_NORMS))\n    mean",
+        "clipped = jax.lax.stop_gradient(norms)\n    mean",
+        ("tests/parity/test_margin.py::test_adaface_is_the_published_one_and_its_statistics_follow_ten_steps",),
+    ),
+    Fault(
+        "idle_rows_move",
+        "momentum moves classes that a step did not compare with",
+        "fvjax/training/optimizer.py",
+        "updates = jax.tree.map(lambda rows, u: jnp.where(rows, 0.0, u), idle, updates)",
+        "del idle",
+        ("tests/test_margin_run.py::test_rows_without_a_gradient_keep_their_values_and_momenta",),
     ),
 )
 

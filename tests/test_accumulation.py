@@ -156,7 +156,8 @@ def linear():
     config.batch_size, config.data.flip = 16, False
     width = len(range(0, 112 * 112 * 3, 4001))
     trainable = {"params": {"w": jax.random.normal(jax.random.key(0), (width, 4))}}
-    model = SimpleNamespace(encoder=encoder, variables=lambda trainable, stats, frozen: trainable)
+    mesh = sharding.one_device()
+    model = SimpleNamespace(encoder=encoder, variables=lambda trainable, stats, frozen: trainable, mesh=mesh)
     images = jax.random.randint(jax.random.key(1), (8, 2, 112, 112, 3), 0, 256).astype(jnp.uint8)
     recipe = Recipe(model, task_of(config), None)  # type: ignore[arg-type]
     return recipe, trainable, {"images": images, "labels": jnp.arange(8), "index": jnp.arange(8)}

@@ -77,6 +77,14 @@ def vit():
     return c
 
 
+def classes():
+    """Return the config of the tower with a class head."""
+    c = vit()
+    c.task, c.head.classes = "margin", 40
+    c.trainable = (("head/.*", "head"), *c.trainable)
+    return c
+
+
 def bare():
     """Return the config of the tower without adapters."""
     c = vit()
@@ -176,6 +184,10 @@ def linear_network(mesh):
 
 def mean_square(embeddings, labels):
     return jnp.mean(jnp.square(embeddings))
+
+
+def mean_cosine(cosines, labels, columns):
+    return jnp.mean(cosines)
 
 
 def sum_of_logits(logits, labels, columns):
@@ -614,7 +626,7 @@ def by_hand(config) -> list:
     first, second = ({name: np.zeros_like(x) for name, x in params.items()} for _ in range(2))
     for number, gradient in enumerate(GRADIENTS):
         gradient = {name: np.asarray(x) for name, x in gradient.items()}
-        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        norm = np.sqrt(sum((g**2).sum() for name, g in gradient.items() if GROUPS[name] not in o.unclipped))
         total = config.steps or config.epochs
         warm = o.warmup_epochs or o.warmup_steps or math.ceil(o.warmup_ratio * total)
         progress = (number - warm) / max(total - warm, 1)
@@ -622,7 +634,9 @@ def by_hand(config) -> list:
         first_rate = int(o.schedule == "epoch_cosine")  # the others begin at 0
         rate = o.lr * ((number + first_rate) / warm if number < warm else after)
         for name in "ab":
-            g, p = gradient[name] * min(1.0, o.clip / norm), params[name]
+            idle = (gradient[name] == 0) & (GROUPS[name] in o.idle_rows)
+            before = first[name], second[name]
+            g, p = gradient[name] * (1.0 if GROUPS[name] in o.unclipped else min(1.0, o.clip / norm)), params[name]
             if o.name == "sgd":
                 first[name] = o.momentum * first[name] + g + o.weight_decay * p
                 move = first[name]
@@ -631,7 +645,8 @@ def by_hand(config) -> list:
                 second[name] = o.b2 * second[name] + (1 - o.b2) * g**2
                 mean, square = first[name] / (1 - o.b1 ** (number + 1)), second[name] / (1 - o.b2 ** (number + 1))
                 move = mean / (np.sqrt(square) + o.eps) + o.weight_decay * p
-            added = -rate * o.lr_scale.to_dict().get(GROUPS[name], 1.0) * move
+            added = np.where(idle, 0.0, -rate * o.lr_scale.to_dict().get(GROUPS[name], 1.0) * move)
+            first[name], second[name] = np.where(idle, before[0], first[name]), np.where(idle, before[1], second[name])
             params[name] = p + added
             out.append(added.tolist())
     return out
@@ -729,6 +744,8 @@ EFFECTS: dict[str, list[Effect]] = {
         E(step, vlm, "pair_answer"),
         E(forward, vlm, "pair_answer"),
         E(labels, toy, "pair_answer", {"data.pairs_per_epoch": 8}),
+        E(step, classes, "contrastive", goes_with={"trainable": (("lora/.*", "adapter"), (".*", "frozen"))}),
+        E(lambda c, f: batches(c, f)["shape"][:2], toy, "margin", expect=((4, 2), (8, 1))),
     ],
     "batch_size": [
         E(lambda c, f: batches(c, f)["shape"][0], toy, 4, expect=(4, 2)),
@@ -890,7 +907,26 @@ EFFECTS: dict[str, list[Effect]] = {
         E(step, vit, f"{__name__}:mean_square"),
         E(step, vit, f"{__name__}:mean_square", {"accumulation": 2}),
         E(step, answers, f"{__name__}:sum_of_logits"),
+        E(step, classes, f"{__name__}:mean_cosine"),
     ],
+    "margin.kind": [E(step, classes, kind) for kind in ("adaface", "magface")],
+    "margin.scale": [E(step, classes, 32.0)],
+    "margin.m1": [E(step, classes, 1.5)],
+    "margin.m2": [E(step, classes, 0.3)],
+    "margin.m3": [E(step, classes, 0.3)],
+    "margin.m": [E(step, classes, 0.3, {"margin.kind": "adaface"})],
+    "margin.h": [E(step, classes, 0.5, {"margin.kind": "adaface"})],
+    "margin.t_alpha": [E(step, classes, 0.5, {"margin.kind": "adaface"})],
+    "margin.norm_weight": [E(step, classes, 5.0, {"margin.kind": "magface"})],
+    "margin.smoothing": [E(step, classes, 0.1)],
+    "margin.filter_above": [E(step, classes, 0.4)],
+    "head.classes": [
+        E(step, classes, 41),
+        E(batches, toy, 7, {"task": "margin"}, refused="config.head.classes=7, but"),
+    ],
+    "head.subcentres": [E(shapes, classes, 3)],
+    "head.sample_rate": [E(step, classes, 0.5, {"optimizer.idle_rows": ("head",)})],
+    "head.groups": [E(shapes, classes, 3), E(step, classes, 16, {"head.sample_rate": 0.5})],
     "optimizer.name": [E(updates, sgd, "adamw")],
     "optimizer.lr": [
         E(updates, sgd, 0.2),
@@ -918,6 +954,11 @@ EFFECTS: dict[str, list[Effect]] = {
     "optimizer.b1": [E(updates, adamw, 0.5)],
     "optimizer.b2": [E(updates, adamw, 0.5)],
     "optimizer.eps": [E(updates, adamw, 0.5)],
+    "optimizer.milestones": [
+        E(rates, sgd, (1, 3), {"optimizer.schedule": "epoch_milestones", "optimizer.milestones": (2,)})
+    ],
+    "optimizer.unclipped": [E(updates, make, ("head",), {"optimizer.clip": 4.0}) for make in (sgd, adamw)],
+    "optimizer.idle_rows": [E(updates, sgd, ("body",)), E(updates, adamw, ("body",))],
     "optimizer.lr_scale": [E(updates, sgd, {"head": 10.0}), E(updates, adamw, {"body": 0.0, "head": 0.5})],
     "mesh.data": [E(placement, vit, 4, {"mesh.data": 8, "mesh.fsdp": -1}, expect=None)],
     "mesh.fsdp": [
@@ -1312,7 +1353,9 @@ def test_a_workdir_goes_on_with_another_config_only_if_that_computes_the_same(ke
 NOT_NEEDED = {
     "attention": "the same sums in another order",
     "init_parts": "without parts it is empty, and what is in it an experiment names",
-    "plugin": "likewise, and what is in it is of code whose source is hashed",
+    "head.subcentres": "of the class head, which embeddings do without",
+    "head.groups": "likewise",
+    "plugin": "what is in it is of code whose source is hashed",
 }
 DECIDES = {forward, shapes, untrained, of_base, ids}
 NEEDED = {key for key, effect in CASES if effect.observe in DECIDES} - set(NOT_NEEDED)
@@ -1357,7 +1400,14 @@ def kept(config, folder) -> int | str:
 
 # Key -> the observation in which its choices differ, the config, and the settings that a choice needs.
 CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
-    "task": (step, vlm, {"conversation": {"chat.length": 8, "model.pooling": ""}}),
+    "task": (
+        step,
+        vlm,
+        {
+            "conversation": {"chat.length": 8, "model.pooling": ""},
+            "margin": {"trainable": classes().trainable, "head.classes": 40},
+        },
+    ),
     "dtype": (step, vit, {}),
     "base_dtype": (shapes, vit, {}),
     "base_kernels": (step, vit, {}),
@@ -1370,11 +1420,12 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "chat.tile_rule": (rows(tiles_used), talks, {}),
     "lora.init": (initialisation, vit, {}),
     "loss.pair_loss": (step, answers, {}),
+    "margin.kind": (step, classes, {}),
     "model.projector.ps_version": (forward, vlm, {}),
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "loss.function": (step, vit, {}),
     "optimizer.name": (updates, adamw, {}),
-    "optimizer.schedule": (rates, sgd, {}),
+    "optimizer.schedule": (rates, sgd, {"epoch_milestones": {"optimizer.milestones": (2,)}}),
 }
 
 
@@ -1455,11 +1506,14 @@ def test_counts_are_at_least_one(key, here):
 # Keys that a config sets to their default on purpose, as part of a recipe.
 RESTATED: dict[str, set[str]] = {
     "quickstart": {"model.vision_transformer.patch_size"},  # lists all sizes of the tower
+    "quickstart_margins": {"model.vision_transformer.patch_size"},
     "quickstart_mllm": {"model.vision_transformer.patch_size", "optimizer.warmup_epochs"},
     "quickstart_chat": {"model.vision_transformer.patch_size"},
     "small_chat": {"model.vision_transformer.patch_size"},
     "resnet50_infonce": {"optimizer.lr"},  # the published one
+    **{name: {"optimizer.lr"} for name in ("resnet50_arcface", "resnet100_arcface_pfc", "adaface_r50")},  # likewise
     "small_real": {"batch_size"},
+    "small_real_arcface": {"batch_size"},
 }
 
 

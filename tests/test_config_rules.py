@@ -41,7 +41,7 @@ FINE = {
 }
 
 WRONG = {
-    "task": ({"task": "classify"}, "config.task='classify': choose contrastive or pair_answer"),
+    "task": ({"task": "classify"}, "config.task='classify': choose contrastive or margin or pair_answer"),
     "batch_size": ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
     "odd": ({"batch_size": 3}, "config.batch_size=3 must be even: it is made of pairs"),
     "rank alone": ({"lora.rank": 4}, "config.lora: rank, alpha and targets go together; all or none"),

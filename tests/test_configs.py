@@ -17,6 +17,8 @@ from fvjax.parallel import sharding
 from fvjax.planning import programs
 from fvjax.training.model import open_model
 
+MS1M = 85_760 * 512  # a head of 85,742 classes, padded to a multiple of 128
+
 
 def _of_tower(trained: int) -> tuple:
     return 304_012_288 + trained, trained, None
@@ -34,8 +36,20 @@ EXPECTED = {
     "quickstart_mllm:mllm_lora": (1_273_088 + 83_968, 83_968, None),
     "quickstart_mllm:pair_lora": (1_273_088 + 83_968, 83_968, None),
     "small_real": (2_308_352, 2_308_096, None),
+    # with a head of 324 classes, padded to 384, and 256 features; 200 padded to 256, and 128 features
+    "small_real_arcface": (2_308_352 + 384 * 256, 2_308_096 + 384 * 256, None),
+    "quickstart_margins:infonce": (463_348, 463_220, None),
+    **{
+        f"quickstart_margins:{row}": (463_348 + 256 * 128, 463_220 + 256 * 128, None)
+        for row in ("arcface", "cosface", "adaface")
+    },
     "resnet50_infonce": (43_590_848, 43_590_336, 37.8),
     "standard_suite": (43_590_848, 0, None),
+    "resnet50_arcface": (43_590_848 + MS1M, 43_590_336 + MS1M, None),
+    "adaface_r50": (43_590_848 + MS1M, 43_590_336 + MS1M, None),
+    "resnet100_arcface_pfc": (65_156_160 + MS1M, 65_155_648 + MS1M, None),
+    "vit_lora_arcface": (305_978_368 + 85_760 * 1024, 1_966_080 + 85_760 * 1024, None),
+    "mllm_lora_arcface": (2_213_618_688 + 85_760 * 2048, 7_864_320 + 85_760 * 2048, None),
     "vit_frozen": (304_012_288, 0, None),
     "vit_lora": (305_978_368, 1_966_080, 1544),
     # adapters on the tower: rank x 24 x (1024 + 3072 and 1024 + 1024), and the MLPs' 2 x (1024 + 4096)

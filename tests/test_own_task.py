@@ -105,7 +105,10 @@ def test_its_source_is_part_of_the_runs_hashes(folder, trained, tmp_path, monkey
 
 def test_a_name_that_is_no_task_is_refused(folder):
     for spec, message in (
-        ("tests.plugins.head_pose:table", "not a task; choose contrastive, pair_answer, conversation, or module:Class"),
+        (
+            "tests.plugins.head_pose:table",
+            "not a task; choose contrastive, margin, pair_answer, conversation, or module:Class",
+        ),
         ("tests.plugins.head_pose:Missing", "the module tests.plugins.head_pose has no 'Missing'"),
         ("no_such_module:Task", "there is no module 'no_such_module'"),
     ):

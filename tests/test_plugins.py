@@ -275,7 +275,8 @@ def test_a_task_is_a_subclass_of_task():
     assert tasks.get("tests.plugins.head_pose:HeadPose").__name__ == "HeadPose"
     for spec in (f"{__name__}:pixel", f"{__name__}:Pixel", "nothing"):
         with pytest.raises(
-            ValueError, match=rf"^config\.task='{spec}': not a task; choose contrastive, pair_answer, conversation, or"
+            ValueError,
+            match=rf"^config\.task='{spec}': not a task; choose contrastive, margin, pair_answer, conversation, or",
         ):
             tasks.get(spec)
 

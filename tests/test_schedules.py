@@ -137,6 +137,12 @@ def test_epoch_cosine_is_constant_within_an_epoch_and_starts_above_0():
     assert found == pytest.approx([rate for rate in each for _ in range(2)], rel=1e-6)
 
 
+def test_milestones_take_a_tenth_of_the_rate_each():
+    """As torch's MultiStepLR: the epoch with the number of a milestone is the first with the smaller rate."""
+    found = rates(6, epochs=6, schedule="epoch_milestones", milestones=(2, 4), warmup_epochs=1)
+    assert found == pytest.approx([0.3, 0.3, 0.03, 0.03, 0.003, 0.003], rel=1e-6)
+
+
 # ---- which settings go together
 
 
@@ -177,15 +183,28 @@ REFUSED = {
         settings(steps=5, schedule="linear", warmup_steps=-1),
         "config.optimizer: warmup_ratio=0.0 must be from 0 to 1, warmup_steps=-1 not negative",
     ),
+    "milestones of another schedule": (
+        settings(epochs=3, milestones=(1,)),
+        "config.optimizer.milestones=(1,): go with schedule=epoch_milestones, in rising order",
+    ),
+    "no milestones": (
+        settings(epochs=3, schedule="epoch_milestones"),
+        "config.optimizer.milestones=(): go with schedule=epoch_milestones, in rising order",
+    ),
+    "falling milestones": (
+        settings(epochs=3, schedule="epoch_milestones", milestones=(2, 1)),
+        "config.optimizer.milestones=(2, 1): go with schedule=epoch_milestones, in rising order",
+    ),
     "no such schedule": (
         settings(steps=5, schedule="step"),
-        "config.optimizer.schedule='step': choose epoch_cosine or cosine or linear or constant",
+        "config.optimizer.schedule='step': choose epoch_cosine or epoch_milestones or cosine or linear or constant",
     ),
 }
 ALLOWED = {
     "nothing is trained": settings(),
     "nothing is trained, by steps": settings(schedule="linear"),
     "epochs": settings(epochs=3, warmup_epochs=2),
+    "milestones": settings(epochs=3, schedule="epoch_milestones", milestones=(1, 2), warmup_epochs=1),
     "epochs by steps": settings(epochs=3, schedule="cosine", warmup_ratio=0.1),
     "steps": settings(steps=3, schedule="constant"),
     "steps with a warm-up": settings(steps=3, schedule="linear", warmup_steps=1),

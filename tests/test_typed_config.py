@@ -54,7 +54,7 @@ def test_sections_are_classes_with_the_keys_of_the_config_file():
         for part in filter(None, name.split(".")):
             node = node[part]
         assert set(node) == {f.name for f in dataclasses.fields(section)}, name
-    assert len(sections(Config())) == 18
+    assert len(sections(Config())) == 20
 
 
 def test_a_config_file_refuses_keys_that_do_not_exist():
@@ -180,7 +180,8 @@ def test_replace_refuses_a_key_that_does_not_exist(key, message):
 
 
 def test_choices_are_those_of_the_types():
-    assert CHOICES["optimizer.schedule"] == ("epoch_cosine", "cosine", "linear", "constant")
+    schedules = ("epoch_cosine", "epoch_milestones", "cosine", "linear", "constant")
+    assert CHOICES["optimizer.schedule"] == schedules
     assert CHOICES["data.cache"] == ("none", "host", "device")
     assert CHOICES["model.iresnet.conv_init"] == ("normal", "kaiming")
     literals = set()

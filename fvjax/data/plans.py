@@ -90,6 +90,24 @@ class ShufflePlan(EpochPlan):
         return {"ids": order[: self.steps_per_epoch * self.examples_per_step, None]}
 
 
+class ClassPlan(ShufflePlan):
+    """The same with "labels", int32 [p]: the class of each example, for losses that compare with classes.
+
+    labels: int64 [N], the class of each record, numbered from 0.
+    """
+
+    def __init__(self, labels: np.ndarray, examples_per_step: int, seed: int):
+        super().__init__(len(labels), examples_per_step, seed)
+        self.labels = labels
+
+    def __reduce__(self):
+        return ClassPlan, (self.labels, self.examples_per_step, self.seed)
+
+    def epoch_columns(self, bits: np.random.PCG64) -> dict[str, np.ndarray]:
+        ids = super().epoch_columns(bits)["ids"]
+        return {"ids": ids, "labels": self.labels[ids[:, 0]].astype(np.int32)}
+
+
 def shuffle_within(groups: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
     """Return a permutation that shuffles the places of each group; `groups` is sorted and below 2**24."""
     # Raw bits and a stable sort: numpy promises these for ever, unlike the stream of Generator.permutation.

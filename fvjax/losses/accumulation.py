@@ -1,12 +1,13 @@
 """Losses over a batch, and their gradients when its activations do not fit into memory at once.
 
-A loss says which of two kinds it is. An :class:`Additive` loss adds up over examples or tokens, so a batch can be split
-into parts: the parts' sums and weights are added and divided once, by the weight of the whole batch. A
+A loss says which of three kinds it is. An :class:`Additive` loss adds up over examples or tokens, so a batch can be
+split into parts: the parts' sums and weights are added and divided once, by the weight of the whole batch. A
 :class:`WholeBatch` loss compares every example with every other, so the mean over parts would be another loss. Its
 gradient takes three passes (GradCache): embed all parts without keeping activations; take the loss and its gradient
 with respect to the embeddings over the whole batch; then run each part again and pull its share of that gradient back.
-That costs one more forward pass. Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
-Setup (arXiv:2101.06983).
+That costs one more forward pass. A :class:`Headed` loss does the same and has parameters of its own, such as the
+centres of a class head. Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
+(arXiv:2101.06983).
 """
 
 from __future__ import annotations
@@ -66,13 +67,66 @@ class Additive:
 
 
 @dataclass(frozen=True)
-class WholeBatch:
-    """A loss that compares the examples of a batch with each other.
+class Headed:
+    """A loss over the embeddings of a whole batch that has parameters or running statistics of its own.
 
     Attributes:
         embed: (variables, inputs [n, …]) -> ([n, …] embeddings, new batch statistics). An example's embeddings may
             depend on that example alone, unless the model has batch statistics.
-        compare: (embeddings [N, …], inputs [N, …]), both of the whole batch -> scalar loss.
+        compare: (variables, embeddings [N, …], inputs [N, …]), the last two of the whole batch -> (scalar loss, new
+            statistics of the loss, {} if it has none).
+    """
+
+    embed: Callable[[Variables, Inputs], tuple[jax.Array, Mapping]]
+    compare: Callable[[Variables, jax.Array, Inputs], tuple[jax.Array, Mapping]]
+
+    def gradients(
+        self, bind: Bind, trainable: Any, inputs: Inputs, stats: Mapping, parts: int
+    ) -> tuple[jax.Array, Mapping, Any]:
+        """Return (loss, new statistics, gradient), equal for any number of parts; see :func:`check_parts`."""
+        check_parts(parts, stats)
+        if parts == 1:
+
+            def whole(trainable):
+                variables = bind(trainable)
+                embeddings, new = self.embed(variables, inputs)
+                loss, of_loss = self.compare(variables, embeddings, inputs)
+                return loss, {**new, **of_loss}
+
+            (loss, new), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
+            return loss, new, grads
+
+        def embed(trainable, part):
+            return self.embed(bind(trainable), part)[0]
+
+        def compare(trainable, embeddings):
+            return self.compare(bind(trainable), embeddings, inputs)
+
+        divided = split(inputs, parts)
+        embeddings = join(jax.lax.map(lambda part: embed(trainable, part), divided))
+        both = jax.value_and_grad(compare, argnums=(0, 1), has_aux=True)
+        (loss, new), (of_head, pull) = both(trainable, embeddings)
+
+        def backward(total, chunk):
+            part, pull = chunk
+            _, vjp = jax.vjp(lambda trainable: embed(trainable, part), trainable)
+            return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, vjp(pull)[0]), None
+
+        start = jax.tree.map(lambda g: g.astype(jnp.float32), of_head)
+        grads, _ = jax.lax.scan(backward, start, (divided, split(pull, parts)))
+        return loss.astype(jnp.float32), {**stats, **new}, grads
+
+    def loss_of_embeddings(self, variables: Variables, embeddings: jax.Array, inputs: Inputs) -> jax.Array:
+        """Return the loss of a whole batch, of which the embeddings are known."""
+        return self.compare(variables, embeddings, inputs)[0]
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """A loss that compares the examples of a batch with each other.
+
+    Attributes:
+        embed: as of :class:`Headed`. compare: (embeddings [N, …], inputs [N, …]), both of the whole batch -> scalar.
     """
 
     embed: Callable[[Variables, Inputs], tuple[jax.Array, Mapping]]
@@ -82,39 +136,21 @@ class WholeBatch:
         self, bind: Bind, trainable: Any, inputs: Inputs, stats: Mapping, parts: int
     ) -> tuple[jax.Array, Mapping, Any]:
         """Return (loss, new batch statistics, gradient), equal for any number of parts; see :func:`check_parts`."""
-        check_parts(parts, stats)
-        if parts == 1:
+        whole = Headed(self.embed, lambda _, embeddings, inputs: (self.compare(embeddings, inputs), {}))
+        return whole.gradients(bind, trainable, inputs, stats, parts)
 
-            def whole(trainable):
-                embeddings, new = self.embed(bind(trainable), inputs)
-                return self.compare(embeddings, inputs), new
-
-            (loss, stats), grads = jax.value_and_grad(whole, has_aux=True)(trainable)
-            return loss, stats, grads
-
-        def embed(trainable, part):
-            return self.embed(bind(trainable), part)[0]
-
-        divided = split(inputs, parts)
-        embeddings = join(jax.lax.map(lambda part: embed(trainable, part), divided))
-        loss, pull = jax.value_and_grad(lambda embeddings: self.compare(embeddings, inputs))(embeddings)
-
-        def backward(total, chunk):
-            part, pull = chunk
-            _, vjp = jax.vjp(lambda trainable: embed(trainable, part), trainable)
-            return jax.tree.map(lambda sum, g: sum + g.astype(jnp.float32), total, vjp(pull)[0]), None
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
-        grads, _ = jax.lax.scan(backward, zeros, (divided, split(pull, parts)))
-        return loss.astype(jnp.float32), stats, grads
+    def loss_of_embeddings(self, variables: Variables, embeddings: jax.Array, inputs: Inputs) -> jax.Array:
+        """Return the loss of a whole batch, of which the embeddings are known."""
+        del variables
+        return self.compare(embeddings, inputs)
 
 
-Objective = Additive | WholeBatch
+Objective = Additive | WholeBatch | Headed
 
 
 def check_parts(parts: int, stats: Mapping) -> None:
     """Raise ValueError if a model with batch norm, which must see the whole batch at once, is given it in parts."""
-    if parts > 1 and stats:
+    if parts > 1 and "batch_stats" in stats:
         raise ValueError(f"{parts} chunks: a model with batch norm must see the whole batch at once; use 1")
 
 

@@ -45,7 +45,8 @@ def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
 
     Args:
         tree: leaves with `.shape`; names are matched as in :func:`fvjax.trees.first_match`.
-        rules: ordered (regex, axes) pairs; axes: per dimension a mesh axis name or None, shorter means replicated.
+        rules: ordered (regex, axes) pairs; axes: per dimension a mesh axis name, several of them or None; shorter means
+            replicated.
     Raises:
         ValueError: an unmatched leaf or rule, more axes than dimensions, a dimension that does not divide.
     """
@@ -57,8 +58,9 @@ def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
         if len(spec) > len(shape):
             raise ValueError(f"config.sharding: {name} has shape {shape}, fewer dimensions than {tuple(spec)}")
         for size, axis in zip(shape, spec):
-            if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(f"config.sharding: {name} {shape} does not divide over {axis}={mesh.shape[axis]}")
+            parts = math.prod(mesh.shape[one] for one in ((axis,) if isinstance(axis, str) else axis or ()))
+            if size % parts:
+                raise ValueError(f"config.sharding: {name} {shape} does not divide over {axis}={parts}")
         out[name] = NamedSharding(mesh, PartitionSpec(*spec))
     return trees.unflatten(out)
 
@@ -66,6 +68,11 @@ def by_rules(tree: Mapping, rules, mesh: Mesh) -> dict:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Say how a value of a step lies on the step's mesh; outside of one, where there is no mesh, return it as it is."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
 
 
 def rows_here(size: int, mesh: Mesh) -> np.ndarray:

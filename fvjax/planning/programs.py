@@ -131,6 +131,7 @@ class Planner:
                 "batch_size": config.batch_size // sharding.rows(self.mesh),
                 "compat.negatives_group": 0,
                 "compat.batch_norm_group": 0,
+                "head.classes": -(-config.head.classes // self.mesh.size),
             }
         )
         alone = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), list(self.mesh.devices.flatten()[:1]))
@@ -201,28 +202,38 @@ def bytes_per_device(shapes: Any, shardings: Any) -> int:
 
 
 def comparison_bytes(program: Program, mesh: Mesh) -> int:
-    """Return what XLA assigns on one device for a loss over all embeddings and its gradient with respect to them.
+    """Return what XLA assigns on one device for a loss over all embeddings and its gradient.
 
-    0 for a loss that does not compare examples with each other.
+    The gradient is that with respect to the embeddings and to the parameters of a class head. 0 for a loss that does
+    not compare examples with each other.
     """
     objective, task = program.task.objective(program.model.encoder), program.task
     if objective.compare is None:
         return 0
     state, frozen, batch = program.arguments
+    of_state, of_frozen, _ = program.shardings
+    by_rows = NamedSharding(mesh, sharding.BATCH)
 
     def embed(state, frozen, batch):
         variables = program.model.variables(state.trainable, state.stats, frozen)
         return objective.embed(variables, task.prepare(batch))[0]
 
-    def loss(embeddings, batch):
-        return objective.compare(embeddings, task.prepare(batch))
+    def loss(embeddings, head, state, frozen, batch):
+        variables = program.model.variables(state.trainable | head, state.stats, frozen)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return objective.loss_of_embeddings(variables, embeddings, task.prepare(batch))
 
-    by_rows = NamedSharding(mesh, sharding.BATCH)
     embeddings = jax.eval_shape(embed, state, frozen, batch)
-    embeddings = jax.ShapeDtypeStruct(embeddings.shape, embeddings.dtype, sharding=by_rows)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), batch)
-    jitted = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), by_rows))
-    analysis: Any = jitted.lower(embeddings, batch).compile().memory_analysis()
+    head = {name: tree for name, tree in state.trainable.items() if name == "head"}
+    of_head = {name: of_state.trainable[name] for name in head}
+    results = sharding.replicated(mesh), (by_rows, of_head)
+    arguments = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        (embeddings, head, state, frozen, batch),
+        (by_rows, of_head, of_state, of_frozen, jax.tree.map(lambda _: by_rows, batch)),
+    )
+    jitted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), out_shardings=results)
+    analysis: Any = jitted.lower(*arguments).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fvjax import plugins
 from fvjax.tasks.conversation import Conversation
+from fvjax.tasks.margin import Margin
 from fvjax.tasks.pair_answer import PairAnswer
 from fvjax.tasks.task import Task
 from fvjax.tasks.verification import Verification
 
-TASKS: dict[str, type[Task]] = {"contrastive": Verification, "pair_answer": PairAnswer, "conversation": Conversation}
+TASKS: dict[str, type[Task]] = {
+    "contrastive": Verification,
+    "margin": Margin,
+    "pair_answer": PairAnswer,
+    "conversation": Conversation,
+}
 
 
 def get(name: str) -> type[Task]:

@@ -87,6 +87,11 @@ def pair_shapes(count: int, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeSt
     }
 
 
+def face_shapes(count: int, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a batch of `count` single images."""
+    return pair_shapes(count, size) | {"images": jax.ShapeDtypeStruct((count, 1, *size, 3), jnp.uint8)}
+
+
 def augment(batch: Batch, seed: int, flip: bool) -> dict[str, jax.Array]:
     """Give every image its own random key and, with `flip`, mirror it with probability 1/2.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fvjax.config import Config
+from fvjax.config import Config, Rules
 from fvjax.data.pipeline import Read
 from fvjax.data.plans import Plan
 from fvjax.data.stores.store import RecordStore
@@ -112,12 +112,17 @@ class Task(ABC):
         images_per_prediction: images of one prediction; `eval.batch_size` counts predictions.
         unit: what `config.batch_size` counts, for rates.
         image_size: height and width of the pictures.
+        head_sharding: rules for the task's own parameters that come before `config.sharding`.
+        head_predicts: whether predictions use the task's own parameters; if not, whoever uses what a run has trained
+            does without them, and they are not exported.
     """
 
     images_per_example: int = 1
     images_per_prediction: int = 1
     unit: str = "images"
     image_size: tuple[int, int]
+    head_sharding: Rules = ()
+    head_predicts: bool = True
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -176,6 +181,10 @@ class Task(ABC):
     def init_head(self, key: jax.Array, encoder: Encoder) -> dict[str, Any]:
         """Return parameters of the task's own, a nested dict; the network's variables then hold them under "head"."""
         del key, encoder
+        return {}
+
+    def init_head_stats(self) -> dict[str, Any]:
+        """Return running statistics that the loss keeps, a dict; the network's variables hold them as "head_stats"."""
         return {}
 
     @abstractmethod

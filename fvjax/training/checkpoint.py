@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         hashes = {part: digest(tree) for part, tree in state.items()}
+        if "head" in state["trainable"]:
+            hashes |= {f"{part} without head": digest(without_head(state[part])) for part in ("trainable", "stats")}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "hashes": hashes})
         )
@@ -141,8 +143,12 @@ class Checkpoints:
         with _reading(self.path / str(step)):
             return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
-    def restore(self, step: int, abstract: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    def restore(
+        self, step: int, abstract: dict[str, Any], meta: dict[str, Any], *, head: bool = True
+    ) -> dict[str, Any]:
         """Read a step straight onto the shardings of `abstract`.
+
+        head: False leaves out what :func:`without_head` does; `abstract` then lacks it.
 
         Raises:
             ValueError: the checkpoint's base, data, prompt or parameters are not those of this run.
@@ -152,25 +158,29 @@ class Checkpoints:
         if "hashes" not in saved:
             problem = "is of another version of fvjax, without a hash of its contents"
             raise ValueError(f"{self.path}/{step} {problem}; choose another --workdir")
-        for key, value in meta.items():
-            if saved.get(key) != value:
-                raise ValueError(
-                    f"{self.path}/{step}: {key} is {saved.get(key)!r}, this run has {value!r}; choose another --workdir"
-                )
+        wrong = [
+            f"{k} is {saved.get(k)!r}, this run has {value!r}" for k, value in meta.items() if saved.get(k) != value
+        ]
+        if wrong:
+            raise ValueError(f"{self.path}/{step}: {'; '.join(wrong)}; choose another --workdir")
         with _reading(self.path / str(step)):
-            theirs = trees.flatten(self.manager.item_metadata(step)["state"]["trainable"])
+            theirs = self.manager.item_metadata(step)["state"]["trainable"]
+        theirs = trees.flatten(theirs if head else without_head(theirs))
         ours = trees.flatten(abstract["trainable"])
         trees.strict_diff(ours, theirs, str(self.path / str(step)), "choose another --workdir")
         args = ocp.args.StandardRestore(abstract)
         if self.read_only:
-            arrays = ocp.checkpoint_utils.construct_restore_args(abstract)
-            args = ocp.args.PyTreeRestore(abstract, restore_args=arrays, partial_restore=True)
+            # Without the head, statistics that are the head's alone are left out altogether.
+            present = {part: tree for part, tree in abstract.items() if tree or head}
+            arrays = ocp.checkpoint_utils.construct_restore_args(present)
+            args = ocp.args.PyTreeRestore(present, restore_args=arrays, partial_restore=True)
         with _reading(self.path / str(step)):
             state = self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         for part, tree in state.items():
-            if (now := digest(tree)) != saved["hashes"][part]:
-                raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {saved['hashes'][part]}")
-        return state
+            expected = saved["hashes"][part if head else f"{part} without head"]
+            if (now := digest(tree)) != expected:
+                raise Unreadable(self.path / str(step), f"{part} has hash {now}, not {expected}")
+        return {part: state.get(part, {}) for part in abstract}
 
     def newest(
         self, abstract: dict[str, Any], meta: dict[str, Any], report: Callable[[str], None]
@@ -223,6 +233,11 @@ def best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
     """Return the step with the best accuracy (of equals the newest), the newest if none is known, None of no steps."""
     known = [step for step in steps if step in accuracies]
     return max(known or steps, key=lambda step: (accuracies.get(step, 0.0), step), default=None)
+
+
+def without_head(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of a state without a task's own parameters and the running statistics of its loss."""
+    return {name: one for name, one in tree.items() if name not in ("head", "head_stats")}
 
 
 def _free(path: Path) -> Path:

@@ -25,6 +25,7 @@ from fvjax.training import checkpoint, int8_base, optimizer
 from weights_convert.read import Leaf, open_checkpoint
 
 SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
+STATISTICS = ("batch_stats", "head_stats")  # variables that a step computes anew: neither trained nor frozen
 CHOICES_OF_A_RUN = ("drop_path", "dropout")  # attributes in which a run may differ from its pretrained weights
 
 
@@ -58,6 +59,7 @@ class RunModel:
     encoder: encoders.Encoder
     pretrained: Pretrained | None
     init_head: Callable[[jax.Array], dict[str, Any]]  # random parameters of the task's own
+    init_head_stats: Callable[[], dict[str, Any]]  # and running statistics of its loss
     image_size: tuple[int, int]
     adapters: LoraConfig
     trainable_rules: Any
@@ -72,8 +74,13 @@ class RunModel:
         """The key that random parameters are drawn with."""
         return jax.random.key(self.seed)
 
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that parameters lie on."""
+        return next(iter(self.shardings.values())).mesh
+
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Return random variables: {"params", ["batch_stats"], ["lora"], ["head"]}."""
+        """Return random variables: {"params", ["batch_stats"], ["lora"], ["head"], ["head_stats"]}."""
         variables = self.encoder.init(jax.random.fold_in(key, 0), self.image_size)
         if self.adapters.rank:
             c = self.adapters
@@ -82,12 +89,14 @@ class RunModel:
             variables["lora"] = trees.unflatten(adapters)
         if head := self.init_head(jax.random.fold_in(key, 2)):
             variables["head"] = head
+        if stats := self.init_head_stats():
+            variables["head_stats"] = stats
         return variables
 
     def initial(self, key: jax.Array) -> dict[str, Any]:
         """Return where training starts without pretrained weights: {"trainable": float32, "stats"}."""
         variables = self.init(key)
-        stats = {"batch_stats": variables.pop("batch_stats")} if "batch_stats" in variables else {}
+        stats = {name: variables.pop(name) for name in STATISTICS if name in variables}
         trainable, _, _ = optimizer.split(variables, self.trainable_rules)
         return {"trainable": jax.tree.map(lambda x: x.astype(jnp.float32), trainable), "stats": stats}
 
@@ -182,6 +191,7 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
         encoder,
         pretrained,
         functools.partial(task.init_head, encoder=encoder),
+        task.init_head_stats,
         task.image_size,
         config.lora,
         config.trainable,
@@ -193,8 +203,9 @@ def open_model(config: Config, task: Task, mesh: Mesh, *, reference: bool = Fals
         everything = trees.flatten(variables)
         expected = {name: leaf for name, leaf in everything.items() if re.match(pretrained.covers, name)}
         trees.strict_diff(expected, pretrained.params, pretrained.source)
-    shardings = trees.flatten(sharding.by_rules(variables, config.sharding, mesh))
-    variables.pop("batch_stats", None)  # neither trained nor frozen: part of the state
+    shardings = trees.flatten(sharding.by_rules(variables, (*task.head_sharding, *config.sharding), mesh))
+    for name in STATISTICS:
+        variables.pop(name, None)
     _, frozen, groups = optimizer.split(variables, config.trainable)
     kept = {name: jax.ShapeDtypeStruct(x.shape, model.base_dtype) for name, x in trees.flatten(frozen).items()}
     if config.base_kernels == "int8":

@@ -11,7 +11,7 @@ import jax
 from fvjax import shipped, tasks
 from fvjax.config import Config
 from fvjax.parallel import sharding
-from fvjax.training.checkpoint import Checkpoints
+from fvjax.training.checkpoint import Checkpoints, without_head
 from fvjax.training.model import RunModel, open_model, pretrained_hash, prompt_facts
 
 
@@ -38,16 +38,26 @@ class Restored:
 def restore(config: Config, workdir: Path) -> Restored:
     """Read the best or newest checkpoint of a run; the work directory is only read.
 
+    Parameters of the task's own are left out if predictions do without them (:attr:`Task.head_predicts`).
+
     Raises ValueError: no checkpoint yet; the base is missing, or not the one that was trained on.
     """
     check_pretrained(config.pretrained, dict(config.prepare), workdir)
     mesh = sharding.one_device()
-    model = open_model(config, tasks.get(config.task)(config, workdir), mesh)
+    task = tasks.get(config.task)
+    if not task.head_predicts:
+        config = config.replace({"head.classes": 1})  # its head is left out below, and the training data may be gone
+    model = open_model(config, task(config, workdir), mesh)
     base_hash = pretrained_hash(config.init_from, config.init_parts, config.base_kernels)
-    shapes = jax.eval_shape(model.initial, model.key)
+
+    def initial(key):
+        first = model.initial(key)
+        return first if task.head_predicts else {part: without_head(tree) for part, tree in first.items()}
+
+    shapes = jax.eval_shape(initial, model.key)
     shardings = model.state_shardings(shapes, mesh)
     if not config.trains:
-        state = model.start(jax.jit(model.initial, out_shardings=shardings)(model.key))
+        state = model.start(jax.jit(initial, out_shardings=shardings)(model.key))
         return Restored(model, state["trainable"], state["stats"], 0, base_hash)
     nothing = ValueError(f"{workdir} has no checkpoint yet, so there is nothing trained to use")
     if not (workdir / "checkpoints").is_dir():
@@ -58,7 +68,7 @@ def restore(config: Config, workdir: Path) -> Restored:
         raise nothing
     check_facts(checkpoints.meta(step), base_hash, prompt_facts(model.encoder), workdir, config.pretrained)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    state = checkpoints.restore(step, target, {})
+    state = checkpoints.restore(step, target, {}, head=task.head_predicts)
     checkpoints.close()
     return Restored(model, state["trainable"], state["stats"], step, base_hash)
 

@@ -22,7 +22,8 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        opt: the optimizer's state. stats: {"batch_stats": …} of a model with batch norm, else {}.
+        opt: the optimizer's state.
+        stats: {"batch_stats": …} of a model with batch norm, and "head_stats" of a loss that keeps statistics.
         step: int32 scalar, how many steps are done. trainable: what trains, float32, a nested dict.
     """
 

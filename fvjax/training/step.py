@@ -52,7 +52,8 @@ def gradients(recipe: Recipe, state: TrainState, frozen: Any, batch: Batch) -> t
         return recipe.model.variables(trainable, state.stats, frozen)
 
     objective = recipe.task.objective(recipe.model.encoder)
-    loss, stats, grads = objective.gradients(bind, state.trainable, inputs, state.stats, parts)
+    with jax.sharding.use_abstract_mesh(recipe.model.mesh.abstract_mesh):  # a class head says how its logits are split
+        loss, stats, grads = objective.gradients(bind, state.trainable, inputs, state.stats, parts)
     if recipe.last_part_only:
         grads = jax.tree.map(lambda g: g / recipe.parts, grads)
     return loss, stats, grads
