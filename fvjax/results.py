@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fvjax import files
-from fvjax.console import console
+from fvjax.console import say
 from fvjax.tasks.task import Report
 
 
@@ -20,10 +20,10 @@ def publish(workdir: Path, results: dict[str, Any], report: Report) -> None:
         return
     files.replace_file(workdir / "results.json", json.dumps(results, indent=1))
     if report.table is not None:
-        console.print(report.table)
+        say(report.table)
     report.plot(workdir)
     names = [path.name for path in sorted(workdir.glob("*.png"))]
-    console.print(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
+    say(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
 
 
 def check_complete(runs: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -48,4 +48,4 @@ def compare(runs: Mapping[Path, Callable[[Mapping[str, Any]], Any]]) -> None:
     for workdir, comparison in runs.items():
         tables.setdefault(comparison, {})[workdir.name] = json.loads((workdir / "results.json").read_text())
     for comparison, results in tables.items():
-        console.print(comparison(results))
+        say(comparison(results))
