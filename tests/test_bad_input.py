@@ -688,4 +688,5 @@ def test_a_finished_run_made_read_only(run, read_only, finished, faces, tmp_path
         said = run.refuses("main", small(faces), workdir, mode)
         assert str(workdir) in said
         assert "cannot be written to; choose another --workdir" in said
+    assert fvjax.load(workdir).run.step == 4, "what is read only can still be used"
     assert snapshot(workdir) == kept
