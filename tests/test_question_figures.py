@@ -8,12 +8,12 @@ import pytest
 from fvjax.evals import questions
 from fvjax.evals.questions import Answered
 
-NOD, TILT = ("yes", "no"), ("left", "right", "upright")
+NOD, TILT = ("Yes", "No"), ("left", "right", "upright")
 ANSWERED = (
     #        kind, options, right answer, generated text, cut, most probable option
-    Answered("nod", NOD, "yes", "Yes.", False, "yes"),
-    Answered("nod", NOD, "no", " no\n", False, "no"),
-    Answered("nod", NOD, "yes", "No", False, "no"),
+    Answered("nod", NOD, "Yes", "Yes.", False, "Yes"),
+    Answered("nod", NOD, "No", " no\n", False, "No"),
+    Answered("nod", NOD, "Yes", "No", False, "No"),
     Answered("tilt", TILT, "left", "to the side, which", True, "left"),
     Answered("tilt", TILT, "right", "RIGHT", False, "right"),
 )
@@ -32,7 +32,7 @@ def share(successes: int, trials: int) -> dict:
 
 
 def test_figures_by_hand():
-    """Constant answers: yes is right 2 of 3 times, and left or right 1 of 2 times. By chance: 1/2 and 1/3."""
+    """Constant answers: Yes is right 2 of 3 times, and left or right 1 of 2 times. By chance: 1/2 and 1/3."""
     found = questions.entry(ANSWERED, "hash")
     assert found["generated"]["ci95"] == pytest.approx([0.2307, 0.8824], abs=5e-5)
     assert found == {
@@ -43,7 +43,7 @@ def test_figures_by_hand():
         "random": pytest.approx((3 / 2 + 2 / 3) / 5),
         "not_an_option": 1,
         "cut": 1,
-        "answers": {"yes": 2, "no": 1, "left": 1, "right": 1},
+        "answers": {"Yes": 2, "No": 1, "left": 1, "right": 1},
         "by_kind": {
             "nod": {
                 "n": 3,
@@ -53,7 +53,7 @@ def test_figures_by_hand():
                 "random": pytest.approx(1 / 2),
                 "not_an_option": 0,
                 "cut": 0,
-                "answers": {"yes": 2, "no": 1},
+                "answers": {"Yes": 2, "No": 1},
             },
             "tilt": {
                 "n": 2,
@@ -73,19 +73,19 @@ def test_figures_by_hand():
 
 
 def test_the_constant_answer_is_one_for_each_kind():
-    """Equal options of two kinds: yes is the best constant answer to one, no to the other, and so 3 of 4 are right."""
-    answers = {"nod": ("yes", "yes"), "smile": ("no", "yes")}
-    answered = [Answered(kind, NOD, answer, "", False, "yes") for kind, both in answers.items() for answer in both]
+    """Yes is the best constant answer to nods; to smiles Yes and No are equally good: 3 of 4 are right."""
+    answers = {"nod": ("Yes", "Yes"), "smile": ("No", "Yes")}
+    answered = [Answered(kind, NOD, answer, "", False, "Yes") for kind, both in answers.items() for answer in both]
     found = questions.entry(answered, "hash")
     assert found["majority"] == 3 / 4
-    assert found["answers"] == {"yes": 3, "no": 1}
+    assert found["answers"] == {"Yes": 3, "No": 1}
     assert list(found["by_kind"]) == ["nod", "smile"]
     assert found["not_an_option"] == 4, "no text is no option"
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_all_or_nothing_has_an_interval_of_some_width(right):
-    found = questions.entry([Answered("nod", NOD, "yes", "yes" if right else "no", False, "yes")] * 20, "hash")
+    found = questions.entry([Answered("nod", NOD, "Yes", "yes" if right else "no", False, "Yes")] * 20, "hash")
     assert found["generated"] == share(20 if right else 0, 20)
     low, high = found["generated"]["ci95"]
     assert (low, high) == pytest.approx((0.8389, 1) if right else (0, 0.1611), abs=5e-5)
