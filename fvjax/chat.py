@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -158,7 +159,7 @@ def ask_about_folder(
     done = _done(out, asked)
     before = sum(file.name in done for file in files)
     failed = sum(done.get(file.name, False) for file in files)
-    with out.open("a", encoding="utf-8") as lines:
+    with errors.naming(out), out.open("a", encoding="utf-8") as lines:
         for file in files:
             if file.name in done:
                 continue
@@ -180,10 +181,10 @@ def _done(out: Path, asked: dict[str, Any]) -> dict[str, bool]:
 
     Raises ValueError: lines of another question, another model or other settings.
     """
-    text = out.read_text(encoding="utf-8") if out.is_file() else ""
-    *lines, cut = text.split("\n")
-    if cut:  # short by a kill
-        out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    content = out.read_bytes() if out.is_file() else b""
+    *lines, cut = content.split(b"\n")
+    if cut:  # short by a kill or a full disk, perhaps within a character
+        os.truncate(out, len(content) - len(cut))
     done = {}
     for number, line in enumerate(lines, 1):
         try:

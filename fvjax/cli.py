@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from fvjax import config_errors, shipped, startup
+from fvjax import config_errors, errors, shipped, startup
 from fvjax.parallel import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: configs/NAME.py", lock_config=True)
 SAVED = shipped.PACKAGE / "saved_config.py"  # a config file whose row is a run's config.json
+NAMED = flags.Error | LookupError | AttributeError | ValueError | errors.Environment  # their text says what is wrong
 TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
@@ -32,6 +33,7 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
     if {"--help", "-h", "-help"} & set(argv):
         print(help_text(about, holders))
         sys.exit(0)
+    started_in = Path.cwd()
     try:
         arguments = find_config(argv)
         check_config(arguments)
@@ -40,6 +42,7 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
             fail(f"--config=NAME is missing; there are {', '.join(shipped.config_names())}, or give a file of your own")
         config: Any = CONFIG.value
         config.to_dict()  # a config that could not be loaded complains at its first use
+        expand_homes(config)
         return rest
     except Exception as error:  # a config file is Python: anything can be wrong in it
         if "--traceback" in argv:
@@ -47,11 +50,21 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
         file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
         if file and not shipped.config_file(file).is_file():
             fail(f"--config={file}: no such file; there are {', '.join(shipped.config_names())}")
-        quiet = flags.Error | LookupError | AttributeError | ValueError
-        kind = "" if isinstance(error, quiet) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, NAMED) else f"{type(error).__name__}: "
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))
         raise  # not reached
+    finally:
+        os.chdir(started_in)  # which a config file may have left: relative paths are those of the command
+
+
+def expand_homes(config: Any) -> None:
+    """Expand `~/` at the beginning of every text of a config, in place, as in the arguments of a command."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            expand_homes(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            config[key] = startup.expand_home(value)
 
 
 def check_config(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import traceback
@@ -26,9 +27,10 @@ def load(file: Path, row: str) -> EditableConfig:
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={file}: a config is a Python file, or the config.json of a run")
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config(row) if row else module.get_config()
+        with contextlib.chdir(Path.cwd()):  # a file may go elsewhere; its later loading must find it where it was
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module.get_config(row) if row else module.get_config()
     except Exception as error:  # a config file is Python: anything can be wrong in it
         raise ValueError(_explain(error, file)) from error
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from fvjax import errors
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a whole file at once: a kill or a full disk leaves either the old file or the new one."""
     tmp = path.with_name(f"{path.name}.tmp")
     with errors.naming(path):
         try:
-            tmp.write_text(text)
+            tmp.write_bytes(content if isinstance(content, bytes) else content.encode())
             tmp.replace(path)
         finally:
             tmp.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = cli.CONFIG.value
     config.log.show = SHOW.value or config.log.show
-    workdir = Path(WORKDIR.value or f"runs/{config.name}")
+    workdir = Path(WORKDIR.value or f"runs/{config.name}").absolute()  # also after a plug-in's os.chdir
     try:
         with errors.naming(workdir):
             request = preemption.Request()

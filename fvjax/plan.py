@@ -59,6 +59,7 @@ from rich.table import Table
 from fvjax import cli, errors, tasks
 from fvjax import config as configs
 from fvjax.config import Config
+from fvjax.console import say
 from fvjax.planning import hlo
 from fvjax.planning.devices import DEVICES, GIB, Device, Machine
 from fvjax.planning.estimate import bounds, plan, verdict, without_files
@@ -168,7 +169,7 @@ def run_experiment(config: Config, counts: list[int], machine: Machine) -> list[
     last = plans[max(plans)]
     title = f"{config.name}: {last['parameters']:,} parameters, {last['trained']:,} train; {KIND.value}, "
     title += f"attention {config.attention}, accumulation {config.accumulation}"
-    console.print(table(title, columns))
+    say(table(title, columns))
     return list(plans.values())
 
 

@@ -14,7 +14,7 @@ import jax
 from rich.console import Console
 
 from fvjax import files
-from fvjax.console import console
+from fvjax.console import say
 from fvjax.tasks.task import Report
 
 Results = dict[str, Any]  # the contents of results.json
@@ -48,18 +48,18 @@ def publish(workdir: Path, results: Results, report: Report, name: str = "") -> 
         _write(file, results)
     elif any(earlier.get(key) != results.get(key) for key in SAME_MODEL):
         moved = _move(workdir, earlier, date)
-        console.print(f"The figures of step {earlier.get('step')} are in {moved} from now on")
+        say(f"The figures of step {earlier.get('step')} are in {moved} from now on")
         _write(file, results)
     elif not _has_all(earlier, results):
         folder = _new_folder(workdir, date)
         _write(folder / "results.json", results)
         _write(file, _with(earlier, results, str(folder.relative_to(workdir))))
-        console.print(f"{workdir} has been evaluated before, so the whole of this evaluation is in {folder}")
-    report.save(folder)
+        say(f"{workdir} has been evaluated before, so the whole of this evaluation is in {folder}")
     if report.table is not None:
-        console.print(report.table)
+        say(report.table)
+    report.save(folder)
     names = [path.name for path in sorted(folder.glob("*.png"))]
-    console.print(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
+    say(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
 
 
 def _write(file: Path, results: Results) -> None:
@@ -156,6 +156,6 @@ def compare(runs: Mapping[Path, Callable[[Mapping[str, Any]], Any]]) -> None:
     paper = Console(file=text, width=120, highlight=False, markup=False, emoji=False)
     for comparison, results in tables.items():
         table = comparison(results)
-        console.print(table)
+        say(table)
         paper.print(table)
     files.replace_file(next(iter(runs)).parent / "table.txt", text.getvalue())

@@ -35,6 +35,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
     _use_utf8()
     try:
         _open_streams()
+        _check_directory()
         sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
         ignore_jax_settings()
         code = main()
@@ -115,6 +116,14 @@ def _use_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _check_directory() -> None:
+    """Raise errors.Environment if the current directory has been removed: relative paths mean nothing there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise errors.Environment("the current directory is not there any more; change to another one") from None
 
 
 def _open_streams() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import api, errors, shipped, startup
+from fvjax import api, errors, files, shipped, startup
 from fvjax.data.alignment.faces import CHOICES, Picture, read_picture
 from fvjax.evals import folds, intervals, pair_picture, verification
 from fvjax.evals.pair_text import caption, text
@@ -141,8 +141,7 @@ class Verifier:
             result["caution"] = f"{self.name} was trained on drawings of faces: its scores of photographs mean nothing"
         if save is not None:
             best_faces = [which[number] for which, number in zip(chosen, best)]
-            with errors.naming(save):
-                Path(save).write_bytes(pair_picture.draw(pictures, best_faces, caption(result)))
+            files.replace_file(Path(save), pair_picture.draw(pictures, best_faces, caption(result)))
         return result
 
     def _scores(self, a: NDArray, b: NDArray) -> NDArray:

@@ -39,7 +39,7 @@ CHAT_MODEL, BENCH_TASK = "tests/test_chat_model.py::", "tests/test_facexbench_ta
 DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "tests/test_photographs.py::"
 DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
-ENVIRONMENT = "tests/test_environment.py::"
+ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -53,6 +53,63 @@ class Fault(NamedTuple):
 
 
 FAULTS = (
+    # ---- figures, files and surroundings
+    Fault(
+        "questions_majority_of_all_kinds",
+        "the best constant answer is one for all kinds of questions",
+        "fvjax/evals/questions.py",
+        "if one.kind == kind).values()",
+        ").values()",
+        (QUESTIONS + "test_figures_by_hand",),
+    ),
+    Fault(
+        "questions_options_by_case",
+        "an answer in lower case is no option",
+        "fvjax/evals/questions.py",
+        "{normalised(option) for option in one.options}",
+        "one.options",
+        (QUESTIONS + "test_figures_by_hand",),
+    ),
+    Fault(
+        "pair_text_small_at_the_limit",
+        "a face that is enlarged as much as the limit is called small",
+        "fvjax/evals/pair_text.py",
+        'face["enlargement"] > SMALL',
+        'face["enlargement"] >= SMALL',
+        ("tests/test_pair_text.py::test_a_face_is_small_above_the_limit",),
+    ),
+    Fault(
+        "narrow_terminal_cuts_tables",
+        "figures of a table are cut in a narrow terminal",
+        "fvjax/console.py",
+        "if fits.minimum <= console.width:",
+        "if fits.minimum:",
+        (ENVIRONMENT + "test_a_narrow_terminal_loses_no_figure",),
+    ),
+    Fault(
+        "config_homes_unexpanded",
+        "~ in a config file is a folder of that name",
+        "fvjax/cli.py",
+        "        expand_homes(config)\n        return rest",
+        "        return rest",
+        (ENVIRONMENT + "test_paths_mean_the_same_after_a_config_file_has_changed_the_directory",),
+    ),
+    Fault(
+        "config_moves_the_directory",
+        "relative paths follow a config file that changes the directory",
+        "fvjax/cli.py",
+        "os.chdir(started_in)",
+        "str(started_in)",
+        (ENVIRONMENT + "test_paths_mean_the_same_after_a_config_file_has_changed_the_directory",),
+    ),
+    Fault(
+        "half_a_saved_picture",
+        "a full disk leaves half of the picture that verify saves",
+        "fvjax/verify.py",
+        "files.replace_file(Path(save), pair",
+        "Path(save).write_bytes(pair",
+        (PHOTOGRAPHS + "test_a_full_disk_leaves_the_picture_that_was_there",),
+    ),
     # ---- conversations: the Python API, the command and FaceXBench
     Fault(
         "letter_without_space",

@@ -42,7 +42,7 @@ import pytest
 from PIL import Image
 
 import fvjax
-from fvjax import cli, main
+from fvjax import api, cli, main
 from fvjax.config import base, benchmark, typed
 from fvjax.data import images, prepare, stores
 from fvjax.data.readers.recordio import conversion, records
@@ -688,4 +688,5 @@ def test_a_finished_run_made_read_only(run, read_only, finished, faces, tmp_path
         said = run.refuses("main", small(faces), workdir, mode)
         assert str(workdir) in said
         assert "cannot be written to; choose another --workdir" in said
+    assert api.load_workdir(workdir).run.step == 4, "what is read only can still be used"
     assert snapshot(workdir) == kept

@@ -16,6 +16,7 @@ from PIL import Image
 import fvjax
 from fvjax import chat, chat_model
 from tests import tiny_chat
+from tests.full_disk import PROBLEM, files_up_to
 from tests.parity.test_conversation import TINY
 from tests.test_images import png_that_claims
 
@@ -323,6 +324,22 @@ def test_an_interrupted_folder_goes_on(ask_folder, tmp_path, spoken):
     spoken.clear()
     assert ask_folder() == (0, f"{out}: 3 pictures, 3 of them done before, 0 not readable\n", "")
     assert (spoken, out.read_text()) == ([], whole)
+
+
+def test_a_full_disk_keeps_the_answers_so_far(ask_folder, tmp_path, spoken):
+    """The disk is full in the middle of the second line's é; the same command goes on when there is room."""
+    out = tmp_path / "answers.jsonl"
+    ask_folder()
+    whole = out.read_bytes()
+    out.unlink()
+    with files_up_to(whole.index("é".encode(), whole.index(b"\n")) + 1):
+        code, said, err = ask_folder()
+    assert (code, said, err) == (2, "", f"fvjax: error: {out}: {PROBLEM}\n")
+    assert whole.startswith(out.read_bytes())
+    spoken.clear()
+    assert ask_folder() == (0, f"{out}: 3 pictures, 1 of them done before, 0 not readable\n", "")
+    assert len(spoken) == 2
+    assert out.read_bytes() == whole
 
 
 def test_ctrl_c_keeps_the_answers_so_far(ask_folder, tmp_path, monkeypatch):

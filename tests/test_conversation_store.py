@@ -15,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from fvjax import errors
 from fvjax.data import stores, synthetic
 from fvjax.data.stores import conversations, shards
 from fvjax.data.stores.conversations import ConversationStore, Unusable, Writer, check_messages
+from tests.full_disk import files_up_to
 from tests.test_images import file_bytes, png_that_claims, smooth_face
 
 
@@ -55,6 +57,14 @@ def make(path, records=RECORDS, split="train") -> ConversationStore:
         for number, (messages, pictures, source, meta) in enumerate(records):
             assert writer.add(messages, pictures, source, **meta) == number
     return ConversationStore(path, split)
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000])
+def test_a_full_disk_leaves_no_half_store(tmp_path, size):
+    with pytest.raises(OSError, match=r"File too large|No space") as full, files_up_to(size):
+        make(tmp_path / "s")
+    assert errors.line(full.value).startswith(f"{tmp_path}/")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("shard_records", [2, 100])

@@ -227,12 +227,36 @@ def test_large_checkpoints_are_written_in_shards(tmp_path, monkeypatch):
         np.testing.assert_array_equal(leaf, read(TINY)[2][name], err_msg=name)
 
 
+def wrapped(prefix: str):
+    """Return what gives all keys a prefix, as saving a wrapped network does."""
+
+    def change(tensors):
+        everything = {f"{prefix}{key}": value for key, value in tensors.items()}
+        tensors.clear()
+        tensors.update(everything)
+
+    return change
+
+
+def test_a_single_numbered_file_needs_no_index(tiny):
+    before = read(tiny)[2]
+    (tiny / "model.safetensors").rename(tiny / "model-00001-of-00001.safetensors")
+    after = read(tiny)[2]
+    assert after.keys() == before.keys()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
 BAD_WEIGHTS = {
     "missing key": (lambda t: t.pop(FC1), f"1 missing .{FC1}"),
     "unexpected key": (lambda t: t.update({"vision_model.encoder.extra": np.ones(3)}), "unexpected .*encoder.extra"),
     "extra layer": (lambda t: t.update({FC1.replace("1", "3", 1): np.ones(3)}), r"unexpected .*layers\.3"),
     "wrong shape": (lambda t: t.update({FC1: np.ones((64, 31), np.float32)}), r"\(64, 31\), expected \(64, 32\)"),
     "mixed dtypes": (lambda t: t.update({FC1: t[FC1].astype(np.float16)}), "differ in dtype"),
+    "of torch's DistributedDataParallel": (
+        wrapped("module."),
+        r"all keys begin with 'module\.': save the state_dict of",
+    ),
+    "of torch.compile": (wrapped("_orig_mod."), r"all keys begin with '_orig_mod\.': save the state_dict of the model"),
 }
 
 
@@ -261,6 +285,11 @@ def lose_shard(directory):
     (directory / "model-00002-of-00002.safetensors").unlink()
 
 
+def lose_index(directory):
+    shard(directory)
+    (directory / "model.safetensors.index.json").unlink()
+
+
 def lie_in_index(directory):
     shard(directory)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
@@ -282,6 +311,11 @@ BAD_DIRECTORIES = {
     "index names a key no shard has": (lie_in_index, "disagree about 1 keys, first 'vision_model.nowhere'"),
     "shard outside the directory": (escape, "not a plain file name"),
     "pickle": (only_pickle, r"pytorch_model\.bin can run code"),
+    "shards without their index": (lose_index, r"model-00001-of-00002.safetensors is one of several .* copy it too"),
+    "another name": (
+        lambda d: (d / "model.safetensors").rename(d / "weights.safetensors"),
+        r"if weights\.safetensors has all weights, name it model\.safetensors",
+    ),
     "pickle under another name": (
         lambda d: (d / "model.safetensors").write_bytes(pickle.dumps({"a": 1})),
         "pickles are not read",

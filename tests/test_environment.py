@@ -1,18 +1,22 @@
 """Test that commands work, or end with one line, in other people's terminals, locales, homes and environments."""
 
 import ast
+import io
 import os
 import pwd
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
+from rich.table import Table
 
-from fvjax import console, errors, runtime, startup
+from fvjax import cli, console, errors, runtime, startup
 from fvjax.__main__ import COMMANDS
+from fvjax.config import base, benchmark
 from fvjax.data import describe, prepare
 
 PROGRAM = "import os, sys; from fvjax import startup\ndef main():\n    {}\nstartup.run(main)"
@@ -82,6 +86,29 @@ def test_names_with_brackets_are_printed_as_they_are(capsys):
     assert list(console.progress([1, 2], f"{name}: lfw", 2)) == [1, 2]
 
 
+TABLE = (("benchmark", "accuracy (best)", "TAR @ FAR 1e-3"), ("lfw", "99.43 ± 0.25", "98.12 (97.4–98.7)"))
+
+
+@pytest.mark.parametrize(("width", "kind"), [(20, "xterm"), (20, "dumb"), (80, "dumb")])
+def test_a_narrow_terminal_loses_no_figure(monkeypatch, width, kind):
+    """rich cuts what does not fit into a cell; lines that are too long are left to the terminal instead."""
+    settings = {"TERM": kind, "COLUMNS": str(width)}
+    narrow = partial(console.make_console, file=io.StringIO(), force_terminal=True, _environ=settings)
+    monkeypatch.setattr(console, "make_console", narrow)
+    monkeypatch.setattr(console, "console", narrow())
+    heads, figures = TABLE
+    table = Table(*heads, title="Face verification (%)")
+    table.add_row(*figures)
+    console.say(table)
+    console.say("Everything about this run is in /a/folder/whose/name/is/long (results.json)")
+    assert list(console.progress([1, 2], "lfw", 2)) == [1, 2]
+    printed = narrow.keywords["file"].getvalue()
+    words = [word for text in (*heads, *figures) for word in text.split()]
+    assert [word for word in words if word not in printed] == []
+    assert "/a/folder/whose/name/is/long" in printed, "a path can be copied"
+    assert "…" not in printed.partition("Everything")[0]
+
+
 def test_wrong_arguments_are_one_line(capsys):
     for main, argv in ((prepare.main, ["folder"]), (prepare.main, ["nothing"]), (describe.main, ["--no-such-flag"])):
         with pytest.raises(SystemExit) as end:
@@ -128,6 +155,45 @@ def test_a_home_that_nobody_knows(monkeypatch):
     with pytest.raises(RuntimeError) as home:
         Path.home()
     assert "Set HOME" in str(errors.of_environment(home.value))
+
+
+def test_homes_in_a_config_file():
+    config = base()
+    config.data.train, config.data.val, config.name = "~/stores/[x]", "a~/b", "~x"
+    config.eval.benchmarks.lfw = benchmark("~/lfw", "lfw")
+    config.rows = {"row": {"init_from": "~/weights"}}
+    cli.expand_homes(config)
+    home = os.path.expanduser("~")
+    assert (config.data.train, config.data.val, config.name) == (f"{home}/stores/[x]", "a~/b", "~x")
+    assert config.eval.benchmarks.lfw.store == f"{home}/lfw"
+    assert config.rows.row.init_from == f"{home}/weights"
+
+
+def test_paths_mean_the_same_after_a_config_file_has_changed_the_directory(tmp_path):
+    """The store below HOME is found, and so is the work directory where the command was started."""
+    for folder in ("home/store", "elsewhere", "run"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "run/mine").touch()
+    (tmp_path / "config.py").write_text(
+        "import os\nfrom fvjax.config import base\n\n\ndef get_config():\n    os.chdir('elsewhere')\n"
+        "    c = base()\n    c.epochs, c.data.train = 1, '~/store'\n    return c\n"
+    )
+    command = [sys.executable, "-m", "fvjax.main", "--config=config.py", "--workdir=run"]
+    settings = os.environ | {"HOME": str(tmp_path / "home"), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300)
+    problem = f"{tmp_path}/run is not empty and has no config.json; choose another --workdir"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"fvjax: error: {problem}\n")
+
+
+def test_a_directory_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = 'cd "$0" && rmdir "$0" && exec "$1" -c "$PROGRAM"'
+    settings = os.environ | {"PROGRAM": PROGRAM.format("print('ran')"), "PYTHONPATH": os.getcwd()}
+    arguments = ["bash", "-c", command, str(tmp_path / "gone"), sys.executable]
+    done = subprocess.run(arguments, env=settings, capture_output=True, text=True, timeout=60)
+    problem = "the current directory is not there any more; change to another one"
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "", f"fvjax: error: {problem}")
+    assert "Traceback" not in done.stderr
 
 
 # ---- settings of jax

@@ -25,6 +25,7 @@ from fvjax.data.alignment.aligner import Aligner
 from fvjax.data.alignment.detectors import Face
 from fvjax.data.alignment.faces import read_picture
 from fvjax.evals import pair_picture
+from tests.full_disk import PROBLEM, files_up_to
 from tests.test_align import photograph, unlike, where
 from tests.test_images import file_bytes, smooth_face
 from tests.test_main import ENV
@@ -348,6 +349,18 @@ def test_the_saved_picture_shows_faces_and_verdict(files, workdir, capsys, tmp_p
     for colour in (pair_picture.COMPARED, pair_picture.OTHER):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (picture == rgb).all(axis=2).sum() > 50
+
+
+def test_a_full_disk_leaves_the_picture_that_was_there(files, workdir, capsys, tmp_path):
+    target = tmp_path / "seen.png"
+    for before in (b"an earlier picture", None):
+        if before:
+            target.write_bytes(before)
+        with files_up_to(1000):
+            code, lines, err = say(capsys, *[files["crop"]] * 2, f"--model={workdir.path}", f"--save={target}")
+        assert (code, lines, err) == (2, [], f"fvjax: error: {target}: {PROBLEM}\n")
+        assert [p.read_bytes() for p in tmp_path.glob("seen*")] == ([before] if before else [])
+        target.unlink(missing_ok=True)
 
 
 def test_large_pictures_are_reduced_and_faces_stay_in_place():

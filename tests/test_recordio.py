@@ -360,7 +360,7 @@ def test_a_list_that_does_not_fit(tmp_path, capsys):
     file.write_text("".join([*lines[:5], "6\t2\ta\n", *lines[6:]]))
     where = f"train.rec record 5 at byte {starts[5]}"
     refuses(capsys, tmp_path, f"src/train.lst:6: label 2 of key 6, but 1 in {where}")
-    file.write_text("1 0 /home/me/1.jpg\n")
+    file.write_text("/home/me/1.jpg 1 0\n")
     refuses(capsys, tmp_path, "src/train.lst:1: expected im2rec's 'key<TAB>label<TAB>path' or face2rec2's")
 
 
@@ -382,6 +382,31 @@ def test_face2rec2s_list_is_read(tmp_path, capsys, kind):
     assert len(s) == 12
     file.write_text("".join(FACE2REC2[kind]).replace("\t1\n", "\t2\n").replace("\t1\t1\t2", "\t2\t1\t2"))
     refuses(capsys, tmp_path, f"label 2 of key 6, but 1 in train.rec record 5 at byte {starts[5]}; remove the list")
+
+
+BLANKS = {
+    "im2rec": [f"{key} {label}.000000  a b/{key}.jpg\n" for key, label in enumerate(LABELS, 1)],
+    "aligned": [line.replace("\t", " ") for line in FACE2REC2["aligned"]],
+    "landmarks": [line.replace("a b", "ab").replace("\t", "  ") for line in FACE2REC2["landmarks"]],
+    "some not packed": [line.replace("\t", " ") for line in FACE2REC2["some not packed"]],
+}
+
+
+@pytest.mark.parametrize("kind", BLANKS)
+def test_a_list_with_blanks_for_tabs_is_read(tmp_path, kind):
+    write_people(tmp_path / "src")
+    file, rec = tmp_path / "src/train.lst", tmp_path / "src/train.rec"
+    file.write_text("".join(BLANKS[kind]))
+    assert companions.read(rec, False, lambda n: None)[0].label.tolist() == LABELS
+    labels = companions._read_lst(file)[2]
+    assert labels.tolist() == LABELS, "every line is compared with its record"
+
+
+def test_blanks_within_a_path_of_face2rec2s_list_are_an_error(tmp_path):
+    write_people(tmp_path / "src")
+    (tmp_path / "src/train.lst").write_text("1 my faces/1.jpg 0\n")
+    with pytest.raises(ValueError, match=r"src/train.lst:1: expected im2rec's 'key<TAB>label<TAB>path' or"):
+        companions.read(tmp_path / "src/train.rec", False, lambda n: None)
 
 
 def marked(text: str) -> str:

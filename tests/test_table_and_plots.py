@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from fvjax import console, files
+from fvjax import console, errors, files
 from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
 from fvjax.evals import pair_scores, plots, verification
@@ -28,6 +28,7 @@ from fvjax.tasks import benchmarks
 from fvjax.tasks.face_verification import VerificationEvaluator
 from fvjax.training import metrics
 from fvjax.training.validation import Evaluations, EvaluationSchedule
+from tests.full_disk import PROBLEM, files_up_to
 from tests.test_images import smooth_face
 from tests.test_run_files import events
 
@@ -163,6 +164,14 @@ def scored(*scores: float) -> PairScores:
 
 
 SCORED = {"lfw": scored(0.9, 0.1, 0.4, 0.3), "cfp": scored(0.2, 0.1, 0.4, 0.3, 0.5, 0.6)}
+
+
+@pytest.mark.parametrize("draw", [plots.roc, plots.det])
+def test_a_plot_that_the_disk_cuts_short_is_not_left(tmp_path, draw):
+    with files_up_to(1000), pytest.raises(OSError, match="File too large") as full:
+        draw(tmp_path / "x.png", CURVES)
+    assert errors.line(full.value) == f"{tmp_path}/x.png: {PROBLEM}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_runs_table_has_its_rows_in_order_and_says_what_was_seen(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Test two photographs against a trained workdir: the evaluation's scores and threshold, one line for user errors."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fvjax
-from fvjax import api, tasks, verify
+from fvjax import api, doctor, tasks, verify
 from fvjax.data import images
 from fvjax.data.stores import Store, read_pairs
 from fvjax.evals import folds
@@ -22,11 +23,13 @@ from fvjax.parallel import sharding
 from fvjax.training import optimizer
 from fvjax.training.model import open_model
 from tests.reference.recipe import GOLDEN, write_checkpoint
+from tests.test_bad_input import snapshot
 from tests.test_convert import IRESNET, iresnet_shapes
 from tests.test_images import file_bytes, png_that_claims, smooth_face
 from tests.test_main import ENV, call
 
 BASE = GOLDEN / "internvl_tiny"
+STATES = ("ok", "skipped", "FINDING")  # of a check of the doctor
 CONFIG = """from fvjax.config import base
 
 
@@ -190,6 +193,28 @@ def test_as_a_command(resnet, crops):
     done = subprocess.run([*command[:-1], "--threshold=7"], env=ENV, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "fvjax: error: --threshold=7.0: a cosine lies between -1 and 1, P(Yes) between 0 and 1\n"
+
+
+def test_the_doctor_examines_a_run(resnet, capsys):
+    """The command itself on a run of six steps, in every reading: whether it finds anything is the network's affair."""
+    (data,) = resnet.glob("synthetic_test_*")
+    entry = results_of(resnet)["benchmarks"]["synthetic"]
+    code, before = doctor.main([f"--data={data}", f"--model={resnet}"]), snapshot(resnet)
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    named = {line.partition("  ")[2].strip().partition(":")[0]: line for line in lines if line[:8].strip() in STATES}
+    assert re.search(r"AUC [01]\.\d{3} and separation -?\d+\.\d\d of 20 pairs", named["model on synthetic"])
+    figure, hash8 = entry["accuracy@best_threshold"], entry["data_hash"][:8]
+    assert named["results.json"] == (
+        f"ok       results.json: synthetic: {figure['mean']:.1%} of step 6 on data {hash8}; "
+        f"the checkpoint is of step 6, the data {hash8}"
+    )
+    assert f" at {figure['threshold']:.4f} ({resnet}/results.json), 10-fold " in named["threshold on synthetic"]
+    found = [line for line in lines if line.startswith("[")]
+    assert len(found) == sum(line.startswith("FINDING") for line in lines)
+    assert (code, lines[-1][:11]) == ((1, f"{len(found)} finding") if found else (0, "no findings"))
+    assert snapshot(resnet) == before
 
 
 def test_what_people_read(loaded, crops, capsys, tmp_path):

@@ -297,14 +297,25 @@ def _pickles_are_refused(pickles: list[str]) -> str:
     return f"{refusal} (for an IResNet, python -m weights_convert --src={pickles[0]} --dst=DIR does that)"
 
 
+def _only_file(path: Path) -> Path:
+    """Return the file that has all tensors of a directory without an index. Raises ValueError if there is none."""
+    for name in ("model.safetensors", "model-00001-of-00001.safetensors"):
+        if (path / name).exists():
+            return path / name
+    problem = f"{path} has neither model.safetensors nor {INDEX}"
+    if shards := sorted(file.name for file in path.glob("model-*-of-*.safetensors")):
+        raise ValueError(f"{problem}: {shards[0]} is one of several files, which the index lists; copy it too")
+    if others := sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter")):
+        raise ValueError(f"{problem}; if {others[0]} has all weights, name it model.safetensors")
+    if pickles := sorted(file.name for file in path.iterdir() if file.suffix in PICKLES):
+        problem += f"; {_pickles_are_refused(pickles)}"
+    raise ValueError(problem)
+
+
 def _open_tensors(path: Path) -> dict[str, Tensor]:
-    """Open all tensors of a directory: those of the shards that the index names, or of model.safetensors."""
+    """Open all tensors of a directory: those of the shards that the index names, or of its only file."""
     if not (path / INDEX).exists():
-        if not (path / "model.safetensors").exists():
-            pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
-            advice = f"; {_pickles_are_refused(pickles)}" if pickles else ""
-            raise ValueError(f"{path} has neither model.safetensors nor {INDEX}{advice}")
-        return open_file(path / "model.safetensors")
+        return open_file(_only_file(path))
     weight_map = load_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ValueError(f"{path / INDEX} has no weight_map")

@@ -38,6 +38,7 @@ CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 
 
 
 REMEDY = "check that config.json belongs to these weights, and that all files are of one checkpoint"
+WRAPPERS = ("module.", "_orig_mod.")  # before all keys of a network that DistributedDataParallel or torch.compile holds
 
 
 class Rule(NamedTuple):
@@ -104,5 +105,9 @@ def check(
     """
     expected = {key: np.broadcast_to(np.int8(0), s.shape) for s in sources.values() for key in s.keys}
     unneeded = [key for key in tensors if key not in expected and any(re.fullmatch(p, key) for p in ignored)]
-    trees.strict_diff(expected, {k: v for k, v in tensors.items() if k not in set(unneeded)}, location, REMEDY)
+    wrapper = next((each for each in WRAPPERS if tensors and all(key.startswith(each) for key in tensors)), "")
+    remedy = (
+        f"all keys begin with {wrapper!r}: save the state_dict of the model within that wrapper" if wrapper else REMEDY
+    )
+    trees.strict_diff(expected, {k: v for k, v in tensors.items() if k not in set(unneeded)}, location, remedy)
     return sorted(unneeded)

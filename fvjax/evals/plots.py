@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from fvjax import errors
 from fvjax.evals import folds
 
 Curves = Mapping[str, tuple[NDArray, NDArray]]  # name -> (scores float [M], labels bool [M])
@@ -32,7 +34,7 @@ def roc(path: str | os.PathLike, curves: Curves) -> None:
     axes.set(ylabel="true accept rate (TAR)", ylim=(np.floor(20 * lowest - 0.2) / 20, 1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(loc="best")
-    FigureCanvasAgg(figure).print_png(path)
+    _save(figure, path)
 
 
 def det(path: str | os.PathLike, curves: Curves) -> None:
@@ -48,7 +50,17 @@ def det(path: str | os.PathLike, curves: Curves) -> None:
     axes.plot([1e-9, 1], [1e-9, 1], ":", color="0.6", linewidth=1, label="FRR = FAR")
     axes.set(yscale="log", ylabel="false reject rate (FRR)", ylim=(floor, 1))
     axes.legend(loc="best")
-    FigureCanvasAgg(figure).print_png(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as a PNG file, and leave none that a full disk has cut short. Raises OSError naming the file."""
+    try:
+        with errors.naming(path):
+            FigureCanvasAgg(figure).print_png(path)
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+        raise
 
 
 def _axes(kind: str, curves: Curves):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from fvjax import trees
+from fvjax import files, trees
 from fvjax.config import CheckpointConfig
 from fvjax.parallel import distributed
 
@@ -105,9 +105,7 @@ class Checkpoints:
         """Note the validation accuracy of a step; delete steps that are no longer among the newest or the best."""
         self.accuracies[step] = accuracy
         if jax.process_index() == 0:
-            tmp = self.file.with_suffix(".json.tmp")
-            tmp.write_text(json.dumps(self.accuracies))
-            tmp.replace(self.file)
+            files.replace_file(self.file, json.dumps(self.accuracies))
         self.wait()
         steps = sorted(self.manager.all_steps())
         for old in set(steps[: -self.keep]) - {self.best()}:

@@ -40,12 +40,15 @@ def read(rec: Path, resize: bool, advance: Callable[[int], Any]) -> tuple[Images
 
 
 def _lines(file: Path, form: str, max_length: int, separator: str | None = "\t") -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, the line's cells), without blank lines and a byte-order mark; None separates at blanks."""
+    """Yield (line number, the line's cells), without blank lines and a byte-order mark.
+
+    A line without the separator, and every line if that is None, is separated at blanks.
+    """
     with open(file, encoding="utf-8-sig", errors="backslashreplace") as text:
         for number, line in enumerate(iter(lambda: text.readline(max_length), ""), 1):
             if not line.strip() and len(line) < max_length:
                 continue
-            cells = line.rstrip("\n").split(separator)
+            cells = line.rstrip("\n").split(separator if separator and separator in line else None)
             if len(cells) < 2 or len(line) == max_length:
                 raise _bad_line(file, number, form, line)
             yield number, cells
