@@ -27,8 +27,8 @@ from tests.test_convert import IRESNET, iresnet_shapes
 
 def tiny_resnet():
     c = base()
-    c.model.iresnet.layers = (1, 1)
-    c.model.iresnet.widths = (4, 8)
+    c.model.iresnet.layers = (1, 1, 1, 1)
+    c.model.iresnet.widths = (4, 8, 8, 8)
     c.model.iresnet.num_features = 16
     c.model.iresnet.dropout = 0.4
     c.model.iresnet.conv_init = "kaiming"
