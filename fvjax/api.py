@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,17 @@ class Run:
     base_hash: str
 
 
+# Compiled for an encoder and not for a Model, so that the same network with other weights is not compiled again.
+@partial(jax.jit, static_argnums=0)
+def _embed(encoder: encoder.Encoder, variables: dict[str, Any], faces: jax.Array) -> jax.Array:
+    return encoder(variables, faces)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _p_same(encoder: encoder.Encoder, variables: dict[str, Any], a: jax.Array, b: jax.Array) -> jax.Array:
+    return p_yes(encoder.answer(variables, a, b, encoder.yes_no), (0, 1))
+
+
 class Model:
     """A model for inference; `run` is the run and step that it comes from, None for a checkpoint directory."""
 
@@ -50,8 +62,7 @@ class Model:
     ):
         self.run: Run | None = None
         self.encoder, self.variables, self.batch_size, self._precision = encoder, variables, batch_size, precision
-        self._embed = jax.jit(lambda variables, faces: encoder(variables, faces)[0])
-        self._p_same = jax.jit(lambda variables, a, b: p_yes(encoder.answer(variables, a, b, encoder.yes_no), (0, 1)))
+        self._embed, self._p_same = partial(_embed, encoder), partial(_p_same, encoder)
 
     def __repr__(self) -> str:
         count = sum(math.prod(leaf.shape) for leaf in trees.flatten(self.variables["params"]).values())

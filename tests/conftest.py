@@ -15,7 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Optimisation level 1 halves the compile time, and golden and parity tests pass as they do with XLA's default level.
 # Level 0 saves another fifth of it, but the programs take longer than that. Those that tests/test_main.py starts are
 # optimised as they are for users.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=1"
+# Without the fusion emitters, the code generator of XLA's default, compilation takes another third less.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
 
 

@@ -35,7 +35,7 @@ CONFIG = """from fvjax.config import base
 
 def get_config():
     c = base()
-    c.model.iresnet.update({"layers": (1, 1, 1, 1), "widths": (4, 4, 8, 8), "num_features": 16, "conv_init": "kaiming"})
+    c.model.iresnet.update({"layers": (1, 1), "widths": (4, 8), "num_features": 16, "conv_init": "kaiming"})
     c.trainable = (("params/features/scale", "frozen"), (".*", "backbone"))
     c.data.synthetic.update({"identities": 12, "images": 4, "test_identities": 20, "test_images": 2, "test_pairs": 20})
     c.data.names = "synthetic"

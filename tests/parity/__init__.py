@@ -1,5 +1,8 @@
 """Compare fvjax with the PyTorch references: stored results (tests/golden), and small torch models run here."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +15,12 @@ def load(path, kind=None, **changes):
     ckpt = open_checkpoint(path, kind)
     params = {name.removeprefix("params/"): jnp.asarray(np.asarray(leaf)) for name, leaf in ckpt.params.items()}
     return build(ckpt.kind, ckpt.model_config, **changes), params
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method", "text", "pool", "pools", "rows", "tokens"))
+def run(model, variables, *given, method="__call__", **settings):
+    """Apply a module as one program, which takes less time than to compile and start one operation after another."""
+    return model.apply(variables, *given, method=method, **settings)
 
 
 def in_torch_layout(ckpt, flat):

@@ -14,7 +14,7 @@ from fvjax.models import conversation, lora
 from fvjax.models.generation import generate
 from fvjax.models.rotary import packed_positions, positions_at
 from fvjax.training import optimizer
-from tests.parity import close, gradients_close, load
+from tests.parity import close, gradients_close, load, run
 from tests.reference.recipe import GOLDEN
 from weights_convert import open_checkpoint, read_adapters
 
@@ -96,7 +96,7 @@ def targets_of(golden, convention):
 
 def test_visual_tokens(tiny, golden):
     model, variables = tiny[:2]
-    visual = model.apply(variables, golden["tiles"][:, None], method=conversation.visual_tokens)
+    visual = run(model, variables, golden["tiles"][:, None], method=conversation.visual_tokens)
     close(visual, golden["visual_embeds"], 1e-5, "visual_embeds")
 
 
@@ -170,10 +170,15 @@ def test_packed_rows_beyond_the_positions_of_dynamic_scaling_are_refused(tiny, g
 
 def test_the_loss_does_not_depend_on_the_chunks(tiny, golden):
     model, _, variables, _ = tiny
-    inputs = (*batch(golden), targets_of(golden, "llamafactory"))
-    whole = loss(model, variables, *inputs, chunk=88)
+    states, targets = (
+        run(model, variables, *batch(golden), method=conversation.read),
+        targets_of(golden, "llamafactory"),
+    )
+    logits = functools.partial(model.apply, variables, method=conversation.logits)
+    in_chunks = jax.jit(functools.partial(language.next_token_loss, logits), static_argnums=2)
+    whole = in_chunks(states, targets, 88)
     for chunk in (1, 7, 64):
-        np.testing.assert_allclose(loss(model, variables, *inputs, chunk=chunk), whole, rtol=1e-6)
+        np.testing.assert_allclose(in_chunks(states, targets, chunk), whole, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +251,7 @@ def test_letters_and_greedy_generation(tiny, golden, adapted):
 
     expected = {i: golden[key] for i, name in enumerate(ROWS) if (key := f"generate_{name}{ending}") in golden}
     unused = next(i for i in range(model.decoder.vocab) if not any(i in ids for ids in expected.values()))
-    x = model.apply(variables, ids, tiles, at, method=conversation.embed)
+    x = run(model, variables, ids, tiles, at, method=conversation.embed)
     decoder = {name: tree["decoder"] for name, tree in variables.items()}
     got, _ = generate(model.decoder, decoder, x, lengths, max_tokens=12, eos=(unused,))
     assert len(expected) >= 3

@@ -99,7 +99,7 @@ forward = jax.jit(TINY.apply)  # much faster to compile than one operation after
 
 @pytest.fixture(scope="module")
 def variables():
-    made = TINY.init(jax.random.key(0), jnp.zeros((1, 2, 24)))
+    made = jax.jit(TINY.init)(jax.random.key(0), jnp.zeros((1, 2, 24)))
     params = {n: leaf * (20 if n in ("embed", "head") else 1) for n, leaf in trees.flatten(made["params"]).items()}
     lora = {  # one adapted stack, so that the lora collection takes the same paths
         "blocks/mlp/up/a": jax.random.normal(jax.random.key(1), (3, 2, 24)),
@@ -120,30 +120,40 @@ def test_causal(variables, x):
 
 
 def test_cache_step_by_step(variables, x):
-    naive = forward(variables, x)
-    cache, out = TINY.new_cache(3, 14), []
-    for start, end in ((0, 5), (5, 6), (6, 7), (7, 12)):
-        states, cache = TINY.apply(variables, x[:, start:end], cache, method="extend")
-        out.append(states)
-    close(jnp.concatenate(out, axis=1), naive, 1e-5, "states with a cache")
-    assert cache.length.tolist() == [12, 12, 12]
+    @jax.jit
+    def steps(variables, x):
+        cache, out = TINY.new_cache(3, 14), []
+        for start, end in ((0, 5), (5, 6), (6, 7), (7, 12)):
+            states, cache = TINY.apply(variables, x[:, start:end], cache, method="extend")
+            out.append(states)
+        return jnp.concatenate(out, axis=1), cache.length
+
+    states, length = steps(variables, x)
+    close(states, forward(variables, x), 1e-5, "states with a cache")
+    assert length.tolist() == [12, 12, 12]
 
 
 def test_a_cache_that_grows(variables, x):
     """Rows of one length need no capacity; dynamic scaling uses the length of the whole sequence from the start."""
     model = TINY.clone(rope="dynamic", rope_factor=2.0, positions=8)
-    naive, plain = model.apply(variables, x), TINY.clone(positions=12).apply(variables, x)
+
+    @jax.jit
+    def steps(variables, x):
+        cache, out = model.new_cache(3), []
+        for start, end in ((0, 5), (5, 6), (6, 12)):
+            states, cache = model.apply(variables, x[:, start:end], cache, tokens=12, method="extend")
+            out.append(states)
+            assert cache.k.shape[2] == end
+            assert cache.length is None
+        _, first = model.apply(variables, x[:, :5], model.new_cache(3), last=True, tokens=12, method="extend")
+        last, _ = model.apply(variables, x[:, 5:], first, last=True, method="extend")
+        return jnp.concatenate(out, axis=1), last[:, 0]
+
+    naive, plain = jax.jit(model.apply)(variables, x), jax.jit(TINY.clone(positions=12).apply)(variables, x)
     assert np.abs(naive - plain).max() > 1e-2, "12 tokens must be more than the positions"
-    cache, out = model.new_cache(3), []
-    for start, end in ((0, 5), (5, 6), (6, 12)):
-        states, cache = model.apply(variables, x[:, start:end], cache, tokens=12, method="extend")
-        out.append(states)
-        assert cache.k.shape[2] == end
-        assert cache.length is None
-    close(jnp.concatenate(out, axis=1), naive, 1e-5, "states with a cache that grows")
-    _, first = model.apply(variables, x[:, :5], model.new_cache(3), last=True, tokens=12, method="extend")
-    last, _ = model.apply(variables, x[:, 5:], first, last=True, method="extend")
-    close(last[:, 0], naive[:, -1], 1e-5, "the last token, after only keys and values of the first ones")
+    states, last = steps(variables, x)
+    close(states, naive, 1e-5, "states with a cache that grows")
+    close(last, naive[:, -1], 1e-5, "the last token, after only keys and values of the first ones")
     with pytest.raises(ValueError, match="capacity"):
         model.apply(variables, x, model.new_cache(3), lengths=jnp.array([4, 12, 9]), method="extend")
     with pytest.raises(ValueError, match="17 tokens"):
@@ -152,17 +162,22 @@ def test_a_cache_that_grows(variables, x):
 
 def test_cache_with_rows_of_different_length(variables, x):
     lengths = jnp.array([4, 12, 9])
-    cache = TINY.new_cache(3, 16)
-    last, cache = TINY.apply(variables, x, cache, last=True, lengths=lengths, method="extend")
-    step, cache = TINY.apply(variables, x[:, :1], cache, method="extend")
-    assert cache.length.tolist() == [5, 13, 10]
-    without_cache = TINY.apply(variables, x, last=True, lengths=lengths)
-    for row, length in enumerate(lengths.tolist()):
-        alone = jnp.concatenate([x[row : row + 1, :length], x[row : row + 1, :1]], axis=1)
-        naive = forward(variables, alone)
-        close(last[row, 0], naive[0, -2], 1e-5, "last token of a padded row")
-        close(step[row, 0], naive[0, -1], 1e-5, "token after a padded row")
-        close(without_cache[row, 0], naive[0, -2], 1e-5, "the same, no cache")
+
+    @jax.jit
+    def with_and_without_cache(variables, x):
+        cache = TINY.new_cache(3, 16)
+        last, cache = TINY.apply(variables, x, cache, last=True, lengths=lengths, method="extend")
+        step, cache = TINY.apply(variables, x[:, :1], cache, method="extend")
+        return last, step, cache.length, TINY.apply(variables, x, last=True, lengths=lengths)
+
+    last, step, length, without_cache = with_and_without_cache(variables, x)
+    assert length.tolist() == [5, 13, 10]
+    for row, count in enumerate(lengths.tolist()):
+        alone = jnp.concatenate([x[row : row + 1, :count], x[row : row + 1, :1]], axis=1)
+        naive = forward(variables, jnp.pad(alone, ((0, 0), (0, 13 - alone.shape[1]), (0, 0))))  # one program for all
+        close(last[row, 0], naive[0, count - 1], 1e-5, "last token of a padded row")
+        close(step[row, 0], naive[0, count], 1e-5, "token after a padded row")
+        close(without_cache[row, 0], naive[0, count - 1], 1e-5, "the same, no cache")
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -236,7 +251,7 @@ def test_sampling(variables, x):
         assert generate(TINY, variables, x, keys=keys, **settings | cold)[0].tolist() == best.tolist()
 
     n, temperature = 4000, 3.0 / (0.02 * TINY.width**0.5)  # so flat that several words share half of the probability
-    logits = TINY.apply(variables, TINY.apply(variables, x[:1])[:, -1], method="logits")[0]
+    logits = TINY.apply(variables, forward(variables, x[:1])[:, -1], method="logits")[0]
     expected = jax.nn.softmax(logits / temperature)
     keys = jax.random.split(jax.random.key(4), n)
     many = jnp.broadcast_to(x[:1], (n, *x.shape[1:]))
@@ -263,9 +278,9 @@ def test_what_cannot_be(variables, x):
 
 def test_bfloat16_logits_are_float32_and_close(variables, x):
     half = TINY.clone(dtype=jnp.bfloat16)
-    states = half.apply(variables, x)
+    states = jax.jit(half.apply)(variables, x)
     assert states.dtype == jnp.bfloat16
     got = half.apply(variables, states, method="logits")
     assert got.dtype == jnp.float32
-    naive = TINY.apply(variables, TINY.apply(variables, x), method="logits")
+    naive = TINY.apply(variables, forward(variables, x), method="logits")
     assert 1e-5 < np.linalg.norm(got - naive) / np.linalg.norm(naive) < 5e-2

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fvjax import trees
-from tests.parity import close, load
+from tests.parity import close, load, run
 from tests.reference.recipe import GOLDEN
 from weights_convert import open_checkpoint, read_adapters, write_adapters
 from weights_convert.read import hashes
@@ -26,9 +26,9 @@ def test_visual_tokens(golden, layout):
     assert model.image_tokens == 16
     with jax.default_matmul_precision("highest"):
         pixels = model.preprocess(golden["tiles"])
-        tokens = model.apply(variables, pixels[:1], method=lambda m, x: m.vision(x))
+        tokens = run(model.vision, {"params": variables["params"]["vision"]}, pixels[:1])
         close(tokens, golden["vit_tokens_first"], 1e-5, "vit_tokens_first")
-        close(model.apply(variables, pixels, method="visual"), golden["visual_embeds"], 1e-5, "visual_embeds")
+        close(run(model, variables, pixels, method="visual"), golden["visual_embeds"], 1e-5, "visual_embeds")
 
 
 # what is written, opened with transformers and peft
@@ -111,7 +111,7 @@ def test_peft_opens_adapters_of_the_hf_tower(transformers, golden, tmp_path):
     variables = {"params": trees.unflatten(params), "lora": trees.unflatten(lora.scaled(adapters, 1.0))}
     with jax.default_matmul_precision("highest"):
         pixels = model.preprocess(golden["tiles"][:1])
-        ours = model.apply(variables, pixels, method="visual")
+        ours = run(model, variables, pixels, method="visual")
     wrapped = peft.PeftModel.from_pretrained(net, tmp_path / "adapters")
     given = torch.as_tensor(np.array(pixels)).permute(0, 3, 1, 2)
     with torch.no_grad():

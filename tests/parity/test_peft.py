@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fvjax import trees
 from fvjax.models import lora, preprocess
-from tests.parity import close, load
+from tests.parity import close, load, run
 from tests.reference.recipe import GOLDEN
 from weights_convert import open_checkpoint, read_adapters, write_adapters
 from weights_convert.adapter_config import read_adapter_config
@@ -52,8 +52,8 @@ def ours(adapters, scale, golden):
     flat = {name: jnp.asarray(leaf) for name, leaf in adapters.items()}
     variables = {"params": trees.unflatten(params), "lora": trees.unflatten(lora.scaled(flat, scale))}
     pixels, text = preprocess.for_vit(golden["faces"]), tuple(golden["pair_prompt_ids"].tolist())
-    embeddings = model.apply(variables, pixels[:2], (), "visual_mean", method="embed")
-    return embeddings, model.apply(variables, pixels[:1], pixels[4:5], text, method="pair")
+    embeddings = run(model, variables, pixels[:2], text=(), pool="visual_mean", method="embed")
+    return embeddings, run(model, variables, pixels[:1], pixels[4:5], text=text, method="pair")
 
 
 def test_the_whole_model_in_peft(twin, golden, tmp_path):

@@ -17,7 +17,7 @@ from fvjax.losses import contrastive
 from fvjax.models import lora, preprocess, presets
 from fvjax.models.vision_transformer import VisionTransformer, pool
 from fvjax.training import optimizer
-from tests.parity import close, gradients_close, in_torch_layout, load
+from tests.parity import close, gradients_close, in_torch_layout, load, run
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import internvit, open_checkpoint, read_adapters
 
@@ -38,7 +38,7 @@ def test_preprocessing(golden):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_golden_tokens_and_pooling(golden, remat):
     model, params = load(TINY, remat=remat)
-    tokens = model.apply({"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
+    tokens = run(model, {"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
     # measured 5e-7; a tanh GELU moves these small weights' tokens by 2e-5 only
     close(tokens[:2], golden["vit_tokens"], 3e-6, "vit_tokens")
     close(pool(tokens, "mean"), golden["vit_mean"], 3e-6, "vit_mean")
@@ -49,7 +49,7 @@ def test_golden_tokens_rms_and_qk_norm():
     path = GOLDEN / "internvl_tiny_qknorm"
     golden = np.load(path / "golden.npz")
     model, params = load(path)
-    tokens = model.apply({"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
+    tokens = run(model, {"params": trees.unflatten(params)}, preprocess.for_vit(golden["faces"]))
     close(tokens, golden["vit_tokens"], 3e-6, "vit_tokens")
 
 
@@ -95,7 +95,7 @@ def test_merged_adapters_give_the_same_embedding(golden):
     model, params = load(TINY)
     adapters, scale = read_adapters(TINY / "adapters.safetensors", TINY)
     merged = lora.merge(params, adapters, scale)
-    tokens = model.apply({"params": trees.unflatten(merged)}, preprocess.for_vit(golden["faces"]))
+    tokens = run(model, {"params": trees.unflatten(merged)}, preprocess.for_vit(golden["faces"]))
     close(pool(tokens, "mean"), golden["vit_lora_mean"], 1e-5, "merged")
 
 
@@ -195,7 +195,7 @@ def test_transformers_own_internvl_tower(tmp_path, variant):
     with torch.no_grad():
         expected = theirs(torch.as_tensor(x).permute(0, 3, 1, 2)).last_hidden_state
     model, params = load(tmp_path / "twin")
-    close(model.apply({"params": trees.unflatten(params)}, x), expected, 1e-5, "tokens")
+    close(run(model, {"params": trees.unflatten(params)}, x), expected, 1e-5, "tokens")
 
 
 def test_peft_reads_our_adapters(tmp_path):
@@ -215,7 +215,7 @@ def test_peft_reads_our_adapters(tmp_path):
         expected = peft.PeftModel.from_pretrained(twin, tmp_path / "adapters")(torch.as_tensor(x).permute(0, 3, 1, 2))
     assert (expected - plain).abs().max() > 0.1
     variables = {"params": trees.unflatten(params), "lora": trees.unflatten(lora.scaled(adapters, 6 / 4))}
-    close(model.apply(variables, x), expected, 1e-5, "tokens with adapters")
+    close(run(model, variables, x), expected, 1e-5, "tokens with adapters")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Compare InternVL2 with results of the PyTorch reference, and its exact shortcuts with the full computation."""
 
-import functools
 import json
 import os
 import resource
@@ -18,7 +17,7 @@ from fvjax.losses import contrastive, pair_answer
 from fvjax.models import encoder, lora, preprocess, presets, vlm
 from fvjax.models.projector import pixel_shuffle
 from fvjax.training import optimizer
-from tests.parity import close, load
+from tests.parity import close, load, run
 from tests.reference.recipe import GOLDEN, write_checkpoint
 from weights_convert import internvl, open_checkpoint, read_adapters
 
@@ -52,11 +51,6 @@ def tiny():
     flat, scale = read_adapters(TINY / "adapters.safetensors", TINY, "vlm")
     plain = {"params": trees.unflatten(params)}
     return model, plain, plain | {"lora": trees.unflatten(lora.scaled(flat, scale))}
-
-
-@functools.partial(jax.jit, static_argnames=("model", "method", "text", "pool", "pools", "rows"))
-def run(model, variables, *given, method, **settings):
-    return model.apply(variables, *given, method=method, **settings)
 
 
 def halves(golden):
@@ -210,7 +204,7 @@ def test_torch_twin(golden):
 def test_text_after_the_image_changes_no_visual_state(tiny, golden):
     model, variables, _ = tiny
     visual, text = golden["visual_embeds"], ids(golden, "prompt_ids")
-    states = model.apply(variables, method=lambda m: m.decoder(m.sequence(visual, text)))
+    states = run(model, variables, method=lambda m: m.decoder(m.sequence(visual, text)))
     assert states.shape[1] == 1 + 256 + 8
     got = run(model, variables, visual, method="pooled", text=(), pool="visual_mean")
     close(got, states[:, 1:257].mean(axis=1), 1e-6, "visual_mean without the text")
@@ -225,12 +219,12 @@ def test_pairs_on_a_shared_prefix(tiny, golden):
     first, second = np.array([0, 0, 1, 0]), np.array([2, 3, 2, 1])
     both = jnp.concatenate([visual[first], visual[second]], axis=1)
     naive = run(model, variables, both, method="answer", text=text, rows=yes_no)
-    prefix = model.apply(variables, visual[:2], visual.shape[1] + len(text), method="prefix")
+    prefix = run(model, variables, visual[:2], tokens=visual.shape[1] + len(text), method="prefix")
     shared = prefix._replace(k=prefix.k[:, first], v=prefix.v[:, first])
-    got = model.apply(variables, shared, visual[second], text, yes_no, method="pair_after")
+    got = run(model, variables, shared, visual[second], text=text, rows=yes_no, method="pair_after")
     close(got, naive, 1e-5, "answers on a shared prefix")
     wrong = prefix._replace(k=prefix.k[:, 1 - first], v=prefix.v[:, 1 - first])
-    other = model.apply(variables, wrong, visual[second], text, yes_no, method="pair_after")
+    other = run(model, variables, wrong, visual[second], text=text, rows=yes_no, method="pair_after")
     assert np.linalg.norm(other - naive) > 1e-3 * np.linalg.norm(naive), "another image's prefix must show"
 
 
@@ -239,9 +233,11 @@ def test_encoder_and_remat(tiny, golden):
     attributes = open_checkpoint(TINY, "vlm").model_config
     text = ids(golden, "pair_prompt_ids")
     model = encoder.build("vlm", attributes, "visual_mean", remat="full")
-    close(model(variables, golden["faces"])[0], golden["mllm_lora_visual_mean"], 1e-5, "embeddings")
+    embeddings, _ = jax.jit(model)(variables, golden["faces"])
+    close(embeddings, golden["mllm_lora_visual_mean"], 1e-5, "embeddings")
     model = encoder.build("vlm", attributes, "", text, remat="dots")
-    close(model.answer(variables, *np.split(golden["faces"], 2)), golden["pair_lora_logits"], 1e-5, "answers")
+    answers = jax.jit(model.answer)(variables, *np.split(golden["faces"], 2))
+    close(answers, golden["pair_lora_logits"], 1e-5, "answers")
     for pooling, prompt, message in [
         ("mean", (), "vlm has no pooling 'mean'"),
         ("all_mean", (), "needs a prompt"),
