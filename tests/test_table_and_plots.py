@@ -169,7 +169,7 @@ SCORED = {"lfw": scored(0.9, 0.1, 0.4, 0.3), "cfp": scored(0.2, 0.1, 0.4, 0.3, 0
 @pytest.mark.parametrize("draw", [plots.roc, plots.det])
 def test_a_plot_that_the_disk_cuts_short_is_not_left(tmp_path, draw):
     with files_up_to(1000), pytest.raises(OSError, match="File too large") as full:
-        draw(tmp_path / "x.png", CURVES)
+        draw(tmp_path / "x.png", {name: (its.scores, its.same) for name, its in SCORED.items()})
     assert errors.line(full.value) == f"{tmp_path}/x.png: {PROBLEM}"
     assert list(tmp_path.iterdir()) == []
 
