@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -72,8 +73,9 @@ def _path(root: ConfigDict, wanted: ConfigDict, path: str = "") -> str | None:
     if root is wanted:
         return path
     for name in root:
-        if isinstance(root[name], ConfigDict):
-            found = _path(root[name], wanted, f"{path}.{name}" if path else name)
+        child: Any = root[name]
+        if isinstance(child, ConfigDict):
+            found = _path(child, wanted, f"{path}.{name}" if path else name)
             if found is not None:
                 return found
     return None

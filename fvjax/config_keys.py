@@ -60,7 +60,8 @@ def unknown_key(key: str, config: ConfigDict, known: Mapping[str, Any] | None = 
 
 def _deepest(key: str, config: ConfigDict) -> tuple[ConfigDict, str]:
     """Return the deepest section on the way to a key, and its name."""
-    node, path = config, []
+    node: Any = config
+    path: list[str] = []
     for part in key.split("."):
         if part not in node or not isinstance(node[part], ConfigDict):
             break

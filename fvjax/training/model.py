@@ -77,7 +77,9 @@ class RunModel:
     @property
     def mesh(self) -> Mesh:
         """The mesh that parameters lie on."""
-        return next(iter(self.shardings.values())).mesh
+        mesh = next(iter(self.shardings.values())).mesh
+        assert isinstance(mesh, Mesh)  # none of the shardings is abstract
+        return mesh
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Return random variables: {"params", ["batch_stats"], ["lora"], ["head"], ["head_stats"]}."""

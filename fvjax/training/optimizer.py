@@ -126,9 +126,9 @@ def leave_idle_rows(inner: optax.GradientTransformation) -> optax.GradientTransf
     momentum would go on moving the centres of classes that a step left out.
     """
 
-    def update(grads, state, params=None):
-        updates, new = inner.update(grads, state, params)
-        idle = jax.tree.map(lambda g: jnp.all(g == 0, axis=tuple(range(1, g.ndim)), keepdims=True), grads)
+    def update(updates, state, params=None):
+        idle = jax.tree.map(lambda g: jnp.all(g == 0, axis=tuple(range(1, g.ndim)), keepdims=True), updates)
+        updates, new = inner.update(updates, state, params)
         of_state = optax.tree_utils.tree_map_params(
             inner.init, lambda _, rows: rows, new, idle, transform_non_params=lambda _: False
         )
