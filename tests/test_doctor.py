@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -221,6 +222,23 @@ def test_how_a_model_reads_pictures(reading, found, variant, drawings):
     check, _, _ = scores.check_model(faces, "synthetic", faces.protocols["synthetic"], scorer(faces, reading), 80)
     assert names([check]) == found
     assert variant in "".join(finding.evidence for finding in check.findings)
+
+
+@pytest.mark.parametrize(("noise", "said"), [(0.93, True), (1.1, False), (0.3, False)])
+def test_a_reading_that_may_be_better_is_said_to_be_undecided(noise, said, drawings):
+    """Swapped channels have less noise in their scores: a little less may be chance, much less is a finding."""
+    faces = open_faces(drawings.path)
+    pairs = faces.protocols["synthetic"]
+
+    def score(a, b):
+        common, other = np.random.default_rng(0).normal(size=(2, len(a)))
+        swapped = a[..., 0].mean() < a[..., 2].mean()
+        return pairs.same + 0.33 * (noise * (0.9 * common + 0.44 * other) if swapped else common)
+
+    check, _, _ = scores.check_model(faces, "synthetic", pairs, score, 80)
+    assert names([check]) == (["model-channel-order"] if noise == 0.3 else [])
+    text = r"; with channels swapped it is \d\.\d\d, which may be chance: --pairs=\d+00 or more would tell$"
+    assert bool(re.search(text, check.evidence)) == said, check.figures
 
 
 @pytest.mark.parametrize(

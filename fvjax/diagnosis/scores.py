@@ -8,6 +8,7 @@ should be, and the variant says in what respect.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -140,6 +141,7 @@ def check_model(faces: FaceSet, name: str, pairs: Pairs, score: Score, count: in
     resamples = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES)
     base, base_resampled = separation(plain, same), separation(plain, same, resamples)
     better: list[tuple[float, Variant]] = []
+    undecided: list[tuple[float, str]] = []
     figures: dict[str, Any] = {"pairs": len(rows), "auc": auc(plain, same)[0], "as they are": round(float(base), 3)}
     for variant in VARIANTS:
         scores = np.asarray(score(variant.change(a).astype(np.float32), variant.change(b).astype(np.float32)))
@@ -148,13 +150,25 @@ def check_model(faces: FaceSet, name: str, pairs: Pairs, score: Score, count: in
         figures[variant.name] = round(value, 3)
         if value > BETTER * base and gain.mean() > SURE * gain.std():
             better.append((value, variant))
+        elif value > BETTER * base and gain.mean() > 0:
+            undecided.append(
+                (value, _undecided(variant.name, value, len(rows) * (SURE * gain.std() / gain.mean()) ** 2))
+            )
     evidence = f"AUC {figures['auc']:.3f} and separation {base:.2f} of {len(rows)} pairs"
     found = ()
     if better:
         value, variant = max(better, key=lambda entry: entry[0])
         shown = f"{evidence}; with {variant.name} the separation is {value:.2f}"
         found = (Finding(variant.finding, variant.problem, shown, READING),)
+    elif undecided:
+        evidence += max(undecided)[1]
     return Check(title, evidence, found, figures), plain, rows
+
+
+def _undecided(name: str, value: float, pairs: float) -> str:
+    """Say that a reading is better by no more than chance may be, and from how many pairs on that would be known."""
+    wanted = 100 * math.ceil(pairs / 100)
+    return f"; with {name} it is {value:.2f}, which may be chance: --pairs={wanted} or more would tell"
 
 
 def _broken(scores: NDArray, same: NDArray) -> Finding | None:
