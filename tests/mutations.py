@@ -643,8 +643,8 @@ FAULTS = (
         "clipped_last",
         "clipping applies to the update instead of the gradient",
         "fvjax/training/optimizer.py",
-        "optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(per_group, labels))",
-        "optax.chain(optax.partition(per_group, labels), optax.clip_by_global_norm(config.clip))",
+        "optax.chain(clip, optax.partition(per_group, labels))",
+        "optax.chain(optax.partition(per_group, labels), clip)",
         (TRAIN + "test_sgd_clips_then_decays_then_gathers_momentum",),
     ),
     Fault(
@@ -894,8 +894,8 @@ FAULTS = (
         "chunked_batch_norm",
         "a model with batch norm is accepted with two accumulation chunks",
         "fvjax/losses/accumulation.py",
-        "if parts > 1 and stats",
-        "if parts > 2 and stats",
+        'if parts > 1 and "batch_stats" in stats',
+        'if parts > 2 and "batch_stats" in stats',
         (CACHE + "test_what_cannot_be_chunked_is_refused",),
     ),
     # ---- conversations
@@ -1032,8 +1032,8 @@ FAULTS = (
         "any_checkpoint",
         "a checkpoint that was trained on another base or other data is accepted",
         "fvjax/training/checkpoint.py",
-        "if saved.get(key) != value:",
-        "if key not in saved:",
+        "if saved.get(k) != value\n",
+        "if k not in saved\n",
         ("tests/test_checkpoint.py::test_a_checkpoint_of_another_base_data_or_model_is_refused",),
     ),
     Fault(
@@ -1539,8 +1539,8 @@ FAULTS = (
         "hash_of_a_checkpoint_ignored",
         "a checkpoint that can be read is restored even if its hash does not match",
         "fvjax/training/checkpoint.py",
-        "if (now := digest(tree)) != saved",
-        "if (now := digest(tree)) == 0 != saved",
+        "if (now := digest(tree)) != expected",
+        "if (now := digest(tree)) == 0 != expected",
         ("tests/test_checkpoint.py::test_a_checkpoint_that_reads_well_but_is_not_what_was_saved_is_refused",),
     ),
     Fault(
