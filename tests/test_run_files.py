@@ -31,7 +31,7 @@ import fvjax
 from fvjax import api, console, pretrain, trees
 from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
-from fvjax.evals import folds
+from fvjax.evals import folds, pair_scores
 from fvjax.models import encoder
 from fvjax.training.checkpoint import Checkpoints
 from tests.test_bad_input import Commands
@@ -452,6 +452,17 @@ def test_results_say_which_pairs_and_people_and_data(run):
     assert [validation[key] for key in sizes] == [40, 20, 20, 10, 0, 8]
     assert validation["policy"] == "drawn from config.data.val"
     assert validation["data_hash"] == manifest(run, "val")["data_hash"]
+
+
+def test_the_saved_scores_give_the_figures_of_results(run):
+    for name, letter in (("alpha", "a"), ("beta", "b")):
+        saved, entry = pair_scores.read(run.dir / "scores" / f"{name}.npz"), results(run.dir)["benchmarks"][name]
+        assert saved.data_hash == entry["data_hash"]
+        assert saved.pairs_hash == manifest(run, letter)["benchmarks"]["all"]["hash"]
+        again = folds.verification(saved.scores, saved.same, np.bincount(saved.fold).tolist(), bootstrap=0)
+        for key in ("accuracy@best_threshold", "accuracy@far=1e-3"):
+            assert again[key]["mean"] == entry[key]["mean"]
+        assert again["auc"]["value"] == entry["auc"]["value"]
 
 
 def measured(run, letter: str, embed, keep=None) -> dict:
