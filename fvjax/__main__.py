@@ -11,6 +11,7 @@ from fvjax import startup
 COMMANDS = {  # name: (module, what it does)
     "main": ("fvjax.main", "train or evaluate an experiment: fvjax main --config=quickstart"),
     "verify": ("fvjax.verify", "do two faces show one person?"),
+    "evaluate": ("fvjax.evaluate", "benchmarks for a model that is not fvjax's: an ONNX file, a Python function"),
     "compare": ("fvjax.compare", "compare finished runs on the same pairs: figures, differences, p-values, plots"),
     "search": ("fvjax.search", "who of a gallery is this? finds faces among many, and measures how well"),
     "ijb": ("fvjax.ijb", "a model on IJB-B or IJB-C: templates compared and searched for"),

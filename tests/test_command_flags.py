@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, doctor, export, ijb, plan, pretrain, search, verify
+from fvjax import chat, cli, compare, doctor, evaluate, export, ijb, plan, pretrain, search, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -88,6 +88,18 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--figure", "--format"), "test_compare::test_other_formats_hold_the_same_cells"),
         "--dst": "test_compare::test_dst_gets_plots_table_and_json",
         **dict.fromkeys(("--bootstrap", "--seed"), "test_compare::test_resamples_are_chosen_by_flags"),
+    },
+    "fvjax.evaluate": {
+        **dict.fromkeys(
+            ("--embedder", "--benchmark", "--workdir"), "test_foreign::test_a_function_is_judged_by_the_same_protocol"
+        ),
+        **dict.fromkeys(
+            ("--model", "--channels", "--pixels"),
+            "test_foreign::test_an_onnx_file_is_evaluated_and_compared_with_a_function",
+        ),
+        **dict.fromkeys(
+            ("--flip-sum", "--batch-size", "--bootstrap", "--name"), "test_foreign::test_flags_reach_the_evaluation"
+        ),
     },
     "fvjax.doctor": {
         "--data": "test_doctor::test_the_command",
@@ -337,6 +349,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.compare": lambda: compare.main([]),
+        "fvjax.evaluate": lambda: evaluate.main([]),
         "fvjax.doctor": lambda: doctor.main([]),
         "fvjax.search": lambda: search.main([]),
         "fvjax.ijb": lambda: ijb.main([]),

@@ -16,7 +16,7 @@ LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
     {"files", "startup"},
     {"config"},
-    {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
+    {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors", "foreign"},
     {"losses", "evals", "cli"},
     {"tasks", "diagnosis"},
     {"training"},
@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "pretrain", "__main__"},
+    {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
