@@ -2205,9 +2205,9 @@ FAULTS = (
     Fault(
         "verify_flip_sum_of_config",
         "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
-        "fvjax/verify.py",
-        'flip_sum = results.get("flip_sum", network.run.config.eval.flip_sum) if network.run else False',
-        "flip_sum = network.run.config.eval.flip_sum if network.run else False",
+        "fvjax/api.py",
+        'return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False',
+        "return bool(model.run.config.eval.flip_sum) if model.run else False",
         ("tests/test_verify.py::test_scores_and_threshold_are_the_evaluations[flipped]",),
     ),
     Fault(
