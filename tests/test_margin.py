@@ -81,11 +81,11 @@ def test_gradients_at_cosines_of_1_and_minus_1_are_finite_in_bfloat16(kind, sign
 
 
 def test_the_loss_by_hand():
-    """Cosines 1 and 0 with ArcFace and scale 2: log(1 + exp(2 (0 - cos 0.5))). Padding takes no part."""
+    """Cosines 0.8 and 0 with ArcFace and scale 2: the right logit is 2 cos(arccos(0.8) + 0.5). Padding takes no part."""
     found = margin.cross_entropy(
-        jnp.array([[1.0, 0.0, 0.9]]), jnp.array([0]), jnp.array([0, 1, 2]), 2, arcface, 2.0, smoothing=0.2
+        jnp.array([[0.8, 0.0, 0.9]]), jnp.array([0]), jnp.array([0, 1, 2]), 2, arcface, 2.0, smoothing=0.2
     )
-    logits = 2 * COS, 0.0
+    logits = 2 * math.cos(math.acos(0.8) + 0.5), 0.0
     entropy = [math.log(sum(map(math.exp, logits))) - x for x in logits]
     assert float(found[0]) == pytest.approx(0.9 * entropy[0] + 0.1 * entropy[1], rel=1e-6)
 
