@@ -81,7 +81,7 @@ def test_gradients_at_cosines_of_1_and_minus_1_are_finite_in_bfloat16(kind, sign
 
 
 def test_the_loss_by_hand():
-    """Cosines 0.8 and 0 with ArcFace and scale 2: the right logit is 2 cos(arccos(0.8) + 0.5). Padding takes no part."""
+    """Cosines 0.8 and 0, ArcFace, scale 2: the right logit is 2 cos(arccos(0.8) + 0.5). Padding takes no part."""
     found = margin.cross_entropy(
         jnp.array([[0.8, 0.0, 0.9]]), jnp.array([0]), jnp.array([0, 1, 2]), 2, arcface, 2.0, smoothing=0.2
     )
