@@ -48,6 +48,8 @@ class Model:
         """Read the scores of every seed. Raises ValueError: a file is missing or of other data than results.json."""
         out = []
         for workdir, results in zip(self.workdirs, self.results, strict=True):
+            if "n_pairs" not in results["benchmarks"][benchmark]:
+                raise ValueError(f"{workdir}: benchmark {benchmark} is not of pairs of faces, which alone are compared")
             file = self._file(workdir, results, benchmark)
             if not file.is_file():
                 again = f"python -m fvjax.main --config={workdir}/config.json --workdir={workdir} --mode=eval"

@@ -49,7 +49,7 @@ def a_run(folder: Path, scores: PairScores, *, seed: int = 0, lr: float = 0.1, b
     config = base()
     config.seed, config.optimizer.lr, config.name = seed, lr, folder.name
     (folder / "config.json").write_text(typed(config).to_json())
-    results = {"benchmarks": {benchmark: {"data_hash": scores.data_hash}}, "base_hash": ""}
+    results = {"benchmarks": {benchmark: {"data_hash": scores.data_hash, "n_pairs": 240}}, "base_hash": ""}
     (folder / "results.json").write_text(json.dumps(results))
     scores.write(pair_scores.file_of(folder, benchmark))
     return folder
@@ -301,7 +301,11 @@ def test_a_benchmark_that_a_later_evaluation_added_is_found_there(tmp_path):
         later = judged(1.0, 10 + n)
         later.write(pair_scores.file_of(run / "evaluations/2026", "cfp"))
         results = json.loads((run / "results.json").read_text())
-        results["benchmarks"]["cfp"] = {"data_hash": later.data_hash, "evaluation": {"folder": "evaluations/2026"}}
+        results["benchmarks"]["cfp"] = {
+            "data_hash": later.data_hash,
+            "n_pairs": 240,
+            "evaluation": {"folder": "evaluations/2026"},
+        }
         (run / "results.json").write_text(json.dumps(results))
     found = command.compare(runs, bootstrap=100)
     assert list(found["benchmarks"]) == ["lfw", "cfp"]
@@ -314,6 +318,8 @@ def test_bad_input_is_one_line(runs, tmp_path, capsys):
     old = a_run(tmp_path / "old", judged(1.0, 1), lr=0.7)
     pair_scores.file_of(old, "lfw").unlink()
     elsewhere = a_run(tmp_path / "elsewhere", judged(1.0, 1), lr=0.8, benchmark="agedb")
+    questions = a_run(tmp_path / "questions", judged(1.0, 1), lr=0.9)
+    (questions / "results.json").write_text('{"benchmarks": {"lfw": {"generated": 0.5}}, "base_hash": ""}')
     for arguments, message in (
         ([runs[0]], "at least two runs"),
         ([runs[0], runs[0]], "given twice"),
@@ -322,6 +328,7 @@ def test_bad_input_is_one_line(runs, tmp_path, capsys):
         ([runs[0], old], "evaluate again: python -m fvjax.main"),
         ([*runs, "--benchmark=cfp"], "was evaluated on lfw"),
         ([*runs, "--bootstrap=5"], "at least 100"),
+        ([runs[0], questions], "benchmark lfw is not of pairs of faces"),
     ):
         assert command.main([*map(str, arguments)]) == 2
         error = capsys.readouterr().err
