@@ -10,7 +10,7 @@ The decoder is a real language model, and the tower is the tiny InternViT of thi
 only. Adapters on the decoder, the projector and the whole tower train. Each experiment is one row of the table:
 
     chat_frozen     SmolLM2 as it is, behind a random projector
-    chat_lora       trained on questions about the pictures
+    chat_lora       trained on questions about the pictures for two epochs
     chat_text_only  one epoch of the same training with a grey picture in place of every face: what the text alone tells
 
 The question is which of two words fits a person, and the answers are what FairFace's annotators said.
