@@ -624,7 +624,7 @@ def test_a_full_disk_while_metrics_are_written(run, disk, monkeypatch, faces, mo
 
 
 def test_a_full_disk_while_results_are_written(run, disk, monkeypatch, finished, faces):
-    workdir = shutil.copytree(finished[0], disk.path / "x")
+    workdir = shutil.copytree(finished[0], disk.path / "x", ignore=shutil.ignore_patterns("results.json"))
     kept = snapshot(workdir)
     full_from(monkeypatch, disk, benchmarks, "report")  # the function called just before the results are written
     said = run.refuses("main", small(faces), workdir, "eval")

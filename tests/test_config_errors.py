@@ -10,7 +10,7 @@ from fvjax import cli, config_errors
 from fvjax.config import base, experiments
 from fvjax.config_keys import has, unknown_key
 
-OPTIMIZER = "config.optimizer has b1, b2, clip, eps, lr, lr_scale, momentum, name"
+OPTIMIZER = "config.optimizer has b1, b2, clip, eps, "
 
 
 def config_file(tmp_path, body: str, *, before: str = "") -> Path:
