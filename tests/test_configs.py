@@ -71,9 +71,9 @@ EXPECTED = {
     "quickstart_chat:chat_text_only": (1_682_944 + 116_736, 116_736 + 83_200, None),
     # the tower, 1,516,672 of the projector, SmolLM2 and, without its weights, a head beside the table of words;
     # adapters of rank 16 on seven modules: 16 x 30 x 10,176
-    "small_chat:chat_frozen": (877_952 + 1_516_672 + 134_515_008 + 28_311_552, 0, None),
-    "small_chat:chat_lora": (165_221_184 + 4_884_480, 877_952 + 1_516_672 + 4_884_480, None),
-    "small_chat:chat_text_only": (165_221_184 + 4_884_480, 877_952 + 1_516_672 + 4_884_480, None),
+    "small_chat:chat_frozen": (877_952 + 5_067_904 + 134_515_008 + 28_311_552, 0, None),
+    "small_chat:chat_lora": (168_772_416 + 4_884_480, 877_952 + 5_067_904 + 4_884_480, None),
+    "small_chat:chat_text_only": (168_772_416 + 4_884_480, 877_952 + 5_067_904 + 4_884_480, None),
     # InternVL3 by its presets, without the biases of q, k and v, which come with a checkpoint; adapters as published
     "facellm_1b": (938_193_024 - 24 * 1_152 + 8_798_208, 8_798_208, None),
     "facellm_text_only": (938_193_024 - 24 * 1_152 + 8_798_208, 8_798_208, None),
