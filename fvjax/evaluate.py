@@ -88,7 +88,7 @@ def evaluate(
     }
     if judges.failed:
         found["failed"] = dict(judges.failed)
-    results.publish(workdir, found, judge.report(workdir.name, found, scored), name)
+    found = results.publish(workdir, found, judge.report(workdir.name, found, scored), name)
     results.check_complete({workdir: found})
     return found
 

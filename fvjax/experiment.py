@@ -239,8 +239,7 @@ class Experiment:
             "dtype": c.dtype,
             "seconds": self.seconds(),
         }
-        publish(self.workdir, results, report, c.eval.name)
-        return results
+        return publish(self.workdir, results, report, c.eval.name)
 
     def elapsed(self) -> float:
         """Return the seconds since this start."""

@@ -24,8 +24,8 @@ MAY_DIFFER = {*OF_ONE_EVALUATION, "seconds", "code_version"}
 BESIDE = ("results.json", "roc.png", "det.png", "scores")  # what an evaluation leaves in its folder
 
 
-def publish(workdir: Path, results: Results, report: Report, name: str = "") -> None:
-    """Write results.json, the plots and scores, and print the table. Process 0 only.
+def publish(workdir: Path, results: Results, report: Report, name: str = "") -> Results:
+    """Write results.json, the plots and scores, and print the table: process 0 only. Return this evaluation, dated.
 
     Nothing of an earlier evaluation is lost. results.json has the first one of the newest model:
 
@@ -37,10 +37,10 @@ def publish(workdir: Path, results: Results, report: Report, name: str = "") -> 
 
     name: of this evaluation, config.eval.name.
     """
-    if jax.process_index():
-        return
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     results = json.loads(json.dumps({**results, "evaluation": {"name": name, "date": date}}))  # as it will be read
+    if jax.process_index():
+        return results
     file = workdir / "results.json"
     earlier = json.loads(file.read_text()) if file.exists() else None
     folder = workdir
@@ -60,6 +60,7 @@ def publish(workdir: Path, results: Results, report: Report, name: str = "") -> 
     report.save(folder)
     names = [path.name for path in sorted(folder.glob("*.png"))]
     say(f"Everything about this run is in {workdir} ({', '.join(['results.json', 'metrics.jsonl', *names])})")
+    return results
 
 
 def _write(file: Path, results: Results) -> None:

@@ -450,7 +450,13 @@ def called(monkeypatch):
 
 
 def test_main_runs_what_its_flags_say(called, tmp_path):
-    alone = {"workdir": str(Path("runs/x").absolute()), "train": True, "profile": 0, "show": 0, "place": (1, None, None)}
+    alone = {
+        "workdir": str(Path("runs/x").absolute()),
+        "train": True,
+        "profile": 0,
+        "show": 0,
+        "place": (1, None, None),
+    }
     assert called() == alone
     assert called(workdir=str(tmp_path / "w")) == alone | {"workdir": str(tmp_path / "w")}
     assert called(mode="eval") == alone | {"train": False}

@@ -69,13 +69,13 @@ def test_resamples_do_not_depend_on_how_many_are_done_at_once():
     n = 120_000
     labels = np.arange(n) % 2 == 0
     scores = rng.normal(size=n) + labels
-    found = folds._bootstrap(scores, labels, [n // 2, n // 2], None, 19, 3)
-    assert {name: len(x) for name, x in found.items() if "/" not in name} == dict.fromkeys(
-        ("auc", "eer", "best", "far"), 19
-    )
-    assert len(set(found["auc"].tolist())) == 19
-    first = folds._bootstrap(scores, labels, [n // 2, n // 2], None, 17, 3)
-    np.testing.assert_array_equal(first["auc"], found["auc"][:17])
+    found = list(folds.resamples(labels, None, 19, 3))
+    assert [len(part) for part in found] == [17, 2]
+    assert [part.sum(1).tolist() for part in found] == [[n] * 17, [n] * 2]
+    areas = np.concatenate([folds.figures(scores, labels, [n // 2, n // 2], part)["auc"] for part in found])
+    assert len(set(areas.tolist())) == 19
+    (first,) = folds.resamples(labels, None, 17, 3)
+    np.testing.assert_array_equal(first, found[0])
 
 
 def test_a_fold_without_pairs_in_a_resample_does_not_count():

@@ -167,7 +167,7 @@ def test_weights_mean_repeated_pairs():
     fold = np.repeat(np.arange(len(sizes)), sizes)
     repeated = [np.repeat(x, weights) for x in (scores, labels)]
     plain = folds.verification(*repeated, np.bincount(fold, weights).astype(int).tolist(), bootstrap=0)
-    weighted = folds._figures(scores, labels, sizes, weights[None].astype(np.int32))
+    weighted = folds.figures(scores, labels, sizes, weights[None].astype(np.int32))
     assert weighted["best"][0] == pytest.approx(plain[BEST]["mean"])
     assert weighted["far"][0] == pytest.approx(plain[FAR]["mean"])
     for name in ("auc", "eer"):
