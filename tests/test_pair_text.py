@@ -14,6 +14,7 @@ MEASURED_ON = {
     "data_hash": "0123456789abcdef",
     "step": 12,
     "identities_seen_in_training": 0,
+    "evaluated": None,
 }
 
 
