@@ -32,7 +32,7 @@ def of_function(spec: str) -> tuple[Embed, str]:
     """
     if not plugins.is_spec(spec):
         raise ValueError(f"--embedder={spec}: name a function as module:name")
-    function: Any = plugins.load(spec)
+    function: Embed = plugins.load(spec)
     if not callable(function):
         raise ValueError(f"--embedder={spec}: that is no function")
     return checked(function, spec), plugins.source_hash(spec)
