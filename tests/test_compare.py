@@ -334,3 +334,9 @@ def test_bad_input_is_one_line(runs, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_benchmark_whose_name_has_a_slash_is_plotted_beside_the_others(tmp_path, capsys):
+    runs = [a_run(tmp_path / n, judged(1.0, k), lr=0.1 * (k + 1), benchmark="cfp/fp") for k, n in enumerate("ab")]
+    assert command.main([*map(str, runs), "--bootstrap=100", f"--dst={tmp_path / 'out'}"]) == 0
+    assert {"roc_cfp%2Ffp.png", "det_cfp%2Ffp.pdf"} <= {p.name for p in (tmp_path / "out").iterdir()}

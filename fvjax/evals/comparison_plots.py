@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from fvjax.evals import paired
-from fvjax.evals.pair_scores import PairScores
+from fvjax.evals.pair_scores import PairScores, file_name
 
 Models = Mapping[str, Sequence[PairScores]]  # name -> its scores, with several seeds one for each
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
@@ -45,7 +45,7 @@ def roc(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -
     axes.set(xlabel="false match rate (FMR)", ylabel="true match rate (1 - FNMR)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", fontsize=7)
-    return _save(figure, folder / f"roc_{benchmark}")
+    return _save(figure, folder / f"roc_{file_name(benchmark)}")
 
 
 def det(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -> list[Path]:
@@ -65,7 +65,7 @@ def det(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -
     axes.set(xlim=(norm.ppf(rates[0]), norm.ppf(0.95)), ylim=(norm.ppf(floor), norm.ppf(0.95)))
     axes.set(xlabel="false match rate (FMR)", ylabel="false non-match rate (FNMR)")
     axes.legend(loc="upper right", fontsize=7)
-    return _save(figure, folder / f"det_{benchmark}")
+    return _save(figure, folder / f"det_{file_name(benchmark)}")
 
 
 def _axes(title: str, models: Models):

@@ -47,9 +47,14 @@ class PairScores:
         tmp.replace(path)
 
 
+def file_name(benchmark: str) -> str:
+    """Return a benchmark's name as a part of a file's name: a name such as "cfp/fp" opens no folder."""
+    return urllib.parse.quote(benchmark, safe="")
+
+
 def file_of(folder: Path, benchmark: str) -> Path:
     """Return the file with a benchmark's scores, in the folder of its results.json."""
-    return folder / "scores" / f"{urllib.parse.quote(benchmark, safe='')}.npz"
+    return folder / "scores" / f"{file_name(benchmark)}.npz"
 
 
 def read(path: Path) -> PairScores:
