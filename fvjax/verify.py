@@ -77,7 +77,7 @@ class Verifier:
     def __init__(self, model: str | Path, *, threshold: float | None = None, benchmark: str | None = None):
         _check_threshold(threshold, benchmark)
         self.name = str(model)
-        network, results = api.open_directory(Path(model))
+        self.opened = network, results = api.open_directory(Path(model))
         self.network, run = network, network.run
         self.measure = "P(Yes)" if network.encoder.yes_no else "cosine"
         if self.measure == "P(Yes)" and threshold is not None and threshold < 0:

@@ -14,7 +14,7 @@ from tests import structure
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
-    {"files", "startup"},
+    {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
     {"losses", "evals", "cli", "foreign"},
@@ -25,6 +25,9 @@ LAYERS: tuple[set[str], ...] = (
     {"experiment"},
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {"demo_answers"},
+    {"demo_page"},
+    {"demo"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
