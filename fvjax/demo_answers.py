@@ -23,7 +23,6 @@ from fvjax.data import images, names
 from fvjax.data.alignment.faces import Picture, read_picture
 from fvjax.evals import intervals, pair_picture
 from fvjax.evals.answer_html import Thumbnail
-from fvjax.evals.pair_text import caption
 from fvjax.search import Gallery
 from fvjax.verify import Verifier
 
@@ -71,11 +70,11 @@ class Answers:
         self.verifier.compare(grey, grey)
 
     def compare(self, first: Path | None, second: Path | None, face: str = "centre") -> tuple[dict[str, Any], bytes]:
-        """Compare two uploaded pictures: the result of :meth:`fvjax.verify.Verifier.compare`, and a PNG of both."""
+        """Compare two uploaded pictures: what :meth:`fvjax.verify.Verifier.compare` returns, and a PNG of both."""
         pictures = read_upload(first, FIRST), read_upload(second, SECOND)
         result = self.verifier.compare(*pictures, face=face)
         best = max(result["comparisons"], key=lambda each: each["score"])
-        return result, pair_picture.draw(pictures, (best["a"], best["b"]), caption(result)[:1])
+        return result, pair_picture.draw(pictures, (best["a"], best["b"]), [""])
 
     def find(self, file: Path | None, top: int = 5, face: str = "centre") -> Found:
         """Search the gallery for the face of an uploaded picture; `face` is "centre" or "largest"."""

@@ -24,10 +24,14 @@ FACES = [("nearest the centre", "centre"), ("largest", "largest"), ("every face"
 CSS = """
 .answer h2 { margin: 0.4em 0 } .same { color: #0a7d33 } .different { color: #b3261e } .unknown { color: inherit }
 .dark .same { color: #53d781 } .dark .different { color: #ff8a80 }
-.answer img { max-width: 100% } .answer .search { display: flex; gap: 2em; flex-wrap: wrap }
-.answer .search img { max-height: 112px } .answer td, .answer th { padding: 0.3em 0.8em; text-align: left }
-.answer figure { margin: 0 } .answer .quiet { opacity: 0.75 } .answer .said { white-space: pre-wrap }
-.answer .problem { border-left: 4px solid #b3261e; padding-left: 0.8em }
+.answer ul, .answer p { margin: 0.8em 0 } .answer img { max-width: min(100%, 800px) } .answer figure { margin: 0 }
+.answer .search { display: flex; gap: 2em; flex-wrap: wrap; overflow-x: auto }
+.answer .search img { max-height: 112px; min-width: 56px }
+.answer table, .answer td, .answer th { border: 0 !important } .answer td, .answer th { padding: 0.3em 0.8em }
+.answer tr { border: 0; border-bottom: 1px solid #8884 }
+.answer .quiet { opacity: 0.75 } .answer .said { white-space: pre-wrap; font-size: 1.2em }
+.answer .problem, .answer .caution { border-left: 4px solid #b3261e; padding-left: 0.8em }
+.answer .caution { border-color: #c77700; font-weight: bold }
 """
 
 
@@ -161,6 +165,7 @@ def _answer_click(button: gr.Button, answer: Callable[..., Any], inputs: list[An
 
 def _upload(label: str, folder: Path) -> gr.Image:
     """Return a place for a picture. It hands over the uploaded file, which gradio would decode by rules of its own."""
-    picture = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=280)
+    name = label.lower().replace(" ", "-")
+    picture = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=280, elem_id=name)
     picture.preprocess = partial(uploaded_file, folder)
     return picture

@@ -30,13 +30,14 @@ def pair_html(result: dict[str, Any], drawing: bytes) -> str:
         result: of :meth:`fvjax.verify.Verifier.compare`.
         drawing: a PNG of both pictures, of :func:`fvjax.evals.pair_picture.draw`.
     """
-    first, *rest = caption(result)
+    first, *rest = caption(result | {"caution": None})
     verdict, score = (NO_VERDICT, first) if result["same"] is None else first.split(": ", 1)
-    kind = {None: "unknown", True: "same", False: "different"}[result["same"]]
+    kind = "unknown" if result["caution"] else {None: "unknown", True: "same", False: "different"}[result["same"]]
     lines = [score, *rest, *small_face_lines(result), *result["notes"]]
     explanation = "" if result["far"] is None else f"<p class='quiet'>{escape(EXPLANATION)}</p>"
     shown = _image(Thumbnail(drawing, "image/png"), f"both pictures with their faces; {first}")
-    return f"<h2 class='{kind}'>{escape(verdict.capitalize())}</h2>{_list(lines)}{explanation}{shown}"
+    heading = f"<h2 class='{kind}'>{escape(verdict.capitalize())}</h2>"
+    return f"{_caution(result['caution'])}{heading}{_list(lines)}{explanation}{shown}"
 
 
 def search_html(result: dict[str, Any], probe: Thumbnail, pictures: Sequence[Thumbnail | None]) -> str:
@@ -52,14 +53,15 @@ def search_html(result: dict[str, Any], probe: Thumbnail, pictures: Sequence[Thu
     if threshold is None:
         kind, heading = "unknown", f"Most similar: {_who(best)}"
     elif best["score"] >= threshold:
-        kind, heading = "same", f"Found: {_who(best)}"
+        kind, heading = "same", f"Most similar: {_who(best)}, who reaches the threshold"
     else:
         kind, heading = "different", "Nobody of the gallery reaches the threshold"
+    kind = "unknown" if result["caution"] else kind
     rows = [_row(number, each, picture) for number, (each, picture) in enumerate(zip(candidates, pictures), 1)]
     head = "<tr><th></th><th></th><th>who</th><th>picture</th><th>score</th><th></th></tr>"
     face = f"<figure>{_image(probe, 'the face that was searched for')}<figcaption>searched for</figcaption></figure>"
     return (
-        f"<h2 class='{kind}'>{escape(heading)}</h2>"
+        f"{_caution(result['caution'])}<h2 class='{kind}'>{escape(heading)}</h2>"
         f"<div class='search'>{face}<table>{head}{''.join(rows)}</table></div>{_list(_search_lines(result))}"
     )
 
@@ -77,8 +79,6 @@ def error_html(text: str) -> str:
 def _search_lines(result: dict[str, Any]) -> list[str]:
     """Say what the threshold means among so many faces."""
     lines = [f"compared with {result['faces']:,} faces of the gallery" + _people(result["people"])]
-    if result["caution"]:
-        lines.insert(0, f"caution: {result['caution']}")
     if result["threshold"] is None:
         return [*lines, "no threshold is known for this model, so the most similar face need not be the right one"]
     origin = "given by --threshold"
@@ -95,6 +95,10 @@ def _search_lines(result: dict[str, Any]) -> list[str]:
         f"{high:.1%}: {figure['false_positives']:,} of {figure['searches']:,} faces of the gallery, searched for among "
         "the other people, reach it",
     ]
+
+
+def _caution(text: str | None) -> str:
+    return f"<p class='caution' role='alert'>caution: {escape(text)}</p>" if text else ""
 
 
 def _people(count: int | None) -> str:
