@@ -3156,6 +3156,55 @@ FAULTS = (
         "del idle",
         ("tests/test_margin_run.py::test_rows_without_a_gradient_keep_their_values_and_momenta",),
     ),
+    # ---- the page to try a model
+    Fault(
+        "demo_answers_other_pages",
+        "a page of another site can make requests in the user's browser",
+        "fvjax/local_server.py",
+        " and self._origins.issuperset(origins)",
+        "",
+        ("tests/test_demo.py::test_only_this_page_is_answered",),
+    ),
+    Fault(
+        "demo_answers_other_hosts",
+        "a foreign name that leads to this computer is answered",
+        "fvjax/local_server.py",
+        "len(hosts) == 1 and hosts[0] in self._hosts",
+        "len(hosts) == 1",
+        ("tests/test_demo.py::test_only_this_page_is_answered",),
+    ),
+    Fault(
+        "demo_shows_the_temporary_path",
+        "messages about an upload name the temporary file",
+        "fvjax/demo_answers.py",
+        "str(error).replace(str(path), _name(path, title))",
+        "str(error)",
+        ("tests/test_demo.py::test_a_picture_that_cannot_be_used_is_one_line_without_a_path",),
+    ),
+    Fault(
+        "demo_counts_oneself_as_a_stranger",
+        "a face of the gallery finds its own person among the others",
+        "fvjax/evals/identification.py",
+        ">= threshold) & others)",
+        ">= threshold))",
+        ("tests/test_demo.py::test_so_many_faces_of_a_large_gallery_are_searched_for",),
+    ),
+    Fault(
+        "demo_uploads_survive_a_signal",
+        "uploaded pictures stay on the disk after SIGTERM",
+        "fvjax/demo.py",
+        "SIGNALS = (signal.SIGTERM, signal.SIGHUP)",
+        "SIGNALS = (signal.SIGHUP,)",
+        ("tests/test_demo.py::test_signals_end_it_and_delete_the_uploads",),
+    ),
+    Fault(
+        "demo_file_names_are_html",
+        "the name of an uploaded file can put scripts into the page",
+        "fvjax/evals/answer_html.py",
+        "<img alt='{escape(description)}'",
+        "<img alt='{description}'",
+        ("tests/test_demo.py::test_texts_from_outside_are_no_html",),
+    ),
 )
 
 
