@@ -20,6 +20,7 @@ from fvjax.local_server import Application, LocalOnly
 KEPT = 600  # seconds after which an upload is deleted
 WAITING = 8  # requests that may wait for the one that is answered
 PROBLEMS = (ValueError, OSError, MemoryError)  # what becomes a line on the page
+NO_DOCS: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 FACES = [("nearest the centre", "centre"), ("largest", "largest"), ("every face", "all")]
 CSS = """
 .answer h2 { margin: 0.4em 0 } .same { color: #0a7d33 } .different { color: #b3261e } .unknown { color: inherit }
@@ -56,9 +57,10 @@ def build(answers: Answers, folder: Path) -> gr.Blocks:
 def application(page: gr.Blocks, port: int, max_mb: int) -> Application:
     """Return the page as an ASGI application that answers its own computer only."""
     app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        FastAPI(**NO_DOCS),
         page,
         path="/",
+        app_kwargs=dict(NO_DOCS),
         allowed_paths=[],
         max_file_size=max_mb << 20,
         show_error=False,

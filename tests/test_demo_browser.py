@@ -86,10 +86,15 @@ def verifier(folder):
 
 
 def upload(page: Browser, place: str, file) -> None:
-    if page.elements(f"{place} button[aria-label='Clear']"):
-        page.click(f"{place} button[aria-label='Clear']")
+    clear(page, place)
     page.type(f"{place} input[type=file]", str(file))
     page.wait("return document.querySelector(arguments[0] + ' img')", place)
+
+
+def clear(page: Browser, place: str) -> None:
+    if page.elements(f"{place} button[aria-label='Clear']"):
+        page.click(f"{place} button[aria-label='Clear']")
+        page.wait("return !document.querySelector(arguments[0] + ' img')", place)
 
 
 def answer(page: Browser, place: str, button: str) -> str:
@@ -131,7 +136,7 @@ def test_a_picture_that_cannot_be_used_is_a_line(page, folder):
         assert shown.startswith(expected)
         assert "\n" not in shown
         assert str(folder) not in shown
-    page.click("#first-picture button[aria-label='Clear']")
+    clear(page, "#first-picture")
     assert answer(page, "#verdict", "#compare") == "first picture: choose one first"
 
 
@@ -159,7 +164,7 @@ def test_a_question_is_answered(page, folder):
 def test_a_file_that_is_too_large_is_refused(page, folder):
     page.click_text("button[role=tab]", "Two photographs")
     page.type("#second-picture input[type=file]", str(folder / "large.png"))
-    page.wait("return document.body.innerText.includes('File size exceeds the maximum allowed size of 1 MB')")
+    page.wait("return document.body.innerText.includes('exceed the maximum allowed size of 1 MB')")
 
 
 def test_the_browser_asked_no_other_address(page, served):
@@ -167,6 +172,12 @@ def test_the_browser_asked_no_other_address(page, served):
     assert [address for address in page.addresses() if not address.startswith(local)] == []
     severe = [entry["message"] for entry in page.log("browser") if entry["level"] == "SEVERE"]
     assert not [message for message in severe if "Content Security" in message], severe
+
+
+def test_no_mistake_of_a_person_was_a_traceback(page, folder):
+    log = (folder / "server.log").read_text()
+    assert log.startswith("fvjax: GRADIO_SERVER_NAME: ignored")
+    assert log.count("\n") == 1, log
 
 
 # ---- requests that no page makes
@@ -232,6 +243,3 @@ def test_a_signal_ends_it_and_deletes_the_uploads(served, folder):
     os.kill(served.process.pid, signal.SIGTERM)
     assert served.process.wait(30) == 143
     assert list((folder / "uploads").iterdir()) == []
-    log = (folder / "server.log").read_text()
-    assert log.startswith("fvjax: GRADIO_SERVER_NAME: ignored")
-    assert "Traceback" not in log.replace("InvalidPathError", ""), log
