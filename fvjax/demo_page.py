@@ -21,6 +21,7 @@ KEPT = 600  # seconds after which an upload is deleted
 WAITING = 8  # requests that may wait for the one that is answered
 PROBLEMS = (ValueError, OSError, MemoryError)  # what becomes a line on the page
 NO_DOCS: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+CLOSED = tuple(f"/gradio_api/{name}" for name in ("openapi.json", "runs", "process_recording"))  # not needed
 FACES = [("nearest the centre", "centre"), ("largest", "largest"), ("every face", "all")]
 CSS = """
 .answer h2 { margin: 0.4em 0 } .same { color: #0a7d33 } .different { color: #b3261e } .unknown { color: inherit }
@@ -74,7 +75,7 @@ def application(page: gr.Blocks, port: int, max_mb: int) -> Application:
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
     page.has_launched = True  # else gradio takes any path that a request names for an uploaded file
-    return LocalOnly(app, port, max_body=(max_mb + 1) << 20)
+    return LocalOnly(app, port, max_body=(max_mb + 1) << 20, closed=CLOSED)
 
 
 def serve(page: gr.Blocks, server: socket.socket, max_mb: int) -> None:

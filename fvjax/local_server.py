@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -47,11 +47,11 @@ class LocalOnly:
     A server on 127.0.0.1 can be reached by every page that the browser of this computer has open. So the request must
     name this computer as the host, which a foreign name that leads here (DNS rebinding) does not; and if it names a
     page that it comes from, that must be this one. A body that is larger than `max_body` bytes, or of unknown size, is
-    refused before it is read.
+    refused before it is read, and so are the paths that are `closed`.
     """
 
-    def __init__(self, application: Application, port: int, max_body: int):
-        self._application, self._max_body = application, max_body
+    def __init__(self, application: Application, port: int, max_body: int, closed: Sequence[str] = ()):
+        self._application, self._max_body, self._closed = application, max_body, tuple(closed)
         self._hosts = {f"{name}:{port}" for name in NAMES}
         self._origins = {f"http://{host}" for host in self._hosts}
 
@@ -64,6 +64,9 @@ class LocalOnly:
             return
         if not self._is_ours(scope["headers"]):
             await _refuse(send, 403, "this page answers requests of its own computer only")
+            return
+        if scope["path"].rstrip("/") in self._closed:
+            await _refuse(send, 404, "there is no such page")
             return
         if not self._is_small(scope["headers"]):
             await _refuse(send, 413, "this request is too large")

@@ -314,7 +314,7 @@ def test_texts_from_outside_are_no_html(verifier, tmp_path):
 # ---- the server
 
 
-def request(headers, kind="http", port=7860):
+def request(headers, kind="http", port=7860, path="/"):
     """Send a request through LocalOnly; return what is sent back, and whether the application was asked."""
     sent, asked = [], []
 
@@ -329,8 +329,8 @@ def request(headers, kind="http", port=7860):
     async def receive():
         return {}
 
-    scope = {"type": kind, "headers": [(k.encode(), v.encode()) for k, v in headers]}
-    asyncio.run(local_server.LocalOnly(application, port, max_body=1000)(scope, receive, send))
+    scope = {"type": kind, "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers]}
+    asyncio.run(local_server.LocalOnly(application, port, 1000, ["/closed"])(scope, receive, send))
     return sent, bool(asked)
 
 
@@ -378,6 +378,12 @@ def test_answers_forbid_what_comes_from_elsewhere_and_leave_no_copy():
 def test_large_requests_are_refused_before_they_are_read(headers, status):
     sent, asked = request([("host", "127.0.0.1:7860"), *headers])
     assert (asked, sent[0]["status"]) == (status == 200, status)
+
+
+def test_closed_paths_are_not_there():
+    headers = [("host", "127.0.0.1:7860")]
+    for path, status in (("/closed", 404), ("/closed/", 404), ("/closed2", 200)):
+        assert request(headers, path=path)[0][0]["status"] == status
 
 
 def test_lifespans_pass_and_websockets_do_not():

