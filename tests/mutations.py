@@ -2206,8 +2206,8 @@ FAULTS = (
         "verify_flip_sum_of_config",
         "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
         "fvjax/api.py",
-        'return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False',
-        "return bool(model.run.config.eval.flip_sum) if model.run else False",
+        'return bool(results.get("flip_sum", own))',
+        "return bool(own)",
         ("tests/test_verify.py::test_scores_and_threshold_are_the_evaluations[flipped]",),
     ),
     Fault(
