@@ -56,8 +56,8 @@ def evaluate(
 
     Args:
         embed: uint8 [N, 112, 112, 3] RGB -> float [N, D].
-        identity: what the embedder is and where, JSON-ready (:mod:`fvjax.foreign_workdir`): it becomes config.json, and its
-            "hash" the base_hash of the results.
+        identity: what the embedder is and where, JSON-ready, see :mod:`fvjax.foreign_workdir`. It becomes config.json,
+            and its "hash" the base_hash of the results.
         name: of this evaluation, see docs/results.md.
     Returns:
         the contents of results.json as far as this evaluation goes.

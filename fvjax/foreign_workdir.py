@@ -32,7 +32,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def is_evaluated(path: Path) -> bool:
-    """Whether a directory is a work directory of `python -m fvjax.evaluate`. Raises ValueError as :func:`read_config`."""
+    """Whether a directory is a work directory of `python -m fvjax.evaluate`. ValueError: as :func:`read_config`."""
     return {"embedder", "hash"} <= read_config(path).keys()
 
 

@@ -246,7 +246,7 @@ def test_what_people_read(loaded, crops, capsys, tmp_path):
         f"measured on other: 3,000 impostor pairs, data 01234567, model at step 6, evaluated {date}",
         "the threshold rests on the 2 highest of some 2,700 impostor scores: few, so take the FAR as a rough one",
         "95% interval of its FAR: 0.0002 to 0.0027 (Wilson's, of 2 in 2,700)",
-        "whether training saw identities of other is not known: it follows another naming, or the model is not of fvjax",
+        "whether training saw identities of other is not known: another naming, or no model of fvjax",
     ]
     out = say(capsys, crops[0], crops[0], f"--model={several}", "--benchmark=seen")[1]
     assert "threshold 0.2500" in out

@@ -63,7 +63,7 @@ def _verdict_lines(result: dict[str, Any]) -> list[str]:
     lines += _lower_lines(result)
     seen = measured_on["identities_seen_in_training"]
     if seen is None:
-        unknown = "is not known: it follows another naming, or the model is not of fvjax"
+        unknown = "is not known: another naming, or no model of fvjax"
         lines.append(f"whether training saw identities of {name} {unknown}")
     elif seen:
         lines.append(f"training saw {seen} of its identities: expect more false accepts among strangers")
