@@ -49,6 +49,10 @@ class ForeignModel:
         """The part that knows `yes_no`, as in our models."""
         return self
 
+    def p_same(self, a: NDArray, b: NDArray) -> NDArray:
+        """Raise ValueError: only our models answer about pairs."""
+        raise ValueError("a model that is not fvjax's has embeddings and no answers; compare those by cosine")
+
 
 def of_function(spec: str) -> tuple[Embed, str]:
     """Return the function that `module:name` names, and the hash of its source.

@@ -12,11 +12,11 @@ import pytest
 from fvjax.config import base, benchmark, typed
 from fvjax.data import prepare, stores
 from fvjax.data.alignment import flags, geometry
-from fvjax.data.readers import pair_list
+from fvjax.data.readers import benchmark_lists, pair_list
 from fvjax.evals import baselines, folds
 from fvjax.tasks.benchmarks import Benchmarks, CosineScore
 from tests.test_messy_folders import NFC, NFD, put
-from tests.test_prepare import fails, run
+from tests.test_prepare import fails, lfw, run  # noqa: F401
 from tests.test_prepare import put as put_of_size
 
 PICTURES = ("ann/1.jpg", "ann/2 (1).PNG", "Bob, Jr.jpg", "cem.JPEG", f"{NFD}.jpg", "eva.webp")
@@ -276,3 +276,19 @@ def test_flags_reach_the_conversion(src, tmp_path, monkeypatch, capsys):
     assert prepare.main(["pairs", f"--src={src}", "--pairs=x.csv", f"--dst={tmp_path / 's'}", *flags_given]) == 2
     assert told["aligner"] == ("scrfd", None, {"policy": "fallback", "workers": 3})
     assert (told["pairs"], told["name"], told["resize"]) == (Path("x.csv"), None, False)
+
+
+def test_lfw_as_a_list_of_ones_own_is_the_same_benchmark(lfw, tmp_path, capsys):
+    command, src, pairs = lfw
+    assert run(capsys, command, src, pairs, f"--dst={tmp_path / 'official'}")[0] == 0
+    rows = benchmark_lists.read_lfw(Path(pairs.partition("=")[2]))
+    lines = [
+        f"{row.a},{row.b},{int(row.identity_a == row.identity_b)},{row.fold},{row.identity_a},{row.identity_b}"
+        for row in rows
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,same,fold,identity_a,identity_b", *lines]))
+    assert run(capsys, "pairs", src, f"--pairs={tmp_path / 'mine.csv'}", f"--dst={tmp_path / 'own'}")[0] == 0
+    official, own = (stores.Store(tmp_path / name, "test") for name in ("official", "own"))
+    assert own.data_hash == official.data_hash
+    entries = own.manifest["benchmarks"]["mine"], official.manifest["benchmarks"]["lfw"]
+    assert {key: entries[0][key] for key in entries[1]} == entries[1]
