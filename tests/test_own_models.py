@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -407,7 +408,7 @@ def test_thresholds_that_cross_leave_no_range(evaluated, crops, capsys):
 def test_scores_that_are_missing_or_of_other_data(evaluated, crops, capsys):
     file = evaluated / "scores/synthetic.npz"
     scores = pair_scores.read(file)
-    PairScores(**{**vars(scores), "data_hash": "other"}).write(file)
+    dataclasses.replace(scores, data_hash="other").write(file)
     arguments = crops[0], crops[1], f"--model={evaluated}", "--far=0.1"
     refused(capsys, f"{file} is of other data than {evaluated / 'results.json'}; evaluate again", *arguments)
     file.unlink()

@@ -278,8 +278,8 @@ def test_flags_reach_the_conversion(src, tmp_path, monkeypatch, capsys):
     assert (told["pairs"], told["name"], told["resize"]) == (Path("x.csv"), None, False)
 
 
-def test_lfw_as_a_list_of_ones_own_is_the_same_benchmark(lfw, tmp_path, capsys):
-    command, src, pairs = lfw
+def test_lfw_as_a_list_of_ones_own_is_the_same_benchmark(request, tmp_path, capsys):
+    command, src, pairs = request.getfixturevalue("lfw")
     assert run(capsys, command, src, pairs, f"--dst={tmp_path / 'official'}")[0] == 0
     rows = benchmark_lists.read_lfw(Path(pairs.partition("=")[2]))
     lines = [

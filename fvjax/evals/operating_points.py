@@ -6,7 +6,7 @@ by the same rule: each fold's threshold is chosen on the scores of the other fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +153,9 @@ def lower(workdir: Path, results: Mapping[str, Any], name: str, fnmr: float) -> 
     }
 
 
-def _located(rule: Any, pairs: PairScores, rate: float, flag: str, name: str) -> Threshold:
+def _located(
+    rule: Callable[[PairScores, float], Threshold], pairs: PairScores, rate: float, flag: str, name: str
+) -> Threshold:
     """Apply a rule; its ValueError begins with the flag and the benchmark."""
     try:
         return rule(pairs, rate)

@@ -77,7 +77,7 @@ def _first_line(result: dict[str, Any]) -> str:
     for_far = "" if result["measured_on"] is None else f", for FAR {result['far']:g}"
     if result["same"]:
         return f"{said} >= threshold {threshold:.4f}{for_far}"
-    if result["same"] is None:
+    if lower and result["same"] is None:
         ends = f"{lower['threshold']:.4f} (FNMR {lower['fnmr']:g}) and {threshold:.4f} (FAR {result['far']:g})"
         return f"{said} lies between {ends}"
     if lower and lower["has_range"]:
