@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fvjax
-from fvjax import errors, files, foreign, startup
+from fvjax import errors, files, foreign, foreign_workdir, startup
 from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
 from fvjax.data.stores.manifest import read_manifest
 
@@ -56,7 +56,8 @@ def evaluate(
 
     Args:
         embed: uint8 [N, 112, 112, 3] RGB -> float [N, D].
-        identity: what the embedder is, JSON-ready: it becomes config.json, and its "hash" the base_hash of the results.
+        identity: what the embedder is and where, JSON-ready, see :mod:`fvjax.foreign_workdir`. It becomes config.json,
+            and its "hash" the base_hash of the results.
         name: of this evaluation, see docs/results.md.
     Returns:
         the contents of results.json as far as this evaluation goes.
@@ -97,7 +98,7 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
     """Write config.json, or raise ValueError if it is another embedder's or a training run's."""
     file = workdir / "config.json"
     text = json.dumps(identity, indent=1)
-    if file.exists() and json.loads(file.read_text()) != json.loads(text):
+    if file.exists() and not foreign_workdir.is_same(foreign_workdir.read_config(workdir), json.loads(text)):
         raise ValueError(f"{workdir} is of another model ({file}); choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace_file(file, text)
@@ -143,18 +144,23 @@ def _open(flags: Any) -> tuple[foreign.Embed, dict[str, Any]]:
     """Open the model that the flags name; return it with what identifies it."""
     if flags.embedder:
         embed, source = foreign.of_function(flags.embedder)
-        return embed, {"embedder": flags.embedder, "hash": source}
+        return embed, {"embedder": flags.embedder, "hash": source, "kind": "function", "folder": str(Path.cwd())}
+    path = str(flags.model.absolute())
     if flags.model.suffix.lower() == ".onnx":
         embed, digest = foreign.of_onnx(flags.model, flags.channels, flags.pixels)
-        return embed, {"embedder": flags.model.name, "hash": digest, "channels": flags.channels, "pixels": flags.pixels}
+        reads = {"channels": flags.channels, "pixels": flags.pixels}
+        return embed, {"embedder": flags.model.name, "hash": digest, **reads, "kind": "onnx", "path": path}
     from fvjax import api
     from fvjax.training.checkpoint import base_hash
 
     if api.is_workdir(flags.model):
         again = f"python -m fvjax.main --mode=eval --workdir={flags.model}"
         raise ValueError(f"{flags.model} is a run, which keeps its own results: {again}")
+    if foreign_workdir.is_evaluated(flags.model):
+        raise ValueError(f"{flags.model} holds an evaluation; give the model itself, which config.json there names")
     embed = foreign.checked(api.Embedder(flags.model), str(flags.model))
-    return embed, {"embedder": str(flags.model), "hash": base_hash(str(flags.model))}
+    digest = base_hash(str(flags.model))
+    return embed, {"embedder": str(flags.model), "hash": digest, "kind": "checkpoint", "path": path}
 
 
 if __name__ == "__main__":

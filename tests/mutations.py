@@ -40,6 +40,7 @@ DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "t
 DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
+OWN = "tests/test_own_models.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2206,8 +2207,8 @@ FAULTS = (
         "verify_flip_sum_of_config",
         "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
         "fvjax/api.py",
-        'return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False',
-        "return bool(model.run.config.eval.flip_sum) if model.run else False",
+        'return bool(results.get("flip_sum", own))',
+        "return bool(own)",
         ("tests/test_verify.py::test_scores_and_threshold_are_the_evaluations[flipped]",),
     ),
     Fault(
@@ -3155,6 +3156,55 @@ FAULTS = (
         "updates = jax.tree.map(lambda rows, u: jnp.where(rows, 0.0, u), idle, updates)",
         "del idle",
         ("tests/test_margin_run.py::test_rows_without_a_gradient_keep_their_values_and_momenta",),
+    ),
+    # ---- models and pairs of one's own
+    Fault(
+        "fnmr_threshold_one_too_low",
+        "one genuine pair fewer than the rate allows lies below the lower threshold",
+        "fvjax/evals/operating_points.py",
+        "np.sort(scores)[_count(scores, fnmr)]",
+        "np.sort(scores)[_count(scores, fnmr) - 1]",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol",),
+    ),
+    Fault(
+        "threshold_of_the_own_fold",
+        "a fold's threshold for a rate is chosen on its own scores",
+        "fvjax/evals/operating_points.py",
+        "scores[fold != number] if",
+        "scores[fold == number] if",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol[5]",),
+    ),
+    Fault(
+        "verify_always_tells",
+        "a score between two thresholds is called different persons",
+        "fvjax/verify.py",
+        "return None if is_unsure else False",
+        "return False",
+        (OWN + "test_between_two_thresholds_it_cannot_tell",),
+    ),
+    Fault(
+        "changed_foreign_model",
+        "verify uses the threshold of a file that has changed since it was evaluated",
+        "fvjax/foreign_workdir.py",
+        'if digest != identity["hash"]:',
+        "if not digest:",
+        (OWN + "test_an_onnx_file_is_opened_as_it_was_evaluated",),
+    ),
+    Fault(
+        "other_default_model",
+        "whatever the Hub serves is used as the default model",
+        "fvjax/default_model.py",
+        "if found != SHA256:",
+        "if not found:",
+        (OWN + "test_another_file_in_its_place_is_refused",),
+    ),
+    Fault(
+        "pair_list_contradiction",
+        "the same two pictures may be labelled as one person and as two",
+        "fvjax/data/readers/pair_list.py",
+        "if earlier.same != row.same:",
+        "if not earlier:",
+        ("tests/test_pair_list.py::test_mistakes_are_named_by_line",),
     ),
 )
 

@@ -81,6 +81,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--json": "test_verify::test_as_a_command",
         "--face": "test_photographs::test_the_chosen_face_is_compared",
         "--save": "test_photographs::test_the_saved_picture_shows_faces_and_verdict",
+        "--far": "test_own_models::test_another_far_has_the_threshold_of_the_scores",
+        "--unsure": "test_own_models::test_between_two_thresholds_it_cannot_tell",
+        **dict.fromkeys(("--channels", "--pixels"), "test_own_models::test_an_onnx_file_has_a_score_and_no_threshold"),
     },
     "fvjax.compare": {
         "runs": "test_compare::test_runs_that_differ_in_their_seed_are_one_model",
@@ -170,6 +173,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--workers": f"{HERE}::test_photographs_are_aligned_by_as_many_processes",
         "--policy": f"{HERE}::test_photographs_are_aligned_by_as_many_processes",
         "--protocol": "test_prepare::test_cfp",
+    },
+    "fvjax.data.prepare pairs": {
+        **dict.fromkeys(("--src", "--dst", "--pairs", "--name"), "test_pair_list::test_the_store"),
+        "--policy": "test_pair_list::test_missing_pictures",
+        "--resize": "test_pair_list::test_sizes_and_photographs",
+        **dict.fromkeys(("--align", "--workers"), "test_pair_list::test_flags_reach_the_conversion"),
+        "--landmarks": "test_pair_list::test_sizes_and_photographs",
     },
     "fvjax.data.prepare bin": {
         "--src": "test_insightface_bin::test_the_store",
