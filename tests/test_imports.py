@@ -18,13 +18,14 @@ LAYERS: tuple[set[str], ...] = (
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
     {"losses", "evals", "cli", "foreign"},
-    {"tasks", "diagnosis"},
+    {"tasks", "diagnosis", "reporting"},
     {"training"},
     {"planning", "chat_model"},
     {"api", "results"},
     {"experiment"},
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {"report"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
