@@ -371,9 +371,15 @@ def test_benchmarks_without_pairs_are_tables_or_one_line(run, tmp_path):
 
 def test_a_training_run_is_described(run, tmp_path):
     settings = {
-        "name": "vit_lora", "task": "pair_answer", "model": {"kind": "vlm", "pooling": ""}, "init_from": "/data/InternVL2",
-        "lora": {"rank": 8}, "epochs": 20, "steps": 0, "seed": 3,
-    }  # fmt: skip
+        "name": "vit_lora",
+        "task": "pair_answer",
+        "model": {"kind": "vlm", "pooling": ""},
+        "init_from": "/data/InternVL2",
+        "lora": {"rank": 8},
+        "epochs": 20,
+        "steps": 0,
+        "seed": 3,
+    }
     (run / "config.json").write_text(json.dumps(settings))
     found = made_page(run, out=tmp_path)
     assert found.fact("weights that it started from") == "InternVL2"

@@ -65,5 +65,5 @@ def find_store(run: FinishedRun, benchmark: str, given: Sequence[Path]) -> tuple
 
 
 def face(store: Store, record: int) -> bytes:
-    """Return the picture of a record as a new JPEG, which holds nothing but pixels. Raises ValueError: it is damaged."""
+    """Encode the picture of a record anew: the JPEG holds nothing but pixels. Raises ValueError: it is damaged."""
     return images.encode(store.image(record))

@@ -101,9 +101,9 @@ def figure_row(name: str, entry: Mapping[str, Any]) -> list[str]:
 def rates_table(points: Sequence[OperatingPoint]) -> Html:
     """Return the table of false match rates with the threshold and the false non-match rate that belong to each."""
     caption = (
-        "All pairs pooled. The threshold is the lowest one that accepts at most this share of the impostor pairs; it is "
-        "chosen on the pairs that it is judged on. Shares in per cent; intervals of FNMR: bootstrap, of the share of "
-        "false matches: Wilson."
+        "All pairs pooled. The threshold is the lowest one that accepts at most this share of the impostor pairs; it "
+        "is chosen on the pairs that it is judged on. Shares in per cent; intervals of FNMR: bootstrap, of the share "
+        "of false matches: Wilson."
     )
     return table(RATE_HEADS, [rate_row(point) for point in points], caption)
 

@@ -14,19 +14,25 @@ from fvjax.reporting.page import Html, element, facts, figure, join, paragraph, 
 from fvjax.reporting.pair_sections import ROW_HEADS, Options, benchmark_section, figure_row
 
 GROUPS_CAUTION = (
-    "Read these rows with care. Each group is a list of pairs of its own with thresholds of its own, so they do not say "
-    "how one common threshold treats the groups. A group of few people has a wide interval: differences that the "
+    "Read these rows with care. Each group is a list of pairs of its own with thresholds of its own, so they do not "
+    "say how one common threshold treats the groups. A group of few people has a wide interval: differences that the "
     "intervals span show nothing. The labels are those of the benchmark's authors."
 )
 GLOSSARY = (
     ("genuine, impostor pair", "two pictures of one person; of two persons"),
-    ("FMR, FNMR", "false match rate: share of impostor pairs accepted (FAR in results.json); false non-match rate: share "
-     "of genuine pairs not accepted (1 - TAR). The names are those of ISO/IEC 19795-1"),
+    (
+        "FMR, FNMR",
+        "false match rate: share of impostor pairs accepted (FAR in results.json); false non-match rate: share of "
+        "genuine pairs not accepted (1 - TAR). The names are those of ISO/IEC 19795-1",
+    ),
     ("EER, AUC", "error rate where FMR and FNMR are equal; area under the ROC curve"),
-    ("95% interval", "what other people's faces might have given with this trained model. It does not cover what another "
-     "seed of training would have given, nor pictures of another kind than the benchmark's"),
+    (
+        "95% interval",
+        "what other people's faces might have given with this trained model. It does not cover what another seed of "
+        "training would have given, nor pictures of another kind than the benchmark's",
+    ),
     ("failure to acquire", "pictures that a benchmark names and in which no face was found, or that were missing"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,9 @@ def other_benchmark(benchmark: str, entry: Mapping[str, Any]) -> Html:
         rows = [[kind, *_question_cells(its)] for kind, its in kinds.items() if its]
         heads = ("questions", "number", "generated", "chosen", "majority", "random")
         caption = (
-            "Shares of right answers in per cent, with 95% Wilson intervals. Generated: the text that the model writes; "
-            "chosen: the option that it finds most probable; majority: always the most frequent answer; random: guessing."
+            "Shares of right answers in per cent, with 95% Wilson intervals. Generated: the text that the model "
+            "writes; chosen: the option that it finds most probable; majority: always the most frequent answer; "
+            "random: guessing."
         )
         return join([title, table(heads, rows, caption)])
     kind = "of FaceXBench's questions" if "generation" in entry else "of a task that reports do not know"
