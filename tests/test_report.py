@@ -161,7 +161,7 @@ def test_the_table_of_error_rates_is_that_of_a_plain_count(both, made):
     assert rows[0][4] == f"{100 * np.mean(genuine < threshold):.2f}"
     assert rows[0][5] == f"{100 - 100 * edges[1]:.2f} to {100 - 100 * edges[0]:.2f}"
     for row, needed in zip(rows[1:], ("100", "1,000", "10,000", "100,000", "1,000,000"), strict=True):
-        assert row[1] == f"not measured: 40 impostor pairs, {needed} needed"
+        assert row[1:3] == ["not measured", f"40 impostor pairs, {needed} needed"]
 
 
 def test_a_threshold_is_the_lowest_that_accepts_few_enough():
@@ -226,8 +226,11 @@ def test_the_hardest_pairs_have_their_records_and_files(both, made, store):
 
 def test_two_runs_are_compared_pair_by_pair(both, made):
     found = compare.compare([made / "one", made / "two"], bootstrap=100)
-    expected = [list(row[1:]) for row in compare.rows(found, list(paired.FIGURES))]
-    assert both.table("figure", "model") == expected
+    expected = [
+        [f"{model}\n{words.FIGURES[figure]}", *(cell or "–" for cell in cells)]
+        for _, figure, model, *cells in compare.rows(found, list(paired.FIGURES))
+    ]
+    assert both.table("model and figure", "seeds") == expected
     assert compare.NOTE in both.text
 
 

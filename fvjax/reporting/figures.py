@@ -58,7 +58,8 @@ def histogram(benchmark: str, scores: PairScores, measure: str, thresholds: Mapp
     axes.set(xlabel=f"score ({measure})", ylabel="share of the pairs of a kind")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=6.5, ncols=2, loc="upper center")
     return _svg(figure)
 
 

@@ -20,15 +20,19 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-bottom: .2rem; border-bottom: 2px solid #0072b2; }
 h3 { font-size: 1.1rem; margin: 1.8rem 0 .4rem; }
 h4 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
-h1, h2, h3, h4, td, th, dd, p, li { overflow-wrap: anywhere; }
+h1, h2, h3, h4, dd, p, li, td:first-child, table.text small { overflow-wrap: anywhere; }
 p, ul { margin: .4rem 0 .7rem; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 .9rem; font-size: .84rem;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-size: .84rem; color: #4a5159; padding-bottom: .3rem; }
 th, td { padding: .28rem .45rem; text-align: right; vertical-align: top; border-bottom: 1px solid #d8dde3; }
+td { white-space: nowrap; }
 th { border-bottom: 2px solid #59636e; vertical-align: bottom; }
 th:first-child, td:first-child, table.text th, table.text td { text-align: left; }
-td small { display: block; color: #4a5159; white-space: nowrap; }
+td:first-child { min-width: 7.5em; white-space: normal; }
+td small { display: block; color: #4a5159; }
+table.text td { white-space: normal; }
+table.text td:first-child { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .88rem; margin: .5rem 0; }
 dt { color: #4a5159; }
 dd { margin: 0; }
@@ -40,13 +44,15 @@ img.face { width: 56px; height: 56px; vertical-align: middle; }
 .note { color: #4a5159; font-size: .86rem; }
 .caution { border-left: 4px solid #d55e00; padding: .2rem .7rem; background: #fdf3ec; }
 @media print {
+  html { font-size: 9.5pt; }
   body { font-size: 9.5pt; max-width: none; padding: 0; }
   h2 { break-before: page; }
   h2.first { break-before: auto; }
   h1, h2, h3, h4, caption { break-after: avoid; }
   figure, tr, .caution, dl > * { break-inside: avoid; }
   thead { display: table-header-group; }
-  table { font-size: 7.8pt; }
+  table { font-size: 7.6pt; }
+  th, td { padding: .2rem .3rem; }
   .figures { display: block; }
   .figures figure { display: inline-block; width: 48%; vertical-align: top; }
   .caution { background: none; }

@@ -17,7 +17,8 @@ from fvjax.reporting.hardest import HardPair, face, find_store, hardest
 from fvjax.reporting.page import Html, element, figure, join, paragraph, picture, table, two_lines
 from fvjax.reporting.rates import OperatingPoint, fold_threshold, operating_points
 
-ROW_HEADS = ("row", "pairs", *words.FIGURES.values())
+UNBROKEN = "\u2011"  # a hyphen at which no line ends: 1e-3 is one word
+ROW_HEADS = ("row", "pairs", *(words.FIGURES[key].replace("-", UNBROKEN) for key in words.FIGURES))
 RATE_HEADS = ("FMR at most", "threshold", "false matches", "their share, 95% interval", "FNMR", "95% interval")
 HARD_HEADS = ("score", "pair", "fold", "picture a", "picture b")
 
@@ -43,7 +44,7 @@ def benchmark_section(name: str, run: FinishedRun, benchmark: str, options: Opti
     """Return the section of one benchmark of a run; `name` is the run's."""
     entry = run.results["benchmarks"][benchmark]
     scores, problem = _scores(run, benchmark)
-    compared = f" {len(np.union1d(scores.a, scores.b)):,} pictures of them are compared." if scores else ""
+    compared = f" In all, {len(np.union1d(scores.a, scores.b)):,} pictures are compared." if scores else ""
     sentences = [*words.protocol(run, entry), words.acquisition(entry) + compared, words.seen_sentence(entry)]
     parts = [
         element("h3", f"{benchmark}: {name}"),
@@ -111,8 +112,8 @@ def rates_table(points: Sequence[OperatingPoint]) -> Html:
 def rate_row(point: OperatingPoint) -> list[str]:
     """Return the cells of one operating point, columns as in RATE_HEADS."""
     if not point.measured:
-        reason = f"not measured: {point.impostors:,} impostor pairs, {point.needed:,} needed"
-        return [point.target, reason, *("–",) * 4]
+        reason = f"{point.impostors:,} impostor pairs, {point.needed:,} needed"
+        return [point.target, "not measured", reason, *("–",) * 3]
     threshold = f"{point.threshold:.4f}" if point.threshold is not None else words.UNKNOWN
     low, high = (words.small_share(edge) for edge in point.fmr_ci95 or (0.0, 1.0))
     few = " (few)" if (point.false_matches or 0) < words.FEW else ""

@@ -73,11 +73,11 @@ def summary_section(runs: Mapping[str, FinishedRun]) -> Html:
 
 def comparison_section(comparison: Comparison, bootstrap: int) -> Html:
     """Return the paired differences of several runs, with ROC and DET curves of all."""
-    parts = [element("h2", "Comparison")]
+    parts = [element("h2", "Comparison", class_="first")]
     if comparison.problem:
         return join([*parts, paragraph(f"The runs are not compared: {comparison.problem}")])
     for benchmark, models in comparison.curves.items():
-        rows = [row[1:] for row in comparison.rows if row[0] == benchmark]
+        rows = [comparison_row(row) for row in comparison.rows if row[0] == benchmark]
         count = figures.resamples(next(iter(models.values()))[0], min(bootstrap, 500))
         drawn = [(kind, draw(benchmark, models, count)) for kind, draw in (("ROC", figures.roc), ("DET", figures.det))]
         images = [
@@ -88,10 +88,16 @@ def comparison_section(comparison: Comparison, bootstrap: int) -> Html:
         ]
         parts += [
             element("h3", benchmark),
-            table(comparison.heads[1:], rows),
+            table(("model and figure", *comparison.heads[3:]), rows, "In per cent."),
             element("div", *images, class_="figures"),
         ]
     return join([*parts, paragraph(comparison.note, class_="note")])
+
+
+def comparison_row(row: Sequence[str]) -> list[str]:
+    """Return a row of :mod:`fvjax.compare` without its benchmark, figure and model in one cell."""
+    _, figure_name, model, *cells = row
+    return [two_lines(model, words.FIGURES[figure_name]), *(cell or "–" for cell in cells)]
 
 
 # ---- one run
