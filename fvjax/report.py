@@ -22,12 +22,12 @@ from fvjax.reporting.pair_sections import Options
 from fvjax.reporting.run_sections import Comparison
 
 
-def report(runs: Sequence[str | Path], options: Options = Options()) -> str:  # noqa: B008 - it is frozen
+def report(runs: Sequence[str | Path], options: Options | None = None) -> str:
     """Return the report card of finished runs, an HTML document.
 
     Raises ValueError: not a finished run, the same one twice, or results that another version of fvjax wrote.
     """
-    paths = [Path(run) for run in runs]
+    paths, options = [Path(run) for run in runs], options or Options()
     if repeated := [path for n, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:n]]]:
         raise ValueError(f"{repeated[0]} is given twice")
     opened = dict(zip(short_names(paths), map(read_run, paths), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 from fvjax import compare, evaluate, report
 from fvjax.data import images, stores, synthetic
 from fvjax.evals import pair_scores, paired
-from fvjax.reporting import figures, page, rates, words
+from fvjax.reporting import figures, page, pair_sections, rates, words
 
 NAME = "<script>alert(1)</script> & $x$"
 VOID = {"meta", "img", "br"}
@@ -172,7 +173,15 @@ def test_a_threshold_is_the_lowest_that_accepts_few_enough():
         scores = pair_scores.PairScores(values, same, *[np.zeros(200, np.int64)] * 5, "d", "p")
         for rate in (0.5, 0.1, 0.01, 0.001):
             allowed = [float(t) for t in values if np.mean(values[~same] >= t) <= rate]
-            assert rates.lowest_threshold(scores, rate) == (min(allowed) if allowed else None)
+            assert rates.lowest_threshold(scores, rate) == (min(allowed) if allowed else math.inf)
+
+
+def test_a_threshold_that_no_score_reaches_is_said():
+    values, same = np.array([0.5, 0.9, 0.1], np.float32), np.array([True, False, False])
+    scores = pair_scores.PairScores(values, same, *[np.zeros(3, np.int64)] * 5, "d", "p")
+    entry = {"n_impostor": 10, "tar@far=1e-1": {"value": 0.0, "ci95": None, "impostors_above": 0}}
+    row = pair_sections.rate_row(rates.operating_points(entry, scores)[0])
+    assert row == ["1e-1", "above all scores", "0 of 10 (few)", "0 to 28", "100.00", "no interval"]
 
 
 def test_protocol_and_threshold_are_told_in_words(both, made):
@@ -202,7 +211,7 @@ def test_the_origin_of_the_figures_is_listed(both, made):
         assert both.fact(key) == (
             evaluation["environment"][key] or "not known: an older version of fvjax did not note it"
         )
-    assert both.fact("hash of the base") == "ab" * 32
+    assert both.fact("hash of the model") == "ab" * 32
     assert both.fact("hash of synthetic") == results["benchmarks"]["synthetic"]["data_hash"]
     assert both.fact("code version") == results["code_version"]
     assert all(text.strip() for text in both.texts["dd"])
@@ -339,7 +348,7 @@ def test_every_row_of_a_run_is_there(run, tmp_path):
     assert found.table("date")[0] == ["2026", "mirrored", "lfw", "evaluations/2026"]
     assert found.fact("hash of the training data") == "t" * 8
     assert any(row[0] == "validation" and row[1] == "15" for table in found.tables for row in table["rows"])
-    assert "no benchmark" not in found.text.lower() or "labels of groups" in found.text
+    assert "No benchmark of this run has labels of groups" in found.text
 
 
 def test_groups_have_rows_and_a_caution(run, tmp_path):

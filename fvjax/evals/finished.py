@@ -58,6 +58,8 @@ class FinishedRun:
 
     @property
     def _again(self) -> str:
+        if self.is_foreign:
+            return f"python -m fvjax.evaluate --workdir={self.workdir}, with the flags of the first time"
         return f"python -m fvjax.main --config={self.workdir}/config.json --workdir={self.workdir} --mode=eval"
 
 

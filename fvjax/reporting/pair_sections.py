@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,20 +112,26 @@ def rates_table(points: Sequence[OperatingPoint]) -> Html:
 
 def rate_row(point: OperatingPoint) -> list[str]:
     """Return the cells of one operating point, columns as in RATE_HEADS."""
-    if not point.measured:
+    measured = point.measured
+    if measured is None:
         reason = f"{point.impostors:,} impostor pairs, {point.needed:,} needed"
         return [point.target, "not measured", reason, *("–",) * 3]
-    threshold = f"{point.threshold:.4f}" if point.threshold is not None else words.UNKNOWN
-    low, high = (words.small_share(edge) for edge in point.fmr_ci95 or (0.0, 1.0))
-    few = " (few)" if (point.false_matches or 0) < words.FEW else ""
+    low, high = (words.small_share(edge) for edge in measured.fmr_ci95)
+    few = " (few)" if measured.false_matches < words.FEW else ""
     return [
         point.target,
-        threshold,
-        f"{point.false_matches:,} of {point.impostors:,}{few}",
+        _threshold(measured.threshold),
+        f"{measured.false_matches:,} of {point.impostors:,}{few}",
         f"{low} to {high}",
-        words.percent(point.fnmr or 0.0),
-        words.interval(point.fnmr_ci95),
+        words.percent(measured.fnmr),
+        words.interval(measured.fnmr_ci95),
     ]
+
+
+def _threshold(threshold: float | None) -> str:
+    if threshold is None:
+        return words.UNKNOWN
+    return f"{threshold:.4f}" if math.isfinite(threshold) else "above all scores"
 
 
 # ---- figures

@@ -20,29 +20,36 @@ TARGETS = {**folds.FARS, **folds.SMALL_FARS}  # "1e-1" … "1e-6"
 
 
 @dataclass(frozen=True)
+class ErrorRates:
+    """What a threshold does to all pairs, pooled.
+
+    Attributes:
+        threshold: None if the scores are not there; infinite if the highest scores are impostors'.
+        false_matches, fmr_ci95: impostor pairs accepted, and the Wilson interval of their share.
+        fnmr, fnmr_ci95: the false non-match rate and its bootstrap interval; None without resamples.
+    """
+
+    threshold: float | None
+    false_matches: int
+    fmr_ci95: list[float]
+    fnmr: float
+    fnmr_ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class OperatingPoint:
-    """The lowest threshold whose false match rate is at most a target, all pairs pooled.
+    """The lowest threshold whose false match rate is at most a target.
 
     Attributes:
         target: the false match rate, as in results.json.
         impostors, needed: how many impostor pairs there are, and how many it takes for one to be accepted.
-        fnmr, fnmr_ci95: None if there are too few impostor pairs, the interval also if there were no resamples.
-        false_matches, fmr_ci95: impostor pairs accepted, and the Wilson interval of their share; None if not measured.
-        threshold: None if not measured, if the scores are not there, or if every score has too many impostors.
+        measured: None if there are too few impostor pairs.
     """
 
     target: str
     impostors: int
     needed: int
-    fnmr: float | None = None
-    fnmr_ci95: tuple[float, float] | None = None
-    false_matches: int | None = None
-    fmr_ci95: list[float] | None = None
-    threshold: float | None = None
-
-    @property
-    def measured(self) -> bool:
-        return self.fnmr is not None
+    measured: ErrorRates | None
 
 
 def operating_points(entry: Mapping[str, Any], scores: PairScores | None) -> list[OperatingPoint]:
@@ -59,31 +66,29 @@ def _operating_point(entry: Mapping[str, Any], scores: PairScores | None, target
     impostors, needed = entry["n_impostor"], identification.needed(TARGETS[target])
     tar = entry.get(f"tar@far={target}", {"value": None})  # older versions lack the small rates
     if impostors < needed or tar["value"] is None:
-        return OperatingPoint(target, impostors, needed)
+        return OperatingPoint(target, impostors, needed, None)
     above, edges = tar["impostors_above"], tar["ci95"]
-    return OperatingPoint(
-        target,
-        impostors,
-        needed,
-        fnmr=1 - tar["value"],
-        fnmr_ci95=None if edges is None else (1 - edges[1], 1 - edges[0]),
+    measured = ErrorRates(
+        threshold=None if scores is None else lowest_threshold(scores, TARGETS[target]),
         false_matches=above,
         fmr_ci95=intervals.wilson(above, impostors),
-        threshold=None if scores is None else lowest_threshold(scores, TARGETS[target]),
+        fnmr=1 - tar["value"],
+        fnmr_ci95=None if edges is None else (1 - edges[1], 1 - edges[0]),
     )
+    return OperatingPoint(target, impostors, needed, measured)
 
 
-def lowest_threshold(scores: PairScores, rate: float) -> float | None:
+def lowest_threshold(scores: PairScores, rate: float) -> float:
     """Return the lowest score that, as a threshold, accepts at most this share of the impostor pairs.
 
-    None if no score does: then the highest scores are impostors'.
+    Infinity if no score does: then the highest scores are impostors'.
     """
     impostors = np.sort(scores.scores[~scores.same])[::-1]
     allowed = math.floor(len(impostors) * rate + 1e-9)
     if allowed >= len(impostors):
         return float(scores.scores.min())
     above = scores.scores[scores.scores > impostors[allowed]]
-    return float(above.min()) if len(above) else None
+    return float(above.min()) if len(above) else math.inf
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def origin_section(run: FinishedRun) -> Html:
     environment = evaluation.get("environment", {})
     old = "an older version of fvjax did not note it"
     devices = evaluation.get("devices") or environment.get("devices")
-    trained = "trained elsewhere" if run.is_foreign else "nothing was trained"
+    trained = f"{words.UNKNOWN}: trained elsewhere" if run.is_foreign else "none: nothing was trained"
     listed = [
         ("evaluated", words.or_unknown(evaluation.get("date"), old)),
         ("name of the evaluation", evaluation.get("name") or "none was given"),
@@ -203,9 +203,12 @@ def origin_section(run: FinishedRun) -> Html:
             for key in ("processor", "system", "python", "jax", "numpy")
         ),
         ("code version", words.or_unknown(results.get("code_version"))),
-        ("hash of the config", words.or_unknown(results.get("config_hash"), "a foreign model has no config of a run")),
-        ("hash of the base", results.get("base_hash") or "none: no weights that it started from"),
-        ("hash of the training data", results.get("train_data_hash") or f"none: {trained}"),
+        ("hash of the config", results.get("config_hash") or "none: a foreign model has no config of a run"),
+        (
+            f"hash of the {'model' if run.is_foreign else 'base'}",
+            results.get("base_hash") or "none: no weights that it started from",
+        ),
+        ("hash of the training data", results.get("train_data_hash") or trained),
         *(
             (f"hash of {name}", words.or_unknown(entry.get("data_hash")))
             for name, entry in results["benchmarks"].items()
@@ -237,4 +240,4 @@ def _later(run: FinishedRun) -> Html:
 
 def glossary() -> Html:
     """Return what the terms mean."""
-    return join([element("h2", "How to read this"), facts(GLOSSARY)])
+    return join([element("h2", "How to read this", class_="first"), facts(GLOSSARY)])
