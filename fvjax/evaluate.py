@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ def evaluate(
     batch_size: int = 64,
     bootstrap: int = 1000,
     name: str = "",
+    devices: str = "",
 ) -> dict[str, Any]:
     """Evaluate an embedder on benchmarks, write what a run's evaluation writes into `workdir`, and print the table.
 
@@ -59,6 +62,7 @@ def evaluate(
         identity: what the embedder is and where, JSON-ready, see :mod:`fvjax.foreign_workdir`. It becomes config.json,
             and its "hash" the base_hash of the results.
         name: of this evaluation, see docs/results.md.
+        devices: on what the embedder computes, if not on jax's devices; results.json notes it.
     Returns:
         the contents of results.json as far as this evaluation goes.
     Raises:
@@ -67,6 +71,7 @@ def evaluate(
     from fvjax import results
     from fvjax.tasks import benchmarks as judge
 
+    started = time.perf_counter()
     settings = EvalConfig(batch_size=batch_size, flip_sum=flip_sum, bootstrap=bootstrap, benchmarks=benchmarks)
     judges = judge.Benchmarks(settings, DataConfig(), 0, workdir)
     judges.check(foreign.IMAGE_SIZE)
@@ -85,11 +90,14 @@ def evaluate(
         "train_data_hash": "",
         "code_version": fvjax.code_version(),
         "dtype": "float32",
-        "seconds": 0.0,
+        "seconds": round(time.perf_counter() - started, 1),
     }
     if judges.failed:
         found["failed"] = dict(judges.failed)
-    found = results.publish(workdir, found, judge.report(workdir.name, found, scored), name)
+    report = judge.report(workdir.name, found, scored, judges.stores)
+    if devices:
+        report.origin["devices"] = devices
+    found = results.publish(workdir, found, report, name)
     results.check_complete({workdir: found})
     return found
 
@@ -133,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=flags.batch_size,
             bootstrap=flags.bootstrap,
             name=flags.name,
+            devices=_devices(flags),
         )
     except (ValueError, OSError) as error:
         print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
@@ -161,6 +170,14 @@ def _open(flags: Any) -> tuple[foreign.Embed, dict[str, Any]]:
     embed = foreign.checked(api.Embedder(flags.model), str(flags.model))
     digest = base_hash(str(flags.model))
     return embed, {"embedder": str(flags.model), "hash": digest, "kind": "checkpoint", "path": path}
+
+
+def _devices(flags: Any) -> str:
+    """Say on what the model computes, if not on jax's devices."""
+    if flags.embedder:
+        return "not known: a Python function chooses them itself"
+    onnx = flags.model.suffix.lower() == ".onnx"
+    return f"CPU, by onnxruntime {metadata.version('onnxruntime')}" if onnx else ""
 
 
 if __name__ == "__main__":

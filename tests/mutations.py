@@ -41,6 +41,7 @@ DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
 OWN = "tests/test_own_models.py::"
+REPORT, CARD = "tests/test_report.py::", "tests/test_model_card.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -3058,6 +3059,63 @@ FAULTS = (
         'x[..., ::-1] if channels == "bgr" else x',
         "x",
         ("tests/test_foreign.py::test_an_onnx_network_reads_what_it_is_said_to_read[bgr-imagenet-shape0]",),
+    ),
+    # ---- report cards and model cards
+    Fault(
+        "report_text_is_not_escaped",
+        "a model's name becomes markup of the page",
+        "fvjax/reporting/page.py",
+        "part if isinstance(part, Html) else escape(part) for part in parts",
+        "part for part in parts",
+        (REPORT + "test_names_are_text_whatever_they_hold", REPORT + "test_elements_escape_text_and_attributes"),
+    ),
+    Fault(
+        "report_threshold_at_the_impostor",
+        "the threshold of a false match rate is the impostor score above it, which accepts one impostor too many",
+        "fvjax/reporting/rates.py",
+        "scores.scores[scores.scores > impostors[allowed]]",
+        "scores.scores[scores.scores >= impostors[allowed]]",
+        (REPORT + "test_a_threshold_is_the_lowest_that_accepts_few_enough",),
+    ),
+    Fault(
+        "report_interval_of_fnmr_turned_round",
+        "the edges of the interval of FNMR change places",
+        "fvjax/reporting/rates.py",
+        "(1 - edges[1], 1 - edges[0])",
+        "(1 - edges[0], 1 - edges[1])",
+        (REPORT + "test_the_table_of_error_rates_is_that_of_a_plain_count",),
+    ),
+    Fault(
+        "report_hardest_genuine_are_the_easiest",
+        "the genuine pairs of a report are those with the highest scores",
+        "fvjax/reporting/hardest.py",
+        "np.where(scores.same, -scores.scores, scores.scores)",
+        "scores.scores",
+        (REPORT + "test_the_hardest_pairs_have_their_records_and_files",),
+    ),
+    Fault(
+        "report_takes_any_store",
+        "the files of another store are named for the hardest pairs",
+        "fvjax/reporting/hardest.py",
+        'if store.data_hash == run.results["benchmarks"][benchmark]["data_hash"]:',
+        "if store:",
+        (REPORT + "test_a_store_that_has_moved_is_recognised_by_its_hash",),
+    ),
+    Fault(
+        "card_has_figures_of_another_step",
+        "a model card has the figures of another step than the exported one",
+        "fvjax/reporting/model_card.py",
+        'return bool(run.pair_benchmarks) and run.results.get("step") == export.step',
+        "return bool(run.pair_benchmarks)",
+        (CARD + "test_figures_of_other_weights_are_not_the_cards",),
+    ),
+    Fault(
+        "export_uploads_without_yes",
+        "a model is uploaded before anybody has said yes",
+        "fvjax/export.py",
+        "    if not upload_it:\n",
+        "    if upload_it is None:\n",
+        (CARD + "test_without_yes_everything_is_shown_and_nothing_sent",),
     ),
     # ---- identification and templates
     Fault(

@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, doctor, evaluate, export, ijb, plan, pretrain, search, verify
+from fvjax import chat, cli, compare, doctor, evaluate, export, ijb, plan, pretrain, report, search, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -104,6 +104,12 @@ TESTED: dict[str, dict[str, str]] = {
             ("--flip-sum", "--batch-size", "--bootstrap", "--name"), "test_foreign::test_flags_reach_the_evaluation"
         ),
     },
+    "fvjax.report": {
+        **dict.fromkeys(("runs", "--out"), "test_report::test_every_figure_of_the_results_is_a_cell"),
+        **dict.fromkeys(("--bootstrap", "--hardest"), "test_report::test_flags_reach_the_figures"),
+        "--pictures": "test_report::test_pictures_are_shown_on_request_from_the_store_at_hand",
+        "--data": "test_report::test_a_store_that_has_moved_is_recognised_by_its_hash",
+    },
     "fvjax.doctor": {
         "--data": "test_doctor::test_the_command",
         "--json": "test_doctor::test_the_command",
@@ -122,6 +128,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--dst": "test_export::test_adapters_of_a_run",
         "--merged": "test_export::test_merged_weights_of_a_run",
         "--layout": "test_internvl3::test_a_run_is_exported_in_either_layout",
+        **dict.fromkeys(("--license", "--base-model"), "test_export::test_merged_weights_of_a_run"),
+        "--push-to-hub": "test_model_card::test_without_yes_everything_is_shown_and_nothing_sent",
+        "--yes": "test_model_card::test_with_yes_those_files_are_uploaded_to_a_private_repository",
     },
     "fvjax.pretrain": {
         "--dst": "test_pretrain::test_a_short_run_writes_a_tower_that_loads",
@@ -364,6 +373,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.search": lambda: search.main([]),
         "fvjax.ijb": lambda: ijb.main([]),
         "fvjax.export": lambda: export.main([]),
+        "fvjax.report": lambda: report.main([]),
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),
         "fvjax.data.describe": lambda: describe.main([]),
