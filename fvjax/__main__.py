@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module, what it does)
     "ijb": ("fvjax.ijb", "a model on IJB-B or IJB-C: templates compared and searched for"),
     "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),
     "chat": ("fvjax.chat", "ask a vision-language model about pictures"),
+    "demo": ("fvjax.demo", "a page to try a model with one's own pictures, for this computer only"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
     "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),
     "plan": ("fvjax.plan", "memory, FLOPs and least time of an experiment on GPUs that need not be there"),

@@ -261,12 +261,13 @@ class Embedder:
 
     Args:
         path: see :func:`open_directory`.
+        opened: what that function returned, for a model that is open already.
     Raises:
         ValueError: as :func:`open_directory`, or a model that answers Yes or No about pairs.
     """
 
-    def __init__(self, path: Path):
-        self.model, results = open_directory(path)
+    def __init__(self, path: Path, opened: tuple[Model | ForeignModel, dict[str, Any]] | None = None):
+        self.model, results = opened or open_directory(path)
         if self.model.encoder.yes_no:
             raise ValueError(f"{path} answers Yes or No about pairs of faces, but a search needs a model that embeds")
         self.flip_sum, self.batch_size = flips(self.model, results), self.model.batch_size

@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +31,9 @@ from fvjax.data.readers.picture_tree import LeftOut
 from fvjax.evals import identification
 from fvjax.evals.search_text import search_text
 from fvjax.parallel import cosine_search
+
+ROUND = 20  # a search for fewer candidates is made for so many, so that one program is compiled
+SEARCHES = 2000  # faces of a gallery that are searched for in it; more take minutes and say little more
 
 
 @dataclass(frozen=True)
@@ -110,23 +113,77 @@ def search(
     }
 
 
+class Gallery:
+    """A gallery whose faces are embedded once, and searched many times.
+
+    Args:
+        path: see :func:`fvjax.data.face_collections.open_collection`.
+        embedder: of the gallery and of whatever is searched for.
+    Raises:
+        ValueError: as :func:`search`.
+    """
+
+    def __init__(self, path: Path, embedder: api.Embedder):
+        self.collection = open_collection(path)
+        self._entries, self._embedder = embed(self.collection, embedder), embedder
+        self._names = list(dict.fromkeys(self._entries.identities)) if self.collection.has_identities else None
+
+    def __len__(self) -> int:
+        return len(self._entries.names)
+
+    @property
+    def people(self) -> int | None:
+        """How many people the faces are of; None: nobody says."""
+        return None if self._names is None else len(self._names)
+
+    def picture(self, file: str) -> NDArray | None:
+        """Read the picture of a candidate, if the gallery is a folder; see :meth:`FaceCollection.picture`."""
+        return self.collection.picture(file)
+
+    def candidates(self, crop: NDArray, top: int) -> list[dict[str, Any]]:
+        """Return the most similar faces to a crop uint8 [112, 112, 3], as the "candidates" of :func:`search`."""
+        probe = embed_faces([Face("the face that is searched for", None, crop)], self._embedder, "the search")
+        nobody = np.ones(1, np.int64), np.zeros(len(self), np.int64)
+        found = cosine_search.nearest(probe.vectors, self._entries.vectors, *nobody, top=max(top, ROUND))
+        return _candidates(0, self._entries, found)[:top]
+
+    def false_positives(self, threshold: float) -> tuple[int, int] | None:
+        """Search for the gallery's own faces among its other people: how many find somebody, and of how many.
+
+        Of a gallery with more than SEARCHES faces, so many are searched for, evenly spaced. None if nobody says who is
+        who, or all are one person.
+        """
+        if self._names is None or len(self._names) < 2:
+            return None
+        numbers = {name: i for i, name in enumerate(self._names)}
+        people = np.array([numbers[name] for name in self._entries.identities], np.int64)
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), SEARCHES)).astype(np.int64))
+        found = identification.find_others(self._entries.vectors, people, rows, threshold)
+        return int(found.sum()), len(rows)
+
+
 def embed(collection: FaceCollection, embedder: api.Embedder) -> Embedded:
     """Embed the faces of a collection. Raises ValueError for an embedding that is zero or not finite."""
+    return embed_faces(collection.faces(), embedder, str(collection.path))
+
+
+def embed_faces(faces: Iterable[Face], embedder: api.Embedder, location: str) -> Embedded:
+    """Embed faces. Raises ValueError, which begins with `location`, as :func:`embed`."""
     names, identities, digests, parts = [], [], [], []
-    for faces in _batches(collection.faces(), embedder.batch_size):
-        names += [face.name for face in faces]
-        identities += [face.identity for face in faces]
-        digests += [hashlib.sha256(face.crop.tobytes()).digest()[:16] for face in faces]
-        vectors = embedder(np.stack([face.crop for face in faces])).astype(np.float64)
+    for batch in _batches(faces, embedder.batch_size):
+        names += [face.name for face in batch]
+        identities += [face.identity for face in batch]
+        digests += [hashlib.sha256(face.crop.tobytes()).digest()[:16] for face in batch]
+        vectors = embedder(np.stack([face.crop for face in batch])).astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         broken = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(broken):
-            raise ValueError(f"{collection.path}: the embedding of {faces[broken[0]].name} is zero or not finite")
+            raise ValueError(f"{location}: the embedding of {batch[broken[0]].name} is zero or not finite")
         parts.append((vectors / lengths).astype(np.float32))
     return Embedded(names, identities, digests, np.concatenate(parts))
 
 
-def _batches(faces: Iterator[Face], size: int) -> Iterator[list[Face]]:
+def _batches(faces: Iterable[Face], size: int) -> Iterator[list[Face]]:
     batch: list[Face] = []
     for face in faces:
         batch.append(face)
@@ -202,10 +259,7 @@ def _result(
     has_people: bool,
 ) -> dict[str, Any]:
     """Return the entry of a probe. Its rank is None if nobody says who it is, 0 if its person is not in the gallery."""
-    candidates = [
-        {"file": entries.names[entry], "identity": entries.identities[entry], "score": float(score)}
-        for entry, score in zip(found.index[i].tolist(), found.score[i])
-    ]
+    candidates = _candidates(i, entries, found)
     return {
         "file": probes.names[i],
         "identity": probes.identities[i],
@@ -213,6 +267,14 @@ def _result(
         "above_threshold": None if threshold is None else candidates[0]["score"] >= threshold,
         "candidates": candidates,
     }
+
+
+def _candidates(i: int, entries: Embedded, found: cosine_search.Nearest) -> list[dict[str, Any]]:
+    """Return what a search found for probe i."""
+    return [
+        {"file": entries.names[entry], "identity": entries.identities[entry], "score": float(score)}
+        for entry, score in zip(found.index[i].tolist(), found.score[i])
+    ]
 
 
 class _Parser(argparse.ArgumentParser):

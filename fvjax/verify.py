@@ -101,7 +101,7 @@ class Verifier:
     ):
         _check_threshold(threshold, benchmark, far, unsure)
         self.name, self.network, results = _open(model, channels, pixels)
-        run = self.network.run
+        self.opened, run = (self.network, results), self.network.run
         self.measure = "P(Yes)" if self.network.encoder.yes_no else "cosine"
         if self.measure == "P(Yes)" and threshold is not None and threshold < 0:
             raise ValueError(f"--threshold={threshold}: {model} answers with P(Yes), which lies between 0 and 1")

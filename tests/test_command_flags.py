@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, doctor, evaluate, export, ijb, plan, pretrain, report, search, verify
+from fvjax import chat, cli, compare, demo, doctor, evaluate, export, ijb, plan, pretrain, report, search, verify
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -110,6 +110,10 @@ TESTED: dict[str, dict[str, str]] = {
         "--pictures": "test_report::test_pictures_are_shown_on_request_from_the_store_at_hand",
         "--data": "test_report::test_a_store_that_has_moved_is_recognised_by_its_hash",
     },
+    "fvjax.demo": dict.fromkeys(
+        ("--model", "--benchmark", "--threshold", "--gallery", "--chat", "--port", "--max-mb"),
+        "test_demo::test_flags_reach_the_page",
+    ),
     "fvjax.doctor": {
         "--data": "test_doctor::test_the_command",
         "--json": "test_doctor::test_the_command",
@@ -369,6 +373,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.compare": lambda: compare.main([]),
         "fvjax.evaluate": lambda: evaluate.main([]),
+        "fvjax.demo": lambda: demo.main([]),
         "fvjax.doctor": lambda: doctor.main([]),
         "fvjax.search": lambda: search.main([]),
         "fvjax.ijb": lambda: ijb.main([]),

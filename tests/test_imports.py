@@ -14,7 +14,7 @@ from tests import structure
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
-    {"files", "startup"},
+    {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
     {"losses", "evals", "cli", "foreign", "default_model"},
@@ -26,6 +26,9 @@ LAYERS: tuple[set[str], ...] = (
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
     {"report"},
+    {"demo_answers"},
+    {"demo_page"},
+    {"demo"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")

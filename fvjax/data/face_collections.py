@@ -17,7 +17,7 @@ from typing import NamedTuple
 from numpy.typing import NDArray
 
 from fvjax.data import images, names
-from fvjax.data.alignment.faces import read_picture
+from fvjax.data.alignment.faces import read_picture, read_pixels
 from fvjax.data.progress import track
 from fvjax.data.readers.picture_tree import LOOSE, LeftOut, PictureTree, list_people
 from fvjax.data.stores import Store
@@ -50,6 +50,10 @@ class FaceCollection(ABC):
     @abstractmethod
     def faces(self) -> Iterator[Face]:
         """Yield the faces in order. Raises ValueError if there are none, or a store is damaged."""
+
+    def picture(self, name: str) -> NDArray | None:
+        """Read the picture of a face, uint8 [h, w, 3] RGB; None if it is in a store, or cannot be read any more."""
+        return None
 
     def reasons(self) -> dict[str, int]:
         """Count what was left out by the kind of reason."""
@@ -84,13 +88,14 @@ class _FolderFaces(FaceCollection):
             self._files = [entry.file for entry in people.left_out if entry.reason.startswith(LOOSE)]
             left_out = [entry for entry in left_out if not entry.reason.startswith(LOOSE)]
         super().__init__(path, named, left_out)
+        self._by_name = {_name(file): file for file in self._files}
         if not self._files:
             raise _no_picture(self)
 
     def faces(self) -> Iterator[Face]:
         count = 0
         for file in track(self._files, str(self.path)):
-            name = names.plain(os.path.normpath(file))
+            name = _name(file)
             try:
                 picture = read_picture(self.path / file)
             except ValueError as error:
@@ -104,6 +109,13 @@ class _FolderFaces(FaceCollection):
             yield Face(name, identity, picture.faces.crops[picture.chosen(CENTRE)[0]])
         if not count:
             raise _no_picture(self)
+
+    def picture(self, name: str) -> NDArray | None:
+        file = self._by_name.get(name)
+        try:
+            return None if file is None else read_pixels(self.path / file)
+        except (ValueError, OSError):
+            return None
 
 
 class _OneFace(FaceCollection):
@@ -126,6 +138,10 @@ def open_collection(path: Path) -> FaceCollection:
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder; give a store, a folder of pictures or one picture")
     return _StoreFaces(path) if (path / "manifest.json").is_file() else _FolderFaces(path)
+
+
+def _name(file: str) -> str:
+    return names.plain(os.path.normpath(file))
 
 
 def _no_picture(collection: FaceCollection) -> ValueError:

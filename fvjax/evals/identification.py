@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from fvjax.evals import intervals
 
 RANKS = (1, 5, 10)
+BLOCK = 256  # rows of scores at a time: 1 GB for a gallery of a million
 
 
 @dataclass(frozen=True)
@@ -166,3 +167,21 @@ def det(found: Outcomes) -> tuple[NDArray, NDArray, NDArray]:
     false_positives = len(strangers) - np.searchsorted(strangers, thresholds)
     found_mates = len(hits) - np.searchsorted(hits, thresholds)
     return thresholds.astype(np.float64), false_positives / len(strangers), 1 - found_mates / mated.sum()
+
+
+def find_others(vectors: NDArray, people: NDArray, rows: NDArray, threshold: float) -> NDArray:
+    """Search for some entries of a gallery among the entries of its other people.
+
+    Args:
+        vectors: float [N, D] of length 1. people: int [N], numbers of people.
+        rows: int [P], the entries that are searched for.
+        threshold: somebody is found if a cosine reaches it.
+    Returns:
+        bool [P], whether somebody is found.
+    """
+    found = np.zeros(len(rows), bool)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        others = people[block][:, None] != people
+        found[start : start + BLOCK] = ((vectors[block] @ vectors.T >= threshold) & others).any(axis=1)
+    return found

@@ -35,6 +35,12 @@ def verdict(result: dict[str, Any]) -> str | None:
     return {True: "same person", False: "different persons", None: "cannot tell"}[result["same"]]
 
 
+def small_face_lines(result: dict[str, Any]) -> list[str]:
+    """Name the chosen faces that are too small for their scores to mean much."""
+    named = zip(result["images"], result["pictures"])
+    return [line for name, picture in named for line in _small_faces(name, picture)]
+
+
 def _verdict_lines(result: dict[str, Any]) -> list[str]:
     """Describe the score, the threshold, its FAR and where that was measured."""
     threshold, measured_on = result["threshold"], result["measured_on"]
@@ -123,14 +129,17 @@ def _picture_lines(result: dict[str, Any]) -> list[str]:
             line += taken[result["face"]] if count > 1 else ""
             line += f", {right - left:.0f}x{bottom - top:.0f} pixels, detected with {chosen[0]['score']:.2f}"
             line += others if count > 1 else ""
-        lines.append(line)
-        lines += [
-            f"{name}: face {face['number'] + 1} is small, enlarged {face['enlargement']:.1f} times: expect little of "
-            "its score"
-            for face in chosen
-            if face["enlargement"] > SMALL
-        ]
+        lines += [line, *_small_faces(name, picture)]
     return lines
+
+
+def _small_faces(name: str, picture: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: face {face['number'] + 1} is small, enlarged {face['enlargement']:.1f} times: expect little of its "
+        "score"
+        for face in picture["chosen"]
+        if not picture["is_crop"] and face["enlargement"] > SMALL
+    ]
 
 
 def _comparison_lines(result: dict[str, Any]) -> list[str]:

@@ -95,7 +95,7 @@ def read_picture(picture: str | Path | NDArray, detector: str = "mtcnn") -> Pict
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"a picture must be uint8 [h, w, 3] RGB, not {pixels.dtype} {list(pixels.shape)}")
     else:
-        name, pixels = str(picture), _read(Path(picture))
+        name, pixels = str(picture), read_pixels(Path(picture))
     if pixels.shape[:2] == images.FACE_SIZE:
         height, width = images.FACE_SIZE
         frame, nan = np.array([0, 0, width, height]), float("nan")
@@ -112,7 +112,7 @@ def read_picture(picture: str | Path | NDArray, detector: str = "mtcnn") -> Pict
     return Picture(name, pixels, _stack(crops, found), False)
 
 
-def _read(file: Path) -> NDArray:
+def read_pixels(file: Path) -> NDArray:
     """Read an upright picture uint8 [h, w, 3] RGB; one of a crop's size as a store would hold it."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
