@@ -26,6 +26,8 @@ LAYERS: tuple[set[str], ...] = (
     {"experiment"},
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {"reproduction"},
+    {"reproduce"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
