@@ -48,10 +48,16 @@ def execute(command: Sequence[str]) -> tuple[int, str]:
 
 @contextmanager
 def _passing_on(process: subprocess.Popen) -> Iterator[None]:
-    """Give every signal of `preemption.SIGNALS` to a process, which has a group of its own: Ctrl-C reaches only us."""
+    """Give every request to stop to a process, which has a group of its own: Ctrl-C reaches only us.
+
+    A terminal that is closed counts as SIGTERM, unless this process ignores that (nohup).
+    """
+    received = {number: number for number in preemption.SIGNALS}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        received[signal.SIGHUP] = signal.SIGTERM
     before = {
-        number: signal.signal(number, lambda received, _: process.send_signal(received))
-        for number in preemption.SIGNALS
+        number: signal.signal(number, lambda *_, told=told: process.send_signal(told))
+        for number, told in received.items()
     }
     try:
         yield

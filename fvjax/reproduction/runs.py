@@ -58,7 +58,7 @@ class Run:
     def saved_step(self) -> int:
         """Return the step of the newest checkpoint, from which the run goes on; 0 without any."""
         folder = self.workdir / "checkpoints"
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        names = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
         return max((int(name) for name in names if name.isdigit()), default=0)
 
     def problem(self) -> str:

@@ -48,7 +48,9 @@ class FaceVerification(Task):
     def pictures(self, batch: Mapping[str, np.ndarray], count: int) -> list[Shown]:
         examples = max(1, count // self.images_per_example)
         few = {name: array[:examples] for name, array in batch.items()}
-        images = np.asarray(jax.jit(self.prepare)(few)["images"])
+        images = np.asarray(jax.jit(self.prepare)(few).get("images", 0.0))
+        if images.dtype != np.uint8:  # of a subclass that prepares no pictures
+            return []
         return [Shown(list(each), self.caption(int(label))) for each, label in zip(images, few["labels"])]
 
     def caption(self, label: int) -> str:
