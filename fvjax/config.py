@@ -221,7 +221,11 @@ class CheckpointConfig:
 class LogConfig:
     every_steps: int = 1
     tensorboard: bool = True
+    line_minutes: float = 1.0  # without a terminal, a line about a step at least so often; 0: after epochs only
     trackers: tuple[str, ...] = ()  # wandb | mlflow | module:name of your own: further places for the metrics
+    pictures: int = 16  # of the first batch, as the model gets them, in first_batch.png and TensorBoard; 0: none
+    # Send that file to the trackers too. It shows training data, which may be real people, and a tracker a service.
+    send_pictures: bool = False
     show: int = 0  # training examples that are printed before training, as the model gets them
     state_hash_every: int = 0  # steps between hashes of the training state and the batch in metrics.jsonl; 0: none
 
@@ -374,6 +378,8 @@ class Config:
         for key in POSITIVE:
             if flat[key] < 1:
                 raise ValueError(f"config.{key}={flat[key]} must be at least 1")
+        if self.log.pictures < 0 or self.log.line_minutes < 0:
+            raise ValueError("config.log: pictures and line_minutes must not be negative; 0 switches them off")
         self._check_schedule()
         lora, data = self.lora, self.data
         if bool(lora.rank) != bool(lora.targets) or bool(lora.rank) != bool(lora.alpha):

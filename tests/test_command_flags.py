@@ -24,7 +24,22 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, demo, doctor, evaluate, export, ijb, plan, pretrain, report, search, verify
+from fvjax import (
+    chat,
+    cli,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    ijb,
+    plan,
+    pretrain,
+    report,
+    reproduce,
+    search,
+    verify,
+)
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -91,6 +106,15 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--figure", "--format"), "test_compare::test_other_formats_hold_the_same_cells"),
         "--dst": "test_compare::test_dst_gets_plots_table_and_json",
         **dict.fromkeys(("--bootstrap", "--seed"), "test_compare::test_resamples_are_chosen_by_flags"),
+    },
+    "fvjax.reproduce": {
+        **dict.fromkeys(
+            ("--rows", "--workdir", "--yes"),
+            "test_reproduce::test_rows_run_and_are_not_repeated_and_a_failed_one_costs_the_others_nothing",
+        ),
+        "--scale": "test_reproduce::test_mistakes_are_one_line",
+        "--seeds": "test_reproduce::test_the_table_has_the_mean_and_spread_over_seeds",
+        "--plan": "test_reproduce::test_a_plan_starts_and_writes_nothing",
     },
     "fvjax.evaluate": {
         **dict.fromkeys(
@@ -372,6 +396,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.compare": lambda: compare.main([]),
+        "fvjax.reproduce": lambda: reproduce.main([]),
         "fvjax.evaluate": lambda: evaluate.main([]),
         "fvjax.demo": lambda: demo.main([]),
         "fvjax.doctor": lambda: doctor.main([]),

@@ -13,7 +13,8 @@ from tests import structure
 
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
+    {"trees", "typing", "durations"},
+    {"errors", "shipped", "console", "plugins", "config_keys"},
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
@@ -29,8 +30,10 @@ LAYERS: tuple[set[str], ...] = (
     {"demo_answers"},
     {"demo_page"},
     {"demo"},
+    {"reproduction"},
+    {"reproduce"},
 )
-BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
+BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
 TABLE = "<!-- structure -->\n", "<!-- /structure -->"
 

@@ -178,7 +178,8 @@ class CosineScore:
         new = np.setdiff1d(used, np.flatnonzero(embedded))
         if len(new):
             batches = pipeline.eval_batches(store, new, self.eval.batch_size)
-            bar = progress(batches, title, -(-len(new) // self.eval.batch_size))
+            total = -(-len(new) // self.eval.batch_size)
+            bar = progress(batches, title, total, count=len(new), unit="images")
             values = verification.embed(self.embed, bar, flip_sum=self.eval.flip_sum)
             if store.path not in self._known:
                 self._known[store.path] = embedded, np.zeros((len(store), *values.shape[1:]), values.dtype)

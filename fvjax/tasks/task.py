@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fvjax.config import Config, Rules
 from fvjax.data.pipeline import Read
@@ -49,6 +50,13 @@ class Text(NamedTuple):
 
     prompt: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
+
+
+class Shown(NamedTuple):
+    """A training example for people to look at: its pictures uint8 [H, W, 3], all of one size, and a line below."""
+
+    pictures: Sequence[np.ndarray]
+    caption: str
 
 
 class Validation(NamedTuple):
@@ -148,6 +156,14 @@ class Task(ABC):
     def show(self, store: Any, count: int) -> Any:
         """Return so many training examples as the model gets them, for rich to print. Raises ValueError: it cannot."""
         raise ValueError(f"config.log.show={count}: this task has no examples that can be printed; use 0")
+
+    def pictures(self, batch: Mapping[str, np.ndarray], count: int) -> list[Shown]:
+        """Return the first examples of a batch as the model gets them, with about `count` pictures altogether.
+
+        batch: as a step gets it, on the host, its first rows. A task that returns [] has nothing to show.
+        """
+        del batch, count
+        return []
 
     @abstractmethod
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
