@@ -3311,7 +3311,8 @@ FAULTS = (
         "if earlier.same != row.same:",
         "if not earlier:",
         ("tests/test_pair_list.py::test_mistakes_are_named_by_line",),
-    # ---- the page to try a model
+        # ---- the page to try a model
+    ),
     Fault(
         "demo_answers_other_pages",
         "a page of another site can make requests in the user's browser",

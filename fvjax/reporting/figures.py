@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -49,7 +50,7 @@ def histogram(benchmark: str, scores: PairScores, measure: str, thresholds: Mapp
     ):
         count = int(kind.sum())
         shares = np.histogram(values[kind], edges)[0] / count
-        style = {"facecolor": "none" if hatch else f"{colour}55", "edgecolor": colour, "hatch": hatch}
+        style: dict[str, Any] = {"facecolor": "none" if hatch else f"{colour}55", "edgecolor": colour, "hatch": hatch}
         axes.stairs(shares, edges, fill=True, label=f"{name} ({count:,})", linewidth=1.2, **style)
     for number, (name, threshold) in enumerate(thresholds.items()):
         line = ("--", ":", "-.")[number % 3]
