@@ -88,12 +88,14 @@ def verifier(folder):
 def upload(page: Browser, place: str, file) -> None:
     clear(page, place)
     page.type(f"{place} input[type=file]", str(file))
-    page.wait("return document.querySelector(arguments[0] + ' img')", place)
+    page.wait(
+        "return document.querySelector(arguments[0] + ' img')?.src.endsWith(arguments[1])", place, f"/{file.name}"
+    )
 
 
 def clear(page: Browser, place: str) -> None:
-    if page.elements(f"{place} button[aria-label='Clear']"):
-        page.click(f"{place} button[aria-label='Clear']")
+    if page.elements(f"{place} button[aria-label='Remove Image']"):
+        page.click(f"{place} button[aria-label='Remove Image']")
         page.wait("return !document.querySelector(arguments[0] + ' img')", place)
 
 
