@@ -25,7 +25,8 @@ from rich.table import Table
 
 from fvjax import config, errors, files, startup
 from fvjax.data.progress import progress_bar
-from fvjax.evals import comparison_plots, pair_scores, paired
+from fvjax.evals import comparison_plots, paired
+from fvjax.evals.finished import FinishedRun, read_run, short_names
 from fvjax.evals.pair_scores import PairScores
 
 HEADS = ("benchmark", "figure", "model", "seeds", "value", "std over seeds", "95% interval")
@@ -49,25 +50,8 @@ class Model:
 
     def scores(self, benchmark: str) -> list[PairScores]:
         """Read the scores of every seed. Raises ValueError: a file is missing or of other data than results.json."""
-        out = []
-        for workdir, results in zip(self.workdirs, self.results, strict=True):
-            if "n_pairs" not in results["benchmarks"][benchmark]:
-                raise ValueError(f"{workdir}: benchmark {benchmark} is not of pairs of faces, which alone are compared")
-            file = self._file(workdir, results, benchmark)
-            if not file.is_file():
-                again = f"python -m fvjax.main --config={workdir}/config.json --workdir={workdir} --mode=eval"
-                raise ValueError(f"{file} is missing (an older fvjax did not write it); evaluate again: {again}")
-            scores = pair_scores.read(file)
-            if scores.data_hash != results["benchmarks"][benchmark]["data_hash"]:
-                raise ValueError(f"{file} is of other data than {workdir}/results.json; evaluate again")
-            out.append(scores)
-        return out
-
-    @staticmethod
-    def _file(workdir: Path, results: dict[str, Any], benchmark: str) -> Path:
-        """Return where the scores of a benchmark are: with a later evaluation if that one added it to results.json."""
-        later = results["benchmarks"][benchmark].get("evaluation", {"folder": ""})
-        return pair_scores.file_of(workdir / later["folder"], benchmark)
+        runs = zip(self.workdirs, self.results, strict=True)
+        return [FinishedRun(workdir, {}, results).scores(benchmark) for workdir, results in runs]
 
 
 def compare(
@@ -154,37 +138,14 @@ def _joined(paths: Sequence[Path]) -> list[Model]:
     """Read the configs and results of runs, and join those that differ in their seed alone. Raises ValueError."""
     groups: dict[str, list[tuple[Path, int, dict[str, Any]]]] = {}
     for path in paths:
-        settings, results = _read(path / "config.json"), _read(path / "results.json")
-        if "benchmarks" not in results:
-            raise ValueError(f"{path}/results.json has no benchmarks, so there is nothing to compare")
-        key = config.hash_without(settings, ("seed", "name")) + str(results.get("base_hash"))
-        groups.setdefault(key, []).append((path, settings.get("seed", 0), results))
-    names = _names([group[0][0] for group in groups.values()])
+        run = read_run(path)
+        key = config.hash_without(run.settings, ("seed", "name")) + str(run.results.get("base_hash"))
+        groups.setdefault(key, []).append((path, run.settings.get("seed", 0), run.results))
+    names = short_names([group[0][0] for group in groups.values()])
     return [
         Model(name, *(tuple(column) for column in zip(*group, strict=True)))
         for name, group in zip(names, groups.values(), strict=True)
     ]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file, so {file.parent} is not the work directory of a finished run")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not what a run writes")
-    return found
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return short names for work directories: their last parts, as many as tell them apart."""
-    for parts in range(1, 10):
-        names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path.resolve()) for path in paths]
 
 
 def _common(models: Sequence[Model], wanted: Sequence[str]) -> list[str]:

@@ -577,8 +577,8 @@ def _typed(cls: Any, values: Mapping[str, Any], name: str) -> Any:
 def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
     """Return the experiments that a ConfigDict stands for, by work directory: itself, or one for each of its rows.
 
-    Rows come in the order of their names and share the embedded faces. Raises ValueError for a row's key that no
-    config has, or a wrong type.
+    Rows come in the order of their names, but those that train nothing first, so that results appear soon. They share
+    the embedded faces. Raises ValueError for a row's key that no config has, or a wrong type.
     """
     if not config.rows:
         return {workdir: typed(config)}
@@ -595,7 +595,7 @@ def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
             raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
         row.name = name
         out[workdir / name] = typed(row)
-    return out
+    return dict(sorted(out.items(), key=lambda item: item[1].trains))
 
 
 def differences(new: dict, old: dict) -> list[str]:

@@ -40,6 +40,8 @@ DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "t
 DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
+OWN = "tests/test_own_models.py::"
+REPORT, CARD = "tests/test_report.py::", "tests/test_model_card.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2206,8 +2208,8 @@ FAULTS = (
         "verify_flip_sum_of_config",
         "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
         "fvjax/api.py",
-        'return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False',
-        "return bool(model.run.config.eval.flip_sum) if model.run else False",
+        'return bool(results.get("flip_sum", own))',
+        "return bool(own)",
         ("tests/test_verify.py::test_scores_and_threshold_are_the_evaluations[flipped]",),
     ),
     Fault(
@@ -3106,6 +3108,63 @@ FAULTS = (
         "x",
         ("tests/test_foreign.py::test_an_onnx_network_reads_what_it_is_said_to_read[bgr-imagenet-shape0]",),
     ),
+    # ---- report cards and model cards
+    Fault(
+        "report_text_is_not_escaped",
+        "a model's name becomes markup of the page",
+        "fvjax/reporting/page.py",
+        "part if isinstance(part, Html) else escape(part) for part in parts",
+        "part for part in parts",
+        (REPORT + "test_names_are_text_whatever_they_hold", REPORT + "test_elements_escape_text_and_attributes"),
+    ),
+    Fault(
+        "report_threshold_at_the_impostor",
+        "the threshold of a false match rate is the impostor score above it, which accepts one impostor too many",
+        "fvjax/reporting/rates.py",
+        "scores.scores[scores.scores > impostors[allowed]]",
+        "scores.scores[scores.scores >= impostors[allowed]]",
+        (REPORT + "test_a_threshold_is_the_lowest_that_accepts_few_enough",),
+    ),
+    Fault(
+        "report_interval_of_fnmr_turned_round",
+        "the edges of the interval of FNMR change places",
+        "fvjax/reporting/rates.py",
+        "(1 - edges[1], 1 - edges[0])",
+        "(1 - edges[0], 1 - edges[1])",
+        (REPORT + "test_the_table_of_error_rates_is_that_of_a_plain_count",),
+    ),
+    Fault(
+        "report_hardest_genuine_are_the_easiest",
+        "the genuine pairs of a report are those with the highest scores",
+        "fvjax/reporting/hardest.py",
+        "np.where(scores.same, -scores.scores, scores.scores)",
+        "scores.scores",
+        (REPORT + "test_the_hardest_pairs_have_their_records_and_files",),
+    ),
+    Fault(
+        "report_takes_any_store",
+        "the files of another store are named for the hardest pairs",
+        "fvjax/reporting/hardest.py",
+        'if store.data_hash == run.results["benchmarks"][benchmark]["data_hash"]:',
+        "if store:",
+        (REPORT + "test_a_store_that_has_moved_is_recognised_by_its_hash",),
+    ),
+    Fault(
+        "card_has_figures_of_another_step",
+        "a model card has the figures of another step than the exported one",
+        "fvjax/reporting/model_card.py",
+        'return bool(run.pair_benchmarks) and run.results.get("step") == export.step',
+        "return bool(run.pair_benchmarks)",
+        (CARD + "test_figures_of_other_weights_are_not_the_cards",),
+    ),
+    Fault(
+        "export_uploads_without_yes",
+        "a model is uploaded before anybody has said yes",
+        "fvjax/export.py",
+        "    if not upload_it:\n",
+        "    if upload_it is None:\n",
+        (CARD + "test_without_yes_everything_is_shown_and_nothing_sent",),
+    ),
     # ---- identification and templates
     Fault(
         "template_not_normalised",
@@ -3203,6 +3262,55 @@ FAULTS = (
         "updates = jax.tree.map(lambda rows, u: jnp.where(rows, 0.0, u), idle, updates)",
         "del idle",
         ("tests/test_margin_run.py::test_rows_without_a_gradient_keep_their_values_and_momenta",),
+    ),
+    # ---- models and pairs of one's own
+    Fault(
+        "fnmr_threshold_one_too_low",
+        "one genuine pair fewer than the rate allows lies below the lower threshold",
+        "fvjax/evals/operating_points.py",
+        "np.sort(scores)[_count(scores, fnmr)]",
+        "np.sort(scores)[_count(scores, fnmr) - 1]",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol",),
+    ),
+    Fault(
+        "threshold_of_the_own_fold",
+        "a fold's threshold for a rate is chosen on its own scores",
+        "fvjax/evals/operating_points.py",
+        "scores[fold != number] if",
+        "scores[fold == number] if",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol[5]",),
+    ),
+    Fault(
+        "verify_always_tells",
+        "a score between two thresholds is called different persons",
+        "fvjax/verify.py",
+        "return None if is_unsure else False",
+        "return False",
+        (OWN + "test_between_two_thresholds_it_cannot_tell",),
+    ),
+    Fault(
+        "changed_foreign_model",
+        "verify uses the threshold of a file that has changed since it was evaluated",
+        "fvjax/foreign_workdir.py",
+        'if digest != identity["hash"]:',
+        "if not digest:",
+        (OWN + "test_an_onnx_file_is_opened_as_it_was_evaluated",),
+    ),
+    Fault(
+        "other_default_model",
+        "whatever the Hub serves is used as the default model",
+        "fvjax/default_model.py",
+        "if found != SHA256:",
+        "if not found:",
+        (OWN + "test_another_file_in_its_place_is_refused",),
+    ),
+    Fault(
+        "pair_list_contradiction",
+        "the same two pictures may be labelled as one person and as two",
+        "fvjax/data/readers/pair_list.py",
+        "if earlier.same != row.same:",
+        "if not earlier:",
+        ("tests/test_pair_list.py::test_mistakes_are_named_by_line",),
     ),
 )
 

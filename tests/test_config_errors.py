@@ -57,7 +57,7 @@ def test_a_good_file_is_loaded_with_its_row(tmp_path):
     assert config_errors.load(config_file(tmp_path, "c.optimizer.lr = 3.0"), "").optimizer.lr == 3.0
     row = config_errors.load(Path("configs/quickstart.py"), "resnet")
     assert row.name == "quickstart_resnet"
-    with pytest.raises(ValueError, match=r"^configs/quickstart.py has no row 'nope'; there are resnet, "):
+    with pytest.raises(ValueError, match=r"^configs/quickstart.py has no row 'nope'; there are vit_frozen, "):
         config_errors.load(Path("configs/quickstart.py"), "nope")
     with pytest.raises(ValueError, match=r"a config is a Python file, or the config\.json of a run"):
         config_errors.load(Path("README.md"), "")

@@ -153,3 +153,10 @@ def test_drawing_is_quick():
     for i in range(20):
         synthetic.face(i, 1, 0)
     assert (time.process_time() - start) / 20 < 0.025
+
+
+def test_several_processes_draw_the_same_store(tmp_path):
+    settings = {"split": "train", "difficulty": 2.0, "pairs": 20, "features": ("yaw",)}
+    one = synthetic.write(tmp_path / "one", range(20, 40), 2, 5, **settings)
+    two = synthetic.write(tmp_path / "two", range(20, 40), 2, 5, workers=2, **settings)
+    assert (two.data_hash, two.sources) == (one.data_hash, one.sources)

@@ -10,14 +10,17 @@ Lengths are in half image widths (56 pixels), x to the right, y down, the origin
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fvjax.data import images
 from fvjax.data.cartoon import render
+from fvjax.data.images import encode
 from fvjax.data.stores import Feature, Pairs, Store, Writer
 
 # name: (low, high), drawn uniformly. Colours must not be among them: a histogram would then tell people apart.
@@ -190,8 +193,9 @@ def write(
     difficulty: float = 1.0,
     pairs: int | None = None,
     features: Sequence[str] = (),
+    workers: int = 1,
 ) -> Store:
-    """Draw faces into a new store (see :mod:`fvjax.data.stores`), one at a time.
+    """Draw faces into a new store (see :mod:`fvjax.data.stores`), one person at a time.
 
     Args:
         dst: the store's directory; must not exist.
@@ -200,23 +204,41 @@ def write(
         split: "train", "val" or "test".
         pairs: adds the benchmark "synthetic" with so many :func:`verification_pairs`; None adds none.
         features: attributes of :func:`shot_attributes` that each record stores as float32, such as ("yaw", "pitch").
+        workers: processes that draw; the store does not depend on it. More than one import the caller's main module.
     Raises:
         ValueError: an attribute that does not exist or is not a float, or as :func:`verification_pairs`.
     """
     source = f"fvjax.data.synthetic seed={seed} difficulty={difficulty}"
     declared = _declare(features, seed, difficulty)
     with Writer(dst, split=split, sources=[source], features=declared) as writer:
-        for identity in identities:
-            shape = identity_shape(identity, seed)
-            for k in range(images_per_identity):
-                shot = shot_attributes(identity, k, seed, difficulty)
-                values = {name: np.float32(shot[name]) for name in features}
+        draw = partial(_draw_person, images=images_per_identity, seed=seed, difficulty=difficulty, features=features)
+        for identity, shots in zip(identities, _in_processes(draw, identities, workers)):
+            for k, (jpeg, values) in enumerate(shots):
                 name, file = f"synthetic{identity:06d}", f"synthetic/{seed}/{identity:06d}/{k:03d}"
-                writer.add(images.encode(render(shape, shot)), name, file, **values)
+                writer.add(jpeg, name, file, **values)
         if pairs is not None:
             labels = np.array(writer.labels, np.int64)
             writer.add_pairs("synthetic", verification_pairs(labels, pairs, seed))
     return Store(dst, split)
+
+
+def _draw_person(
+    identity: int, *, images: int, seed: int, difficulty: float, features: Sequence[str]
+) -> list[tuple[bytes, dict[str, np.float32]]]:
+    """Draw all shots of one person: the JPEG and the wanted attributes of each."""
+    shape = identity_shape(identity, seed)
+    shots = [shot_attributes(identity, k, seed, difficulty) for k in range(images)]
+    return [(encode(render(shape, shot)), {name: np.float32(shot[name]) for name in features}) for shot in shots]
+
+
+def _in_processes(draw: Callable[[int], Any], identities: Sequence[int], workers: int) -> Iterator[Any]:
+    """Yield draw(identity) for all identities, in order."""
+    if workers == 1:
+        yield from map(draw, identities)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy jax's threads half-way
+    with ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(draw, identities, chunksize=8)
 
 
 def _declare(names: Sequence[str], seed: int, difficulty: float) -> dict[str, Feature]:

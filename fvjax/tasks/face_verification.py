@@ -118,7 +118,7 @@ class VerificationEvaluator(Evaluator):
         }
         if self.benchmarks.failed:
             results["failed"] = dict(self.benchmarks.failed)
-        return benchmarks.report(self.name, results, scored)
+        return benchmarks.report(self.name, results, scored, self.benchmarks.stores)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

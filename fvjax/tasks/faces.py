@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from fvjax.data.stores import Store
 from fvjax.models import preprocess
 from fvjax.parallel import distributed
 from fvjax.tasks.task import Batch, Examples
+
+MANY = 500  # faces that are worth starting processes to draw them
 
 
 def synthetic_store(config: SyntheticConfig, workdir: Path, split: str) -> Path:
@@ -40,8 +44,11 @@ def draw_synthetic(config: SyntheticConfig, workdir: Path) -> None:
     ):
         path = synthetic_store(config, workdir, split)
         if jax.process_index() == 0 and not path.exists():
-            console.print(f"Drawing {len(people) * images:,} synthetic faces ({split})")
-            synthetic.write(path, people, images, config.seed, split=split, difficulty=config.difficulty, pairs=pairs)
+            count = len(people) * images
+            console.print(f"Drawing {count:,} synthetic faces ({split})")
+            workers = min(os.cpu_count() or 1, 8) if count >= MANY else 1
+            how: dict[str, Any] = {"difficulty": config.difficulty, "pairs": pairs, "workers": workers}
+            synthetic.write(path, people, images, config.seed, split=split, **how)
     distributed.exchange("drawn")
 
 

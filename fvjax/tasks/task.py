@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,12 +75,14 @@ class Report:
         summary: figures by benchmark for evaluations.jsonl.
         table: something that rich can print, or None.
         save: writes what belongs to these results beside results.json into its folder: plots, scores …
+        origin: what results.json notes beside the evaluation's date, such as where the data are. It changes no figure.
     """
 
     results: dict[str, Any]
     summary: dict[str, dict[str, float]]
     table: Any
     save: Callable[[Path], None]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator(ABC):
