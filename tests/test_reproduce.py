@@ -114,24 +114,24 @@ def test_how_far_a_run_is(tmp_path):
 
 
 def test_the_time_left_is_by_this_runs_own_steps(tmp_path):
-    """6 epochs of at most 200 * 12 // 32 = 75 steps; a step of 32 images at 16 images/s takes 2 s."""
+    """5 epochs of at most 200 * 12 // 32 = 75 steps; a step of 32 images at 16 images/s takes 2 s."""
     run = run_of("resnet", tmp_path)
     begin(run, 72, images_per_s=16)
     found = estimates.time_left(run, [], None)
-    assert estimates.most_steps(run.config) == 450
-    assert found.seconds == (450 - 72) * 2
-    assert found.basis == "steps 72 to 450 at 2 s, as the last ones"
+    assert estimates.most_steps(run.config) == 375
+    assert found.seconds == (375 - 72) * 2
+    assert found.basis == "steps 72 to 375 at 2 s, as the last ones"
     finish(run)
     assert estimates.time_left(run, [], None) == estimates.Estimate(0.0, "took 90 s")
 
 
 def test_the_time_of_a_new_run_is_by_other_seeds_or_a_measurement(tmp_path):
     run, other = (run_of("resnet", tmp_path, seed) for seed in (0, 1))
-    assert estimates.time_left(run, [other], None).seconds == ROWS["resnet"].seconds == 107
+    assert estimates.time_left(run, [other], None).seconds == ROWS["resnet"].seconds
     assert "measured on" in estimates.time_left(run, [other], None).basis
     begin(other, 10, images_per_s=64)
     assert estimates.time_left(run, [other], None) == estimates.Estimate(
-        225.0, "450 steps at 0.5 s, as those of seed 1"
+        187.5, "375 steps at 0.5 s, as those of seed 1"
     )
     finish(other)
     assert estimates.time_left(run, [other], None) == estimates.Estimate(90.0, "as seed 1 took")
@@ -220,7 +220,7 @@ def test_the_plan_names_what_is_missing_once_and_sums_up(tmp_path, monkeypatch):
     assert [one.is_due for one in planned] == [False, True, True, True, False, False]
     lines = plans.remarks(planned, tmp_path)
     assert sum("data/cfp324 is not there" in line for line in lines) == 1, "not for each seed"
-    seconds = 2 * (450 - 72) + 2 * 53
+    seconds = 2 * (375 - 72) + 2 * ROWS["vit_lora"].seconds
     assert f"3 of 6 runs to do, one after the other: about {round(seconds / 60)} min" in lines
     assert lines[-1].startswith("disk: about 53 MB at most, "), "three checkpoints of 1 MB for each run, and the faces"
     monkeypatch.setattr(plans.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e6))
@@ -353,7 +353,7 @@ def test_a_small_scale_says_that_it_is_not_comparable(started, capsys):
 def test_a_plan_starts_and_writes_nothing(started, capsys):
     code, out, _ = call(capsys, "--plan", "--rows=resnet", f"--workdir={started.workdir}")
     assert code == 0
-    assert "1 of 1 runs to do, one after the other: about 107 s" in out
+    assert "1 of 1 runs to do, one after the other: about 89 s" in out
     assert started.started == []
     assert not started.workdir.exists()
 
