@@ -24,7 +24,6 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-<<<<<<< HEAD
 from fvjax import (
     chat,
     cli,
@@ -41,9 +40,6 @@ from fvjax import (
     search,
     verify,
 )
-=======
-from fvjax import chat, cli, compare, doctor, evaluate, export, ijb, plan, pretrain, report, reproduce, search, verify
->>>>>>> 838fca154cf5e7c2faa55840b9e2d17eb1acc119
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry

@@ -26,15 +26,11 @@ LAYERS: tuple[set[str], ...] = (
     {"experiment"},
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
-<<<<<<< HEAD
     {"report"},
     {"demo_answers"},
     {"demo_page"},
     {"demo"},
     {"reproduction"},
-=======
-    {"report", "reproduction"},
->>>>>>> 838fca154cf5e7c2faa55840b9e2d17eb1acc119
     {"reproduce"},
 )
 BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]
