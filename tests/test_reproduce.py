@@ -375,7 +375,7 @@ def test_a_run_that_was_asked_to_stop_stops_all(started, capsys):
     code, _, err = call(capsys, "--yes", "--rows=resnet,vit_lora", f"--workdir={started.workdir}")
     assert code == 75
     assert started.started == [("resnet", 0)]
-    assert err == "fvjax: resnet, seed 0: saved; the same command goes on from there\n"
+    assert err == "fvjax: resnet, seed 0 was stopped and has saved; the same command goes on from there\n"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def run_all(runs: Sequence[Run], say: Callable[[str], None]) -> dict[Run, str]:
         say(f"[{number}/{len(runs)}] {run.row.title}, seed {run.seed}: {' '.join(run.command)}")
         code, last = execute(run.command)
         if code == preemption.EXIT_CODE:
-            raise Stopped(f"{run.row.name}, seed {run.seed}: {last or 'stopped'}")
+            raise Stopped(f"{run.row.name}, seed {run.seed} was stopped and has saved")
         if code:
             failed[run] = f"exit code {code}{f': {last}' if last else ''}"
             say(f"{run.row.name}, seed {run.seed} failed ({failed[run]}); the others go on")
