@@ -13,6 +13,8 @@ COMMANDS = {  # name: (module, what it does)
     "verify": ("fvjax.verify", "do two faces show one person?"),
     "evaluate": ("fvjax.evaluate", "benchmarks for a model that is not fvjax's: an ONNX file, a Python function"),
     "compare": ("fvjax.compare", "compare finished runs on the same pairs: figures, differences, p-values, plots"),
+    "report": ("fvjax.report", "a report card of finished runs as one HTML page: figures, curves, error rates"),
+    "reproduce": ("fvjax.reproduce", "run the paper's table, or a small version of it, and compare with the published"),
     "search": ("fvjax.search", "who of a gallery is this? finds faces among many, and measures how well"),
     "ijb": ("fvjax.ijb", "a model on IJB-B or IJB-C: templates compared and searched for"),
     "doctor": ("fvjax.doctor", "is my pipeline broken? looks at crops, labels, folds and a model's input"),

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights_convert
-from fvjax import chat_model, saved_config, shipped, trees
+from fvjax import chat_model, foreign_workdir, saved_config, shipped, trees
 from fvjax.chat_model import ChatModel
 from fvjax.config import Config, typed
 from fvjax.data import tokenizers
 from fvjax.evals import verification
+from fvjax.foreign import ForeignModel
 from fvjax.losses.pair_answer import p_yes
 from fvjax.models import encoder, lora
+from fvjax.training.checkpoint import base_hash
 from fvjax.training.restore import restore
 from weights_convert.read import load_json
 
@@ -216,14 +218,21 @@ def is_workdir(path: str | Path) -> bool:
     return file.is_file() and "trainable" in load_json(file)
 
 
-def open_directory(path: Path) -> tuple[Model, dict[str, Any]]:
+def open_directory(path: Path) -> tuple[Model | ForeignModel, dict[str, Any]]:
     """Open the face model of a work directory or checkpoint; return it with its results.json, or {} without one.
 
-    Raises ValueError for a directory of several runs, of neither kind, or of a model that sees no faces.
+    A work directory is that of a run, or of `python -m fvjax.evaluate`, whose model may not be fvjax's.
+
+    Raises ValueError for a directory of several runs, of neither kind, or of a model that sees no faces, and for a
+    model that is not there any more or has changed since it was evaluated.
     """
+    file = path / "results.json"
     if is_workdir(path):
-        file = path / "results.json"
         return load_workdir(path), load_json(file) if file.exists() else {}
+    if foreign_workdir.is_evaluated(path):
+        return _open_evaluated(path), load_json(file) if file.exists() else {}
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{path}: evaluate an ONNX file first (python -m fvjax.evaluate), and give the work directory")
     if not (path / "config.json").is_file():
         if rows := sorted(file.parent.name for file in path.glob("*/config.json")):
             raise ValueError(f"{path} holds several runs; give one of them: {', '.join(str(path / r) for r in rows)}")
@@ -233,6 +242,18 @@ def open_directory(path: Path) -> tuple[Model, dict[str, Any]]:
     if scenario is None:
         raise ValueError(f"{path} holds a {kind}, which sees no faces")
     return load(path, scenario), {}
+
+
+def _open_evaluated(workdir: Path) -> Model | ForeignModel:
+    """Open the model that was evaluated in a work directory of `python -m fvjax.evaluate`."""
+    identity = foreign_workdir.identity_of(workdir)
+    if identity["kind"] != "checkpoint":
+        return foreign_workdir.reopen(workdir, identity)
+    checkpoint = Path(identity["path"])
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint}: no such checkpoint; it was evaluated in {workdir}")
+    foreign_workdir.check_unchanged(workdir, identity, base_hash(checkpoint))
+    return open_directory(checkpoint)[0]
 
 
 class Embedder:
@@ -245,7 +266,7 @@ class Embedder:
         ValueError: as :func:`open_directory`, or a model that answers Yes or No about pairs.
     """
 
-    def __init__(self, path: Path, opened: tuple[Model, dict[str, Any]] | None = None):
+    def __init__(self, path: Path, opened: tuple[Model | ForeignModel, dict[str, Any]] | None = None):
         self.model, results = opened or open_directory(path)
         if self.model.encoder.yes_no:
             raise ValueError(f"{path} answers Yes or No about pairs of faces, but a search needs a model that embeds")
@@ -256,10 +277,10 @@ class Embedder:
         return verification.embed(self.model.embed, [(faces, len(faces))], flip_sum=self.flip_sum)
 
 
-def flips(model: Model, results: dict[str, Any]) -> bool:
+def flips(model: Model | ForeignModel, results: dict[str, Any]) -> bool:
     """Whether an embedding is the sum of a picture's and of its mirror image's, as in the model's last evaluation."""
-    # --mode=eval may have asked for another flip_sum than the run's own.
-    return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False
+    own = model.run.config.eval.flip_sum if model.run else False
+    return bool(results.get("flip_sum", own))  # --mode=eval may have asked for another one than the run's own
 
 
 def load_workdir(path: str | Path) -> Model:

@@ -9,11 +9,13 @@ as one model and are shown by their mean and their spread. `--dst` also writes R
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fvjax import config, errors, files, startup
-from fvjax.evals import comparison_plots, pair_scores, paired
+from fvjax.data.progress import progress_bar
+from fvjax.evals import comparison_plots, paired
+from fvjax.evals.finished import FinishedRun, read_run, short_names
 from fvjax.evals.pair_scores import PairScores
 
 HEADS = ("benchmark", "figure", "model", "seeds", "value", "std over seeds", "95% interval")
@@ -46,29 +50,17 @@ class Model:
 
     def scores(self, benchmark: str) -> list[PairScores]:
         """Read the scores of every seed. Raises ValueError: a file is missing or of other data than results.json."""
-        out = []
-        for workdir, results in zip(self.workdirs, self.results, strict=True):
-            if "n_pairs" not in results["benchmarks"][benchmark]:
-                raise ValueError(f"{workdir}: benchmark {benchmark} is not of pairs of faces, which alone are compared")
-            file = self._file(workdir, results, benchmark)
-            if not file.is_file():
-                again = f"python -m fvjax.main --config={workdir}/config.json --workdir={workdir} --mode=eval"
-                raise ValueError(f"{file} is missing (an older fvjax did not write it); evaluate again: {again}")
-            scores = pair_scores.read(file)
-            if scores.data_hash != results["benchmarks"][benchmark]["data_hash"]:
-                raise ValueError(f"{file} is of other data than {workdir}/results.json; evaluate again")
-            out.append(scores)
-        return out
-
-    @staticmethod
-    def _file(workdir: Path, results: dict[str, Any], benchmark: str) -> Path:
-        """Return where the scores of a benchmark are: with a later evaluation if that one added it to results.json."""
-        later = results["benchmarks"][benchmark].get("evaluation", {"folder": ""})
-        return pair_scores.file_of(workdir / later["folder"], benchmark)
+        runs = zip(self.workdirs, self.results, strict=True)
+        return [FinishedRun(workdir, {}, results).scores(benchmark) for workdir, results in runs]
 
 
 def compare(
-    runs: Sequence[str | Path], benchmarks: Sequence[str] = (), *, bootstrap: int = 2000, seed: int = 0
+    runs: Sequence[str | Path],
+    benchmarks: Sequence[str] = (),
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Compare finished runs, the first one with each other one.
 
@@ -76,6 +68,7 @@ def compare(
         runs: work directories. Those whose configs differ in the seed alone are one model.
         benchmarks: names; (): all that every run was evaluated on.
         bootstrap, seed: of the resamples, see :func:`fvjax.evals.paired.resample`.
+        progress: show a bar on standard error, if that is a terminal.
     Returns:
         JSON-ready {"models": {name: {"runs", "seeds"}}, "benchmarks": {name: {"n_pairs", "figures": {figure: {model:
         {"mean", "std_over_seeds", "seeds", "ci95", "to_first"}}}}}, "intervals"}. "to_first" is None for the first
@@ -89,23 +82,35 @@ def compare(
         "benchmarks": {},
         "intervals": f"95% percentile bootstrap over identities, {bootstrap} resamples, seed {seed}, paired",
     }
-    for name in _common(models, benchmarks):
-        scores = {model.name: model.scores(name) for model in models}
-        paired.check_same_pairs({model: each[0] for model, each in scores.items()})
-        measured = {model: paired.resample(each, bootstrap=bootstrap, seed=seed) for model, each in scores.items()}
-        first = measured[models[0].name]
-        figures = {
-            figure: {
-                model: {
-                    **paired.summary(its, figure),
-                    "to_first": None if its is first else paired.difference(its, first, figure),
-                }
-                for model, its in measured.items()
-            }
-            for figure in paired.FIGURES
-        }
-        out["benchmarks"][name] = {"n_pairs": len(next(iter(scores.values()))[0].same), "figures": figures}
+    names = _common(models, benchmarks)
+    with progress_bar(progress) as bar:
+        task = bar.add_task("resamples", total=bootstrap * len(names) * len(models))
+        for name in names:
+            out["benchmarks"][name] = _compare_on(name, models, bootstrap, seed, partial(bar.advance, task))
     return out
+
+
+def _compare_on(
+    benchmark: str, models: Sequence[Model], bootstrap: int, seed: int, done: Callable[[int], object]
+) -> dict[str, Any]:
+    """Return the entry of one benchmark, see :func:`compare`; `done` as for :func:`fvjax.evals.paired.resample`."""
+    scores = {model.name: model.scores(benchmark) for model in models}
+    paired.check_same_pairs({model: each[0] for model, each in scores.items()})
+    measured = {
+        model: paired.resample(each, bootstrap=bootstrap, seed=seed, done=done) for model, each in scores.items()
+    }
+    first = measured[models[0].name]
+    figures = {
+        figure: {
+            model: {
+                **paired.summary(its, figure),
+                "to_first": None if its is first else paired.difference(its, first, figure),
+            }
+            for model, its in measured.items()
+        }
+        for figure in paired.FIGURES
+    }
+    return {"n_pairs": len(next(iter(scores.values()))[0].same), "figures": figures}
 
 
 def open_models(runs: Sequence[str | Path]) -> list[Model]:
@@ -118,39 +123,29 @@ def open_models(runs: Sequence[str | Path]) -> list[Model]:
         raise ValueError("give at least two runs (work directories of finished experiments) to compare")
     if repeated := [str(path) for n, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:n]]]:
         raise ValueError(f"{repeated[0]} is given twice; a run is equal to itself")
+    return _joined(paths)
+
+
+def open_model(name: str, runs: Sequence[str | Path]) -> Model:
+    """Read finished runs of one recipe as a model. Raises ValueError: they are not, or differ in more than the seed."""
+    first, *others = _joined([Path(run) for run in runs])
+    if others:
+        raise ValueError(f"{first.workdirs[0]} and {others[0].workdirs[0]} differ in more than their seed")
+    return dataclasses.replace(first, name=name)
+
+
+def _joined(paths: Sequence[Path]) -> list[Model]:
+    """Read the configs and results of runs, and join those that differ in their seed alone. Raises ValueError."""
     groups: dict[str, list[tuple[Path, int, dict[str, Any]]]] = {}
     for path in paths:
-        settings, results = _read(path / "config.json"), _read(path / "results.json")
-        if "benchmarks" not in results:
-            raise ValueError(f"{path}/results.json has no benchmarks, so there is nothing to compare")
-        key = config.hash_without(settings, ("seed", "name")) + str(results.get("base_hash"))
-        groups.setdefault(key, []).append((path, settings.get("seed", 0), results))
-    names = _names([group[0][0] for group in groups.values()])
+        run = read_run(path)
+        key = config.hash_without(run.settings, ("seed", "name")) + str(run.results.get("base_hash"))
+        groups.setdefault(key, []).append((path, run.settings.get("seed", 0), run.results))
+    names = short_names([group[0][0] for group in groups.values()])
     return [
         Model(name, *(tuple(column) for column in zip(*group, strict=True)))
         for name, group in zip(names, groups.values(), strict=True)
     ]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file, so {file.parent} is not the work directory of a finished run")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not what a run writes")
-    return found
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return short names for work directories: their last parts, as many as tell them apart."""
-    for parts in range(1, 10):
-        names = ["/".join(path.resolve().parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path.resolve()) for path in paths]
 
 
 def _common(models: Sequence[Model], wanted: Sequence[str]) -> list[str]:
@@ -281,7 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.bootstrap < 100:
             raise ValueError(f"--bootstrap={arguments.bootstrap}: at least 100 resamples, or there is no interval")
-        found = compare(arguments.runs, arguments.benchmark, bootstrap=arguments.bootstrap, seed=arguments.seed)
+        resamples = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
+        shown = arguments.format != "json" or sys.stdout.isatty()  # no bar beside what a program reads
+        found = compare(arguments.runs, arguments.benchmark, **resamples, progress=shown)
         cells = rows(found, arguments.figure or SHOWN)
         if arguments.format == "json":
             print(json.dumps(found, indent=1))

@@ -221,7 +221,11 @@ class CheckpointConfig:
 class LogConfig:
     every_steps: int = 1
     tensorboard: bool = True
+    line_minutes: float = 1.0  # without a terminal, a line about a step at least so often; 0: after epochs only
     trackers: tuple[str, ...] = ()  # wandb | mlflow | module:name of your own: further places for the metrics
+    pictures: int = 16  # of the first batch, as the model gets them, in first_batch.png and TensorBoard; 0: none
+    # Send that file to the trackers too. It shows training data, which may be real people, and a tracker a service.
+    send_pictures: bool = False
     show: int = 0  # training examples that are printed before training, as the model gets them
     state_hash_every: int = 0  # steps between hashes of the training state and the batch in metrics.jsonl; 0: none
 
@@ -374,6 +378,8 @@ class Config:
         for key in POSITIVE:
             if flat[key] < 1:
                 raise ValueError(f"config.{key}={flat[key]} must be at least 1")
+        if self.log.pictures < 0 or self.log.line_minutes < 0:
+            raise ValueError("config.log: pictures and line_minutes must not be negative; 0 switches them off")
         self._check_schedule()
         lora, data = self.lora, self.data
         if bool(lora.rank) != bool(lora.targets) or bool(lora.rank) != bool(lora.alpha):
@@ -571,8 +577,8 @@ def _typed(cls: Any, values: Mapping[str, Any], name: str) -> Any:
 def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
     """Return the experiments that a ConfigDict stands for, by work directory: itself, or one for each of its rows.
 
-    Rows come in the order of their names and share the embedded faces. Raises ValueError for a row's key that no
-    config has, or a wrong type.
+    Rows come in the order of their names, but those that train nothing first, so that results appear soon. They share
+    the embedded faces. Raises ValueError for a row's key that no config has, or a wrong type.
     """
     if not config.rows:
         return {workdir: typed(config)}
@@ -589,7 +595,7 @@ def experiments(config: EditableConfig, workdir: Path) -> dict[Path, Config]:
             raise ValueError(f"config.rows.{name}: {' '.join(str(error.args[0]).split())}") from None
         row.name = name
         out[workdir / name] = typed(row)
-    return out
+    return dict(sorted(out.items(), key=lambda item: item[1].trains))
 
 
 def differences(new: dict, old: dict) -> list[str]:

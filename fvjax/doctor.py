@@ -100,8 +100,10 @@ class CosineOf:
 
 def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
     """Open a model that embeds faces; return it with its results.json, or {}."""
-    from fvjax import api  # which imports jax
+    from fvjax import api, foreign_workdir  # which import jax
 
+    if foreign_workdir.is_evaluated(path):
+        raise ValueError(f"{path} holds an evaluation and no model; the doctor examines runs and checkpoints of fvjax")
     model, results = api.open_directory(path)
     if model.encoder.yes_no:
         raise ValueError(f"{path} answers Yes or No about pairs; the doctor examines models that embed faces")

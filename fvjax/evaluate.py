@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fvjax
-from fvjax import errors, files, foreign, startup
+from fvjax import errors, files, foreign, foreign_workdir, startup
 from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
 from fvjax.data.stores.manifest import read_manifest
 
@@ -51,13 +53,16 @@ def evaluate(
     batch_size: int = 64,
     bootstrap: int = 1000,
     name: str = "",
+    devices: str = "",
 ) -> dict[str, Any]:
     """Evaluate an embedder on benchmarks, write what a run's evaluation writes into `workdir`, and print the table.
 
     Args:
         embed: uint8 [N, 112, 112, 3] RGB -> float [N, D].
-        identity: what the embedder is, JSON-ready: it becomes config.json, and its "hash" the base_hash of the results.
+        identity: what the embedder is and where, JSON-ready, see :mod:`fvjax.foreign_workdir`. It becomes config.json,
+            and its "hash" the base_hash of the results.
         name: of this evaluation, see docs/results.md.
+        devices: on what the embedder computes, if not on jax's devices; results.json notes it.
     Returns:
         the contents of results.json as far as this evaluation goes.
     Raises:
@@ -66,6 +71,7 @@ def evaluate(
     from fvjax import results
     from fvjax.tasks import benchmarks as judge
 
+    started = time.perf_counter()
     settings = EvalConfig(batch_size=batch_size, flip_sum=flip_sum, bootstrap=bootstrap, benchmarks=benchmarks)
     judges = judge.Benchmarks(settings, DataConfig(), 0, workdir)
     judges.check(foreign.IMAGE_SIZE)
@@ -84,11 +90,14 @@ def evaluate(
         "train_data_hash": "",
         "code_version": fvjax.code_version(),
         "dtype": "float32",
-        "seconds": 0.0,
+        "seconds": round(time.perf_counter() - started, 1),
     }
     if judges.failed:
         found["failed"] = dict(judges.failed)
-    found = results.publish(workdir, found, judge.report(workdir.name, found, scored), name)
+    report = judge.report(workdir.name, found, scored, judges.stores)
+    if devices:
+        report.origin["devices"] = devices
+    found = results.publish(workdir, found, report, name)
     results.check_complete({workdir: found})
     return found
 
@@ -97,7 +106,7 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
     """Write config.json, or raise ValueError if it is another embedder's or a training run's."""
     file = workdir / "config.json"
     text = json.dumps(identity, indent=1)
-    if file.exists() and json.loads(file.read_text()) != json.loads(text):
+    if file.exists() and not foreign_workdir.is_same(foreign_workdir.read_config(workdir), json.loads(text)):
         raise ValueError(f"{workdir} is of another model ({file}); choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace_file(file, text)
@@ -132,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=flags.batch_size,
             bootstrap=flags.bootstrap,
             name=flags.name,
+            devices=_devices(flags),
         )
     except (ValueError, OSError) as error:
         print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
@@ -143,18 +153,31 @@ def _open(flags: Any) -> tuple[foreign.Embed, dict[str, Any]]:
     """Open the model that the flags name; return it with what identifies it."""
     if flags.embedder:
         embed, source = foreign.of_function(flags.embedder)
-        return embed, {"embedder": flags.embedder, "hash": source}
+        return embed, {"embedder": flags.embedder, "hash": source, "kind": "function", "folder": str(Path.cwd())}
+    path = str(flags.model.absolute())
     if flags.model.suffix.lower() == ".onnx":
         embed, digest = foreign.of_onnx(flags.model, flags.channels, flags.pixels)
-        return embed, {"embedder": flags.model.name, "hash": digest, "channels": flags.channels, "pixels": flags.pixels}
+        reads = {"channels": flags.channels, "pixels": flags.pixels}
+        return embed, {"embedder": flags.model.name, "hash": digest, **reads, "kind": "onnx", "path": path}
     from fvjax import api
     from fvjax.training.checkpoint import base_hash
 
     if api.is_workdir(flags.model):
         again = f"python -m fvjax.main --mode=eval --workdir={flags.model}"
         raise ValueError(f"{flags.model} is a run, which keeps its own results: {again}")
+    if foreign_workdir.is_evaluated(flags.model):
+        raise ValueError(f"{flags.model} holds an evaluation; give the model itself, which config.json there names")
     embed = foreign.checked(api.Embedder(flags.model), str(flags.model))
-    return embed, {"embedder": str(flags.model), "hash": base_hash(str(flags.model))}
+    digest = base_hash(str(flags.model))
+    return embed, {"embedder": str(flags.model), "hash": digest, "kind": "checkpoint", "path": path}
+
+
+def _devices(flags: Any) -> str:
+    """Say on what the model computes, if not on jax's devices."""
+    if flags.embedder:
+        return "not known: a Python function chooses them itself"
+    onnx = flags.model.suffix.lower() == ".onnx"
+    return f"CPU, by onnxruntime {metadata.version('onnxruntime')}" if onnx else ""
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fvjax.planning import devices, programs
 from fvjax.results import publish
 from fvjax.tasks.predictor import Predictor
 from fvjax.tasks.task import Evaluator
-from fvjax.training import feed, preemption, profiling
+from fvjax.training import feed, first_batch, preemption, profiling
 from fvjax.training.agreement import Agreement
 from fvjax.training.checkpoint import Checkpoints
 from fvjax.training.facts import create_workdir, run_facts
@@ -54,8 +55,9 @@ def run(
     experiment = Experiment(config, workdir, train, request or preemption.Request(), profile)
     state = experiment.load_state()
     experiment.describe(state)
-    experiment.evaluate_before(state)
-    return experiment.report(experiment.train(state))
+    with experiment.writer.opened(int(state.step)):
+        experiment.evaluate_before(state)
+        return experiment.report(experiment.train(state))
 
 
 class Experiment:
@@ -85,10 +87,11 @@ class Experiment:
         self.evaluator: Evaluator = self.task.evaluator(self.model.encoder, predictor, seen)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
         self.request.before_leaving = self.checkpoints.wait
+        self.writer = Writer(config.name, workdir, config.log, trains)
         every = config.eval.every_epochs * self.steps_per_epoch
         schedule = EvaluationSchedule(every, self.total_steps, bool(config.data.val))
         self.evaluations = Evaluations(
-            self.evaluator, schedule, self.checkpoints, workdir, self.steps_per_epoch, self.seconds
+            self.evaluator, schedule, self.checkpoints, workdir, self.steps_per_epoch, self.seconds, self.writer
         )
 
     # ---- building the parts
@@ -164,6 +167,7 @@ class Experiment:
         wanted = self.config.eval.before_training and self.trains and self.total_steps and int(state.step) == 0
         if wanted and not self._before_file.exists():
             entries = self.evaluator.entries(state, "before training")
+            self.writer.evaluated(0, self.evaluator.summary(entries))
             if jax.process_index() == 0:
                 files.replace_file(self._before_file, json.dumps(entries, indent=1))
 
@@ -178,12 +182,11 @@ class Experiment:
         batches = feed.batches(
             c.data, examples.store, examples.plan, self.mesh, start_step=step, num_steps=left, **examples.contents
         )
-        writer = Writer(c.name, self.workdir, c.log, step)
-        writer.start(step, self.total_steps)
+        batches = first_batch.drawn(batches, self.task.pictures, self.writer, step)
         trace = profiling.Trace(self.workdir, self.profile, step)
-        reporter = TrainReporter(writer, self._workload(), c.log.every_steps, self.checkpoints.latest, self.elapsed)
+        reporter = TrainReporter(self.writer, self._workload(), c.log, self.checkpoints.latest, self.elapsed)
         saves = Saves(self.checkpoints, c.checkpoint.every_steps, self.total_steps, self.facts, self.seconds)
-        try:
+        with closing(trace), self.writer.showing(step, self.total_steps):
             state = train(
                 state,
                 self.frozen,
@@ -196,9 +199,6 @@ class Experiment:
                 trace=trace,
                 hash_every=c.log.state_hash_every,
             )
-        finally:
-            trace.close()
-            writer.close()
         say(f"Trained to step {int(state.step)}, {self.elapsed():.0f} s since start")
         return state
 
@@ -228,8 +228,8 @@ class Experiment:
         validation = self.evaluations.validation_entry(step, state, c.name)
         before = json.loads(self._before_file.read_text()) if self._before_file.exists() else {}
         report = self.evaluator.report(state, before, validation)
-        if self.trains and step and not c.data.val:
-            self.evaluations.append(step, report.summary)
+        if self.trains:
+            self.evaluations.finish(step, report.summary)
         results = {
             **report.results,
             "step": step,

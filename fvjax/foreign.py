@@ -1,9 +1,10 @@
-"""Embedders that are not fvjax's: an ONNX file, or a function of one's own, evaluated like any model of ours."""
+"""Models that are not fvjax's: an ONNX file, or a function of one's own, evaluated and used like any model of ours."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,34 @@ PIXELS = {  # how a network reads pixels: what is subtracted from 0 … 255, and
     "0..255": (0.0, 1.0),
     "imagenet": (np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)),
 }
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model that is not fvjax's, with what users of :class:`fvjax.api.Model` ask of it.
+
+    Attributes:
+        embed: the model itself.
+        digest: the hash of its file or of its source.
+        batch_size: how many faces it is given at a time.
+        run: None, because it comes from no training run of ours.
+        yes_no: (), because it embeds faces and does not answer.
+    """
+
+    embed: Embed
+    digest: str
+    batch_size: int = 64
+    run: None = field(default=None, init=False)
+    yes_no: tuple[int, ...] = field(default=(), init=False)
+
+    @property
+    def encoder(self) -> ForeignModel:
+        """The part that knows `yes_no`, as in our models."""
+        return self
+
+    def p_same(self, a: NDArray, b: NDArray) -> NDArray:
+        """Raise ValueError: only our models answer about pairs."""
+        raise ValueError("a model that is not fvjax's has embeddings and no answers; compare those by cosine")
 
 
 def of_function(spec: str) -> tuple[Embed, str]:
@@ -51,8 +80,7 @@ def of_onnx(file: Path, channels: str = "rgb", pixels: str = "-1..1") -> tuple[E
     """
     if channels not in CHANNELS or pixels not in PIXELS:
         raise ValueError(f"--channels is one of {', '.join(CHANNELS)}, --pixels one of {', '.join(PIXELS)}")
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
+    digest = hash_of(file)
     session = _session(file)
     inputs = session.get_inputs()
     shape = inputs[0].shape
@@ -73,8 +101,15 @@ def of_onnx(file: Path, channels: str = "rgb", pixels: str = "-1..1") -> tuple[E
         out = [session.run(None, {inputs[0].name: part})[0].reshape(step, -1) for part in parts]
         return np.concatenate(out)[: len(x)]
 
+    return checked(embed, str(file)), digest
+
+
+def hash_of(file: Path) -> str:
+    """Return the sha256 of a file. Raises ValueError: there is no such file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
     with file.open("rb") as data:
-        return checked(embed, str(file)), hashlib.file_digest(data, "sha256").hexdigest()
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def checked(function: Embed, name: str) -> Embed:
@@ -92,14 +127,22 @@ def checked(function: Embed, name: str) -> Embed:
     return embed
 
 
-def _session(file: Path) -> Any:
-    """Open an ONNX file on the CPU. Raises ValueError."""
+def require_onnxruntime() -> Any:
+    """Return the module onnxruntime. Raises ValueError if it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
         raise ValueError("ONNX files need onnxruntime: uv sync --extra onnx, or pip install 'fvjax[onnx]'") from None
+    return onnxruntime
+
+
+def _session(file: Path) -> Any:
+    """Open an ONNX file on the CPU. Raises ValueError."""
+    onnxruntime = require_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns about every single weight of a network in an older format
     try:
-        return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an exception class for each kind of problem, without a common base
         raise ValueError(f"{file}: not an ONNX network that onnxruntime can run ({_first_line(error)})") from error
 

@@ -64,7 +64,7 @@ def evaluate(data: str | Path, model: str | Path, *, weighted: bool = True) -> d
 def _embed(embedder: api.Embedder, store: Store) -> NDArray:
     """Embed all pictures of a store: float32 [N, D]."""
     batches = pipeline.eval_batches(store, np.arange(len(store)), embedder.batch_size)
-    bar = progress(batches, "pictures", -(-len(store) // embedder.batch_size))
+    bar = progress(batches, "embedding", -(-len(store) // embedder.batch_size), count=len(store), unit="pictures")
     return np.concatenate([embedder(faces)[:count] for faces, count in bar])
 
 

@@ -10,7 +10,8 @@ HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 Message = MutableMapping[str, Any]
 Headers = list[tuple[bytes, bytes]]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 # The page may load nothing from elsewhere, be no part of another page, and leave no copy on the disk of the browser.
 HEADERS = {

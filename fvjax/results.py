@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from fvjax import files
+from fvjax import files, runtime
 from fvjax.console import say
 from fvjax.tasks.task import Report
 
@@ -38,7 +38,8 @@ def publish(workdir: Path, results: Results, report: Report, name: str = "") -> 
     name: of this evaluation, config.eval.name.
     """
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    results = json.loads(json.dumps({**results, "evaluation": {"name": name, "date": date}}))  # as it will be read
+    evaluation = {"name": name, "date": date, "environment": runtime.environment(), **report.origin}
+    results = json.loads(json.dumps({**results, "evaluation": evaluation}))  # as it will be read
     if jax.process_index():
         return results
     file = workdir / "results.json"

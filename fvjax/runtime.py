@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from fvjax import errors
 
@@ -53,6 +56,27 @@ def keep_programs() -> None:
 def version() -> str:
     """Return the version of jax, in which all processes of a run must agree."""
     return jax.__version__
+
+
+def environment() -> dict[str, str]:
+    """Return what computes here, for people who want to repeat a figure: versions, system, processor, devices."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "devices": ", ".join(f"{count} x {kind}" for kind, count in kinds.items()),
+    }
+
+
+def _processor() -> str:
+    """Return the name of this machine's processor; "" if the system does not say."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def be_deterministic() -> None:

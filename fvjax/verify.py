@@ -1,10 +1,11 @@
-"""`python -m fvjax.verify A.jpg B.jpg --model=DIR [--face=centre|largest|all] [--save=FILE.png]`
+"""`python -m fvjax.verify A.jpg B.jpg [--model=DIR|FILE.onnx] [--far=X] [--unsure=X] [--face=…] [--save=FILE.png]`
 
 Do two photographs show one person? Finds the face in each (with the `align` extra; a 112x112 crop is taken as it is),
 and prints the verdict, the score behind it (a cosine, or P(Yes) of a model that answers), the threshold, its false
-accept rate (FAR) and the benchmark that it was measured on. DIR is a work directory of `python -m fvjax.main`, or a
-checkpoint as `fvjax.load` takes it, for which no threshold is known. Exit code 0 whatever the verdict; 2 with one line
-on standard error for user errors.
+accept rate (FAR) and the benchmark that it was measured on. DIR is a work directory of `python -m fvjax.main` or of
+`python -m fvjax.evaluate`, or a checkpoint as `fvjax.load` takes it, for which no threshold is known, as for an ONNX
+file. Without --model, OpenCV's SFace is downloaded once and used. Exit code 0 whatever the verdict; 2 with one line on
+standard error for user errors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -21,23 +23,28 @@ import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import api, errors, files, shipped, startup
+from fvjax import api, default_model, errors, files, foreign, foreign_workdir, shipped, startup
 from fvjax.data.alignment.faces import CHOICES, Picture, read_picture
-from fvjax.evals import folds, intervals, pair_picture, verification
-from fvjax.evals.pair_text import caption, text
+from fvjax.evals import intervals, operating_points, pair_picture, verification
+from fvjax.evals.pair_text import caption, text, verdict
 from weights_convert.read import load_json
 
 FAR_ABOVE = 0.2  # a given threshold so far above the measured one may be meant as a probability
 DRAWINGS = "fvjax.data.synthetic"  # how the sources of a store of procedural faces begin
+RULES = ("benchmark", "far", "unsure")  # arguments about a threshold that was measured
 
 
 def compare(
     a: str | Path | NDArray,
     b: str | Path | NDArray,
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     threshold: float | None = None,
     benchmark: str | None = None,
+    far: float | None = None,
+    unsure: float | None = None,
+    channels: str | None = None,
+    pixels: str | None = None,
     face: str = "centre",
     save: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -45,10 +52,14 @@ def compare(
 
     Args:
         a, b: pictures, see :func:`fvjax.faces`.
-        model: a work directory, whose best or newest checkpoint is used, or a checkpoint directory.
+        model: a work directory of a run, whose best or newest checkpoint is used, or of `python -m fvjax.evaluate`; a
+            checkpoint directory; an ONNX file; or None: OpenCV's SFace, see :mod:`fvjax.default_model`.
         threshold: same person if score >= threshold. Its FAR is then unknown.
         benchmark: the entry of results.json whose threshold is used; None: the first without identities that training
             has seen.
+        far: the false accept rate of the threshold; None: the one of accuracy@far=1e-3.
+        unsure: a false non-match rate. There is no verdict on scores between its threshold and that of `far`.
+        channels, pixels: what an ONNX file reads, see :func:`fvjax.foreign.of_onnx`; None: "rgb", "-1..1".
         face: which face of a picture with several: the one nearest the "centre", the "largest", or "all", each face of
             a with each of b; the score is then the highest.
         save: a PNG file to draw both pictures into.
@@ -57,40 +68,66 @@ def compare(
     Raises:
         ValueError: user errors, in one line.
     """
-    _check_threshold(threshold, benchmark)
+    _check_threshold(threshold, benchmark, far, unsure)
     _check_target(save, (a, b))
     pictures = read_picture(a), read_picture(b)
     for picture in pictures:
         picture.chosen(face)  # reports what is wrong with a picture before a large model is read
-    return Verifier(model, threshold=threshold, benchmark=benchmark).compare(*pictures, face=face, save=save)
+    verifier = Verifier(
+        model, threshold=threshold, benchmark=benchmark, far=far, unsure=unsure, channels=channels, pixels=pixels
+    )
+    return verifier.compare(*pictures, face=face, save=save)
 
 
 class Verifier:
-    """A model that compares many pairs of pictures at one threshold.
+    """A model that compares many pairs of pictures at one threshold, or with a range in which it cannot tell.
 
     Args:
-        model, threshold, benchmark: see :func:`compare`.
+        model, threshold, benchmark, far, unsure, channels, pixels: see :func:`compare`.
     Raises:
         ValueError: not a model, no such benchmark, or a threshold that no score of this model can have.
     """
 
-    def __init__(self, model: str | Path, *, threshold: float | None = None, benchmark: str | None = None):
-        _check_threshold(threshold, benchmark)
-        self.name = str(model)
-        self.opened = network, results = api.open_directory(Path(model))
-        self.network, run = network, network.run
-        self.measure = "P(Yes)" if network.encoder.yes_no else "cosine"
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        threshold: float | None = None,
+        benchmark: str | None = None,
+        far: float | None = None,
+        unsure: float | None = None,
+        channels: str | None = None,
+        pixels: str | None = None,
+    ):
+        _check_threshold(threshold, benchmark, far, unsure)
+        self.name, self.network, results = _open(model, channels, pixels)
+        self.opened, run = (self.network, results), self.network.run
+        self.measure = "P(Yes)" if self.network.encoder.yes_no else "cosine"
         if self.measure == "P(Yes)" and threshold is not None and threshold < 0:
             raise ValueError(f"--threshold={threshold}: {model} answers with P(Yes), which lies between 0 and 1")
-        self.flip_sum = api.flips(network, results)
-        self.drawings = _knows_drawings_only(Path(model), run)
-        self.threshold, self.far, self.measured_on = threshold, None, None
-        self.hint = None if threshold is None else self._hint(threshold, results)
-        if threshold is None and run and results.get("benchmarks"):
-            file = Path(model) / "results.json"
-            self.threshold, self.far, self.measured_on = _operating_point(file, results, run, benchmark)
-        elif benchmark is not None:
-            raise ValueError(f"--benchmark={benchmark}: {model} has no results.json with benchmarks; give --threshold")
+        self.flip_sum = api.flips(self.network, results)
+        self.drawings = model is not None and _knows_drawings_only(Path(model), run)
+        self.threshold, self.far, self.measured_on, self.lower = threshold, None, None, None
+        self.notes: list[str] = []
+        if threshold is not None:
+            self.notes += self._hints(threshold, results)
+        elif model is not None and results.get("benchmarks"):
+            self._measure(Path(model), results, benchmark, far, unsure)
+        elif asked := [f"--{key}={value}" for key, value in zip(RULES, (benchmark, far, unsure)) if value is not None]:
+            raise ValueError(f"{asked[0]}: {self.name} has no results.json with benchmarks; give --threshold")
+        elif model is None:
+            self.threshold = default_model.THRESHOLD
+            self.notes.append(default_model.ORIGIN)
+
+    def _measure(
+        self, workdir: Path, results: dict[str, Any], benchmark: str | None, far: float | None, unsure: float | None
+    ) -> None:
+        """Take the thresholds that were measured on a benchmark."""
+        with _of_this_model(workdir, results, self.network.run):
+            self.threshold, self.far, self.measured_on = operating_points.measured(workdir, results, benchmark, far)
+            if unsure is not None:
+                self.lower = operating_points.lower(workdir, results, self.measured_on["benchmark"], unsure)
+                self.lower["has_range"] = self.lower["threshold"] < self.threshold
 
     def compare(
         self,
@@ -104,10 +141,13 @@ class Verifier:
 
         Returns:
             JSON-ready {"score", "measure", "threshold", "same", "far", "measured_on", "model", "images", "far_ci95",
-            "face", "pictures", "comparisons", "caution", "notes"}. "measure" is "cosine", or "P(Yes)" of a model that
-            answers. Without a threshold it and "same" are None; "far", its 95% Wilson interval and "measured_on" are
-            None unless the threshold was measured. "pictures" has each picture's size, faces and chosen faces;
-            "comparisons" each chosen face of a with each of b, by number, and "score" is the highest of them.
+            "face", "pictures", "comparisons", "caution", "notes", "verdict", "lower"}. "measure" is "cosine", or
+            "P(Yes)" of a model that answers. "verdict" is "same person", "different persons" or "cannot tell", and then
+            "same" is None. Without a threshold it, "same" and "verdict" are None; "far", its 95% Wilson interval and
+            "measured_on" are None unless the threshold was measured. "lower" is None without `unsure`, otherwise that
+            of :func:`fvjax.evals.operating_points.lower` and "has_range", whether it is below the threshold. "pictures"
+            has each picture's size, faces and chosen faces; "comparisons" each chosen face of a with each of b, by
+            number, and "score" is the highest of them.
         Raises:
             ValueError: no picture, no face in it, or a file that cannot be written.
         """
@@ -116,12 +156,12 @@ class Verifier:
         chosen = [picture.chosen(face) for picture in pictures]
         scores = self._scores(*(picture.faces.crops[which] for picture, which in zip(pictures, chosen)))
         best = np.unravel_index(np.argmax(scores), scores.shape)
-        score, threshold = float(scores[best]), self.threshold
+        score = float(scores[best])
         result: dict[str, Any] = {
             "score": score,
             "measure": self.measure,
-            "threshold": threshold,
-            "same": None if threshold is None else score >= threshold,
+            "threshold": self.threshold,
+            "same": self._is_same(score),
             "far": self.far,
             "measured_on": self.measured_on,
             "model": self.name,
@@ -135,14 +175,26 @@ class Verifier:
                 for column, j in enumerate(chosen[1])
             ],
             "caution": None,
-            "notes": [] if self.hint is None else [self.hint],
+            "notes": [*self.notes],
+            "verdict": None,
+            "lower": self.lower,
         }
+        result["verdict"] = verdict(result)
         if self.drawings and not all(picture.is_crop for picture in pictures):
             result["caution"] = f"{self.name} was trained on drawings of faces: its scores of photographs mean nothing"
         if save is not None:
             best_faces = [which[number] for which, number in zip(chosen, best)]
             files.replace_file(Path(save), pair_picture.draw(pictures, best_faces, caption(result)))
         return result
+
+    def _is_same(self, score: float) -> bool | None:
+        """Decide on a score; None without a threshold, and in the range in which the model cannot tell."""
+        if self.threshold is None:
+            return None
+        if score >= self.threshold:
+            return True
+        is_unsure = self.lower is not None and score >= self.lower["threshold"]
+        return None if is_unsure else False
 
     def _scores(self, a: NDArray, b: NDArray) -> NDArray:
         """Score each crop of a, uint8 [n, 112, 112, 3], with each of b: float32 [n, m]."""
@@ -154,24 +206,48 @@ class Verifier:
         pairs = SimpleNamespace(a=rows, b=len(a) + columns)
         return verification.scores(embeddings, pairs).reshape(len(a), len(b))
 
-    def _hint(self, threshold: float, results: dict[str, Any]) -> str | None:
+    def _hints(self, threshold: float, results: dict[str, Any]) -> list[str]:
         """Compare a threshold that a user gave with the one that was measured, if there is one."""
-        run = self.network.run
-        if run is None or not results.get("benchmarks"):
-            return None
+        if not results.get("benchmarks"):
+            return []
+        workdir = Path(self.name)
         try:
-            measured, far, origin = _operating_point(Path(self.name) / "results.json", results, run, None)
+            with _of_this_model(workdir, results, self.network.run):
+                measured, far, origin = operating_points.measured(workdir, results, None)
         except ValueError:
-            return None  # what cannot be trusted is no comparison
+            return []  # what cannot be trusted is no comparison
         hint = f"for comparison: on {origin['benchmark']}, threshold {measured:.4f} was measured for FAR {far:g}"
         if self.measure == "cosine" and threshold > measured + FAR_ABOVE:
             hint += f"; {threshold:g} is far above it, and this model's scores are cosines, not probabilities"
-        return hint
+        return [hint]
 
 
-def _check_threshold(threshold: float | None, benchmark: str | None) -> None:
-    if threshold is not None and benchmark is not None:
-        raise ValueError("--threshold and --benchmark: give one, a benchmark is where a threshold comes from")
+def _open(
+    model: str | Path | None, channels: str | None, pixels: str | None
+) -> tuple[str, api.Model | foreign.ForeignModel, dict[str, Any]]:
+    """Open a model; return its name, the model, and its results.json or {}."""
+    is_file = model is not None and Path(model).suffix.lower() == ".onnx"
+    if not is_file and (channels or pixels):
+        raise ValueError("--channels and --pixels say what an ONNX file reads: give one as --model, or leave them out")
+    if model is None:
+        foreign.require_onnxruntime()  # before anything is downloaded
+        file, reads = default_model.fetch(), (default_model.CHANNELS, default_model.PIXELS)
+        return default_model.NAME, foreign.ForeignModel(*foreign.of_onnx(file, *reads)), {}
+    if is_file:
+        embedder = foreign.of_onnx(Path(model), channels or "rgb", pixels or "-1..1")
+        return str(model), foreign.ForeignModel(*embedder), {}
+    return str(model), *api.open_directory(Path(model))
+
+
+def _check_threshold(
+    threshold: float | None, benchmark: str | None, far: float | None = None, unsure: float | None = None
+) -> None:
+    for name, value in zip(RULES, (benchmark, far, unsure), strict=True):
+        if threshold is not None and value is not None:
+            raise ValueError(f"--threshold and --{name}: give one, a benchmark is where a threshold comes from")
+    for name, rate in (("far", far), ("unsure", unsure)):
+        if rate is not None and not 0 < rate < 1:
+            raise ValueError(f"--{name}={rate:g}: choose a rate above 0 and below 1")
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(f"--threshold={threshold}: a cosine lies between -1 and 1, P(Yes) between 0 and 1")
 
@@ -195,7 +271,7 @@ def _check_target(save: str | Path | None, sources: Sequence[Any]) -> None:
 def _knows_drawings_only(path: Path, run: api.Run | None) -> bool:
     """Tell whether a model was trained on procedural faces: the embedded ones, a store of them, or shipped weights."""
     if run is None or not run.config.trains:
-        weights = path if run is None else Path(shipped.weights(run.config.init_from))
+        weights = foreign_workdir.model_path(path) if run is None else Path(shipped.weights(run.config.init_from))
         return weights.resolve().is_relative_to(shipped.PACKAGE / "pretrained")
     if run.config.data.synthetic.identities:
         return True
@@ -230,48 +306,19 @@ def _describe(picture: Picture, chosen: list[int]) -> dict[str, Any]:
     return {"size": size, "is_crop": picture.is_crop, "faces": len(faces.boxes), "chosen": entries}
 
 
-def _operating_point(file: Path, results: dict, run: api.Run, name: str | None) -> tuple[float, float, dict]:
-    """Return (threshold, its FAR, what it was measured on) of accuracy@far=1e-3 in results.json.
-
-    Raises ValueError: the figures are not of this checkpoint, there is no such benchmark, or training has seen all.
-    """
-    again = f"evaluate again (--workdir={file.parent} --mode=eval) or give --threshold"
+@contextmanager
+def _of_this_model(workdir: Path, results: dict[str, Any], run: api.Run | None) -> Iterator[None]:
+    """Report results.json in one line if it is of another checkpoint than `run`, or lacks what is read from it."""
+    file = workdir / "results.json"
+    again = f"evaluate again (--workdir={workdir} --mode=eval) or give --threshold"
     try:
-        evaluated, current = (results["step"], results["base_hash"][:8]), (run.step, run.base_hash[:8])
-        if evaluated != current:
-            raise ValueError(f"{file} is of (step, base) {evaluated}, the newest checkpoint is {current}; {again}")
-        entries = results["benchmarks"]
-        if name is None:
-            unseen = [each for each, entry in entries.items() if not entry["identities_seen_in_training"]]
-            if not unseen:
-                names = "|".join(entries)
-                raise ValueError(f"{file}: training saw identities of every benchmark; choose --benchmark={names}")
-            name = unseen[0]
-        if name not in entries:
-            raise ValueError(f"--benchmark={name}: {file} has {', '.join(entries)}")
-        entry = entries[name]
-        # The threshold is the mean over folds of the k-th highest impostor score of the other folds, if there are any.
-        own = entry["n_impostor"] // entry["n_folds"] if entry["n_folds"] > 1 else 0
-        others = entry["n_impostor"] - own
-        measured_on = {
-            "benchmark": name,
-            "n_impostor": entry["n_impostor"],
-            "n_impostor_per_fold": others,
-            "impostors_above_per_fold": int(others * folds.FOLD_FAR + 1e-9),
-            "identities_seen_in_training": entry["identities_seen_in_training"],
-            "data_hash": entry["data_hash"],
-            "flip_sum": results["flip_sum"],
-            "step": results["step"],
-            "evaluated": _evaluated(entry.get("evaluation", results.get("evaluation"))),
-        }
-        return entry["accuracy@far=1e-3"]["threshold"], folds.FOLD_FAR, measured_on
+        if run is not None:
+            measured, current = (results["step"], results["base_hash"][:8]), (run.step, run.base_hash[:8])
+            if measured != current:
+                raise ValueError(f"{file} is of (step, base) {measured}, the newest checkpoint is {current}; {again}")
+        yield
     except KeyError as error:
         raise ValueError(f"{file} lacks {error}, so another version of fvjax wrote it; {again}") from None
-
-
-def _evaluated(evaluation: dict[str, str] | None) -> str | None:
-    """Return the date of an evaluation, and its name if it has one; None if an older version wrote the results."""
-    return None if evaluation is None else " ".join(filter(None, (evaluation["date"], evaluation["name"])))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -286,9 +333,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m fvjax.verify", description=about, allow_abbrev=False)
     parser.add_argument("a", metavar="A.jpg")
     parser.add_argument("b", metavar="B.jpg")
-    parser.add_argument("--model", required=True, metavar="DIR", help="a run's workdir, or a checkpoint")
+    what = "a workdir of a run or of fvjax evaluate, a checkpoint, or an ONNX file; default: OpenCV's SFace, downloaded"
+    parser.add_argument("--model", metavar="DIR|FILE.onnx", help=what)
     parser.add_argument("--benchmark", metavar="NAME", help="whose threshold; default: the first unseen in training")
     parser.add_argument("--threshold", type=float, metavar="X", help="same person from this score on")
+    parser.add_argument("--far", type=float, metavar="X", help="the threshold's false accept rate (default: 0.001)")
+    what = "cannot tell below the threshold of --far, as long as at most this share of genuine pairs scores lower"
+    parser.add_argument("--unsure", type=float, metavar="X", help=what)
+    parser.add_argument("--channels", choices=foreign.CHANNELS, help="of an ONNX file (rgb)")
+    parser.add_argument("--pixels", choices=list(foreign.PIXELS), help="likewise (-1..1)")
     parser.add_argument("--face", choices=CHOICES, default="centre", help="of several in a picture (%(default)s)")
     parser.add_argument("--save", metavar="FILE.png", help="draw both pictures with faces, score and verdict")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

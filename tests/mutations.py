@@ -40,6 +40,8 @@ DECODE, INT8, PHOTOGRAPHS = "tests/test_decode.py::", "tests/test_int8.py::", "t
 DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
+OWN = "tests/test_own_models.py::"
+REPORT, CARD = "tests/test_report.py::", "tests/test_model_card.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
 
@@ -2206,8 +2208,8 @@ FAULTS = (
         "verify_flip_sum_of_config",
         "verify scores with the flip_sum of config.json instead of that of the evaluation whose threshold it uses",
         "fvjax/api.py",
-        'return bool(results.get("flip_sum", model.run.config.eval.flip_sum)) if model.run else False',
-        "return bool(model.run.config.eval.flip_sum) if model.run else False",
+        'return bool(results.get("flip_sum", own))',
+        "return bool(own)",
         ("tests/test_verify.py::test_scores_and_threshold_are_the_evaluations[flipped]",),
     ),
     Fault(
@@ -3051,12 +3053,117 @@ FAULTS = (
         ("tests/test_contrastive.py::test_two_pairs_of_one_identity_are_no_negatives_of_each_other[67108864]",),
     ),
     Fault(
+        "finished_rows_run_again",
+        "fvjax reproduce starts rows again that are finished",
+        "fvjax/reproduction/runs.py",
+        'return Progress.FINISHED, ""',
+        'return Progress.BEGUN, ""',
+        ("tests/test_reproduce.py::test_rows_run_and_are_not_repeated_and_a_failed_one_costs_the_others_nothing",),
+    ),
+    Fault(
+        "failed_rows_forgiven",
+        "fvjax reproduce ends with exit code 0 although a row failed",
+        "fvjax/reproduce.py",
+        "return 1 if failed else 0",
+        "return 0",
+        ("tests/test_reproduce.py::test_rows_run_and_are_not_repeated_and_a_failed_one_costs_the_others_nothing",),
+    ),
+    Fault(
+        "time_left_from_the_start",
+        "the plan of a begun run counts all of its steps",
+        "fvjax/reproduction/estimates.py",
+        "Estimate((total - saved) * seconds",
+        "Estimate(total * seconds",
+        ("tests/test_reproduce.py::test_the_time_left_is_by_this_runs_own_steps",),
+    ),
+    Fault(
+        "evaluations_purged_on_resume",
+        "TensorBoard hides the evaluation at a step from which a run resumed",
+        "fvjax/training/metrics.py",
+        "tracker.write(max(step - 1, 0), numbers)",
+        "tracker.write(step, numbers)",
+        ("tests/test_long_runs.py::test_trackers_get_evaluations_and_the_config",),
+    ),
+    Fault(
+        "training_pictures_sent",
+        "pictures of training data go to every tracker without being asked for",
+        "fvjax/training/metrics.py",
+        "self.trackers if self.config.send_pictures else filter(None, [self.board])",
+        "self.trackers",
+        ("tests/test_long_runs.py::test_trackers_get_evaluations_and_the_config",),
+    ),
+    Fault(
+        "pictures_before_augmentation",
+        "the picture of the first batch shows faces before they are mirrored",
+        "fvjax/tasks/face_verification.py",
+        'jax.jit(self.prepare)(few).get("images", 0.0)',
+        'few["images"]',
+        ("tests/test_long_runs.py::test_faces_are_shown_as_the_model_gets_them",),
+    ),
+    Fault(
         "onnx_channels_ignored",
         "an ONNX network that reads BGR is given RGB",
         "fvjax/foreign.py",
         'x[..., ::-1] if channels == "bgr" else x',
         "x",
         ("tests/test_foreign.py::test_an_onnx_network_reads_what_it_is_said_to_read[bgr-imagenet-shape0]",),
+    ),
+    # ---- report cards and model cards
+    Fault(
+        "report_text_is_not_escaped",
+        "a model's name becomes markup of the page",
+        "fvjax/reporting/page.py",
+        "part if isinstance(part, Html) else escape(part) for part in parts",
+        "part for part in parts",
+        (REPORT + "test_names_are_text_whatever_they_hold", REPORT + "test_elements_escape_text_and_attributes"),
+    ),
+    Fault(
+        "report_threshold_at_the_impostor",
+        "the threshold of a false match rate is the impostor score above it, which accepts one impostor too many",
+        "fvjax/reporting/rates.py",
+        "scores.scores[scores.scores > impostors[allowed]]",
+        "scores.scores[scores.scores >= impostors[allowed]]",
+        (REPORT + "test_a_threshold_is_the_lowest_that_accepts_few_enough",),
+    ),
+    Fault(
+        "report_interval_of_fnmr_turned_round",
+        "the edges of the interval of FNMR change places",
+        "fvjax/reporting/rates.py",
+        "(1 - edges[1], 1 - edges[0])",
+        "(1 - edges[0], 1 - edges[1])",
+        (REPORT + "test_the_table_of_error_rates_is_that_of_a_plain_count",),
+    ),
+    Fault(
+        "report_hardest_genuine_are_the_easiest",
+        "the genuine pairs of a report are those with the highest scores",
+        "fvjax/reporting/hardest.py",
+        "np.where(scores.same, -scores.scores, scores.scores)",
+        "scores.scores",
+        (REPORT + "test_the_hardest_pairs_have_their_records_and_files",),
+    ),
+    Fault(
+        "report_takes_any_store",
+        "the files of another store are named for the hardest pairs",
+        "fvjax/reporting/hardest.py",
+        'if store.data_hash == run.results["benchmarks"][benchmark]["data_hash"]:',
+        "if store:",
+        (REPORT + "test_a_store_that_has_moved_is_recognised_by_its_hash",),
+    ),
+    Fault(
+        "card_has_figures_of_another_step",
+        "a model card has the figures of another step than the exported one",
+        "fvjax/reporting/model_card.py",
+        'return bool(run.pair_benchmarks) and run.results.get("step") == export.step',
+        "return bool(run.pair_benchmarks)",
+        (CARD + "test_figures_of_other_weights_are_not_the_cards",),
+    ),
+    Fault(
+        "export_uploads_without_yes",
+        "a model is uploaded before anybody has said yes",
+        "fvjax/export.py",
+        "    if not upload_it:\n",
+        "    if upload_it is None:\n",
+        (CARD + "test_without_yes_everything_is_shown_and_nothing_sent",),
     ),
     # ---- identification and templates
     Fault(
@@ -3156,7 +3263,56 @@ FAULTS = (
         "del idle",
         ("tests/test_margin_run.py::test_rows_without_a_gradient_keep_their_values_and_momenta",),
     ),
-    # ---- the page to try a model
+    # ---- models and pairs of one's own
+    Fault(
+        "fnmr_threshold_one_too_low",
+        "one genuine pair fewer than the rate allows lies below the lower threshold",
+        "fvjax/evals/operating_points.py",
+        "np.sort(scores)[_count(scores, fnmr)]",
+        "np.sort(scores)[_count(scores, fnmr) - 1]",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol",),
+    ),
+    Fault(
+        "threshold_of_the_own_fold",
+        "a fold's threshold for a rate is chosen on its own scores",
+        "fvjax/evals/operating_points.py",
+        "scores[fold != number] if",
+        "scores[fold == number] if",
+        (OWN + "test_thresholds_for_rates_by_the_rule_of_the_protocol[5]",),
+    ),
+    Fault(
+        "verify_always_tells",
+        "a score between two thresholds is called different persons",
+        "fvjax/verify.py",
+        "return None if is_unsure else False",
+        "return False",
+        (OWN + "test_between_two_thresholds_it_cannot_tell",),
+    ),
+    Fault(
+        "changed_foreign_model",
+        "verify uses the threshold of a file that has changed since it was evaluated",
+        "fvjax/foreign_workdir.py",
+        'if digest != identity["hash"]:',
+        "if not digest:",
+        (OWN + "test_an_onnx_file_is_opened_as_it_was_evaluated",),
+    ),
+    Fault(
+        "other_default_model",
+        "whatever the Hub serves is used as the default model",
+        "fvjax/default_model.py",
+        "if found != SHA256:",
+        "if not found:",
+        (OWN + "test_another_file_in_its_place_is_refused",),
+    ),
+    Fault(
+        "pair_list_contradiction",
+        "the same two pictures may be labelled as one person and as two",
+        "fvjax/data/readers/pair_list.py",
+        "if earlier.same != row.same:",
+        "if not earlier:",
+        ("tests/test_pair_list.py::test_mistakes_are_named_by_line",),
+        # ---- the page to try a model
+    ),
     Fault(
         "demo_answers_other_pages",
         "a page of another site can make requests in the user's browser",

@@ -24,7 +24,22 @@ from absl.testing import flagsaver
 import fvjax.experiment
 import fvjax.main
 import weights_convert.__main__ as convert
-from fvjax import chat, cli, compare, demo, doctor, evaluate, export, ijb, plan, pretrain, search, verify
+from fvjax import (
+    chat,
+    cli,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    ijb,
+    plan,
+    pretrain,
+    report,
+    reproduce,
+    search,
+    verify,
+)
 from fvjax.config import base
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
@@ -81,6 +96,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--json": "test_verify::test_as_a_command",
         "--face": "test_photographs::test_the_chosen_face_is_compared",
         "--save": "test_photographs::test_the_saved_picture_shows_faces_and_verdict",
+        "--far": "test_own_models::test_another_far_has_the_threshold_of_the_scores",
+        "--unsure": "test_own_models::test_between_two_thresholds_it_cannot_tell",
+        **dict.fromkeys(("--channels", "--pixels"), "test_own_models::test_an_onnx_file_has_a_score_and_no_threshold"),
     },
     "fvjax.compare": {
         "runs": "test_compare::test_runs_that_differ_in_their_seed_are_one_model",
@@ -88,6 +106,15 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--figure", "--format"), "test_compare::test_other_formats_hold_the_same_cells"),
         "--dst": "test_compare::test_dst_gets_plots_table_and_json",
         **dict.fromkeys(("--bootstrap", "--seed"), "test_compare::test_resamples_are_chosen_by_flags"),
+    },
+    "fvjax.reproduce": {
+        **dict.fromkeys(
+            ("--rows", "--workdir", "--yes"),
+            "test_reproduce::test_rows_run_and_are_not_repeated_and_a_failed_one_costs_the_others_nothing",
+        ),
+        "--scale": "test_reproduce::test_mistakes_are_one_line",
+        "--seeds": "test_reproduce::test_the_table_has_the_mean_and_spread_over_seeds",
+        "--plan": "test_reproduce::test_a_plan_starts_and_writes_nothing",
     },
     "fvjax.evaluate": {
         **dict.fromkeys(
@@ -100,6 +127,12 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(
             ("--flip-sum", "--batch-size", "--bootstrap", "--name"), "test_foreign::test_flags_reach_the_evaluation"
         ),
+    },
+    "fvjax.report": {
+        **dict.fromkeys(("runs", "--out"), "test_report::test_every_figure_of_the_results_is_a_cell"),
+        **dict.fromkeys(("--bootstrap", "--hardest"), "test_report::test_flags_reach_the_figures"),
+        "--pictures": "test_report::test_pictures_are_shown_on_request_from_the_store_at_hand",
+        "--data": "test_report::test_a_store_that_has_moved_is_recognised_by_its_hash",
     },
     "fvjax.demo": dict.fromkeys(
         ("--model", "--benchmark", "--threshold", "--gallery", "--chat", "--port", "--max-mb"),
@@ -123,6 +156,9 @@ TESTED: dict[str, dict[str, str]] = {
         "--dst": "test_export::test_adapters_of_a_run",
         "--merged": "test_export::test_merged_weights_of_a_run",
         "--layout": "test_internvl3::test_a_run_is_exported_in_either_layout",
+        **dict.fromkeys(("--license", "--base-model"), "test_export::test_merged_weights_of_a_run"),
+        "--push-to-hub": "test_model_card::test_without_yes_everything_is_shown_and_nothing_sent",
+        "--yes": "test_model_card::test_with_yes_those_files_are_uploaded_to_a_private_repository",
     },
     "fvjax.pretrain": {
         "--dst": "test_pretrain::test_a_short_run_writes_a_tower_that_loads",
@@ -174,6 +210,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--workers": f"{HERE}::test_photographs_are_aligned_by_as_many_processes",
         "--policy": f"{HERE}::test_photographs_are_aligned_by_as_many_processes",
         "--protocol": "test_prepare::test_cfp",
+    },
+    "fvjax.data.prepare pairs": {
+        **dict.fromkeys(("--src", "--dst", "--pairs", "--name"), "test_pair_list::test_the_store"),
+        "--policy": "test_pair_list::test_missing_pictures",
+        "--resize": "test_pair_list::test_sizes_and_photographs",
+        **dict.fromkeys(("--align", "--workers"), "test_pair_list::test_flags_reach_the_conversion"),
+        "--landmarks": "test_pair_list::test_sizes_and_photographs",
     },
     "fvjax.data.prepare bin": {
         "--src": "test_insightface_bin::test_the_store",
@@ -353,12 +396,14 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.chat": lambda: chat.main([]),
         "fvjax.verify": lambda: verify.main([]),
         "fvjax.compare": lambda: compare.main([]),
+        "fvjax.reproduce": lambda: reproduce.main([]),
         "fvjax.evaluate": lambda: evaluate.main([]),
         "fvjax.demo": lambda: demo.main([]),
         "fvjax.doctor": lambda: doctor.main([]),
         "fvjax.search": lambda: search.main([]),
         "fvjax.ijb": lambda: ijb.main([]),
         "fvjax.export": lambda: export.main([]),
+        "fvjax.report": lambda: report.main([]),
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),
         "fvjax.data.describe": lambda: describe.main([]),

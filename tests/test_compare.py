@@ -340,3 +340,42 @@ def test_a_benchmark_whose_name_has_a_slash_is_plotted_beside_the_others(tmp_pat
     runs = [a_run(tmp_path / n, judged(1.0, k), lr=0.1 * (k + 1), benchmark="cfp/fp") for k, n in enumerate("ab")]
     assert command.main([*map(str, runs), "--bootstrap=100", f"--dst={tmp_path / 'out'}"]) == 0
     assert {"roc_cfp%2Ffp.png", "det_cfp%2Ffp.pdf"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"), [("--format=json", False), ("--format=csv", True), ("--format=table", True)]
+)
+def test_a_bar_counts_the_resamples_but_not_beside_json_for_a_program(runs, monkeypatch, capsys, flag, shown):
+    """Two models of 100 resamples each; standard output is no terminal here."""
+    asked, advanced, totals = [], [], []
+
+    class Bar:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def add_task(self, name, total):
+            totals.append((name, total))
+            return 7
+
+        def advance(self, task, count):
+            advanced.append((task, count))
+
+    monkeypatch.setattr(command, "progress_bar", lambda shown: asked.append(shown) or Bar())
+    assert command.main([*map(str, runs), "--bootstrap=100", flag]) == 0
+    assert asked == [shown]
+    assert totals == [("resamples", 200)]
+    assert {task for task, _ in advanced} == {7}
+    assert sum(count for _, count in advanced) == 200
+
+
+def test_runs_of_one_recipe_are_opened_as_one_model(runs, tmp_path):
+    model = command.open_model("mine", runs[1:])
+    assert (model.name, model.seeds, model.workdirs) == ("mine", (0, 1, 2), tuple(runs[1:]))
+    assert command.open_model("alone", runs[:1]).seeds == (0,)
+    with pytest.raises(ValueError, match="differ in more than their seed"):
+        command.open_model("mine", runs)
+    with pytest.raises(ValueError, match="not the work directory of a finished run"):
+        command.open_model("mine", [tmp_path / "nothing"])

@@ -208,6 +208,9 @@ class Tracked:
     def write(self, step, values):
         self.file.write(f" {step}{' loss' * ('loss' in values)}")
 
+    def picture(self, step, name, pixels):
+        (Path(self.file.name).parent / "shown").touch()
+
     def close(self):
         self.file.write(" closed")
         self.file.close()
@@ -1144,7 +1147,19 @@ EFFECTS: dict[str, list[Effect]] = {
             toy,
             (f"{__name__}:Tracked",),
             {"log.every_steps": 3},
-            expect=("", "toy from 0: 0 loss 3 loss 6 loss closed"),
+            expect=("", "toy from 0: 0 0 loss 3 loss 6 loss 7 closed"),  # evaluated before and after
+        )
+    ],
+    # of a step by the real clock: tests/test_reporter.py has the times
+    "log.line_minutes": [E(run(lambda r: r.printed.count("since start, about")), toy, 1e-9, expect=(2, 8))],
+    "log.pictures": [E(run(lambda r: (r.folder / "first_batch.png").exists()), toy, 0, expect=(True, False))],
+    "log.send_pictures": [
+        E(
+            run(lambda r: (r.folder / "shown").exists()),
+            toy,
+            True,
+            {"log.trackers": (f"{__name__}:Tracked",)},
+            expect=(False, True),
         )
     ],
     # what it prints of conversations: tests/test_conversation_task.py

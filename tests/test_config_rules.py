@@ -16,6 +16,7 @@ PAIRS = {"task": "pair_answer", "model.kind": "vlm", "init_from": "DIR"}
 LORA = {"lora.rank": 4, "lora.alpha": 8.0, "lora.targets": ("fc",)}
 
 FINE = {
+    "no pictures and lines": {"log.pictures": 0, "log.line_minutes": 0.0},
     "as it is": {},
     "a single pair": {"batch_size": 2},
     "parts of a single pair": {"batch_size": 8, "accumulation": 4},
@@ -55,6 +56,8 @@ WRONG = {
         "config.data: give train or synthetic.identities, not both",
     ),
     "cache and workers": ({"data.cache": "host", "data.workers": 1}, "config.data.cache='host' leaves data.workers no"),
+    "pictures": ({"log.pictures": -1}, "config.log: pictures and line_minutes must not be negative"),
+    "minutes": ({"log.line_minutes": -0.5}, "config.log: pictures and line_minutes must not be negative"),
     "validation, never": (
         {"data.val": "DIR"},
         "config.data.val picks the best of several evaluations; set config.eval",

@@ -5,9 +5,11 @@ import json
 import jax
 import pytest
 
+from fvjax.config import LogConfig
 from fvjax.tasks.task import Evaluator, Report, Validation
 from fvjax.training import validation
 from fvjax.training.loop import Saves
+from fvjax.training.metrics import Writer
 from fvjax.training.validation import Evaluations, EvaluationSchedule
 
 
@@ -53,7 +55,8 @@ class Run:
         self.calls, self.workdir = [], workdir
         self.kept = Kept(self.calls)
         schedule = EvaluationSchedule(every_steps, 8, validates)
-        self.evaluations = Evaluations(Judge(self.calls), schedule, self.kept, workdir, 4, lambda: 12.34)  # type: ignore
+        writer = Writer("run", workdir, LogConfig(), active=False)
+        self.evaluations = Evaluations(Judge(self.calls), schedule, self.kept, workdir, 4, lambda: 12.34, writer)  # type: ignore
 
     def lines(self):
         return [json.loads(line) for line in (self.workdir / "evaluations.jsonl").read_text().splitlines()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import metadata_load
 from safetensors.numpy import load_file, save_file
 
 import fvjax
@@ -81,7 +82,13 @@ def test_adapters_of_a_run(adapted, run, faces, tmp_path, capsys):
     code, out, err = cli(capsys, f"--workdir={adapted}", f"--dst={tmp_path / 'out'}")
     assert (code, err) == (0, "")
     assert f"2 adapted modules, rank 2, step 4 of {adapted}" in out
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    written = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == written
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: unknown\n" in card
+    assert "2 adapted modules, rank 2. Trained and exported with fvjax." in card
+    assert 'fvjax.load("BASE", "vit", adapters="DIR/adapter_model.safetensors", pool="mean")' in card
+    assert str(tmp_path) not in card
     expected = api.load_workdir(adapted).embed(faces)
     file = tmp_path / "out/adapter_model.safetensors"
     np.testing.assert_allclose(fvjax.load(run.tower, "vit", adapters=file).embed(faces), expected, atol=1e-5)
@@ -91,12 +98,15 @@ def test_adapters_of_a_run(adapted, run, faces, tmp_path, capsys):
 @pytest.mark.parametrize("which", ["adapted", "both"])
 def test_merged_weights_of_a_run(request, run, which, faces, tmp_path, capsys):
     workdir = request.getfixturevalue(which)
-    code, _, err = cli(capsys, f"--workdir={workdir}", f"--dst={tmp_path / 'out'}", "--merged")
+    card = ("--license=mit", "--base-model=me/tower")
+    code, _, err = cli(capsys, f"--workdir={workdir}", f"--dst={tmp_path / 'out'}", "--merged", *card)
     assert (code, err) == (0, "")
+    header = metadata_load(tmp_path / "out/README.md")
+    assert (header["license"], header["base_model"], header["library_name"]) == ("mit", "me/tower", "transformers")
     np.testing.assert_allclose(
         fvjax.load(tmp_path / "out", "vit").embed(faces), api.load_workdir(workdir).embed(faces), atol=1e-5
     )
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in run.tower.iterdir()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"README.md", *(p.name for p in run.tower.iterdir())}
     changed = {k for f in run.tower.glob("*.safetensors") for k, v in load_file(f).items()
                if load_file(tmp_path / "out" / f.name)[k].tobytes() != v.tobytes()}  # fmt: skip
     layers = {f"encoder.layers.{i}.mlp.fc{j}.weight" for i in (0, 1) for j in (1, 2)}

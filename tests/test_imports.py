@@ -13,23 +13,27 @@ from tests import structure
 
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"trees", "typing", "errors", "shipped", "console", "plugins", "config_keys"},
+    {"trees", "typing", "durations"},
+    {"errors", "shipped", "console", "plugins", "config_keys"},
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
-    {"losses", "evals", "cli", "foreign"},
-    {"tasks", "diagnosis"},
+    {"losses", "evals", "cli", "foreign", "default_model"},
+    {"tasks", "diagnosis", "foreign_workdir", "reporting"},
     {"training"},
     {"planning", "chat_model"},
     {"api", "results"},
     {"experiment"},
     {"main"},
     {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {"report"},
     {"demo_answers"},
     {"demo_page"},
     {"demo"},
+    {"reproduction"},
+    {"reproduce"},
 )
-BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2]
+BELOW_ALL = LAYERS[0] | LAYERS[1] | LAYERS[2] | LAYERS[3]
 PAGE, MARKS = Path("docs/architecture.md"), ("<!-- imports -->\n", "<!-- /imports -->")
 TABLE = "<!-- structure -->\n", "<!-- /structure -->"
 
@@ -100,8 +104,9 @@ def test_models_know_arrays_only():
 
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
-    protocols += ("identification", "templates", "search_text", "verification")
-    for file in [*files("data"), *files("diagnosis"), *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
+    protocols += ("identification", "templates", "search_text", "verification", "finished", "pair_scores", "paired")
+    modules = [*files("data"), *files("diagnosis"), *files("reporting")]
+    for file in [*modules, *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fvjax.config import LogConfig
 from fvjax.training import loop, reporter
 from fvjax.training.loop import Saves
 from fvjax.training.reporter import TrainReporter, Workload, memory_in_use, rates
@@ -64,9 +65,10 @@ def clock(monkeypatch):
 def run(clock):
     """Return a function run(**changes) that makes a reporter whose newest checkpoint is step 2."""
 
-    def make(every_steps=1, **changes):
+    def make(every_steps=1, line_minutes=0.0, **changes):
         work = Workload(**{**vars(WORK), **changes})
-        return TrainReporter(FakeWriter(), work, every_steps, lambda: 2, lambda: clock.now - 40)  # type: ignore[arg-type]
+        log = LogConfig(every_steps=every_steps, line_minutes=line_minutes)
+        return TrainReporter(FakeWriter(), work, log, lambda: 2, lambda: clock.now - 40)  # type: ignore[arg-type]
 
     return make
 
@@ -309,8 +311,8 @@ def test_a_line_at_the_end_of_each_epoch_says_how_long_it_took_and_takes(run, cl
     reported.flush()
     assert reported.writer.said == [
         # reported at 108, when step 3 returned: 3 steps of 2 s, so 3 more; the command started at 40
-        "epoch 1/2 loss 0.2500 16 images/s 2 GFLOP/s, 68 s since start, about 6 s left",
-        "epoch 2/2 loss 0.6250 16 images/s 2 GFLOP/s, 75 s since start, about 0 s left",
+        "step 3/6 epoch 1/2 loss 0.2500 16 images/s 2 GFLOP/s, 68 s since start, about 6 s left",
+        "step 6/6 epoch 2/2 loss 0.6250 16 images/s 2 GFLOP/s, 75 s since start, about 0 s left",
     ]
     assert reported.writer.shown[3] == (4, "epoch 2/2 loss 0.3750 16 images/s 2 GFLOP/s")
 
@@ -327,7 +329,7 @@ def test_the_time_left_is_by_the_mean_of_this_starts_steps_and_what_came_between
     reported.add(5, values(clock))
     reported.flush()
     (line,) = reported.writer.said
-    assert line.startswith("epoch 2/2 loss 0.5000 32 images/s")
+    assert line.startswith("step 6/12 epoch 2/2 loss 0.5000 32 images/s")
     assert line.endswith(", about 30 s left")
 
 
@@ -378,3 +380,39 @@ def test_memory_in_use_is_the_fullest_devices(monkeypatch):
     assert memory_in_use() == 11
     devices(None, {})
     assert memory_in_use() == 0, "a CPU does not say"
+
+
+# ---- lines now and then
+
+
+def report_every(reported, clock, seconds: float, steps: int) -> list[str]:
+    for step in range(steps):
+        clock.now += seconds
+        reported.add(step, values(clock))
+        reported.flush()
+    return [line.split(" epoch")[0] for line in reported.writer.said]
+
+
+def test_without_a_terminal_there_is_a_line_every_so_many_minutes(run, clock):
+    """Steps of 25 s in an epoch of 9: lines after 75 s, and one at the end of the epoch."""
+    long = {"total_steps": 18, "steps_per_epoch": 9}
+    assert report_every(run(line_minutes=1.0, **long), clock, 25, 12) == [f"step {n}/18" for n in (3, 6, 9, 12)]
+    assert report_every(run(line_minutes=2.0, **long), clock, 25, 12) == ["step 5/18", "step 9/18"]
+    assert report_every(run(line_minutes=0.0, **long), clock, 25, 12) == ["step 9/18"]
+    assert report_every(run(line_minutes=1.0, **long), clock, 1, 8) == []
+
+
+def test_a_line_in_between_says_loss_rate_and_the_time_left(run, clock):
+    reported = run(line_minutes=1.0, total_steps=100_000, steps_per_epoch=50_000)
+    clock.now += 64
+    reported.add(0, values(clock))
+    reported.flush()
+    (line,) = reported.writer.said
+    assert line == (
+        "step 1/100000 epoch 1/2 loss 0.5000 0 images/s 0 GFLOP/s, 124 s since start, about 74 days 2 h left"
+    )
+
+
+def test_a_terminal_gets_no_lines_in_between(run, clock, monkeypatch):
+    monkeypatch.setattr(reporter, "console", SimpleNamespace(is_terminal=True))
+    assert report_every(run(line_minutes=1.0, total_steps=18), clock, 100, 3) == []

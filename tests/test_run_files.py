@@ -33,6 +33,7 @@ from fvjax.config import base, benchmark, typed
 from fvjax.data import images, stores
 from fvjax.evals import folds, pair_scores
 from fvjax.models import encoder
+from fvjax.tasks.benchmarks import ACCURACIES
 from fvjax.training.checkpoint import Checkpoints
 from tests.test_bad_input import Commands
 from tests.test_images import smooth_face
@@ -172,7 +173,7 @@ def results(workdir: Path) -> dict:
 
 def test_every_documented_file_is_there_and_no_other(run):
     documented = {"config.json", "metrics.jsonl", "evaluations.jsonl", "results.json", "validation.json"}
-    documented |= {"before_training.json", "roc.png", "det.png", "scores", "checkpoints", "tb"}
+    documented |= {"before_training.json", "roc.png", "det.png", "first_batch.png", "scores", "checkpoints", "tb"}
     (told,) = re.findall(r"^    runs/NAME/  (.*)$", Path("README.md").read_text(), re.MULTILINE)
     assert documented - {name.rstrip("/") for name in told.split()} == {"validation.json", "before_training.json"}
     assert {p.name for p in run.dir.iterdir()} == documented
@@ -250,6 +251,11 @@ def events(file: Path) -> list:
     return out
 
 
+def wall_times(start: list) -> dict[int, float]:
+    """Return when each step of a start was reported."""
+    return {e.step: e.wall_time for e in start if [value.tag for value in e.summary.value] == ["loss"]}
+
+
 def starts_of(run) -> list[list]:
     """Return the events of each start."""
     files = sorted((run.dir / "tb").iterdir(), key=lambda p: p.stat().st_mtime_ns)
@@ -266,7 +272,8 @@ def test_tensorboard_shows_the_figures_of_metrics_at_their_steps(run):
             shown = {(tag, step): value for (tag, step), value in shown.items() if step < event.step}
         for value in event.summary.value:
             assert (value.tag, event.step) not in shown
-            shown[value.tag, event.step] = value.simple_value
+            if value.HasField("simple_value"):
+                shown[value.tag, event.step] = value.simple_value
     assert [[e.step for e in start if e.HasField("session_log")] for start in (first, second)] == [[0], [8]]
     written = {
         (tag, line["step"]): value
@@ -274,6 +281,14 @@ def test_tensorboard_shows_the_figures_of_metrics_at_their_steps(run):
         for tag, value in line.items()
         if tag not in ("step", "state_hash", "batch_hash")
     }
+    before = json.loads((run.dir / "before_training.json").read_text())
+    figures = {(f"{name}/{key}", 0): before[name][key]["mean"] for name in before for key in ACCURACIES}
+    for line in lines(run.dir / "evaluations.jsonl"):  # after so many steps, so at the one before
+        measured = {name: its for name, its in line.items() if isinstance(its, dict)}
+        figures |= {(f"{name}/{key}", line["step"] - 1): its[key] for name, its in measured.items() for key in its}
+    final = results(run.dir)["benchmarks"]
+    figures |= {(f"{name}/{key}", STEPS - 1): final[name][key]["mean"] for name in final for key in ACCURACIES}
+    written |= {(re.sub("[@=]", "_", f"eval/{tag}"), step): value for (tag, step), value in figures.items()}
     assert shown == {key: pytest.approx(value, rel=1e-6) for key, value in written.items()}  # float32 there
     for start, began in zip((first, second), (run.first, run.second)):
         assert all(began.before <= event.wall_time <= began.after for event in start)
@@ -286,7 +301,7 @@ def test_images_per_second_are_images_by_the_clock(run):
     late, but not all steps together.
     """
     ratios, found = [], lines(run.before["metrics.jsonl"])
-    wall = {event.step: event.wall_time for event in starts_of(run)[0] if event.summary.value}
+    wall = wall_times(starts_of(run)[0])
     for epoch in range(3):
         steps = range(PER_EPOCH * epoch + 1, PER_EPOCH * (epoch + 1))
         told = sum(FACES / found[step]["images_per_s"] for step in steps)
@@ -347,7 +362,7 @@ def test_evaluations_has_each_epochs_figures_once(run):
 
 
 def test_seconds_are_of_all_starts_by_the_clock(run):
-    wall = {event.step: event.wall_time for event in starts_of(run)[0] if event.summary.value}
+    wall = wall_times(starts_of(run)[0])
     first = lines(run.before["evaluations.jsonl"])
     for line in first:
         step, known = line["step"], line["seconds"]

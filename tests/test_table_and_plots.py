@@ -19,7 +19,7 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from fvjax import console, errors, files
-from fvjax.config import base, benchmark, typed
+from fvjax.config import LogConfig, base, benchmark, typed
 from fvjax.data import images, stores
 from fvjax.evals import pair_scores, plots, verification
 from fvjax.evals.pair_scores import PairScores
@@ -140,7 +140,8 @@ def of(config, workdir: Path) -> benchmarks.Benchmarks:
 def evaluations(workdir: Path, seconds: float) -> Evaluations:
     """Return the object that records a run's evaluations; an epoch has 8 steps."""
     judge, schedule = Judge("net", of(base(), workdir), set()), EvaluationSchedule(8, 24, False)
-    return Evaluations(judge, schedule, cast(Any, None), workdir, 8, lambda: seconds)
+    writer = metrics.Writer("net", workdir, LogConfig(), active=False)
+    return Evaluations(judge, schedule, cast(Any, None), workdir, 8, lambda: seconds, writer)
 
 
 def drawn(patch) -> dict:
@@ -236,7 +237,8 @@ def test_only_the_first_process_prints_and_writes(tmp_path, monkeypatch):
         publish(tmp_path, finished(), benchmarks.report("net", finished(), SCORED))
         compare({tmp_path / "one": benchmarks.comparison})
         evaluations(tmp_path, 2.0).append(3, {})
-        writer = metrics.Writer("net", tmp_path, base().log, 0)
+        writer = metrics.Writer("net", tmp_path, LogConfig())
+        writer.open(0)
         writer.start(0, 3)
         writer.write(0, {"loss": 1.0})
         writer.show(1, "text")
@@ -322,7 +324,8 @@ def test_the_events_of_a_start_begin_with_its_step_and_hold_numbers_only(tmp_pat
     clock = itertools.count(1000, 5)  # seconds; files are named by them
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     for step in (0, 7):
-        writer = metrics.Writer("net", tmp_path, base().log, step)
+        writer = metrics.Writer("net", tmp_path, LogConfig())
+        writer.open(step)
         writer.start(step, 9)
         for at in (step, step + 1):
             writer.write(at, {"loss": at + 0.5, "lr": 0.25, "state_hash": "abc"})
@@ -340,9 +343,8 @@ def test_the_events_of_a_start_begin_with_its_step_and_hold_numbers_only(tmp_pat
 def test_on_a_terminal_a_line_says_how_far_it_is(tmp_path, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(metrics, "console", Console(file=out, force_terminal=True, width=120))
-    config = base().log
-    config.tensorboard = False
-    writer = metrics.Writer("net", tmp_path, config, 5)
+    writer = metrics.Writer("net", tmp_path, LogConfig(tensorboard=False))
+    writer.open(5)
     writer.start(5, 12)
     writer.show(6, "epoch 2/3 loss 1.25")
     writer.progress.refresh()
@@ -378,10 +380,14 @@ def test_the_bar_of_an_evaluation_counts_batches_of_new_faces(tmp_path, monkeypa
     config.eval.batch_size, config.eval.bootstrap = 2, 0
     for name in ("few", "more"):
         config.eval.benchmarks[name] = benchmark(str(faces.path), name)
-    monkeypatch.setattr(benchmarks, "progress", lambda what, *shown: bars.append(shown) or what)
+    monkeypatch.setattr(
+        benchmarks, "progress", lambda what, *shown, **counted: bars.append((*shown, *counted.values())) or what
+    )
     score = benchmarks.CosineScore(config.eval, lambda x: x.reshape(len(x), -1).astype(np.float32))
     of(config, tmp_path).run(score, seen=set(), title="net")
-    assert bars == [("net: few", 3), ("net: more", 1)], "records 0, 1, 3, 4 and 6, then 2 and 7"
+    assert bars == [("net: few", 3, 5, "images"), ("net: more", 1, 2, "images")], (
+        "records 0, 1, 3, 4 and 6, then 2 and 7"
+    )
 
 
 # ---- plots

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from fvjax.config import LogConfig
@@ -72,8 +73,9 @@ def mlflow(monkeypatch):
 
 
 def writer(workdir, *trackers, step=0) -> Writer:
-    config = LogConfig(tensorboard=False, trackers=trackers)
-    return Writer("run's name", workdir, config, step)
+    out = Writer("run's name", workdir, LogConfig(tensorboard=False, trackers=trackers))
+    out.open(step)
+    return out
 
 
 def own(*classes) -> tuple[str, ...]:
@@ -242,8 +244,31 @@ def test_other_processes_open_no_tracker_and_write_nothing(tmp_path, monkeypatch
 
 def test_tensorboard_and_trackers_go_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "Board", lambda path, step: Own("tensorboard", path, step))
-    out = Writer("run's name", tmp_path, LogConfig(trackers=own(Own)), 5)
+    out = Writer("run's name", tmp_path, LogConfig(trackers=own(Own)))
+    out.open(5)
     out.write(5, {"loss": 0.5})
     out.close()
     assert [tracker.opened for tracker in OPENED] == [("tensorboard", tmp_path / "tb", 5), ("run's name", tmp_path, 5)]
     assert all(tracker.written == [(5, {"loss": 0.5})] and tracker.closed for tracker in OPENED)
+
+
+def test_wandb_and_mlflow_get_config_evaluations_and_pictures(wandb, mlflow, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    run = sys.modules["wandb"].init()
+    run.config = SimpleNamespace(update=lambda values, **options: wandb.append(("config", values, options)))
+    vars(sys.modules["wandb"])["Image"] = lambda pixels: ("image", pixels.shape)
+    for name in ("log_dict", "log_image"):
+        call = lambda *args, name=name, **options: mlflow.append((name, *args, options))  # noqa: E731
+        vars(sys.modules["mlflow"])[name] = call
+    config = LogConfig(tensorboard=False, trackers=("wandb", "mlflow"), send_pictures=True)
+    out = Writer("run's name", tmp_path, config)
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    with out.opened(0):
+        out.evaluated(3, {"lfw": {"accuracy@far=1e-3": 0.5}})
+        out.picture(2, "first_batch", pixels)
+    assert ("config", {"seed": 3}, {"allow_val_change": True}) in wandb
+    assert ("log", {"eval/lfw/accuracy@far=1e-3": 0.5}, 2) in wandb
+    assert ("log", {"first_batch": ("image", (4, 5, 3))}, 2) in wandb
+    assert ("log_dict", {"seed": 3}, "config.json", {}) in mlflow
+    assert ("log_metrics", {"eval/lfw/accuracy_far_1e-3": 0.5}, {"step": 2}) in mlflow, "MLflow allows no @ and no ="
+    assert ("log_image", pixels, "first_batch_step_2.png", {}) in mlflow

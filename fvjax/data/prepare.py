@@ -5,6 +5,7 @@
     python -m fvjax.data.prepare lfw --src=DIR --pairs=pairs.txt --dst=STORE   DIR/NAME/NAME_0001.jpg -> benchmark lfw
     python -m fvjax.data.prepare cfp --src=DIR --protocol=DIR --dst=STORE  DIR/001/{frontal,profile}/01.jpg -> ff, fp
     python -m fvjax.data.prepare bin --src=FILE.bin --dst=STORE            insightface's lfw.bin -> benchmark lfw
+    python -m fvjax.data.prepare pairs --src=DIR --pairs=my.csv --dst=STORE    pairs of your own -> benchmark my
     python -m fvjax.data.prepare ijb --src=IJBC --dst=STORE                IJB-B or IJB-C -> templates (docs/search.md)
     python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
@@ -30,6 +31,9 @@ Exit code 0, or 2 with one line that says what is wrong; then nothing is left at
 STORE/val, a store with the split "val" whose identities have the numbers they have in STORE. --top keeps the identities
 with the most images. It works on all cores (--workers), and the same command resumes a killed conversion.
 
+`pairs` reads a CSV file with a header: the columns a and b have paths relative to --src, same has 1 or 0 (true, yes,
+false, no); fold, identity_a and identity_b are optional (docs/results.md).
+
 `conversations` reads the JSON or JSONL of LLaVA, ShareGPT, FairFaceGPT and OpenAI, and pictures of any size, which it
 keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all
 conversations of a twentieth of the pictures go to STORE/val.
@@ -50,7 +54,7 @@ from fvjax import errors, startup
 from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import conversations, facexbench_store, ijb, insightface_bin, odd_pairs
+from fvjax.data.readers import conversations, facexbench_store, ijb, insightface_bin, odd_pairs, pair_list
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -82,7 +86,7 @@ def summary(store: Store) -> str:
             f"{len(b['fold_sizes'])} folds; {b['failure_to_acquire']} images not acquired, "
             f"{b['pairs_dropped']} pairs dropped (policy {b['policy']})"
         )
-        lines += odd_pairs.summary(b)
+        lines += [*odd_pairs.summary(b), *pair_list.summary(b)]
     lines += insightface_bin.summary(store)
     if recordio_counts and store.split == "train":
         lines += _recordio_summary(store, recordio_counts)
@@ -148,7 +152,13 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("folder", folder), ("recordio", recordio), ("lfw", lfw), ("cfp", cfp)):
+    for name, run in (
+        ("folder", folder),
+        ("recordio", recordio),
+        ("lfw", lfw),
+        ("cfp", cfp),
+        ("pairs", pair_list.pairs),
+    ):
         sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0], allow_abbrev=False)
         what = "the .rec, or the folder with train.rec" if name == "recordio" else "folder of the crops or photographs"
         sub.add_argument("--src", type=Path, required=src_required, help=what)
@@ -165,6 +175,9 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
             sub.add_argument("--download", action="store_true", help="fetch LFW with scikit-learn, for --align")
         elif name == "cfp":
             sub.add_argument("--protocol", type=Path, required=src_required, help="folder with Pair_list_F.txt, Split")
+        elif name == "pairs":
+            sub.add_argument("--pairs", type=Path, required=True, help="CSV: a, b, same; perhaps fold, identity_a, _b")
+            sub.add_argument("--name", help="of the benchmark; by default the list's name without its suffix")
         sub.set_defaults(run=run)
     insightface_bin.add_command(commands)
     conversations.add_command(commands)

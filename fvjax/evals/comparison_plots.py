@@ -30,10 +30,12 @@ POINTS = 60  # false match rates at which curves and bands are drawn
 
 
 def roc(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -> list[Path]:
-    """Draw 1 - FNMR over FMR to roc_BENCHMARK.png and .pdf; return the two files.
+    """Draw 1 - FNMR over FMR to roc_BENCHMARK.png and .pdf; return the two files. Errors as :func:`roc_figure`."""
+    return _save(roc_figure(benchmark, models, bootstrap=bootstrap), folder / f"roc_{file_name(benchmark)}")
 
-    Raises ValueError if the models were not evaluated on the same pairs.
-    """
+
+def roc_figure(benchmark: str, models: Models, *, bootstrap: int = 500) -> Figure:
+    """Draw 1 - FNMR over FMR. Raises ValueError if the models were not evaluated on the same pairs."""
     figure, axes, rates = _axes(f"ROC on {benchmark}", models)
     lowest = 1.0
     for name, seeds, style in _styled(models):
@@ -45,11 +47,16 @@ def roc(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -
     axes.set(xlabel="false match rate (FMR)", ylabel="true match rate (1 - FNMR)")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", fontsize=7)
-    return _save(figure, folder / f"roc_{file_name(benchmark)}")
+    return figure
 
 
 def det(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -> list[Path]:
     """Draw FNMR over FMR on normal deviates to det_BENCHMARK.png and .pdf; return the two files. Errors as `roc`."""
+    return _save(det_figure(benchmark, models, bootstrap=bootstrap), folder / f"det_{file_name(benchmark)}")
+
+
+def det_figure(benchmark: str, models: Models, *, bootstrap: int = 500) -> Figure:
+    """Draw FNMR over FMR on normal deviates. Errors as :func:`roc_figure`."""
     figure, axes, rates = _axes(f"DET on {benchmark}", models)
     genuine = min(int(seeds[0].same.sum()) for seeds in models.values())
     floor = 0.5 / genuine  # below one rejected pair nothing was measured; a curve that gets there leaves the picture
@@ -65,7 +72,7 @@ def det(folder: Path, benchmark: str, models: Models, *, bootstrap: int = 500) -
     axes.set(xlim=(norm.ppf(rates[0]), norm.ppf(0.95)), ylim=(norm.ppf(floor), norm.ppf(0.95)))
     axes.set(xlabel="false match rate (FMR)", ylabel="false non-match rate (FNMR)")
     axes.legend(loc="upper right", fontsize=7)
-    return _save(figure, folder / f"det_{file_name(benchmark)}")
+    return figure
 
 
 def _axes(title: str, models: Models):

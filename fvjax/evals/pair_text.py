@@ -23,9 +23,16 @@ def text(result: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> list[str]:
     """Return the lines for a drawing of the pictures: the verdict first, then what must not be missed beside it."""
-    verdict, *origin = _verdict_lines(result)
+    heading, *origin = _verdict_lines(result)
     caution = [f"caution: {result['caution']}"] if result["caution"] else []
-    return [verdict, *caution, *_comparison_lines(result)[:1], *origin]
+    return [heading, *caution, *_comparison_lines(result)[:1], *origin]
+
+
+def verdict(result: dict[str, Any]) -> str | None:
+    """Return what a result says of the two pictures; None without a threshold."""
+    if result["threshold"] is None:
+        return None
+    return {True: "same person", False: "different persons", None: "cannot tell"}[result["same"]]
 
 
 def small_face_lines(result: dict[str, Any]) -> list[str]:
@@ -36,21 +43,19 @@ def small_face_lines(result: dict[str, Any]) -> list[str]:
 
 def _verdict_lines(result: dict[str, Any]) -> list[str]:
     """Describe the score, the threshold, its FAR and where that was measured."""
-    score, threshold, measured_on = result["score"], result["threshold"], result["measured_on"]
+    threshold, measured_on = result["threshold"], result["measured_on"]
     if threshold is None:
         return [
-            f"score {score:.4f} ({result['measure']})",
+            f"score {result['score']:.4f} ({result['measure']})",
             f"no threshold is known for {result['model']}, so no verdict: give --threshold=X, or as --model the "
-            "workdir of a run whose results.json has a benchmark",
+            "workdir of a run whose results.json has a benchmark (fvjax evaluate makes one of an ONNX file)",
         ]
-    verdict = ("same person", ">=") if result["same"] else ("different persons", "<")
-    first = f"{verdict[0]}: score {score:.4f} ({result['measure']}) {verdict[1]} threshold {threshold:.4f}"
     if measured_on is None:
-        return [first, "FAR of this threshold: not known"]
+        return [_first_line(result), "FAR of this threshold: not known"]
     above, others = measured_on["impostors_above_per_fold"], measured_on["n_impostor_per_fold"]
     far, name = result["far"], measured_on["benchmark"]
     lines = [
-        f"{first}, for FAR {far:g}",
+        _first_line(result),
         f"measured on {name}: {measured_on['n_impostor']:,} impostor pairs, data {measured_on['data_hash'][:8]}, "
         f"model at step {measured_on['step']}" + (f", evaluated {date}" if (date := measured_on["evaluated"]) else ""),
     ]
@@ -61,12 +66,47 @@ def _verdict_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"the threshold rests on the {above} highest of some {others:,} impostor scores{few}")
     low, high = result["far_ci95"]
     lines.append(f"95% interval of its FAR: {low:.2g} to {high:.2g} (Wilson's, of {above} in {others:,})")
+    lines += _lower_lines(result)
     seen = measured_on["identities_seen_in_training"]
     if seen is None:
-        lines.append(f"whether training saw identities of {name} is not known: it follows another naming")
+        unknown = "is not known: another naming, or no model of fvjax"
+        lines.append(f"whether training saw identities of {name} {unknown}")
     elif seen:
         lines.append(f"training saw {seen} of its identities: expect more false accepts among strangers")
     return lines
+
+
+def _first_line(result: dict[str, Any]) -> str:
+    """Say the verdict, and how the score lies to the threshold that decides."""
+    score, threshold, lower = result["score"], result["threshold"], result.get("lower")
+    said = f"{verdict(result)}: score {score:.4f} ({result['measure']})"
+    for_far = "" if result["measured_on"] is None else f", for FAR {result['far']:g}"
+    if result["same"]:
+        return f"{said} >= threshold {threshold:.4f}{for_far}"
+    if lower and result["same"] is None:
+        ends = f"{lower['threshold']:.4f} (FNMR {lower['fnmr']:g}) and {threshold:.4f} (FAR {result['far']:g})"
+        return f"{said} lies between {ends}"
+    if lower and lower["has_range"]:
+        return f"{said} < threshold {lower['threshold']:.4f}, for FNMR {lower['fnmr']:g}"
+    return f"{said} < threshold {threshold:.4f}{for_far}"
+
+
+def _lower_lines(result: dict[str, Any]) -> list[str]:
+    """Describe the range in which the model cannot tell, if one was asked for."""
+    lower = result.get("lower")
+    if lower is None:
+        return []
+    below, others = lower["genuine_below_per_fold"], lower["n_genuine_per_fold"]
+    low, high = lower["fnmr_ci95"]
+    rate = f"{lower['threshold']:.4f} for FNMR {lower['fnmr']:g}"
+    upper = f"{result['threshold']:.4f} for FAR {result['far']:g}"
+    ends = f"cannot tell from {rate} up to {upper}"
+    if not lower["has_range"]:
+        ends = f"no scores are in doubt: the threshold {rate} is not below that of {upper}"
+    return [
+        f"{ends}; {below} of some {others:,} genuine scores lie below {lower['threshold']:.4f}",
+        f"95% interval of its FNMR: {low:.2g} to {high:.2g} (Wilson's, of {below} in {others:,})",
+    ]
 
 
 def _picture_lines(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ bootstrap of :mod:`fvjax.evals.folds`) judges both models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,20 @@ class Resampled:
     samples: Figures
 
 
-def resample(seeds: Sequence[PairScores], *, bootstrap: int = 2000, seed: int = 0) -> Resampled:
+def resample(
+    seeds: Sequence[PairScores],
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    done: Callable[[int], object] = lambda count: None,
+) -> Resampled:
     """Measure all figures on a benchmark and on resamples of its identities.
 
     Args:
         seeds: the scores of one model, or of one recipe trained with several seeds.
         bootstrap: the number of resamples.
         seed: of the resamples. Two calls with one seed and the same pairs see the same resamples.
+        done: is told how many more resamples have been judged, to show progress.
     Raises:
         ValueError: the scores are not of the same pairs.
     """
@@ -63,6 +70,7 @@ def resample(seeds: Sequence[PairScores], *, bootstrap: int = 2000, seed: int = 
         parts = [folds.figures(each, labels, sizes, weights) for each in scores]
         for name, key in FIGURES.items():
             sums[name].append(np.mean([part[key] for part in parts], 0))
+        done(len(weights))
     values = {name: np.array([one[key][0] for one in measured]) for name, key in FIGURES.items()}
     return Resampled(values, {name: np.concatenate(parts or [np.empty(0)]) for name, parts in sums.items()})
 

@@ -55,6 +55,11 @@ class Benchmarks:
             out["synthetic"] = BenchmarkConfig(str(store), "synthetic", self.data.names)
         return out
 
+    @property
+    def stores(self) -> dict[str, str]:
+        """Where the data of each benchmark are."""
+        return {name: benchmark.store for name, benchmark in self.chosen.items()}
+
     def check(self, image_size: tuple[int, int]) -> dict[str, str]:
         """Open every benchmark, so that problems show before anything is trained.
 
@@ -173,7 +178,8 @@ class CosineScore:
         new = np.setdiff1d(used, np.flatnonzero(embedded))
         if len(new):
             batches = pipeline.eval_batches(store, new, self.eval.batch_size)
-            bar = progress(batches, title, -(-len(new) // self.eval.batch_size))
+            total = -(-len(new) // self.eval.batch_size)
+            bar = progress(batches, title, total, count=len(new), unit="images")
             values = verification.embed(self.embed, bar, flip_sum=self.eval.flip_sum)
             if store.path not in self._known:
                 self._known[store.path] = embedded, np.zeros((len(store), *values.shape[1:]), values.dtype)
@@ -189,8 +195,14 @@ def summary(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
     return {name: {key: entry[key]["mean"] for key in ACCURACIES} for name, entry in entries.items()}
 
 
-def report(name: str, results: dict[str, Any], scored: Scored) -> Report:
-    """Make the report of one run from its part of results.json; `name` is the run's."""
+def report(name: str, results: dict[str, Any], scored: Scored, stores: Mapping[str, str] | None = None) -> Report:
+    """Make the report of one run from its part of results.json.
+
+    Args:
+        name: of the run.
+        scored: the scores of each benchmark's pairs.
+        stores: where the data of each benchmark are, for results.json.
+    """
     rows = [(f"{name} (ids seen)", "validation", results["validation"])] if results["validation"] else []
     for benchmark, entry in results["benchmarks"].items():
         rows += _rows(name, benchmark, entry, results)
@@ -206,7 +218,7 @@ def report(name: str, results: dict[str, Any], scored: Scored) -> Report:
     if groups := verification.over_groups(results["benchmarks"]):
         results["groups"] = groups
     table = verification.table(rows, verification.groups_line(groups)) if rows else None
-    return Report(results, summary(results["benchmarks"]), table, save)
+    return Report(results, summary(results["benchmarks"]), table, save, {"stores": dict(stores)} if stores else {})
 
 
 def _rows(name: str, benchmark: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> Iterable[tuple]:

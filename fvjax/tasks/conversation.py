@@ -6,7 +6,7 @@ The loss is the cross-entropy of the answers' tokens, averaged over all label to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -33,7 +33,9 @@ from fvjax.models.encoder import Encoder
 from fvjax.parallel import distributed
 from fvjax.tasks import conversation_evaluation
 from fvjax.tasks.predictor import Predictor
-from fvjax.tasks.task import Batch, Evaluator, Examples, Task
+from fvjax.tasks.task import Batch, Evaluator, Examples, Shown, Task
+
+TILES_SHOWN = 4  # of an example
 
 
 class Conversation(Task):
@@ -185,9 +187,26 @@ class Conversation(Task):
             texts += [show(rendered, self.format.tokenizer)]
         return Group(*texts)
 
+    def pictures(self, batch: Mapping[str, np.ndarray], count: int) -> list[Shown]:
+        shown: list[Shown] = []
+        columns = (batch[name] for name in ("tokens", "segments", "tiles", "places"))
+        for tokens, segments, tiles, places in zip(*columns):
+            present = places.reshape(len(tiles), -1)[:, 0] < len(tokens)
+            text = (segments == 0) & ~np.isin(np.arange(len(tokens)), places)
+            left = count - sum(len(each.pictures) for each in shown)
+            if chosen := list(tiles[present][: min(left, TILES_SHOWN)]):
+                shown.append(Shown(chosen, self._question(tokens[text].tolist())))
+        return shown
+
+    def _question(self, ids: Sequence[int]) -> str:
+        """Return a conversation's text from the beginning of the first question, in one line, without pictures."""
+        template = TEMPLATES[self.chat.template]
+        text = self.format.tokenizer.decode(ids).replace(template.image[0] + template.image[2], "")
+        return " ".join((text.partition(template.user.begin)[2] or text).split())
+
     def sizes(self, store: ConversationStore, format: Format, title: str) -> list[Size]:
         """Return the size of every conversation of a store, without decoding pictures."""
-        numbers = progress(range(len(store)), title, len(store))
+        numbers = progress(range(len(store)), title, len(store), unit="conversations")
         return [measure(format, store.conversation(i), store.picture_sizes[i]) for i in numbers]
 
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -319,4 +319,4 @@ def _track(title: str) -> Any:
 
 
 def _track_files(title: str, names: Sequence[str]) -> Any:
-    return progress(names, title, len(names))
+    return progress(names, title, len(names), unit="files")

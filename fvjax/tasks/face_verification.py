@@ -17,7 +17,7 @@ from fvjax.losses.accumulation import Inputs
 from fvjax.tasks import benchmarks, faces
 from fvjax.tasks.benchmarks import Benchmarks, Entries, Score, Scored
 from fvjax.tasks.predictor import Trained
-from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Task, Validation
+from fvjax.tasks.task import Batch, Evaluator, Examples, Report, Shown, Task, Validation
 
 
 class FaceVerification(Task):
@@ -44,6 +44,18 @@ class FaceVerification(Task):
     def examples(self, store: Store) -> Examples:
         faces.check_size(store, self.image_size)
         return faces.pair_examples(store, self.plan(store.labels), self.single_images)
+
+    def pictures(self, batch: Mapping[str, np.ndarray], count: int) -> list[Shown]:
+        examples = max(1, count // self.images_per_example)
+        few = {name: array[:examples] for name, array in batch.items()}
+        images = np.asarray(jax.jit(self.prepare)(few).get("images", 0.0))
+        if images.dtype != np.uint8:  # of a subclass that prepares no pictures
+            return []
+        return [Shown(list(each), self.caption(int(label))) for each, label in zip(images, few["labels"])]
+
+    def caption(self, label: int) -> str:
+        """Say in words what the label of an example means."""
+        return f"identity {label}"
 
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         return faces.pair_shapes(count, self.image_size)
@@ -106,7 +118,7 @@ class VerificationEvaluator(Evaluator):
         }
         if self.benchmarks.failed:
             results["failed"] = dict(self.benchmarks.failed)
-        return benchmarks.report(self.name, results, scored)
+        return benchmarks.report(self.name, results, scored, self.benchmarks.stores)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

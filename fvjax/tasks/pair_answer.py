@@ -60,6 +60,9 @@ class PairAnswer(shared.FaceVerification):
     def steps_per_epoch(self, examples_per_step: int) -> int:
         return self.data.pairs_per_epoch // examples_per_step
 
+    def caption(self, label: int) -> str:
+        return "one person" if label else "two people"
+
     def text(self, tokenizer: Callable[[], Tokenizer]) -> Text:
         prompt = tokenizer().encode(self.prompt.text) if self.prompt.text else self.prompt.ids
         return Text(tuple(prompt), tuple(self.prompt.yes_no_ids or prompts.yes_no_ids(tokenizer())))
@@ -125,7 +128,7 @@ class AnswerEvaluator(shared.VerificationEvaluator):
                 pairs,
                 batch_size=size,
                 multiple=-(-size // 8 // rows) * rows,
-                track=lambda loop: progress(loop, f"{title}, pairs", len(loop)),
+                track=lambda loop: progress(loop, f"{title}, pairs", len(loop), count=len(pairs.a), unit="pairs"),
             )
 
     def _visual_tokens(self, state: Trained, store: Store, used: np.ndarray, title: str, file: Any) -> np.ndarray:
@@ -134,8 +137,9 @@ class AnswerEvaluator(shared.VerificationEvaluator):
         size = self.benchmarks.eval.batch_size
         visual = np.memmap(file, self.dtype, "w+", shape=(len(store), net.image_tokens, net.decoder.width))
         batches = pipeline.eval_batches(store, used, size)
+        bar = progress(batches, f"{title}, images", -(-len(used) // size), count=len(used), unit="images")
         done = 0
-        for images, count in progress(batches, f"{title}, images", -(-len(used) // size)):
+        for images, count in bar:
             visual[used[done : done + count]] = self.visual(state, self.predictor.put(images))[:count]
             done += count
         return visual

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fvjax.config import Config, Rules
 from fvjax.data.pipeline import Read
@@ -51,6 +52,13 @@ class Text(NamedTuple):
     answers: tuple[int, ...] = ()
 
 
+class Shown(NamedTuple):
+    """A training example for people to look at: its pictures uint8 [H, W, 3], all of one size, and a line below."""
+
+    pictures: Sequence[np.ndarray]
+    caption: str
+
+
 class Validation(NamedTuple):
     """`score` decides which checkpoint is the best, `entry` goes into results.json."""
 
@@ -67,12 +75,14 @@ class Report:
         summary: figures by benchmark for evaluations.jsonl.
         table: something that rich can print, or None.
         save: writes what belongs to these results beside results.json into its folder: plots, scores …
+        origin: what results.json notes beside the evaluation's date, such as where the data are. It changes no figure.
     """
 
     results: dict[str, Any]
     summary: dict[str, dict[str, float]]
     table: Any
     save: Callable[[Path], None]
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator(ABC):
@@ -146,6 +156,14 @@ class Task(ABC):
     def show(self, store: Any, count: int) -> Any:
         """Return so many training examples as the model gets them, for rich to print. Raises ValueError: it cannot."""
         raise ValueError(f"config.log.show={count}: this task has no examples that can be printed; use 0")
+
+    def pictures(self, batch: Mapping[str, np.ndarray], count: int) -> list[Shown]:
+        """Return the first examples of a batch as the model gets them, with about `count` pictures altogether.
+
+        batch: as a step gets it, on the host, its first rows. A task that returns [] has nothing to show.
+        """
+        del batch, count
+        return []
 
     @abstractmethod
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:

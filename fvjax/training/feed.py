@@ -42,7 +42,9 @@ def batches(
     table, decoded = None, None
     if data.cache != "none":
         decoded = pipeline.decode_all(
-            cast(Store, store), threads=data.threads, track=lambda what, n: progress(what, "decoding faces", n)
+            cast(Store, store),
+            threads=data.threads,
+            track=lambda what, n: progress(what, "decoding", n, count=len(store), unit="faces"),
         )
     if data.cache == "device" and decoded is not None:  # whole on each device: a step may need any image
         table, decoded = sharding.whole(decoded, mesh, PartitionSpec()), None

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fvjax import trees
+from fvjax import durations, trees
+from fvjax.config import LogConfig
 from fvjax.console import console, say
 from fvjax.models import int8, lora
 from fvjax.parallel import sharding
@@ -41,12 +42,12 @@ class Workload:
 
 
 class TrainReporter:
-    """Writes metrics.jsonl, the progress bar and a line at the end of each epoch.
+    """Writes metrics.jsonl and the progress bar, or without a terminal a line at the end of each epoch and in between.
 
     Results are read one step late, so that the host does not wait for the device.
 
     Args:
-        every_steps: how often a step's values are written.
+        log: how often a step's values are written, and how often there is a line.
         last_saved: gives the step of the newest checkpoint, for errors.
         elapsed: gives the seconds since the command started.
     """
@@ -55,17 +56,17 @@ class TrainReporter:
         self,
         writer: Writer,
         workload: Workload,
-        every_steps: int,
+        log: LogConfig,
         last_saved: Callable[[], int | None],
         elapsed: Callable[[], float],
     ):
-        self.writer, self.work, self.every_steps = writer, workload, every_steps
+        self.writer, self.work, self.log = writer, workload, log
         self.last_saved, self.elapsed = last_saved, elapsed
         self.pending: deque[tuple[int, dict[str, Any], float]] = deque()
         self.gate: dict[str, dict] = {}  # which adapters had no gradient at the first step
         self.updated = False  # whether a step had a rate above 0
         self.steps_seen = 0
-        self.started = self.clock = time.perf_counter()
+        self.started = self.clock = self.line_printed = time.perf_counter()
 
     def add(self, step: int, values: dict[str, Any]) -> None:
         """Take the results of a step (numbered from 0), perhaps not computed yet, and report the one before."""
@@ -102,14 +103,22 @@ class TrainReporter:
         values[f"{self.work.unit}_per_s"] = self.work.images_per_step / seconds
         if tokens := values.get("tokens"):
             values["tokens_per_s"] = tokens / seconds
-        if step % self.every_steps == 0:
+        if step % self.log.every_steps == 0:
             self.writer.write(step, values)
         text = (
             f"epoch {self._epoch(step)} loss {values['loss']:.4f} {rates(self.work, seconds, values.get('tokens', 0))}"
         )
         self.writer.show(step + 1, text)
-        if (step + 1) % self.work.steps_per_epoch == 0 and not console.is_terminal:
-            self.writer.say(f"{text}, {self.elapsed():.0f} s since start, about {self._left(step, now):.0f} s left")
+        if self._line_due(step, now):
+            self.line_printed = now
+            since, left = durations.text(self.elapsed()), durations.text(self._left(step, now))
+            done = f"step {step + 1}/{self.work.total_steps}"
+            self.writer.say(f"{done} {text}, {since} since start, about {left} left")
+
+    def _line_due(self, step: int, now: float) -> bool:
+        """Whether to print a line where there is no terminal: after an epoch, or if the last one is long ago."""
+        waited = bool(self.log.line_minutes) and now - self.line_printed >= 60 * self.log.line_minutes
+        return not console.is_terminal and (waited or (step + 1) % self.work.steps_per_epoch == 0)
 
     def _left(self, step: int, now: float) -> float:
         """Estimate the seconds to the last step by the mean of this start's steps, evaluations in between included."""

@@ -14,6 +14,7 @@ from fvjax import errors, files
 from fvjax.console import say
 from fvjax.tasks.task import Evaluator
 from fvjax.training.checkpoint import Checkpoints
+from fvjax.training.metrics import Writer
 from fvjax.training.state import TrainState
 
 
@@ -43,6 +44,7 @@ class Evaluations:
 
     Args:
         seconds: how long the run has taken so far, over all its starts.
+        writer: tells TensorBoard and trackers.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class Evaluations:
         workdir: Path,
         steps_per_epoch: int,
         seconds: Callable[[], float],
+        writer: Writer,
     ):
         self.evaluator, self.schedule, self.checkpoints, self.workdir = evaluator, schedule, checkpoints, workdir
-        self.steps_per_epoch, self.seconds = steps_per_epoch, seconds
+        self.steps_per_epoch, self.seconds, self.writer = steps_per_epoch, seconds, writer
         self.done = {line["step"] for line in files.read_lines(workdir / "evaluations.jsonl")}
         self.validated: dict[int, dict[str, Any]] = {}  # entries by step, of this start
 
@@ -78,6 +81,7 @@ class Evaluations:
         if step < self.schedule.total_steps:  # at the end all benchmarks are run anyway
             summary |= self.evaluator.during(state, f"step {step}")
         self.append(step, summary)
+        self.writer.evaluated(step, summary)
         if validation:
             self.checkpoints.validated(step, validation.score)
 
@@ -93,6 +97,12 @@ class Evaluations:
         if self.schedule.validates and step not in self.validated:
             self.validated[step] = self.evaluator.validate(state, title).entry
         return self.validated.get(step)
+
+    def finish(self, step: int, summary: dict[str, dict[str, float]]) -> None:
+        """Note the final evaluation of a run. Trackers get it at the last step, though the best one was evaluated."""
+        if step and not self.schedule.validates:
+            self.append(step, summary)
+        self.writer.evaluated(self.schedule.total_steps, summary)
 
     def append(self, step: int, summary: dict[str, dict[str, float]]) -> None:
         """Add a line to evaluations.jsonl and print it. Process 0 only."""

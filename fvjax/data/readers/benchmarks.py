@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def lfw(
 ) -> Store:
     """Convert DIR/NAME/NAME_0001.jpg and the official pairs.txt to a store with the benchmark "lfw"."""
     protocols = {"lfw": read_lfw(pairs)}
-    return _convert(require_directory(src), dst, protocols, [str(src), str(pairs)], policy, resize, aligner)
+    return convert(require_directory(src), dst, protocols, [str(src), str(pairs)], policy, resize, aligner)
 
 
 def cfp(
@@ -29,10 +30,10 @@ def cfp(
 ) -> Store:
     """Convert DIR/ID/{frontal,profile}/NN.jpg and CFP's Protocol folder to a store with benchmarks "ff" and "fp"."""
     protocols = {"ff": read_cfp(protocol, "FF"), "fp": read_cfp(protocol, "FP")}
-    return _convert(require_directory(src), dst, protocols, [str(src), str(protocol)], policy, resize, aligner)
+    return convert(require_directory(src), dst, protocols, [str(src), str(protocol)], policy, resize, aligner)
 
 
-def _convert(
+def convert(
     src: Path,
     dst: Path,
     protocols: dict[str, list[NamedPair]],
@@ -40,8 +41,12 @@ def _convert(
     policy: str,
     resize: bool,
     aligner: alignment.Aligner | None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Store:
-    """Store every image that the protocols name, once, sorted by file name, and the pairs as record numbers."""
+    """Store every image that the protocols name, once, sorted by file name, and the pairs as record numbers.
+
+    facts: by protocol, further entries for the manifest; its "contradictory_pairs" count as dropped.
+    """
     protocols = _find_files(src, protocols, policy)
     identity = {}
     for pair in (pair for pairs in protocols.values() for pair in pairs):
@@ -67,7 +72,7 @@ def _convert(
             first_of[file] = copies.first(jpeg, file)
         no_face = aligner.no_face if aligner else ()
         for name, pairs in protocols.items():
-            _add_pairs(writer, src, name, pairs, number, no_face, policy, first_of)
+            _add_pairs(writer, src, name, pairs, number, no_face, policy, first_of, (facts or {}).get(name, {}))
     return Store(dst, "test")
 
 
@@ -106,13 +111,14 @@ def _add_pairs(
     no_face: Collection[str],
     policy: str,
     first_of: Mapping[str, str],
+    facts: Mapping[str, Any],
 ) -> None:
     """Add a benchmark of the pairs whose images are stored.
 
     Args:
         number: the record number of each stored file.
         no_face: files in which no face was found, some of which may be stored nevertheless.
-        first_of: see :func:`odd_pairs`.
+        first_of: see :func:`odd_pairs`. facts: see :func:`convert`.
     """
     usable = [p for p in pairs if p.a in number and p.b in number]
     used = {file for p in pairs for file in (p.a, p.b)}
@@ -130,6 +136,6 @@ def _add_pairs(
         protocol,
         policy=policy,
         failure_to_acquire=len((used - number.keys()) | used.intersection(no_face)),
-        pairs_dropped=len(pairs) - len(usable),
-        facts=odd_pairs([(p.a, p.b) for p in usable], first_of),
+        pairs_dropped=len(pairs) - len(usable) + len(facts.get("contradictory_pairs", ())),
+        facts={**odd_pairs([(p.a, p.b) for p in usable], first_of), **facts},
     )

@@ -234,7 +234,7 @@ def summary(store: Store) -> list[str]:
     """Return lines for the user about benchmarks from a .bin; none for a store of another origin."""
     lines = []
     for name, b in store.manifest["benchmarks"].items():
-        if b["identities"] == "named":
+        if "images_read" not in b:
             continue
         read, repeated, rejected = b["images_read"], b["images_repeated"], store.manifest["counts"]["rejected"]
         balanced = [2 * g for g in b["genuine_by_fold"]] == b["fold_sizes"]
