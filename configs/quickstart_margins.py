@@ -28,7 +28,6 @@ def get_config(row: str = ""):
         raise ValueError(f"configs/quickstart_margins.py has no row {row!r}; there are {', '.join(ROWS)}")
     c = quickstart.get_config("resnet")
     c.name = "quickstart_margins"
-    c.eval.baselines = False
     if row:
         c.name = f"quickstart_margins_{row}"
         c.update(ROWS[row])

@@ -1,4 +1,4 @@
-"""Draw README's picture from a finished quickstart: `python -m benchmarks.quickstart_picture runs/quickstart FILE.png`.
+"""Draw README's picture of a finished quickstart: `python docs/pictures/draw_quickstart.py runs/quickstart FILE.png`.
 
 On the left are two people of the test set in two shots each, on the right the accuracy of every row with its interval.
 """
