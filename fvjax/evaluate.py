@@ -18,29 +18,7 @@ from typing import Any
 import fvjax
 from fvjax import errors, files, foreign, foreign_workdir, startup
 from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
-from fvjax.data.stores.manifest import read_manifest
-
-
-def benchmarks_of(arguments: Sequence[str]) -> dict[str, BenchmarkConfig]:
-    """Return the benchmarks that `STORE` or `STORE:PAIRS` mean, by the name of their pairs.
-
-    A store without a name stands for all of its lists of pairs. Raises ValueError: no such store or list, or two
-    benchmarks of one name.
-    """
-    out: dict[str, BenchmarkConfig] = {}
-    for argument in arguments:
-        store, _, wanted = (argument, "", "") if Path(argument).is_dir() else argument.rpartition(":")
-        store = store or argument
-        if not Path(store).is_dir():
-            raise ValueError(f"--benchmark={argument}: {store} is not there; python -m fvjax.data.prepare makes stores")
-        there = sorted(read_manifest(Path(store))["benchmarks"])
-        if not there or (wanted and wanted not in there):
-            raise ValueError(f"--benchmark={argument}: {store} has the pairs {', '.join(there) or 'of no benchmark'}")
-        for name in [wanted] if wanted else there:
-            if name in out:
-                raise ValueError(f"--benchmark={argument}: {name} is given twice, also by {out[name].store}")
-            out[name] = BenchmarkConfig(store, name)
-    return out
+from fvjax.prepared import benchmarks_of
 
 
 def evaluate(

@@ -1,12 +1,11 @@
 """`python -m fvjax.main --config=configs/NAME.py [--workdir=DIR] [--mode=train|eval] [--config.any.key=value]`
 
-`--config` takes a file, or the name of an experiment that comes with fvjax (`--config=quickstart`, one of its rows with
-`--config=quickstart:vit_lora`).
+`--config` takes a file, or the name of a config that comes with fvjax: `quickstart`, or its row `quickstart:vit_lora`.
 
-Trains (or resumes DIR), evaluates every benchmark of the config and prints one table. Exit code 0; 2 with one line
-on standard error for what the caller can mend: a wrong key, a missing file, a workdir of another config. Exit code 75
-after SIGTERM, SIGUSR1 or Ctrl-C: what was trained is saved, and the same command goes on. Exit code 69: one of several
-processes, or a data worker, was lost; the same commands go on from the last checkpoint.
+Trains (or resumes DIR), evaluates every benchmark of the config and of `--benchmark=STORE`, and prints one table. Exit
+code 0; 2 with one line on standard error for what the caller can mend: a wrong key, a missing file, another config's
+workdir; 75 after SIGTERM, SIGUSR1 or Ctrl-C: what was trained is saved, and the same command goes on; 69 if one of
+several processes or a data worker was lost: the same commands go on from the last checkpoint.
 
 Several processes, one for each host or GPU, are started with the same command. Slurm and Open MPI say who they are;
 elsewhere each gets --coordinator=HOST:PORT --processes=N --process=I.
@@ -25,6 +24,7 @@ import fvjax
 from fvjax import checks, cli, errors
 from fvjax.config import Config, experiments, flatten
 from fvjax.parallel import distributed
+from fvjax.prepared import add_benchmarks
 from fvjax.training import preemption
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything of this run goes (default: runs/NAME)")
@@ -34,7 +34,8 @@ PROCESSES = flags.DEFINE_integer("processes", None, "how many processes make up 
 PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0", lower_bound=0)
 SHOW = flags.DEFINE_integer("show", 0, "print so many training examples first (config.log.show)", lower_bound=0)
 PROFILE = flags.DEFINE_integer("profile", 0, "trace so many steps into WORKDIR/profile and print them", lower_bound=0)
-FLAGS = (cli.CONFIG, WORKDIR, MODE, COORDINATOR, PROCESSES, PROCESS, SHOW, PROFILE, cli.TRACEBACK)  # as in --help
+BENCHMARK = flags.DEFINE_multi_string("benchmark", [], "STORE[:PAIRS]: a prepared benchmark to evaluate as well")
+FLAGS = (cli.CONFIG, WORKDIR, MODE, BENCHMARK, COORDINATOR, PROCESSES, PROCESS, SHOW, PROFILE, cli.TRACEBACK)
 
 
 def run(
@@ -117,6 +118,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(WORKDIR.value or f"runs/{config.name}").absolute()  # also after a plug-in's os.chdir
     try:
         with errors.naming(workdir):
+            add_benchmarks(config, BENCHMARK.value)
             request = preemption.Request()
             request.listen()
             run(config, workdir, MODE.value, place(), request, PROFILE.value)

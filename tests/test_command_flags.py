@@ -40,7 +40,7 @@ from fvjax import (
     search,
     verify,
 )
-from fvjax.config import base
+from fvjax.config import base, benchmark
 from fvjax.data import describe, prepare, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
@@ -60,6 +60,7 @@ TESTED: dict[str, dict[str, str]] = {
         "config": "test_main::test_mistakes_are_one_line",
         "workdir": f"{HERE}::test_main_runs_what_its_flags_say",
         "mode": f"{HERE}::test_main_runs_what_its_flags_say",
+        "benchmark": f"{HERE}::test_benchmarks_are_added_to_those_of_the_config",
         "coordinator": f"{HERE}::test_main_runs_what_its_flags_say",
         "processes": f"{HERE}::test_main_runs_what_its_flags_say",
         "process": f"{HERE}::test_main_runs_what_its_flags_say",
@@ -475,7 +476,7 @@ def called(monkeypatch):
 
     def call(**given: Any) -> dict[str, Any]:
         told: dict[str, Any] = {}
-        config = base()
+        config = given.pop("config", None) or base()
         config.name = "x"
 
         def run(one, workdir, *, train, request, profile):
@@ -517,6 +518,21 @@ def test_main_runs_what_its_flags_say(called, tmp_path):
     for flag in several:
         with pytest.raises(SystemExit, match="2"):
             called(**{**several, flag: None})
+
+
+def test_benchmarks_are_added_to_those_of_the_config(called, tmp_path, capsys):
+    for name in ("one", "two"):
+        synthetic.write(tmp_path / name, range(20), 2, 0, split="test", pairs=20)
+    config = base()
+    config.eval.benchmarks.lfw = benchmark(str(tmp_path / "two"), "synthetic")
+    called(config=config, benchmark=[str(tmp_path / "one")])
+    added = {name: (each.store, each.pairs) for name, each in config.eval.benchmarks.items()}
+    stores = {"lfw": "two", "synthetic": "one"}
+    assert added == {name: (str(tmp_path / store), "synthetic") for name, store in stores.items()}
+    called(config=config, benchmark=[str(tmp_path / "one")])  # once more is no other benchmark
+    with pytest.raises(SystemExit, match="2"):
+        called(config=config, benchmark=[str(tmp_path / "two")])
+    assert f"config.eval.benchmarks has another synthetic, of {tmp_path / 'one'}" in capsys.readouterr().err
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(called, capsys):

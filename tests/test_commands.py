@@ -79,6 +79,7 @@ def test_help_of_a_command_has_its_own_flags_only(tmp_path):
         "--config=…",
         "--workdir=…",
         "--mode=…",
+        "--benchmark=…",
         "--coordinator=…",
         "--processes=…",
         "--process=…",

@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
-    {"losses", "evals", "cli", "foreign", "default_model"},
+    {"losses", "evals", "cli", "foreign", "default_model", "prepared"},
     {"tasks", "diagnosis", "foreign_workdir", "reporting"},
     {"training"},
     {"planning", "chat_model"},

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvjax import compare, evaluate, report
+from fvjax import compare, evaluate, prepared, report
 from fvjax.data import images, stores, synthetic
 from fvjax.evals import pair_scores, paired
 from fvjax.reporting import figures, page, pair_sections, rates, words
@@ -91,7 +91,7 @@ def made(tmp_path_factory, store) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, step in (("one", 8), ("two", 16)):
         identity = {"embedder": NAME, "hash": "ab" * 32, "step": step}
-        benchmarks = evaluate.benchmarks_of([str(store)])
+        benchmarks = prepared.benchmarks_of([str(store)])
         evaluate.evaluate(
             embedder(step), benchmarks, folder / name, identity=identity, bootstrap=40, devices="a pencil"
         )
