@@ -68,7 +68,7 @@ def evaluate(
         "train_data_hash": "",
         "code_version": fvjax.code_version(),
         "dtype": "float32",
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - started, 3),
     }
     if judges.failed:
         found["failed"] = dict(judges.failed)

@@ -29,6 +29,8 @@ SETTINGS = {
     "checkpoint.every_steps": 5,
     "eval.bootstrap": 20,
     "eval.every_epochs": 3,
+    "eval.baselines": True,
+    "eval.before_training": True,
 }
 TINY = ["--config=configs/quickstart.py:resnet", *(f"--config.{key}={value}" for key, value in SETTINGS.items())]
 STEPS = 36  # 12 identities with 2 pairs each, 4 pairs per step: 6 steps per epoch
