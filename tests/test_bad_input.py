@@ -78,7 +78,7 @@ class Commands:
         chosen = jax.devices()[: self.devices]
         self.monkeypatch.setattr(jax, "devices", lambda: chosen)  # one compiles in half the time
         self.monkeypatch.setattr(preemption, "SIGNALS", ())  # these flags are pytest's
-        flags = {"WORKDIR": str(workdir), "MODE": mode, "SHOW": 0, "PROFILE": 0}
+        flags = {"WORKDIR": str(workdir), "MODE": mode, "SHOW": 0, "PROFILE": 0, "BENCHMARK": []}
         for flag, value in {"CONFIG": config, "TRACEBACK": False}.items():
             self.monkeypatch.setattr(cli, flag, SimpleNamespace(value=value))
         for flag, value in (flags | dict.fromkeys(("COORDINATOR", "PROCESSES", "PROCESS"))).items():
