@@ -128,6 +128,24 @@ def test_table_fits_120_columns_and_shows_the_figures():
     assert "…" not in text  # nothing was cut off
 
 
+def test_a_table_too_wide_for_the_terminal_becomes_several():
+    pairs, embeddings = make_pairs()
+    entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=20)
+    table = verification.table([("a row", "lfw", entry), ("another row", "cfp", entry)])
+
+    def shown(width: int) -> str:
+        console = Console(width=width, file=io.StringIO())
+        console.print(table)
+        return console.file.getvalue()
+
+    wide, narrow = shown(120), shown(80)
+    assert (wide.count("another row"), narrow.count("another row")) == (1, 2)
+    assert max(map(len, narrow.splitlines())) <= 80
+    words = [set(text.replace("─", "").partition("Accuracy:")[0].split()) for text in (wide, narrow)]
+    assert words[0] == words[1]
+    assert [narrow.count(text) for text in ("Face verification", "Accuracy:", "EER\n", "pairs")] == [1, 1, 0, 2]
+
+
 def test_groups_of_a_benchmark_are_summarised_if_all_are_there():
     entries = {
         f"rfw_{group}": {"accuracy@best_threshold": {"mean": mean}}

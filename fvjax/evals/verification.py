@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from fvjax.evals import folds
+from fvjax.evals.wide_table import WideTable
 
 # Benchmarks that are parts of one, by the name of the whole: RFW's four groups of people.
 GROUPS = {"rfw": ("rfw_african", "rfw_asian", "rfw_caucasian", "rfw_indian")}
@@ -186,18 +184,20 @@ def groups_line(groups: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]], remark: str = "") -> Table:
-    """Format the terminal table, for 120 columns. rows: (row name, benchmark name, entry of results.json).
+def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]], remark: str = "") -> WideTable:
+    """Format the terminal's table. rows: (row name, benchmark name, entry of results.json).
 
-    `remark` is added to the caption.
-    TAR at FAR 1e-4 and below has a column, beyond the 120, only if a row has enough impostor pairs for it.
+    `remark` is added to the caption. TAR at FAR 1e-4 and below has a column only if a row has enough impostor pairs for
+    it.
     """
     small = [far for far in folds.SMALL_FARS if any(_is_measured(figures, far) for _, _, figures in rows)]
     fars = [*folds.FARS, *small]
     folds_used = "/".join(str(n) for n in sorted({figures["n_folds"] for _, _, figures in rows}))
     single = any(figures["n_folds"] == 1 for _, _, figures in rows)
     one_fold = "With 1 fold, thresholds are chosen on the pairs that they are judged on. " if single else ""
-    out = Table(
+    heads = ["pairs\n", f"{folds_used}-fold\nbest", f"{folds_used}-fold\n@FAR 1e-3"]
+    heads += [f"TAR\n@FAR {far}" for far in fars]
+    out = WideTable(
         title="Face verification (%); second lines are 95% bootstrap intervals",
         caption=f"Accuracy: {folds_used}-fold mean ± std. 'best' uses the threshold that is most accurate on the other "
         "folds; '@FAR 1e-3' uses the threshold with that false accept rate on them, the k-th highest of their n "
@@ -205,19 +205,12 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Any]]], remark: str = "") 
         "TAR, AUC and EER: all pairs pooled; "
         "in parentheses the number of impostor pairs that a TAR rests on. FTA: number of images not acquired."
         + (f" {remark}" if remark else ""),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        caption_justify="left",
+        first="benchmark\nmodel",
+        columns=[*heads, "AUC\n", "EER\n"],
     )
-    out.add_column("benchmark\nmodel", min_width=20, overflow="fold")
-    heads = ["pairs\n", f"{folds_used}-fold\nbest", f"{folds_used}-fold\n@FAR 1e-3"]
-    heads += [f"TAR\n@FAR {far}" for far in fars]
-    for head in [*heads, "AUC\n", "EER\n"]:
-        out.add_column(head, justify="right", no_wrap=True)
     for name, benchmark, figures in rows:
         head = f"[bold]{escape(benchmark)}[/bold]\n{escape(name)}"
-        out.add_row(*(Text.from_markup(cell, emoji=False) for cell in (head, *_cells(figures, fars))))
+        out.rows.append((head, *_cells(figures, fars)))
     return out
 
 
