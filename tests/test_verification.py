@@ -143,7 +143,7 @@ def test_a_table_too_wide_for_the_terminal_becomes_several():
     assert max(map(len, narrow.splitlines())) <= 80
     words = [set(text.replace("─", "").partition("Accuracy:")[0].split()) for text in (wide, narrow)]
     assert words[0] == words[1]
-    assert [narrow.count(text) for text in ("Face verification", "Accuracy:", "EER\n", "pairs")] == [1, 1, 0, 2]
+    assert [narrow.count(text) for text in ("Face verification", "Accuracy:", "another row")] == [1, 1, 2]
 
 
 def test_groups_of_a_benchmark_are_summarised_if_all_are_there():
