@@ -3,7 +3,7 @@
     python -m fvjax.main --config=configs/mllm_lora_llm.py
 
 On one GPU, add --config.batch_size=256 --config.accumulation=8 --config.optimizer.lr=2.5e-5 (fewer negatives, and a
-learning rate scaled with the batch). README, "Differences from the reference", says how the reference's accumulation
+learning rate scaled with the batch). docs/differences.md says how the reference's accumulation
 differs; compat.* restores it.
 """
 

@@ -10,8 +10,8 @@ experiment is one row of the table:
     chat_text_only  the same training with a grey picture in place of every face: what the text alone tells
 
 The questions are about pose, light, expression, what covers the face, hair and skin (fvjax/data/face_questions.py);
-those of the table are about people that training has not seen. Hardware and time: 2 CPU cores, under 5 minutes. README
-has the result.
+those of the table are about people that training has not seen. Hardware and time: 2 CPU cores, under 5 minutes.
+docs/small_models.md has the result.
 """
 
 from fvjax.config import base

@@ -9,7 +9,7 @@ Each experiment is one row of the table:
     pair_lora    the same model with adapters, answering Yes or No about two faces; the score is P(Yes)
 
 This decoder knows no language: the ids of the prompt and of Yes and No are arbitrary. Hardware and time: 2 CPU cores,
-about 7 minutes. README has the result.
+under 5 minutes. docs/small_models.md has the result.
 """
 
 from configs import quickstart

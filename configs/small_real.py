@@ -8,8 +8,8 @@ LFW's 6,000 pairs and both CFP protocols. From aligned 112x112 crops:
     python -m fvjax.data.prepare cfp --src=CFP_CROPS --protocol=Protocol --dst=data/cfp
     python -m fvjax.main --config=configs/small_real.py
 
-Hardware and time: 2 CPU cores, about half an hour. README, "A small model on real faces", has the result. CFP's rows
-are marked as seen, because the model is trained on identities of CFP. LFW's are not.
+Hardware and time: 2 CPU cores, about half an hour. docs/small_models.md has the result. CFP's rows are marked as seen,
+because the model is trained on identities of CFP. LFW's are not.
 """
 
 from fvjax.config import base, benchmark

@@ -203,7 +203,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CompatConfig:
-    """What LLM-FaceVerification's code does differently from its text (README, differences from the reference)."""
+    """What LLM-FaceVerification's code does differently from its text (docs/differences.md)."""
 
     last_micro_batch: bool = False  # of accumulation's parts only the last one's gradient, divided by their number
     negatives_group: int = 0  # images (one GPU's) that are each other's negatives; 0: the whole batch

@@ -67,6 +67,9 @@ def open_answers(flags: Any) -> Answers:
     """Open the models and the gallery that the flags name. Raises ValueError."""
     from fvjax import api, demo_answers, search, verify
 
+    if Path(flags.model).suffix.lower() == ".onnx":  # how it reads pixels would be a guess
+        work = "evaluate it first (python -m fvjax.evaluate) and give that work directory"
+        raise ValueError(f"--model={flags.model}: {work}")
     chat = None if flags.chat is None else demo_answers.open_chat(flags.chat)
     verifier = verify.Verifier(flags.model, threshold=flags.threshold, benchmark=flags.benchmark)
     gallery = None

@@ -62,20 +62,28 @@ def export(
         raise ValueError(f"{workdir}: {problem}; export its adapters alone, without --merged")
     run = model_card.read(workdir, config.to_dict())
     restored = restore(config, workdir)
+
+    def card(description: str, library: str) -> str:
+        base = config.init_from
+        exported = Export(
+            description=description.replace(base, Path(base).name) if base else description,
+            step=restored.step,
+            library=library,
+            scenario=_scenario(config),
+            pool=config.model.pooling,
+            adapters=(Path(dst) / "adapter_config.json").is_file(),
+            license=license,
+            base_model=base_model,
+        )
+        try:
+            return model_card.card(run, exported, config.name)
+        except (KeyError, TypeError, AttributeError) as error:
+            problem = "its results.json is of another version or task, and has no model card"
+            raise ValueError(f"{workdir}: {problem} ({error!r}); evaluate it again") from error
+
+    card("", "")  # finds what is wrong with the results before anything is written
     description, library = _write_weights(config, workdir, restored, dst, merged, layout)
-    exported = Export(
-        description=description.replace(config.init_from, Path(config.init_from).name)
-        if config.init_from
-        else description,
-        step=restored.step,
-        library=library,
-        scenario=_scenario(config),
-        pool=config.model.pooling,
-        adapters=(Path(dst) / "adapter_config.json").is_file(),
-        license=license,
-        base_model=base_model,
-    )
-    files.replace_file(Path(dst) / upload.CARD, model_card.card(run, exported, config.name))
+    files.replace_file(Path(dst) / upload.CARD, card(description, library))
     return f"{description}, step {restored.step} of {workdir}"
 
 

@@ -64,7 +64,7 @@ def reopen(workdir: Path, identity: Mapping[str, str]) -> foreign.ForeignModel:
         check_unchanged(workdir, identity, foreign.hash_of(file))
         return foreign.ForeignModel(*foreign.of_onnx(file, identity["channels"], identity["pixels"]))
     try:
-        # Compared before the module is imported, so that no other code runs than what was evaluated.
+        # Compared before the module itself is imported. Its package and what it imports are not part of the hash.
         check_unchanged(workdir, identity, plugins.source_hash(identity["embedder"]))
         return foreign.ForeignModel(*foreign.of_function(identity["embedder"]))
     except ValueError as error:
@@ -86,4 +86,6 @@ def is_same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
 
 
 def _without_location(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key not in LOCATION}
+    """Return what a model is: files and directories are known by their contents, functions also by their name."""
+    place = LOCATION if identity.get("kind") == "function" else (*LOCATION, "embedder")
+    return {key: value for key, value in identity.items() if key not in place}

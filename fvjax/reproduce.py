@@ -29,6 +29,8 @@ from fvjax.reproduction.runs import Run, plan
 from fvjax.reproduction.tables import Outcome
 from fvjax.training import preemption
 
+SET_FOR_EACH_RUN = ("--config.seed", "--config.data.synthetic.dir")
+
 
 def chosen_rows(scale: str, names: Sequence[str]) -> list[Row]:
     """Return the rows of a scale, or those with the names of --rows. Raises ValueError: there is no such row."""
@@ -112,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = [argument for argument in given if argument.startswith("--config.")]
     arguments = parser.parse_args([argument for argument in given if argument not in settings])
     try:
+        if own := [setting for setting in settings if setting.partition("=")[0] in SET_FOR_EACH_RUN]:
+            raise ValueError(f"{own[0]}: every run has its own; use --seeds and --workdir")
         if bare := [setting for setting in settings if "=" not in setting]:
             raise ValueError(f"{bare[0]}: settings look like --config.KEY=VALUE")
         return reproduce(arguments, settings)

@@ -282,7 +282,9 @@ def test_a_search_is_shown_with_what_its_threshold_means():
     assert "compared with 1,200 faces of the gallery of 300 people" in html
     assert "threshold 0.5000: for FAR 0.001 of a single comparison, measured on lfw" in html
     assert "(FPIR) in this gallery: 10.0%, 95% interval 5.0% to 20.0%: 4 of 40 faces of the gallery" in html
-    html = answer_html.search_html(found(threshold=0.7, far=None, fpir=None), probe, [None, None])
+    html = answer_html.search_html(found(fpir=None, people=1), probe, [None, None])
+    assert "(FPIR) is not known: one person alone has no strangers" in html
+    html = answer_html.search_html(found(threshold=0.7, far=None, fpir=None, people=None), probe, [None, None])
     assert "<h2 class='different'>Nobody of the gallery reaches the threshold</h2>" in html
     assert "threshold 0.7000: given by --threshold" in html
     assert "(FPIR) is not known: nobody says who is who" in html

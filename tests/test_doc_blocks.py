@@ -184,6 +184,8 @@ def run(command: str, capsys) -> None:
     elif absent:
         assert (code, "--help" in said.err, said.err.count("\n")) == (2, False, 1), f"{command}\n{said}"
         assert re.search(NOT_THERE, said.err), said.err
+        values = [word.partition("=")[2] or word for word in arguments]
+        assert "extra" in said.err or any(value and value in said.err for value in values), f"{command}\n{said.err}"
     else:
         assert code == EXIT_CODES.get(module, 0), f"{command}\n{said}"
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,7 +105,11 @@ def test_how_far_a_run_is(tmp_path):
     progress, problem = other.progress()
     assert progress is Progress.BLOCKED
     assert "is of another config (epochs: 5 there, 2 now)" in problem
-    progress, problem = run_of("small_real", tmp_path).progress()
+    gone = run_of("small_real", tmp_path)
+    finish(gone)
+    assert gone.progress() == (Progress.FINISHED, ""), "what a finished run was made of may be gone"
+    shutil.rmtree(gone.workdir)
+    progress, problem = gone.progress()
     assert progress is Progress.BLOCKED
     assert re.search(r"config.data.train: data/cfp324 is not there. .*fvjax.data.prepare folder", problem)
     assert len(problem.splitlines()) == 3
@@ -236,7 +241,7 @@ def child(code: str) -> list[str]:
 
 def test_the_exit_code_and_the_last_line_of_an_error(capfd):
     code = "import sys; print('out'); print('first', file=sys.stderr); sys.exit('fvjax: error: no such file')"
-    assert execution.execute(child(code)) == (1, "no such file")
+    assert execution.execute(child(code)) == (1, "no such file", False)
     out, err = capfd.readouterr()
     assert out == "out\n"
     assert err == "first\nfvjax: error: no such file\n", "everything is shown"
@@ -252,8 +257,21 @@ def test_a_request_to_stop_is_passed_on_to_the_run():
         "time.sleep(60)\n"
     )
     before = signal.getsignal(signal.SIGTERM)
-    assert execution.execute(child(code))[0] == 75
+    code_and_request = execution.execute(child(code))[::2]
+    assert code_and_request == (75, True)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_no_run_starts_after_a_request_to_stop(tmp_path, monkeypatch):
+    """A run that is asked before it listens dies of the signal instead of saving: that is a stop, too."""
+    row = published.SCALES["small"].rows[0]
+    first, second = runs.plan([row], 2, tmp_path, [])
+    ask = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)\n"
+    commands = {0: child(ask), 1: child(f"open({str(tmp_path / 'second')!r}, 'w')")}
+    monkeypatch.setattr(runs.Run, "command", property(lambda self: commands[self.seed]))
+    with pytest.raises(execution.Stopped, match=r"seed 0 was stopped$"):
+        execution.run_all([first, second], lambda _: None)
+    assert not (tmp_path / "second").exists()
 
 
 # ---- the command
@@ -271,7 +289,7 @@ class Runs:
         self.started: list[tuple[str, int]] = []
         self.codes: dict[str, int] = {}
 
-    def execute(self, command: list[str]) -> tuple[int, str]:
+    def execute(self, command: list[str]) -> tuple[int, str, bool]:
         (place,) = (Path(part.removeprefix("--workdir=")) for part in command if part.startswith("--workdir="))
         name, seed = place.parent.name, int(place.name.removeprefix("seed"))
         self.started.append((name, seed))
@@ -280,9 +298,9 @@ class Runs:
         code = self.codes.get(name, 0)
         if code:
             begin(run)
-            return code, "out of memory" if code == 1 else "saved"
+            return code, "out of memory" if code == 1 else "saved", False
         finish(run, {"vit_lora": 2.0}.get(name, 1.0))
-        return 0, ""
+        return 0, "", False
 
 
 @pytest.fixture
@@ -353,7 +371,7 @@ def test_a_small_scale_says_that_it_is_not_comparable(started, capsys):
 def test_a_plan_starts_and_writes_nothing(started, capsys):
     code, out, _ = call(capsys, "--plan", "--rows=resnet", f"--workdir={started.workdir}")
     assert code == 0
-    assert "1 of 1 runs to do, one after the other: about 89 s" in out
+    assert "1 of 1 runs to do, one after the other: about 77 s" in out
     assert started.started == []
     assert not started.workdir.exists()
 
@@ -384,6 +402,8 @@ def test_a_run_that_was_asked_to_stop_stops_all(started, capsys):
         (["--rows=resnet,vitlora"], "--rows=vitlora: the rows of --scale=small are resnet, vit_frozen, "),
         (["--scale=paper", "--rows=resnet"], "the rows of --scale=paper are resnet50_infonce, "),
         (["--seeds=0"], "--seeds=0: at least 1"),
+        (["--seeds=3", "--config.seed=7"], "--config.seed=7: every run has its own; use --seeds and --workdir"),
+        (["--config.data.synthetic.dir=x"], "--config.data.synthetic.dir=x: every run has its own"),
         (["--scale=paper", "--yes"], "no row can run; the lines above say what each of them lacks"),
         (["--rows=resnet", "--config.lr=1"], "config.lr: there is no such key"),
         (["--rows=resnet", "--config.batch_size", "3"], "see python -m fvjax.reproduce --help"),

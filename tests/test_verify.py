@@ -248,6 +248,9 @@ def test_what_people_read(loaded, crops, capsys, tmp_path):
         "95% interval of its FAR: 0.0002 to 0.0027 (Wilson's, of 2 in 2,700)",
         "whether training saw identities of other is not known: another naming, or no model of fvjax",
     ]
+    results["benchmarks"]["unseen"] = large | {"identities_seen_in_training": 0}
+    known = with_results(loaded, tmp_path / "known", results)
+    assert "measured on unseen: " in say(capsys, crops[0], crops[0], f"--model={known}")[1], "known to be unseen"
     out = say(capsys, crops[0], crops[0], f"--model={several}", "--benchmark=seen")[1]
     assert "threshold 0.2500" in out
     assert out.endswith("training saw 3 of its identities: expect more false accepts among strangers\n")

@@ -87,7 +87,8 @@ def _search_lines(result: dict[str, Any]) -> list[str]:
     lines.append(f"threshold {result['threshold']:.4f}: {origin}")
     figure = result["fpir"]
     if figure is None:
-        return [*lines, "how often a stranger reaches it in this gallery (FPIR) is not known: nobody says who is who"]
+        why = "nobody says who is who" if result["people"] is None else "one person alone has no strangers"
+        return [*lines, f"how often a stranger reaches it in this gallery (FPIR) is not known: {why}"]
     low, high = figure["ci95"]
     return [
         *lines,

@@ -86,12 +86,15 @@ def _mean(thresholds: list[np.floating], others: list[NDArray], rate: float) -> 
 def choose(results: Mapping[str, Any], name: str | None, file: Path) -> str:
     """Return the benchmark whose threshold is used: ``name``, or the first whose people training did not see.
 
+    If there is none of which that is known, it is the first of which nothing is known.
+
     Raises ValueError: there is no such benchmark, or training has seen people of all. KeyError: another version's file.
     """
     entries = results["benchmarks"]
     if name is not None and name not in entries:
         raise ValueError(f"--benchmark={name}: {file} has {', '.join(entries)}")
-    unseen = [each for each, entry in entries.items() if not entry["identities_seen_in_training"]]
+    seen = {each: entry["identities_seen_in_training"] for each, entry in entries.items()}
+    unseen = [each for each in seen if seen[each] == 0] or [each for each in seen if seen[each] is None]
     if name is None and not unseen:
         names = "|".join(entries)
         raise ValueError(f"{file}: training saw identities of every benchmark; choose --benchmark={names}")

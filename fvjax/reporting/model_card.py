@@ -70,6 +70,7 @@ def card(run: FinishedRun, export: Export, name: str) -> str:
         _loading(run, export),
         "## Figures",
         *(_figures(run) if evaluated else [_why_none(run, export)]),
+        *(f"{plain(name)} could not be evaluated: {plain(why)}" for name, why in run.results.get("failed", {}).items()),
         "## Limits",
         "".join(f"- {line}\n" for line in LIMITS),
         "## Licence",

@@ -72,10 +72,14 @@ class Run:
 
     def progress(self) -> tuple[Progress, str]:
         """Return how far the run is, and what keeps it from starting or going on."""
+        if self.results() is not None:  # its data and weights are not needed any more
+            try:
+                checks.check_workdir(self.config.to_json(), self.workdir, False)
+            except ValueError as error:
+                return Progress.BLOCKED, errors.line(error)
+            return Progress.FINISHED, ""
         if problem := self.problem():
             return Progress.BLOCKED, problem
-        if self.results() is not None:
-            return Progress.FINISHED, ""
         return (Progress.BEGUN if (self.workdir / "config.json").exists() else Progress.NEW), ""
 
 
