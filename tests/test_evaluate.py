@@ -94,7 +94,7 @@ def test_a_run_with_a_failed_benchmark_ends_with_its_name():
 def test_rows_of_a_benchmark_that_failed_are_left_out():
     entry = folds.verification([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0], [2, 2], bootstrap=0)
     x = {"benchmarks": {"a": entry}, "baselines": {"pixels": {}}}
-    assert comparison({"x": x, "y": {"benchmarks": {}, "baselines": {}}}).row_count == 1
+    assert len(comparison({"x": x, "y": {"benchmarks": {}, "baselines": {}}}).rows) == 1
 
 
 def test_folds_of_one_kind_are_refused_before_the_first_step(tmp_path):
