@@ -60,7 +60,7 @@ def _passing_on(process: subprocess.Popen) -> Iterator[list[int]]:
 
     A terminal that is closed counts as SIGTERM, unless this process ignores that (nohup). Yields the signals that came.
     """
-    sent = {number: number for number in preemption.SIGNALS}
+    sent: dict[int, int] = {number: number for number in preemption.SIGNALS}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         sent[signal.SIGHUP] = signal.SIGTERM
     received: list[int] = []
