@@ -12,6 +12,7 @@ import itertools
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -214,3 +215,15 @@ def test_every_python_block_of_a_page_works(page, here):
     else:
         assert given["answers"][0]["same"] in (True, False)
         assert Path("answer.png").stat().st_size > 1000
+
+
+def test_signatures_are_checked_as_the_page_of_plugins_says():
+    (block,) = [block for block in blocks(Path("docs/plugins.md"), "python") if "install_import_hook" in block]
+    given = "import jax.numpy as jnp\nembeddings, labels = jnp.ones({shape}), jnp.arange(4)\n"
+    right, wrong = (
+        subprocess.run([sys.executable, "-c", given.format(shape=shape) + block], capture_output=True, text=True)
+        for shape in ((8, 3), (8,))
+    )
+    assert right.returncode == 0, right.stderr
+    assert wrong.returncode == 1
+    assert "Expected type: <class 'Float[" in wrong.stderr
