@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--bootstrap={flags.bootstrap} --hardest={flags.hardest}: at least 100, at least 0")
         if flags.out.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--out={flags.out}: it is written as HTML; give a name that ends in .html")
+        if not flags.out.absolute().parent.is_dir():
+            raise ValueError(f"--out={flags.out}: there is no folder {flags.out.parent}; make it first")
         options = Options(flags.pictures, flags.hardest, tuple(flags.data), flags.bootstrap)
         text = report(flags.runs, options)
         files.replace_file(flags.out, text)

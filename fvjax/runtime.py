@@ -21,14 +21,18 @@ def set_up_devices(batches: Iterable[int], processes: int) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices(batches, processes))
 
 
+def cores() -> int:
+    """Return how many cores this process may use, which a scheduler or taskset can limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_devices(batches: Iterable[int], processes: int) -> int:
     """Return one device per core, as far as the batches divide: on a CPU two half batches are faster than a whole one.
 
     batches: sizes of the batches that are split over all devices of all processes.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch = math.gcd(*batches)
-    return max(n for n in range(1, min(cores, 8) + 1) if batch // processes % n == 0)
+    return max(n for n in range(1, min(cores(), 8) + 1) if batch // processes % n == 0)
 
 
 def backend() -> str:

@@ -470,7 +470,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
         ([run, out, "--bootstrap=5"], "at least 100"),
         ([run, out, "--hardest=-1"], "at least 0"),
         ([old, out], "old/results.json: another version of fvjax wrote it (KeyError: 'eer')"),
-        ([run, f"--out={tmp_path / 'no/x.html'}"], "No such file or directory"),
+        ([run, f"--out={tmp_path / 'no/x.html'}"], "there is no folder"),
     ):
         assert report.main([*map(str, arguments)]) == 2
         error = capsys.readouterr().err

@@ -108,6 +108,9 @@ def test_how_far_a_run_is(tmp_path):
     gone = run_of("small_real", tmp_path)
     finish(gone)
     assert gone.progress() == (Progress.FINISHED, ""), "what a finished run was made of may be gone"
+    (gone.workdir / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"small_real.*results.json: not JSON"):
+        gone.progress()
     shutil.rmtree(gone.workdir)
     progress, problem = gone.progress()
     assert progress is Progress.BLOCKED

@@ -52,7 +52,10 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """Return results.json if this run is finished: a benchmark that could not be evaluated is still to be done."""
         file = self.workdir / "results.json"
-        found = json.loads(file.read_text()) if file.is_file() else None
+        try:
+            found = json.loads(file.read_text()) if file.is_file() else None
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error}); evaluate again or remove it") from error
         return None if found is None or found.get("failed") else found
 
     def saved_step(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fvjax import runtime
 from fvjax.config import BenchmarkConfig, DataConfig, SyntheticConfig
 from fvjax.console import console
 from fvjax.data import synthetic
@@ -46,7 +46,7 @@ def draw_synthetic(config: SyntheticConfig, workdir: Path) -> None:
         if jax.process_index() == 0 and not path.exists():
             count = len(people) * images
             console.print(f"Drawing {count:,} synthetic faces ({split})")
-            workers = min(os.cpu_count() or 1, 8) if count >= MANY else 1
+            workers = min(runtime.cores(), 8) if count >= MANY else 1
             how: dict[str, Any] = {"difficulty": config.difficulty, "pairs": pairs, "workers": workers}
             synthetic.write(path, people, images, config.seed, split=split, **how)
     distributed.exchange("drawn")
