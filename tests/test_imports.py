@@ -14,7 +14,7 @@ from tests import structure
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "durations"},
-    {"errors", "shipped", "console", "plugins", "config_keys"},
+    {"errors", "shipped", "console", "plugins", "config_keys", "attribute_rules"},
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
