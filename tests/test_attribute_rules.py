@@ -48,17 +48,19 @@ def test_logic_loss_and_gradient(case):
     log_form, gradient = jax.value_and_grad(logic.loss)(p, case["rules"], case["names"], "log")
     if case["loss_log_form"] is not None:
         np.testing.assert_allclose(log_form, case["loss_log_form"], rtol=2e-6)
-    assert np.isfinite(log_form) and np.isfinite(gradient).all()
+    assert np.isfinite(log_form)
+    assert np.isfinite(gradient).all()
 
 
 def test_one_image_and_half_precision():
     case = GOLDEN["logic"][0]
     p = jnp.array(case["P"][0], jnp.bfloat16)
     value = logic.loss(p, case["rules"], case["names"])
-    assert value.dtype == jnp.float32 and value == pytest.approx(0.468, abs=5e-3)
+    assert value.dtype == jnp.float32
+    assert value == pytest.approx(0.468, abs=5e-3)
 
 
-@pytest.mark.parametrize("set_name, expected", list(GOLDEN["celeba_loss_at_one_half"].items()))
+@pytest.mark.parametrize(("set_name", "expected"), list(GOLDEN["celeba_loss_at_one_half"].items()))
 def test_celeba_rules_at_one_half(set_name, expected):
     rules = [one for one in RULES["celeba40"]["exclusions"] if set_name in ("all", one["set"])]
     _, terms = violation_terms(np.full((3, 40), 0.5), compile_rules(rules, CELEBA))
@@ -139,14 +141,21 @@ REFUSED = [
         [rule("a", "b", kind="implies"), rule("b", "c", kind="implies", name="s"), rule("c", "a", name="t")],
         "contradicts 'a' itself",
     ),
-    ([rule(None, "a", kind="at_least_one"), rule("a", "b", name="s"), rule(None, "b", kind="at_least_one", name="t")], "a picture could"),
+    (
+        [
+            rule(None, "a", kind="at_least_one"),
+            rule("a", "b", name="s"),
+            rule(None, "b", kind="at_least_one", name="t"),
+        ],
+        "a picture could",
+    ),
     ([{**rule("a", "b"), "weight": 2}], "unknown key 'weight'"),
     ([{**rule("a", "b"), "consequents": "b"}], "expected a list"),
     (["a -> b"], "expected a table"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rules, message", REFUSED)
+@pytest.mark.parametrize(("rules", "message"), REFUSED)
 def test_refused_rules(rules, message):
     with pytest.raises(ValueError, match=message) as error:
         compile_rules(rules, ["a", "b", "c"])
@@ -242,14 +251,17 @@ def test_controls():
     assert paper["C"][0].tolist() == [1, 1, 1, 0]  # column 2 is nearly always positive: everybody's neighbour …
     assert lift["C"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]  # … but not by lift
     np.testing.assert_array_equal(identity["C_hat"], np.eye(4))
-    assert random["C"].sum() == paper["C"].sum() and not np.array_equal(random["C"], paper["C"])
+    assert random["C"].sum() == paper["C"].sum()
+    assert not np.array_equal(random["C"], paper["C"])
     np.testing.assert_array_equal(random["C"], graph.adjacency("random", labels, tau=0.4, omega=0.8)["C"])
     figures = graph.statistics(paper["C"])
-    assert figures["edges_max"] == 2 and figures["in_degree"][2] == 3 and figures["empty_rows"] == [2]
+    assert figures["edges_max"] == 2
+    assert figures["in_degree"][2] == 3
+    assert figures["empty_rows"] == [2]
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (("nearest", [[1]], 0.4, 0.8), "choose one of conditional"),
         (("lift", [[2]], 0.4, 0.8), "other than -1, 0 and 1"),
@@ -267,4 +279,5 @@ def test_refused_graphs(arguments, message):
 def test_new_convolution_has_parameters_within_the_bound():
     parameters = graph.CorrelationGraph(hidden=9).init(jax.random.key(0), jnp.ones((3, 4)), np.eye(3))["params"]
     assert {name: value.shape for name, value in parameters.items()} == {"w0": (4, 9), "w1": (9, 4)}
-    assert abs(parameters["w0"]).max() <= 9**-0.5 and abs(parameters["w1"]).max() <= 0.5
+    assert abs(parameters["w0"]).max() <= 9**-0.5
+    assert abs(parameters["w1"]).max() <= 0.5
