@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fvjax import attribute_rules
+from fvjax import attribute_rules, co_occurrence
 from fvjax.attribute_rules import check_consistent, compile_rules, parse, violated, violation_terms
 from fvjax.losses import attributes as attribute_loss
 from fvjax.losses import logic
@@ -254,7 +254,7 @@ def test_controls():
     assert random["C"].sum() == paper["C"].sum()
     assert not np.array_equal(random["C"], paper["C"])
     np.testing.assert_array_equal(random["C"], graph.adjacency("random", labels, tau=0.4, omega=0.8)["C"])
-    figures = graph.statistics(paper["C"])
+    figures = co_occurrence.statistics(paper["C"])
     assert figures["edges_max"] == 2
     assert figures["in_degree"][2] == 3
     assert figures["empty_rows"] == [2]

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fvjax import co_occurrence
+
 KINDS = ("conditional", "lift", "identity", "random")
-MIN_LIFT = 2.0  # an edge of the graph by lift: i makes j at least twice as likely …
-MIN_SUPPORT = 50  # … and so many images have both
 
 
 class Correlation(TypedDict):
@@ -49,8 +49,7 @@ def correlation(labels: ArrayLike, tau: float, omega: float, labelled: ArrayLike
     """
     _check_share("omega", omega)
     _check_share("tau", tau)
-    counts, together = _counts(*_read(labels, labelled))
-    p = _conditional(counts, together)
+    p = co_occurrence.conditional(labels, labelled)
     edges = (p >= tau).astype(np.int64)
     return {"P": p, "C": edges, "C_hat": weights(edges, omega)}
 
@@ -61,9 +60,9 @@ def adjacency(
     """Compute one of four graphs; a gain from the graph means something only against the last two.
 
     Args:
-        kind: "conditional" is the paper's (:func:`correlation`). "lift" has an edge where i makes j at least
-            MIN_LIFT times as likely as it is overall and MIN_SUPPORT images have both. "identity" is C_hat = I.
-            "random" is the paper's graph with its attributes permuted.
+        kind: "conditional" is the paper's (:func:`correlation`). "lift" has an edge where i makes j at least twice
+            as likely as it is overall and 50 images have both (:func:`fvjax.co_occurrence.lift_edges`). "identity" is
+            C_hat = I. "random" is the paper's graph with its attributes permuted.
         seed: of the permutation.
     Raises:
         ValueError: an unknown kind, or as :func:`correlation`.
@@ -79,7 +78,7 @@ def adjacency(
         edges = paper["C"][order][:, order]
         return {"P": p, "C": edges, "C_hat": weights(edges, omega)}
     if kind == "lift":
-        edges = _lift_edges(*_read(labels, labelled))
+        edges = co_occurrence.lift_edges(labels, labelled)
         return {"P": p, "C": edges, "C_hat": weights(edges, omega)}
     return paper
 
@@ -91,59 +90,6 @@ def weights(edges: ArrayLike, omega: float) -> NDArray[np.float64]:
     degree = others.sum(1, keepdims=True)
     shared = omega * np.divide(others, degree, out=np.zeros_like(others), where=degree > 0)
     return shared + (1.0 - omega) * np.eye(len(others))
-
-
-def statistics(edges: ArrayLike) -> dict[str, Any]:
-    """Count the edges of C [K, K] without its diagonal.
-
-    Returns:
-        edges_mean, edges_min and edges_max per row, empty_rows (their numbers), and in_degree int64 [K].
-    """
-    others = np.array(edges, np.int64)
-    np.fill_diagonal(others, 0)
-    per_row = others.sum(1)
-    return {
-        "edges_mean": float(per_row.mean()),
-        "edges_min": int(per_row.min()),
-        "edges_max": int(per_row.max()),
-        "empty_rows": np.flatnonzero(per_row == 0).tolist(),
-        "in_degree": others.sum(0),
-    }
-
-
-def _read(labels: ArrayLike, labelled: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return which cells are positive and which are labelled, 0 or 1, float64 [N, K]."""
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or not labels.size:
-        raise ValueError(f"labels of shape {list(labels.shape)}, expected [images, attributes], none of them 0")
-    if not np.isin(labels, (-1, 0, 1)).all():
-        raise ValueError("labels other than -1, 0 and 1")
-    if labelled is None:
-        known = labels != 0 if (labels == -1).any() else np.ones(labels.shape, bool)
-    else:
-        known = np.asarray(labelled, bool)
-        if known.shape != labels.shape:
-            raise ValueError(f"labelled {list(known.shape)} and labels {list(labels.shape)} differ in shape")
-    return ((labels == 1) & known).astype(np.float64), known.astype(np.float64)
-
-
-def _counts(positive: NDArray, known: NDArray) -> tuple[NDArray, NDArray]:
-    """Return n[i, j], images with i positive and j labelled, and m[i, j], with both positive."""
-    return positive.T @ known, positive.T @ positive
-
-
-def _conditional(counts: NDArray, together: NDArray) -> NDArray[np.float64]:
-    return np.divide(together, counts, out=np.zeros_like(together), where=counts > 0)
-
-
-def _lift_edges(positive: NDArray, known: NDArray) -> NDArray[np.int64]:
-    counts, together = _counts(positive, known)
-    images = known.sum(0)
-    prevalence = np.divide(positive.sum(0), images, out=np.zeros_like(images), where=images > 0)
-    likely = _conditional(counts, together) >= MIN_LIFT * prevalence
-    edges = (likely & (together >= MIN_SUPPORT)).astype(np.int64)
-    np.fill_diagonal(edges, 1)
-    return edges
 
 
 def _check_share(name: str, value: float) -> None:
