@@ -226,21 +226,28 @@ def group_answers(d: Decisions, columns: Sequence[int]) -> tuple[NDArray, NDArra
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
-def violations(p: ArrayLike, table: RuleTable, threshold: float = THRESHOLD) -> dict[str, Any]:
+def violations(
+    p: ArrayLike, table: RuleTable, threshold: float = THRESHOLD, conflicts: ArrayLike | None = None
+) -> dict[str, Any]:
     """Compute how often thresholded predictions break rules.
 
+    Args:
+        conflicts: bool [N], descriptions that affirm and deny an attribute, which count as violations; "conflicts" is
+            their share.
     Returns:
         "rate": share of pictures that break at least one rule; "impossible": that break an exclusion or an implication;
         "incomplete": without any of a group of which one is required; "by_rule": the share for each rule's name.
     """
     broken = attribute_rules.violated(np.asarray(p, np.float64) >= threshold, table)
     incomplete = np.array([rule.kind == "at_least_one" for rule in table.rules], bool)
+    conflicting = np.zeros(len(broken), bool) if conflicts is None else np.asarray(conflicts, bool)
 
     def share(rules: NDArray[np.bool_]) -> float:
         return float(broken[:, rules].any(1).mean())
 
     return {
-        "rate": share(np.ones_like(incomplete)),
+        "rate": float((broken.any(1) | conflicting).mean()),
+        **({} if conflicts is None else {"conflicts": float(conflicting.mean())}),
         "impossible": share(~incomplete),
         "incomplete": share(incomplete),
         "by_rule": {rule.name: float(broken[:, i].mean()) for i, rule in enumerate(table.rules)},
