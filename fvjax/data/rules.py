@@ -253,7 +253,7 @@ def _edge_lines(labels: NDArray[np.int8], names: Sequence[str], tau: float, ever
         f"edges by lift (B at least {co_occurrence.MIN_LIFT:.0f} times as likely, {co_occurrence.MIN_SUPPORT} pictures "
         f"with both): {lift}",
     ]
-    if empty := [names[i] for i in figures["empty_rows"]]:
+    if empty := [name for i, name in enumerate(names) if i in figures["empty_rows"]]:
         lines.append(f"without any edge: {', '.join(empty)}")
     for i, name in enumerate(names if every else ()):
         others = [j for j in np.argsort(-p[i], kind="stable") if j != i and edges[i, j]]

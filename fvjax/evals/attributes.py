@@ -84,14 +84,15 @@ def metrics(
     weights = np.ones((1, len(decisions.p)))
     values = {name: value[0] for name, value in _counted_figures(decisions, weights).items()}
     per_attribute = {name: value[0] for name, value in _per_attribute(decisions, weights).items()}
-    counted = decisions.known.any(0)
+    counted = np.asarray(decisions.known.any(0))
     precisions = [float(x[0]) for x in _average_precisions(decisions, weights)]
     defined = [x for x in precisions if not np.isnan(x)]
     figures: dict[str, Any] = {name: float(values[name]) for name in values if "/" not in name}
     for average in AVERAGES:
         figures[average] = {name: float(values[f"{average}/{name}"]) for name in ("precision", "recall", "f1")}
     figures["per_attribute"] = {
-        name: [float(x) if use else None for x, use in zip(column, counted)] for name, column in per_attribute.items()
+        name: [float(x) if use else None for x, use in zip(column, counted.tolist())]
+        for name, column in per_attribute.items()
     }
     figures["per_attribute"]["support"] = decisions.positive.sum(0).tolist()
     figures["average_precision"] = [None if np.isnan(x) else x for x in precisions]
