@@ -142,6 +142,22 @@ def test_violations_after_thresholding():
     assert found == {"rate": 0.75, "impossible": 0.5, "incomplete": 0.25, "by_rule": {"ab": 0.5, "any": 0.25}}
 
 
+def test_accuracy_by_group():
+    groups = {"gender": (0, 1), "race": (2, 3)}
+    labels = np.array([[1, -1, 1, -1], [-1, 1, 1, -1], [1, -1, 1, -1], [-1, 1, -1, 1]])
+    p = np.array([[0.9, 0.1, 0.9, 0.1], [0.9, 0.1, 0.9, 0.1], [0.9, 0.1, 0.1, 0.9], [0.2, 0.1, 0.1, 0.9]])
+    found = entry(p, labels, ["man", "woman", "x", "y"], groups=groups, bootstrap=0)["classes"]
+    rows = found["gender"]["by"]["race"]
+    assert {name: (row["n"], row["accuracy"]["value"], row["majority"]) for name, row in rows.items()} == {
+        "x": (3, pytest.approx(2 / 3), pytest.approx(2 / 3)),
+        "y": (1, 0.0, 1.0),
+    }
+    assert found["race"]["by"]["gender"]["man"]["accuracy"]["value"] == 0.5
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(attribute_text.by_group({"classes": found}, "gender"))
+    assert "race: y" in console.export_text()
+
+
 def test_entry_and_tables():
     rng = np.random.default_rng(2)
     labels = np.where(rng.random((50, 3)) < 0.4, 1, -1)

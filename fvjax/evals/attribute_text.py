@@ -60,6 +60,19 @@ def confusion(entry: Mapping[str, Any], group: str) -> Table:
     return out
 
 
+def by_group(entry: Mapping[str, Any], question: str) -> Table:
+    """Format the accuracy of a question for the pictures of each class of the other questions."""
+    out = Table(title=f"{escape(question)} (%) by group", caption="95% Wilson intervals", box=box.SIMPLE_HEAD)
+    for column in ("", "pictures", "accuracy", "majority"):
+        out.add_column(column, justify="left" if not column else "right")
+    for other, rows in entry["classes"][question]["by"].items():
+        for name, row in rows.items():
+            low, high = row["accuracy"]["ci95"]
+            accuracy = f"{_percent(row['accuracy']['value'])} ({100 * low:.1f}-{100 * high:.1f})"
+            out.add_row(escape(f"{other}: {name}"), str(row["n"]), accuracy, _percent(row["majority"]))
+    return out
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fvjax import attribute_rules, co_occurrence
 from fvjax.attribute_rules import RuleTable
+from fvjax.evals.intervals import wilson
 
 THRESHOLD = 0.5
 AVERAGES = ("macro", "samples", "micro")
@@ -354,7 +355,10 @@ def entry(
     out["majority"] = majority(d)
     out["by_attribute"] = _by_attribute(names, figures, d)
     out["classes"] = {
-        name: _class_entry(d, columns, names, figure, f"classes/{name}/accuracy")
+        name: {
+            **_class_entry(d, columns, names, figure, f"classes/{name}/accuracy"),
+            "by": _by_group(d, name, groups, names),
+        }
         for name, columns in (groups or {}).items()
     }
     if table:
@@ -385,6 +389,31 @@ def _by_attribute(names: Sequence[str], figures: dict[str, Any], d: Decisions) -
         }
         for i, name in enumerate(names)
     }
+
+
+def _by_group(
+    d: Decisions, question: str, groups: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the accuracy of a question for the pictures of each class of every other question.
+
+    Returns:
+        other question -> its class -> n, accuracy with a 95 % Wilson interval, and majority: the share of the most
+        frequent right answer there. Classes without pictures are left out.
+    """
+    rows, true, predicted = group_answers(d, groups[question])
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for other, columns in groups.items():
+        if other == question:
+            continue
+        out[other] = {}
+        for column in columns:
+            here = d.positive[rows, column]
+            if count := int(here.sum()):
+                right = int((true == predicted)[here].sum())
+                accuracy = {"value": right / count, "ci95": wilson(right, count)}
+                majority = float(np.bincount(true[here]).max() / count)
+                out[other][names[column]] = {"n": count, "accuracy": accuracy, "majority": majority}
+    return out
 
 
 def _class_entry(d: Decisions, columns: Sequence[int], names: Sequence[str], figure: Any, key: str) -> dict[str, Any]:
