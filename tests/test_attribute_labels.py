@@ -156,6 +156,34 @@ def test_refused_label_files(tmp_path, read, text, message):
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (celeba.read_attributes, "celeba/list_attr_celeba.txt"),
+        (celeba.read_partition, "celeba/list_eval_partition.csv"),
+        (maad.read_rows, "maad/MAAD-Face.csv"),
+        (expressions.read_expw, "expw/label.lst"),
+        (expressions.read_rafdb, "rafdb/list_patition_label.txt"),
+    ],
+)
+def test_damaged_files_are_read_or_refused(tmp_path, read, name):
+    """Whatever bytes are changed, the file is read or refused with one line that names it."""
+    whole, rng, file = (GOLDEN / name).read_bytes(), np.random.default_rng(0), tmp_path / "damaged.csv"
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 4):
+            data[place : place + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 3)))
+        file.write_bytes(data)
+        try:
+            consume((None, read(file)) if read is not maad.read_rows else read(file))
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(str(file))
+            assert "\n" not in str(error)
+    assert refused > 10
+
+
 def test_a_pickle_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="a pickle can run code"):
         maad.read_rows(tmp_path / "MAAD-Face.pkl")

@@ -105,7 +105,9 @@ def test_models_know_arrays_only():
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
     protocols += ("identification", "templates", "search_text", "verification", "finished", "pair_scores", "paired")
+    protocols += ("attributes", "attribute_parser", "attribute_text", "faceinsight_published")
     modules = [*files("data"), *files("diagnosis"), *files("reporting")]
+    modules += [*files("attribute_rules"), *files("co_occurrence")]
     for file in [*modules, *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 

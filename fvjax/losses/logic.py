@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fvjax.attribute_rules import Rule, RuleTable, compile_rules, violation_terms
 
@@ -20,17 +21,17 @@ LOG_EPS = 1e-7  # the log form of a certain violation is -log of this, so that i
 
 
 def loss(
-    p: jax.Array, rules: RuleTable | Iterable[Rule | Mapping[str, Any]], names: Sequence[str], form: str = "linear"
+    p: ArrayLike, rules: RuleTable | Iterable[Rule | Mapping[str, Any]], names: Sequence[str], form: str = "linear"
 ) -> jax.Array:
     """Return the mean over images of the sum over rules, a float32 scalar.
 
     Args:
-        p: the attributes' probabilities [N, K], or [K] of one image; computed in float32.
+        p: the attributes' probabilities [N, K], or [K] of one image, of jax or numpy; computed in float32.
         rules: checked by :func:`fvjax.attribute_rules.compile_rules`, which raises ValueError.
         names: the K attributes.
         form: one of FORMS.
     """
-    return jnp.mean(per_image(p, compile_rules(rules, names), form))
+    return jnp.mean(per_image(jnp.asarray(p), compile_rules(rules, names), form))
 
 
 def per_image(p: jax.Array, table: RuleTable, form: str = "linear") -> jax.Array:
