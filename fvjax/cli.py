@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,7 +50,10 @@ def parse(argv: list[str], about: str, holders: Sequence[flags.FlagHolder]) -> l
             raise
         file = next((arg[9:].partition(":")[0] for arg in argv if arg.startswith("--config=")), "")
         if file and not shipped.config_file(file).is_file():
-            fail(f"--config={file}: no such file; there are {', '.join(shipped.config_names())}")
+            names = shipped.config_names()
+            near = difflib.get_close_matches(Path(file).stem, names, 3)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            fail(f"--config={file}: no such file; {hint}there are {', '.join(names)}")
         kind = "" if isinstance(error, NAMED) else f"{type(error).__name__}: "
         text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
         fail(kind + " ".join(text.split()).lstrip("'\""))

@@ -40,6 +40,16 @@ def test_the_fold_that_lacks_a_kind_is_named_also_the_last_of_three():
             folds.verification(np.arange(6) / 6, labels, [2, 2, 2])
 
 
+def test_one_fold_is_said_and_several_are_not():
+    one, two = (folds.verification([0.9, 0.1, 0.8, 0.2], [1, 0, 1, 0], sizes, bootstrap=0) for sizes in ([4], [2, 2]))
+    assert (one["thresholds"], "thresholds" in two) == (folds.ONE_FOLD, False)
+
+
+def test_intervals_are_the_middle_95_per_cent_of_a_thousand_resamples():
+    assert folds._ci95({"auc": np.linspace(0, 1, 1001)}, "auc") == pytest.approx([0.025, 0.975], abs=1e-12)
+    assert "1000 resamples" in folds.verification([0.9, 0.1, 0.8, 0.2], [1, 0, 1, 0], [2, 2])["intervals"]
+
+
 def test_the_first_of_several_wrong_pairs_is_named():
     scores = [0.1, 0.2, float("nan"), float("inf")]
     with pytest.raises(ValueError, match="score of pair 2 is nan"):

@@ -167,6 +167,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(commands, tmp_path):
         (["--config=configs/quickstart.py:resnet", "--config.optimizer.lrr=1"], "the nearest are optimizer.lr"),
         (["--config=configs/quickstart.py:resnet", "--config.batch_size=7"], "must be even"),
         (["--config=configs/quickstart.py:resnet", "--config.mesh.data=3"], "does not make up the 2 devices"),
+        (["--config=configs/quikstart.py"], "no such file; did you mean quickstart, "),
         (["--config=configs/nowhere.py"], "--config=configs/nowhere.py: no such file; there are adaface_r50, "),
         (["--config=configs/quickstart.py:resnet", "surplus"], "unexpected argument 'surplus'"),
         ([], "--config=NAME is missing; there are adaface_r50, "),

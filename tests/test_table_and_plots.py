@@ -466,8 +466,10 @@ def test_the_roc_has_true_accepts_over_false_accepts(axes, curves):
     lowest = min(points(*curve)[0][1] for curve in curves.values())
     bottom, top = plot.get_ylim()
     assert top == 1
-    assert lowest - 0.07 <= bottom <= lowest
+    assert 20 * bottom == pytest.approx(round(20 * bottom), abs=1e-9), "a multiple of 5%"
+    assert lowest - 0.06 < bottom <= lowest - 0.01
     assert plot.yaxis.get_major_formatter()(0.5) == "50%"
+    assert plot.xaxis._minor_tick_kw["gridOn"], "lines between the powers of ten"
     for name, line in named(plot, curves).items():
         expected = np.array(points(*curves[name]))
         assert line.get_drawstyle() == "steps-post", "TAR rises at the next FAR, not before"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
 from rich.table import Table
@@ -55,9 +56,11 @@ class WideTable:
         return parts
 
     def _widths(self, console: Console, options: ConsoleOptions, columns: Sequence[int]) -> Measurement:
-        return Measurement.get(console, options.update(max_width=WIDEST), self._table(columns))
+        return Measurement.get(
+            console, options.update(max_width=WIDEST), self._table(columns, title=False, caption=False)
+        )
 
-    def _table(self, columns: Sequence[int], title: bool = False, caption: bool = False) -> Table:
+    def _table(self, columns: Sequence[int], title: bool, caption: bool) -> Table:
         out = Table(
             title=self.title if title else None,
             caption=self.caption if caption else None,
@@ -67,9 +70,12 @@ class WideTable:
             caption_justify="left",
         )
         out.add_column(self.first, min_width=20, overflow="fold")
+        texts = [[Text.from_markup(cell, emoji=False) for cell in row] for row in self.rows]
         for column in columns:
-            out.add_column(self.columns[column], justify="right", no_wrap=True)
-        for first, *others in self.rows:
-            cells = (first, *(others[column] for column in columns))
-            out.add_row(*(Text.from_markup(cell, emoji=False) for cell in cells))
+            head = Text.from_markup(self.columns[column], emoji=False)
+            lines = (line for text in (head, *(row[1 + column] for row in texts)) for line in text.plain.splitlines())
+            # without min_width rich would count the longest word of a line that is not to be broken
+            out.add_column(head, justify="right", no_wrap=True, min_width=max(map(cell_len, lines), default=0))
+        for first, *others in texts:
+            out.add_row(first, *(others[column] for column in columns))
         return out

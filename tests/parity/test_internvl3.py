@@ -1,5 +1,7 @@
 """Compare InternVL3 in both layouts with the PyTorch reference, and open with transformers and peft what is written."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -118,3 +120,38 @@ def test_peft_opens_adapters_of_the_hf_tower(transformers, golden, tmp_path):
         theirs = wrapped.base_model.model.model.get_image_features(given).pooler_output.numpy()
     close(ours, theirs, 1e-5, "visual tokens with adapters")
     assert np.abs(theirs - golden["visual_embeds"][:1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_random_models_have_transformers_logits(transformers, tmp_path, tied):
+    """A model as transformers makes it: several tiles, text alone, padding, grouped heads, the head tied or not."""
+    import torch
+
+    import fvjax
+
+    torch.manual_seed(3)
+    source = json.loads((TINY / "hf/config.json").read_text())
+    source["text_config"] |= {"num_hidden_layers": 2, "tie_word_embeddings": tied, "rope_scaling": None}
+    source["tie_word_embeddings"] = tied
+    config = transformers.AutoConfig.for_model(**{k: v for k, v in source.items() if k != "architectures"})
+    net = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in net.named_parameters():  # initial norms and biases of 1 and 0 would hide mistakes
+            weight.copy_(torch.randn_like(weight) * (0.2 if weight.ndim > 1 else 0.1) + ("norm" in name))
+    net.save_pretrained(tmp_path / "net")
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
+    pictures = [2, 1, 0]  # tiles of each row
+    ids = [[5, 6, *[393] * 16 * n, *rng.integers(0, 369, 4 + 7 * n).tolist()] for n in pictures]
+    media = [[{"tiles": tiles[:2]}], [{"tiles": tiles[2:]}], []]
+    length = max(map(len, ids))
+    padded = torch.tensor([row + [369] * (length - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = (torch.as_tensor(tiles).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    with torch.no_grad():
+        theirs = net(input_ids=padded, attention_mask=mask, pixel_values=pixels).logits.numpy()
+    with jax.default_matmul_precision("highest"):
+        ours = fvjax.load(tmp_path / "net", scenario="chat").forward(ids, media)
+    for row, (got, expected) in enumerate(zip(ours, theirs)):
+        close(got, expected[: len(got)], 1e-5, f"row {row}")
