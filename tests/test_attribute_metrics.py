@@ -205,6 +205,18 @@ def test_refused_predictions(p, labels, message):
         metrics(p, labels)
 
 
+def test_names_that_do_not_fit():
+    with pytest.raises(ValueError, match="2 names for 1 attributes"):
+        entry([[0.5]], [[1]], "ab")
+    with pytest.raises(ValueError, match="or rules about others"):
+        entry([[0.5, 0.5, 0.5]], [[1, 0, 1]], "abd", table=compile_rules(RULES, "abc"))
+
+
+def test_a_question_without_answers():
+    found = entry([[0.5, 0.2, 0.1]], [[1, 0, 0]], "abc", labelled=[[1, 0, 0]], groups={"kind": (1, 2)}, bootstrap=5)
+    assert found["classes"]["kind"] == {"n": 0, "names": ["b", "c"]}
+
+
 def test_nothing_labelled_and_wrong_classes():
     with pytest.raises(ValueError, match="not one attribute of any picture is labelled"):
         metrics([[0.5]], [[1]], labelled=[[False]])
