@@ -320,6 +320,7 @@ def entry(
     identities: ArrayLike | None = None,
     table: RuleTable | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
+    conflicts: ArrayLike | None = None,
     threshold: float = THRESHOLD,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -335,6 +336,7 @@ def entry(
         names: of the K attributes.
         identities, groups, bootstrap, seed: as for :func:`intervals`.
         table: rules whose violations are counted.
+        conflicts: as for :func:`violations`.
         data_hash: of the store.
     Raises:
         ValueError: as :func:`decide` and :func:`intervals`, or other names than the arrays or the rules have.
@@ -343,7 +345,10 @@ def entry(
     groups = groups or {}
     if len(names) != d.p.shape[1] or (table and table.names != tuple(names)):
         raise ValueError(f"{len(names)} names for {d.p.shape[1]} attributes, or rules about others")
-    broken = np.asarray(attribute_rules.violated(d.p >= threshold, table).any(1)) if table else None
+    broken = None
+    if table:
+        broken = np.asarray(attribute_rules.violated(d.p >= threshold, table).any(1))
+        broken |= np.asarray(False if conflicts is None else conflicts, bool)
     edges = {}
     if bootstrap:
         edges = intervals(d, identities=identities, broken=broken, groups=groups, bootstrap=bootstrap, seed=seed)
@@ -353,7 +358,7 @@ def entry(
     out["by_attribute"] = _by_attribute(names, figures, d)
     out["classes"] = {name: _class_entry(d, name, groups, names, edges) for name in groups}
     if table:
-        found = violations(d.p, table, threshold)
+        found = violations(d.p, table, threshold, conflicts)
         out["violations"] = {**found, "rate": {"value": found["rate"], "ci95": edges.get("violations")}}
         out["violations_of_labels"] = violations(d.positive, table)["rate"]
     unit = "pictures" if identities is None else "people"
