@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +20,33 @@ from safetensors import SafetensorError, safe_open
 from fvjax import trees
 from fvjax.models import encoder
 from fvjax.models.decoder import Decoder
-from weights_convert import internlm2, internvit, internvit_hf, internvl, internvl_hf, iresnet, llama
+from weights_convert import (
+    clip_vision,
+    internlm2,
+    internvit,
+    internvit_hf,
+    internvl,
+    internvl_hf,
+    iresnet,
+    llama,
+    llava,
+    llava_hf,
+)
 from weights_convert.rules import KEEP, Source, check, join, plan
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
 # One conversion table per family. If two know an architecture, the first is used unless a kind is asked for. A table
-# may have a function `settle`, for attributes that the keys of the file decide.
-TABLES: tuple[ModuleType, ...] = (iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama)
+# may have a function `settle`, for attributes that the keys of the file decide; `beside` and `tower_files`, for towers
+# that are described or stored beside an original; and `notes`, for what a user should know about a model.
+TABLES: tuple[ModuleType, ...] = (
+    *(iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama),
+    *(clip_vision, llava, llava_hf),
+)
+REFUSED = {  # architecture -> why it is not read
+    "VideoLlavaForConditionalGeneration": "its conversion dropped the temporal layers of the video tower, and its "
+    "activation is not the original's; use the original checkpoint (LlavaLlamaForCausalLM)",
+}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -105,13 +125,16 @@ class Checkpoint:
 
     path: Path
     config: dict[str, Any]  # config.json
-    kind: str  # "iresnet" | "vision_transformer" | "decoder" | "vlm"
+    kind: str  # "iresnet" | "vision_transformer" | "decoder" | "vlm" | "llava"
     model_config: dict[str, Any]  # attributes of the network
     prefix: str  # of the original's keys
     sources: dict[str, Source]  # where each array is stored in the original's layout
     params: dict[str, Leaf]  # by names such as params/blocks/mlp/fc1/kernel and batch_stats/…
     tensors: dict[str, Tensor]  # as stored in this directory
     ignored: list[str]  # keys that the network does not need
+    reasons: dict[str, str] = field(default_factory=dict)  # why, of those keys whose table says it
+    towers: dict[str, Any] = field(default_factory=dict)  # configurations of towers, from files beside config.json
+    notes: list[str] = field(default_factory=list)  # what a user should know about the model
 
     @property
     def converted(self) -> bool:
@@ -165,8 +188,15 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     table, stored_kind = _choose_table(path, config, kind)
     opened_kind: str = table.KIND
 
+    towers: dict[str, Any] = {}
+    if hasattr(table, "beside"):
+        towers = converted["towers"] if converted else table.beside(path, config)
+        config = {**config, "towers": towers}
     model_config = table.model_config(config, f"{path}/config.json")
+    config.pop("towers", None)
     tensors = _open_tensors(path)
+    if towers and not converted:
+        tensors |= _open_towers(table.tower_files(path, config, tensors))
     if hasattr(table, "settle"):
         model_config = table.settle(model_config, config, tensors)
     model = build(opened_kind, model_config)
@@ -180,7 +210,26 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         stored, ignored = sources, table.ignored(model, prefix, config)
     unneeded = check(stored, tensors, ignored, str(path))
     params = {n: Leaf(s, [tensors[k] for k in s.keys], arrays[n].shape) for n, s in stored.items()}
-    return Checkpoint(path, config, opened_kind, model_config, prefix, sources, params, tensors, unneeded)
+    reasons = _reasons(ignored, unneeded) if isinstance(ignored, Mapping) else {}
+    notes = table.notes(model_config, config) if hasattr(table, "notes") else []
+    opened = (path, config, opened_kind, model_config, prefix, sources, params, tensors, unneeded)
+    return Checkpoint(*opened, reasons, towers, notes)
+
+
+def _open_towers(files: Mapping[Path, str]) -> dict[str, Tensor]:
+    """Open towers in files of their own, in which their keys begin with vision_model., under other prefixes."""
+    inner = "vision_model."
+    return {
+        start + key.removeprefix(inner): tensor
+        for file, start in files.items()
+        for key, tensor in open_file(file).items()
+        if key.startswith(inner)
+    }
+
+
+def _reasons(ignored: Mapping[str, str], unneeded: Sequence[str]) -> dict[str, str]:
+    """Return why each unneeded key is not read."""
+    return {key: next(why for pattern, why in ignored.items() if re.fullmatch(pattern, key)) for key in unneeded}
 
 
 def _choose_table(path: Path, config: Mapping[str, Any], kind: str | None) -> tuple[ModuleType, str]:
@@ -191,6 +240,8 @@ def _choose_table(path: Path, config: Mapping[str, Any], kind: str | None) -> tu
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise ValueError(f"{path}/config.json: architectures={architectures!r} is not a list of names")
+    if refused := next((name for name in architectures if name in REFUSED), None):
+        raise ValueError(f"{path}/config.json: {refused} is not read: {REFUSED[refused]}")
     tables = {t.KIND: t for t in reversed(TABLES) if set(architectures) & set(t.ARCHITECTURES)}
     if not tables:
         known = sorted({name for t in TABLES for name in t.ARCHITECTURES})
@@ -251,7 +302,11 @@ def hashes(ckpt: Checkpoint) -> dict[str, str]:
     readers = originals(ckpt, {})
     digests = {}
     for name in sorted(ckpt.sources):
-        part = name.split("/")[1] if ckpt.kind == "vlm" else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
+        part = (
+            name.split("/")[1]
+            if ckpt.kind in ("vlm", "llava")
+            else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
+        )
         digest = digests.setdefault(part, hashlib.sha256())
         for keys in ckpt.sources[name].layers:
             if keys[0] in readers:  # otherwise it was hashed with the first part of its tensor
