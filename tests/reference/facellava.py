@@ -26,7 +26,7 @@ def _tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if "position_embedding" in key:
         rng = np.random.default_rng([7, zlib.crc32(key.encode())])
         return np.float32(0.02) * rng.standard_normal(shape).astype(np.float32)
-    return weight(7, key, shape)
+    return np.asarray(weight(7, key, shape))
 
 
 def write(name: str, dst: Path) -> Path:
