@@ -28,7 +28,7 @@ Media = Mapping[str, jax.Array]
     videos                uint8 [N,C,F,H,W,3]     with video_places [N, C * F * W], video_landmarks [N,C,F,68,2] and
                                                   video_has_landmarks [N,C]
 
-Only the keys of images, or only those of videos, may be there, and the landmarks' keys may be missing.
+Only the keys of images, or only those of videos, may be there (or I or C be 0), and the landmarks' keys may be missing.
 """
 
 
@@ -96,9 +96,12 @@ class LLaVA(nn.Module):
         """Compute the tokens of all pictures and clips of each row -> (tokens [N,S,D], their places int32 [N,S])."""
         tokens, places = [], []
         for name, kind in (("images", "image"), ("videos", "video")):
-            if name in media:
+            if name in media and media[name].size:
                 tokens.append(self._tokens_of(media, name, kind))
                 places.append(media[f"{kind}_places"])
+        if not tokens:
+            rows = len(next(iter(media.values())))
+            return jnp.zeros((rows, 0, self.decoder.width), self.decoder.dtype), jnp.zeros((rows, 0), jnp.int32)
         return jnp.concatenate(tokens, axis=1), jnp.concatenate(places, axis=1)
 
     def _tokens_of(self, media: Media, name: str, kind: str) -> jax.Array:

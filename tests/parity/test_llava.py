@@ -1,13 +1,20 @@
 """Compare LanguageBind's towers, Face-LLaVA and LLaVA-1.5 with the stored results of their references."""
 
+import functools
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fvjax
 from fvjax import trees
+from fvjax.config import OptimizerConfig
+from fvjax.losses import language
+from fvjax.models import conversation
 from fvjax.models.landmarks import LandmarkProjector, RegionAttention
-from tests.parity import load
+from fvjax.training import optimizer
+from tests.parity import close, in_torch_layout, load
 from tests.reference import facellava
 from tests.reference.recipe import GOLDEN
 from weights_convert import build, open_checkpoint
@@ -222,3 +229,127 @@ def test_greedy_answers(models, variant):
     with_points, without = rows(stored)[1][0], [{"image": stored["images"][0]}]
     ids = models[variant].continue_ids([prompt, prompt], [with_points, without], 10, eos=[319])
     assert ids == [stored[f"{variant}/generated"].tolist(), stored[f"{variant}/generated_no_landmarks"].tolist()]
+
+
+# training
+
+
+STAGE_1 = (("params/(landmarks|attention)/.*", "landmarks"), (".*", "frozen"))
+STAGE_2 = (("params/(vision|video)/.*", "frozen"), (".*", "model"))
+
+
+def padded_batch(stored) -> dict[str, np.ndarray]:
+    """Return the four golden rows as one batch: a picture or a clip in each, and the ids that follow."""
+    lengths, tokens = stored["spliced_lengths"], stored["spliced_labels"].shape[1]
+    ids, media = rows(stored)
+    out = {
+        "tokens": np.zeros((4, tokens), np.int32),
+        "targets": np.full((4, tokens), -1, np.int32),
+        "images": np.zeros((4, 1, 56, 56, 3), np.uint8),
+        "image_places": np.full((4, 16), tokens, np.int32),
+        "image_landmarks": np.zeros((4, 1, 68, 2), np.float32),
+        "image_has_landmarks": np.zeros((4, 1), bool),
+        "videos": np.zeros((4, 1, 8, 56, 56, 3), np.uint8),
+        "video_places": np.full((4, 8 * 17), tokens, np.int32),
+        "video_landmarks": np.zeros((4, 1, 8, 68, 2), np.float32),
+        "video_has_landmarks": np.zeros((4, 1), bool),
+    }
+    for r, (row, (medium,), length) in enumerate(zip(ids, media, lengths)):
+        kind = "video" if "video" in medium else "image"
+        start, visual = int(np.argmax(row == -200)), out[f"{kind}_places"].shape[1]
+        text = row[row != -200]
+        out["tokens"][r, [*range(start), *range(start + visual, length)]] = text
+        following = stored["spliced_labels"][r, 1:]
+        out["targets"][r, :-1] = np.where(following == -100, -1, following)
+        out[f"{kind}s"][r, 0], out[f"{kind}_places"][r] = medium[kind], start + np.arange(visual)
+        if medium.get("landmarks") is not None:
+            out[f"{kind}_landmarks"][r, 0], out[f"{kind}_has_landmarks"][r, 0] = medium["landmarks"], True
+    return out
+
+
+class Stage:
+    """One stage of training on the golden batch: what trains, and the mean loss with its gradient."""
+
+    def __init__(self, directory, rules):
+        self.ckpt = open_checkpoint(directory)
+        self.net = build("llava", self.ckpt.model_config)
+        flat = {name: np.asarray(leaf) for name, leaf in self.ckpt.params.items()}
+        trainable, frozen, self.groups = optimizer.split(trees.unflatten(flat), rules)
+        self.start = trees.flatten(trainable)
+        batch = padded_batch(golden("facellava_tiny"))
+
+        def mean(trained):
+            variables = optimizer.merge(trees.unflatten(trained), frozen)
+            states = self.net.apply(variables, batch["tokens"], batch, None, method=conversation.read)
+            logits = functools.partial(self.net.apply, variables, method=conversation.logits)
+            total, count = language.next_token_loss(logits, states, batch["targets"])
+            return total / count
+
+        self.mean = jax.jit(jax.value_and_grad(mean))
+
+    def theirs(self, flat) -> dict[str, np.ndarray]:
+        """Convert what trains to the reference's keys and layouts, without the bias of the keys: it has no gradient."""
+        named = {n.removeprefix("params/"): np.array(x) for n, x in flat.items()}
+        named["attention/k/bias"][:] = 0
+        return {k: v for k, v in in_torch_layout(self.ckpt, named).items() if not k.endswith("k_proj.bias")}
+
+    def train(self, lr: float, steps: int):
+        """Return losses before each step and after the last, norms of the gradients, rates, and what has trained."""
+        config = OptimizerConfig(name="adamw", lr=lr, weight_decay=0.0, clip=1.0, schedule="cosine", warmup_ratio=0.03)
+        rate = optimizer.schedule(config, epochs=0, steps_per_epoch=1, steps=steps)
+        tx = optimizer.make(config, self.groups, rate)
+        state, trained = tx.init(self.start), dict(self.start)
+        losses, norms = [], []
+        for _ in range(steps):
+            value, grads = self.mean(trained)
+            losses.append(value)
+            norms.append(optax.global_norm(grads))
+            updates, state = tx.update(grads, state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return [*losses, self.mean(trained)[0]], norms, [rate(s) for s in range(steps)], trained
+
+
+def without_key_bias(key: str, value: np.ndarray) -> np.ndarray:
+    """Zero the bias of the keys in a fused bias: adding it to all scores of a query changes nothing."""
+    value = np.array(value)
+    if key.endswith("in_proj_bias"):
+        value[64:128] = 0
+    return value
+
+
+@pytest.mark.parametrize("variant", [pytest.param("simple", marks=pytest.mark.slow), "paper"])
+def test_stage_1(directories, variant):
+    """Gradients of the landmark modules, and four steps from the file's weights."""
+    stored = golden("facellava_tiny")
+    stage = Stage(directories[f"facellava_tiny/{variant}"], STAGE_1)
+    loss, grads = stage.mean(stage.start)
+    np.testing.assert_allclose(loss, stored[f"{variant}/loss"], rtol=1e-5)
+    expected = {k.removeprefix(f"{variant}/grad/"): v for k, v in stored.items() if k.startswith(f"{variant}/grad/")}
+    got = stage.theirs(grads)
+    assert set(got) == {k for k in expected if not k.endswith("k_proj.bias")}
+    for key, value in got.items():
+        close(value, without_key_bias(key, expected[key]), 1e-5, key)
+    losses, norms, rates, trained = stage.train(1e-3, 4)
+    np.testing.assert_allclose(losses, stored[f"{variant}/stage1_losses"], rtol=1e-5)
+    np.testing.assert_allclose(norms, stored[f"{variant}/stage1_grad_norms"], rtol=1e-4)
+    np.testing.assert_allclose(rates, stored[f"{variant}/stage1_rates"], rtol=1e-5)
+    for key, value in stage.theirs(trained).items():
+        if (name := f"{variant}/stage1_final/{key}") in stored:
+            close(value, without_key_bias(key, stored[name]), 1e-4, key)
+
+
+def test_stage_2(directories):
+    """Three steps of everything but the towers."""
+    stored = golden("facellava_tiny")
+    stage = Stage(directories["facellava_tiny/simple"], STAGE_2)
+    assert not any("/vision/" in name or "/video/" in name for name in stage.start)
+    losses, norms, rates, trained = stage.train(1e-4, 3)
+    np.testing.assert_allclose(losses, stored["simple/stage2_losses"], rtol=1e-5)
+    np.testing.assert_allclose(norms, stored["simple/stage2_grad_norms"], rtol=1e-4)
+    np.testing.assert_allclose(rates, stored["simple/stage2_rates"], rtol=1e-5)
+    start, end = stage.theirs(stage.start), stage.theirs(trained)
+    moved = dict(zip(stored["simple/stage2_update_keys"].tolist(), stored["simple/stage2_update_norms"]))
+    compared = {key for key in end if not key.endswith("in_proj_bias")}
+    assert compared <= set(moved)
+    for key in compared:
+        np.testing.assert_allclose(np.linalg.norm(end[key] - start[key]), moved[key], rtol=1e-3, err_msg=key)
