@@ -47,7 +47,7 @@ class Template:
         image: the added tokens before a picture's visual tokens, in place of each of them, and after them.
         stop: the added tokens that end an answer.
         begin_of_text: whether the tokenizer's begin-of-text token, if it has one, comes before the first turn.
-        placeholders: whether a picture is one placeholder id in place of visual tokens (:mod:`fvjax.data.placeholders`).
+        placeholders: whether one id stands in the place of a picture's visual tokens (fvjax.data.placeholders).
         between_frames: what stands between the placeholders of a clip's frames.
     """
 
