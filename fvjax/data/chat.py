@@ -76,14 +76,14 @@ def _chat_markup(
     return Template(name, system_message, **turns, image=image, stop=("<|im_end|>",), begin_of_text=begin_of_text)
 
 
-def _vicuna(name: str, person: str, between_frames: str) -> Template:
+def _vicuna(name: str, person: str, between_frames: str, end: str = "</s>") -> Template:
     """Return the template of Vicuna v1; `person`: what its system message calls the user."""
     message = (
         f"A chat between a curious {person} and an artificial intelligence assistant. The assistant gives helpful, "
         f"detailed, and polite answers to the {person}'s questions."
     )
-    turns = Turn("", " "), Turn("USER: ", " "), Turn("ASSISTANT: ", "</s>")
-    tokens = ("", IMAGE, ""), ("</s>",)
+    turns = Turn("", " "), Turn("USER: ", " "), Turn("ASSISTANT: ", end)
+    tokens = ("", IMAGE, ""), (end,)
     return Template(name, message, *turns, *tokens, placeholders=True, between_frames=between_frames)
 
 
@@ -101,6 +101,9 @@ TEMPLATES = {
         # The published models of LLaVA's family were trained with the first of these and are asked with the second.
         _vicuna("vicuna_v1", "user", between_frames=""),
         _vicuna("llava_v1", "human", between_frames=" "),
+        _vicuna(
+            "vicuna_tiny", "user", between_frames="", end="<|im_end|>"
+        ),  # for the small tokenizer that comes with us
     )
 }
 

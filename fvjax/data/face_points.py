@@ -55,10 +55,7 @@ def decode(data: bytes, pictures: int) -> Points:
 
 
 def normalise(pixels: NDArray, side: float = CROP) -> Points:
-    """Divide points in pixels by the side of the crop that they were found in: float32, the same shape.
-
-    The division is in float32 if the points are, as in the published code; other numbers are converted afterwards.
-    """
+    """Divide points in pixels by the side of the crop that they were found in: float32, the same shape."""
     return (np.asarray(pixels) / side).astype(np.float32)
 
 

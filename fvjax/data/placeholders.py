@@ -47,15 +47,16 @@ def label_mask(text: str, ids: list[int], tokenizer: Tokenizer, separator: str, 
     Raises:
         Mismatch: the rounds do not add up: an answer is empty, or a text contains the separator or ``end``.
     """
-    mask = [False] + [True] * (len(ids) - 1)
-    at = 1
+    begin = int(tokenizer.bos_id is not None)
+    mask = [False] * begin + [True] * (len(ids) - begin)
+    at = begin
     for round_ in text.split(end):
         question, found, answer = round_.partition(separator)
         if not found or separator in answer:
             break
-        question_tokens = len(encode(question + separator, tokenizer)) - 2
+        question_tokens = len(encode(question + separator, tokenizer)) - begin - 1
         mask[at : at + question_tokens] = [False] * question_tokens
-        at += len(encode(round_, tokenizer))
+        at += len(encode(round_, tokenizer)) - begin + 1  # and the token that ends the answer
     if at != len(ids):
         raise Mismatch(
             f"the rounds of the conversation have {at} tokens, the whole {len(ids)}: an answer is empty, or a text "

@@ -94,8 +94,12 @@ class Conversation:
 
 def group_sizes(messages: Sequence[Mapping[str, str]], frames: int) -> list[int]:
     """Return how many pictures stand behind each `<image>` and `<video>` of a conversation, in order: 1 or `frames`."""
-    texts = (message["content"] for message in messages)
-    return [1 if place == PLACEHOLDER else frames for text in texts for place in _PLACES.findall(text)]
+    return [1 if place == PLACEHOLDER else frames for place in places_in(messages)]
+
+
+def places_in(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the `<image>` and `<video>` of a conversation in order."""
+    return [place for message in messages for place in _PLACES.findall(message["content"])]
 
 
 def check_messages(messages: Any, pictures: int, frames: int = 0) -> None:
@@ -338,7 +342,9 @@ class ConversationStore(RecordStore):
             if self.detector is not None:
                 groups = group_sizes(record.messages, self.frames)
                 points = entries["landmarks"].bytes_list.value
-                decoded = [face_points.decode(data, n) if data else None for data, n in zip(points, groups, strict=True)]
+                decoded = [
+                    face_points.decode(data, n) if data else None for data, n in zip(points, groups, strict=True)
+                ]
                 record = replace(record, landmarks=tuple(decoded))
         except (RuntimeError, IndexError, ValueError, DecodeError) as error:  # the first is ArrayRecord's checksums
             raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
