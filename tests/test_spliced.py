@@ -9,7 +9,7 @@ import pytest
 from fvjax.data import resizing, tokenizers
 from fvjax.data.chat import render
 from fvjax.data.placeholders import PLACEHOLDER_ID
-from fvjax.data.spliced import Format, Plan, Reader, measure, pack_rows, piece
+from fvjax.data.spliced import Format, Plan, Reader, measure, piece
 from fvjax.data.stores.conversations import ConversationStore, Writer
 from tests.test_conversation_store import chat, picture
 from tests.test_face_points import points_of
@@ -61,7 +61,8 @@ def test_a_batch_mixes_pictures_clips_and_rows_without(store, format):
     assert batch["video_has_landmarks"].ravel().tolist() == [False, True, False, False, False]
     np.testing.assert_array_equal(batch["video_landmarks"][1, 0], points_of(3))
     np.testing.assert_array_equal(batch["image_landmarks"][0], points_of(1))
-    assert (batch["image_places"][[1, 3, 4]] == 200).all() and (batch["video_places"][[0, 2, 3, 4]] == 200).all()
+    assert (batch["image_places"][[1, 3, 4]] == 200).all()
+    assert (batch["video_places"][[0, 2, 3, 4]] == 200).all()
     for number in range(3):
         np.testing.assert_array_equal(batch["videos"][1, 0, number], np.asarray(store.images(1)[number]))
 
@@ -74,7 +75,8 @@ def test_visual_places_stand_where_the_placeholders_stood(store, format):
         for id in rendered.ids:
             expanded += [0] * tokens if id == PLACEHOLDER_ID else [id]
         assert row["tokens"][: len(expanded)].tolist() == expanded
-        assert (row["tokens"][row[name]] == 0).all() and np.unique(row[name]).size == row[name].size
+        assert (row["tokens"][row[name]] == 0).all()
+        assert np.unique(row[name]).size == row[name].size
         learned = row["targets"][row["targets"] >= 0].tolist()
         assert learned == [id for id, counted in zip(*rendered) if counted]
         assert row["targets"][len(expanded) - 1] == -1, "nothing follows the last token"
@@ -114,7 +116,8 @@ def test_nothing_is_cut(store, format):
 
 def test_landmarks_can_be_hidden_and_shuffled(store, format):
     hidden = Reader(store, dataclasses.replace(format, landmarks="none"))(columns([[0], [1]]))
-    assert not hidden["image_has_landmarks"].any() and not hidden["video_landmarks"].any()
+    assert not hidden["image_has_landmarks"].any()
+    assert not hidden["video_landmarks"].any()
     shuffled = Reader(store, dataclasses.replace(format, landmarks="shuffled"))
     np.testing.assert_array_equal(shuffled(columns([[0]]))["image_landmarks"][0], points_of(1, 0.1))
     with pytest.raises(ValueError, match="record 1: no other record has landmarks of its shape"):
@@ -150,7 +153,7 @@ def test_a_plan_has_room_for_pictures_and_clips():
         batch = plan.examples(np.array([step]))
         seen[int(batch["ids"][0, 0])] = tuple(int(batch[name][0]) for name in ("length", "images", "videos"))
     assert seen == {0: (32, 1, 0), 1: (100, 0, 1), 2: (32, 4, 0), 3: (32, 0, 0)}
-    copy = pickle.loads(pickle.dumps(plan))
+    copy = pickle.loads(pickle.dumps(plan))  # noqa: S301
     np.testing.assert_array_equal(copy.examples(np.arange(4))["videos"], plan.examples(np.arange(4))["videos"])
 
 
@@ -169,7 +172,8 @@ def test_resizing_is_torch_s(kernel, antialias, size):
 def test_a_square_is_padded_or_cut_out():
     face = smooth_face(0, 56)[:, 14:42]
     padded = resizing.to_square(face, 28, square="pad")
-    assert padded.shape == (28, 28, 3) and (padded[:, :5] == resizing.MEAN_COLOUR).all()
+    assert padded.shape == (28, 28, 3)
+    assert (padded[:, :5] == resizing.MEAN_COLOUR).all()
     cropped = resizing.to_square(face, 28)
     np.testing.assert_array_equal(cropped, face[14:42])
     np.testing.assert_array_equal(resizing.to_square(padded, 28), padded)

@@ -1,8 +1,8 @@
 """The 68 facial points of a cartoon face, exact: from the curves that :mod:`fvjax.data.cartoon` draws.
 
-The points follow iBUG 300-W (:data:`fvjax.face_regions.REGIONS`): the jaw from ear to ear along the outline of the head,
-the brows along their middle line, the nose's bridge and the lower border of its wings, the lids, and the outer and inner
-borders of the lips. Lengths are those of the drawing: half image widths, the origin in the middle of the image.
+The points follow iBUG 300-W (:data:`fvjax.face_regions.REGIONS`): the jaw from ear to ear along the outline of the
+head, the brows along their middle line, the nose's bridge and the lower border of its wings, the lids, and the outer
+and inner borders of the lips. Lengths are those of the drawing: half image widths, the origin in the image's middle.
 """
 
 from __future__ import annotations

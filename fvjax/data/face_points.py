@@ -76,7 +76,7 @@ def read_npy(file: Path, frames: int | None, side: float = CROP) -> Points:
     count = 1 if frames is None else frames
     if frames is None and pixels.size == 2 * POINTS and pixels.shape in ((2 * POINTS,), (POINTS, 2), (1, POINTS, 2)):
         pixels = pixels.reshape(1, POINTS, 2)
-    if pixels.ndim == 4 and pixels.shape[1] > 1 or frames is None and pixels.ndim == 3 and len(pixels) > 1:
+    if (pixels.ndim == 4 and pixels.shape[1] > 1) or (frames is None and pixels.ndim == 3 and len(pixels) > 1):
         faces = pixels.shape[1] if pixels.ndim == 4 else len(pixels)
         raise ValueError(f"several faces: {file.name} has the points of {faces} faces, expected one; choose one")
     if pixels.shape[1:] != (POINTS, 2) or pixels.ndim != 3:

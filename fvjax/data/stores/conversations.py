@@ -10,16 +10,17 @@
 turns, the last one an answer. Each `<image>` in a question stands for one picture, in order. Other placeholders and the
 control tokens of chat templates are refused in any text, because a tokenizer would take them for what they stand for.
 
-In a store with clips, `<video>` in a question stands for `frames` pictures, the frames of a clip in order; the number is
-the same for all clips. In a store with landmarks, a record has for each `<image>` and `<video>` the facial points of its
-pictures, or none: float32 [pictures, 68, 2], little-endian, (x, y) from 0 to 1 across the picture. The manifest names
-their detector.
+In a store with clips, `<video>` in a question stands for `frames` pictures, the frames of a clip in order; the number
+is the same for all clips. In a store with landmarks, a record has for each `<image>` and `<video>` the facial points of
+its pictures, or none: float32 [pictures, 68, 2], little-endian, (x, y) from 0 to 1 across the picture. The manifest
+names their detector.
 
 The pictures are JPEG, PNG or WebP files of any size, byte for byte as they came. The index holds their sizes as they
 are when upright, so that tiles can be counted without decoding.
 
 A record's digest is sha256 over messages, source and meta as they are stored, over the pictures in order, and over the
-landmarks in order if the store has them; each of these parts follows its length (8 bytes, little-endian). The data_hash is sha256 over the records' digests in order.
+landmarks in order if the store has them; each of these parts follows its length (8 bytes, little-endian). The data_hash
+is sha256 over the records' digests in order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,7 +90,7 @@ class Conversation:
     pictures: tuple[bytes, ...]
     source: str
     meta: dict[str, Any]
-    landmarks: tuple[Points | None, ...] = ()
+    landmarks: tuple[Points | None, ...] = field(default=(), compare=False)  # arrays have no single truth value
 
 
 def group_sizes(messages: Sequence[Mapping[str, str]], frames: int) -> list[int]:
