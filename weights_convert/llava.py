@@ -83,6 +83,7 @@ ONLY = {  # key -> the value that is supported
     **{"landmarks_hidden_size": 136, "global_landmarks_projector_type": "linear"},
 }
 PROJECTORS = {"landmarks_region_projector": "regions", "linear": "linear"}
+HEADS = 8  # of the attention, a constant of the released code
 VARIANTS = ("paper", "simple", "masked")
 
 
@@ -195,7 +196,7 @@ def _landmark_config(options: Options, decoder: Mapping[str, Any]) -> dict[str, 
         raise ValueError(f"{options.location}: landmarks_grid={grid!r} is not supported; known are 'rowcol' and 'xy'")
     return {
         "landmarks": {"width": decoder["width"], "kind": kind},
-        "attention": {"variant": variant, "scale": scale, "grid": grid},
+        "attention": {"variant": variant, "heads": HEADS, "scale": scale, "grid": grid},
     }
 
 

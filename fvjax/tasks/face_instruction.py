@@ -20,12 +20,12 @@ from rich.console import Group
 from rich.text import Text
 
 from fvjax import shipped
-from fvjax.config import Config
+from fvjax.config import Config, ModelConfig
 from fvjax.console import progress
 from fvjax.data import spliced, tokenizers
 from fvjax.data.chat import TEMPLATES, show
 from fvjax.data.stores.conversations import ConversationStore
-from fvjax.face_regions import POINTS
+from fvjax.face_regions import POINTS, REGIONS
 from fvjax.losses import language
 from fvjax.losses.accumulation import Additive, Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
@@ -105,13 +105,12 @@ class FaceInstruction(Task):
                 f"{tokenizer.path}: its ids go up to {tokenizer.size - 1}, the decoder's vocabulary has {vocabulary}; "
                 "use the tokenizer of the checkpoint"
             )
-        patches = (self.image_size[0] // self.model.vision_transformer.patch_size) ** 2
-        appended = landmark_tokens(self.model) if self.model.landmarks.use == "append" else 0
+        image_tokens, frame_tokens = visual_tokens(self.model)
         return spliced.Format(
             tokenizer,
             template,
-            image_tokens=patches + appended,
-            frame_tokens=patches + 1 + appended,
+            image_tokens=image_tokens,
+            frame_tokens=frame_tokens,
             frames=self.model.frames or 1,
             size=self.image_size[0],
             square=self.chat.square,
@@ -195,12 +194,13 @@ class FaceInstruction(Task):
 
     def batch_shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of the largest batch: rows of chat.length tokens with one picture and one clip each."""
-        length, format, clips = self.chat.length, self.format, int(self.model.frames > 0)
+        length, frames = self.chat.length, self.model.frames
+        image_tokens, frame_tokens = visual_tokens(self.model)
         text = dict.fromkeys(("tokens", "targets", "segments"), ((count, length), jnp.int32))
         shapes = {**text, "index": ((count,), jnp.int32)}
         for kind, lead, tokens in (
-            ("image", (1,), format.image_tokens),
-            ("video", (clips, format.frames), format.frames * format.frame_tokens),
+            ("image", (1,), image_tokens),
+            ("video", (int(frames > 0), frames or 1), frames * frame_tokens),
         ):
             shapes |= {
                 f"{kind}s": ((count, *lead, *self.image_size, 3), jnp.uint8),
@@ -300,6 +300,10 @@ def _check_batch(config: Config) -> None:
         raise ValueError("config.eval.pools, flip_sum and baselines: are of face verification")
 
 
-def landmark_tokens(model: Any) -> int:
-    """Return the number of landmark tokens of a picture or frame, of config.model."""
-    return 9 if model.landmarks.kind == "regions" and model.landmarks.parts != "global" else 1
+def visual_tokens(model: ModelConfig) -> tuple[int, int]:
+    """Return the numbers of tokens of a picture and of a frame of a clip, whose class token is kept."""
+    patches = (model.vision_transformer.image_size // model.vision_transformer.patch_size) ** 2
+    c = model.landmarks
+    landmarks = len(REGIONS) if c.kind == "regions" and c.parts != "global" else 1
+    appended = landmarks if c.use == "append" else 0
+    return patches + appended, patches + 1 + appended

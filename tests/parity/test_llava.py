@@ -198,13 +198,13 @@ def test_refined_tokens(directories, name):
 
 @pytest.fixture(scope="module")
 def models(directories):
-    return {variant: fvjax.load(directories[f"facellava_tiny/{variant}"], "chat") for variant in ("simple", "paper")}
+    return functools.cache(lambda variant: fvjax.load(directories[f"facellava_tiny/{variant}"], "chat"))
 
 
-@pytest.mark.parametrize("variant", ["simple", "paper"])
+@pytest.mark.parametrize("variant", [pytest.param("simple", marks=pytest.mark.slow), "paper"])
 def test_logits_of_rows_with_and_without_landmarks(models, variant):
     stored = golden("facellava_tiny")
-    got = models[variant].forward(*rows(stored))
+    got = models(variant).forward(*rows(stored))
     assert [len(row) for row in got] == stored["spliced_lengths"].tolist()
     for number, row in enumerate(got):
         if (name := f"{variant}/logits_row{number}") in stored:
@@ -222,12 +222,13 @@ def row_losses(logits, labels) -> np.ndarray:
     return log_sums[at] - logits[at, targets[at]]
 
 
-@pytest.mark.parametrize("variant", ["paper"])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["simple", "paper"])
 def test_greedy_answers(models, variant):
     stored = golden("facellava_tiny")
     prompt = stored["prompt_ids"][0]
     with_points, without = rows(stored)[1][0], [{"image": stored["images"][0]}]
-    ids = models[variant].continue_ids([prompt, prompt], [with_points, without], 10, eos=[319])
+    ids = models(variant).continue_ids([prompt, prompt], [with_points, without], 10, eos=[319])
     assert ids == [stored[f"{variant}/generated"].tolist(), stored[f"{variant}/generated_no_landmarks"].tolist()]
 
 
@@ -338,6 +339,7 @@ def test_stage_1(directories, variant):
             close(value, without_key_bias(key, stored[name]), 1e-4, key)
 
 
+@pytest.mark.slow
 def test_stage_2(directories):
     """Three steps of everything but the towers."""
     stored = golden("facellava_tiny")

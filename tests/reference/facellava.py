@@ -10,13 +10,18 @@ from safetensors.numpy import save_file
 
 from tests.reference.recipe import GOLDEN, weight
 
+WORDS = ("model.embed_tokens.weight", "lm_head.weight")
 TOWERS = ("image_tower", "video_tower")
 
 
-def tensors(name: str) -> dict[str, np.ndarray]:
-    """Return the weights of a golden set such as "facellava_tiny/simple", by the original's keys."""
+def tensors(name: str, vocab: int = 0) -> dict[str, np.ndarray]:
+    """Return the weights of a golden set such as "facellava_tiny/simple", by the original's keys.
+
+    vocab: another number of words than the golden set's.
+    """
     shapes = json.loads((GOLDEN / name / "shapes.json").read_text())
-    return {key: _tensor(key, tuple(shape)) for key, shape in shapes.items()}
+    words = {key: [vocab, *shapes[key][1:]] for key in WORDS if vocab and key in shapes}
+    return {key: _tensor(key, tuple(shape)) for key, shape in {**shapes, **words}.items()}
 
 
 def _tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -29,12 +34,13 @@ def _tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(weight(7, key, shape))
 
 
-def write(name: str, dst: Path) -> Path:
+def write(name: str, dst: Path, vocab: int = 0) -> Path:
     """Write the checkpoint of a golden set to dst / name, with the towers' configurations beside it."""
     directory = dst / name
     directory.mkdir(parents=True)
-    save_file(tensors(name), directory / "model.safetensors")
-    shutil.copyfile(GOLDEN / name / "config.json", directory / "config.json")
+    save_file(tensors(name, vocab), directory / "model.safetensors")
+    config = json.loads((GOLDEN / name / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | ({"vocab_size": vocab} if vocab else {})))
     for tower in TOWERS:
         source = (GOLDEN / name).parent / tower
         if source.is_dir():
