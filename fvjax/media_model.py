@@ -130,7 +130,7 @@ class MediaModel:
         pixels, size = np.asarray(medium[kind]), net.vision.image_size
         lead = pixels.shape[:-3]
         if pixels.dtype != np.uint8 or pixels.shape[-3:] != (size, size, 3) or len(lead) != (kind == "video"):
-            expected = f"[{'frames,' if lead else ''}{size},{size},3]"
+            expected = f"[{'frames,' if kind == 'video' else ''}{size},{size},3]"
             raise ValueError(f"{name}: {kind} is {pixels.dtype} {list(pixels.shape)}, expected uint8 {expected}")
         if kind == "video" and not 1 <= lead[0] <= net.video.frames:
             raise ValueError(f"{name}: a clip of {lead[0]} frames; the model reads 1 to {net.video.frames}")

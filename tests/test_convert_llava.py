@@ -98,7 +98,7 @@ def test_only_some_landmark_weights_are_an_error(directory):
 def test_the_hf_port_of_video_llava_is_refused_by_name(directory):
     change_config(directory, architectures=["VideoLlavaForConditionalGeneration"])
     with pytest.raises(
-        ValueError, match="VideoLlavaForConditionalGeneration is not read: .*dropped the temporal layers"
+        ValueError, match=r"VideoLlavaForConditionalGeneration is not read: .*dropped the temporal layers"
     ):
         open_checkpoint(directory)
 
@@ -147,6 +147,26 @@ def test_towers_in_folders_of_their_own(directory):
     opened = open_checkpoint(directory)
     name = "params/vision/blocks/attn/qkv/kernel"
     np.testing.assert_array_equal(opened.params[name], ours.params[name])
+
+
+def test_files_of_torch(directory, tmp_path):
+    """Video-LLaVA, LanguageBind and Face-LLaVA are published as such; a conversion reads them without unpickling."""
+    torch = pytest.importorskip("torch", reason="needs tests/requirements-torch.txt")
+    expected = open_checkpoint(directory)
+    tensors = {key: torch.from_numpy(value) for key, value in load_file(directory / "model.safetensors").items()}
+    (directory / "model.safetensors").unlink()
+    shards = {"pytorch_model-00001-of-00002.bin": [], "pytorch_model-00002-of-00002.bin": []}
+    for number, key in enumerate(tensors):
+        list(shards.values())[number % 2].append(key)
+    for file, keys in shards.items():
+        torch.save({key: tensors[key] for key in keys}, directory / file)
+    index = {"weight_map": {key: file for file, keys in shards.items() for key in keys}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="can run code when opened, so pickles are not read"):
+        open_checkpoint(directory)
+    convert(directory, tmp_path / "ours")
+    for name, leaf in open_checkpoint(tmp_path / "ours").params.items():
+        np.testing.assert_array_equal(leaf, expected.params[name])
 
 
 def test_the_presets_are_the_published_sizes():

@@ -33,9 +33,12 @@ from weights_convert import (
     llava_hf,
 )
 from weights_convert.rules import KEEP, Source, check, join, plan
+from weights_convert.torch_file import open_torch
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX = f"{TORCH_FILE}.index.json"
 # One conversion table per family. If two know an architecture, the first is used unless a kind is asked for. A table
 # may have a function `settle`, for attributes that the keys of the file decide; `beside` and `tower_files`, for towers
 # that are described or stored beside an original; and `notes`, for what a user should know about a model.
@@ -43,6 +46,7 @@ TABLES: tuple[ModuleType, ...] = (
     *(iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama),
     *(clip_vision, llava, llava_hf),
 )
+PUBLISHED_BY_TORCH = (clip_vision, llava, llava_hf)  # some of their checkpoints exist as files of torch.save only
 REFUSED = {  # architecture -> why it is not read
     "VideoLlavaForConditionalGeneration": "its conversion dropped the temporal layers of the video tower, and its "
     "activation is not the original's; use the original checkpoint (LlavaLlamaForCausalLM)",
@@ -163,8 +167,11 @@ def read(path: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any]
     return ckpt.kind, ckpt.model_config, ckpt.params
 
 
-def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, kind: str | None = None, *, torch_files: bool = False) -> Checkpoint:
     """Open a directory with config.json and safetensors files; only headers are read.
+
+    ``torch_files``: of CLIP, LanguageBind and the models of the LLaVA kind, also read pytorch_model.bin and its shards,
+    by a reader that runs nothing in them. They are slow to read piece by piece, so only a conversion does that.
 
     ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", or as
     "vision_transformer" for its tower alone. None means the kind that the directory was converted as, and the tower of
@@ -194,7 +201,8 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         config = {**config, "towers": towers}
     model_config = table.model_config(config, f"{path}/config.json")
     config.pop("towers", None)
-    tensors = _open_tensors(path)
+    tensors: Any = _open_torch_files(path) if torch_files and table in PUBLISHED_BY_TORCH else None
+    tensors = _open_tensors(path) if tensors is None else tensors
     if towers and not converted:
         tensors |= _open_towers(table.tower_files(path, config, tensors))
     if hasattr(table, "settle"):
@@ -369,19 +377,34 @@ def _only_file(path: Path) -> Path:
 
 def _open_tensors(path: Path) -> dict[str, Tensor]:
     """Open all tensors of a directory: those of the shards that the index names, or of its only file."""
-    if not (path / INDEX).exists():
-        return open_file(_only_file(path))
-    weight_map = load_json(path / INDEX).get("weight_map")
+    return _open_shards(path, INDEX, open_file) if (path / INDEX).exists() else open_file(_only_file(path))
+
+
+def _open_shards(path: Path, index: str, open_one: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """Open the tensors of all shards that an index file names."""
+    weight_map = load_json(path / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{path / INDEX} has no weight_map")
-    tensors: dict[str, Tensor] = {}
+        raise ValueError(f"{path / index} has no weight_map")
+    tensors: dict[str, Any] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise ValueError(f"{path / INDEX}: shard {shard!r} is not a plain file name")
+            raise ValueError(f"{path / index}: shard {shard!r} is not a plain file name")
         indexed = {key for key, file in weight_map.items() if file == shard}
-        stored = open_file(path / shard)
+        stored = open_one(path / shard)
         if set(stored) != indexed:
             different = sorted(set(stored) ^ indexed)
-            raise ValueError(f"{path / shard} and {INDEX} disagree about {len(different)} keys, first {different[0]!r}")
+            raise ValueError(f"{path / shard} and {index} disagree about {len(different)} keys, first {different[0]!r}")
         tensors.update(stored)
     return tensors
+
+
+def _open_torch_files(path: Path) -> dict[str, Any] | None:
+    """Open the files of torch.save in a directory without safetensors, running nothing in them; None: others are there.
+
+    Raises ValueError as :func:`weights_convert.torch_file.open_torch`.
+    """
+    if any(path.glob("*.safetensors")):
+        return None
+    if (path / TORCH_INDEX).is_file():
+        return _open_shards(path, TORCH_INDEX, open_torch)
+    return dict(open_torch(path / TORCH_FILE)) if (path / TORCH_FILE).is_file() else None

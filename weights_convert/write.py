@@ -63,7 +63,7 @@ def convert(
     It appears complete or not at all. ``kind``: see :func:`weights_convert.open_checkpoint`. ``origin``: where ``src``
     was downloaded from, for config.json. Raises ValueError if ``dst`` exists or ``src`` cannot be opened.
     """
-    ckpt = open_checkpoint(src, kind)
+    ckpt = open_checkpoint(src, kind, torch_files=True)
     entry: dict[str, Any] = {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind, **(origin or {})}
     if ckpt.towers:
         entry["towers"] = ckpt.towers
