@@ -1,7 +1,10 @@
 """Test IJB's template protocols on a small set in the official layout, against a straightforward implementation."""
 
+import argparse
 import json
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -200,6 +203,28 @@ def replace(src, file: str, old: str, new: str) -> None:
 def test_mistakes_in_the_lists(changed, capsys, file, old, new, message):
     replace(changed, file, old, new)
     fails(capsys, changed, message)
+
+
+def test_the_largest_number_of_a_template_or_medium(changed):
+    replace(changed, "face_tid_mid.txt", "2.jpg 1 101", f"2.jpg 1 {2**31 - 1}")
+    assert ijb_lists.read(changed).templates.medium.max() == 2**31 - 1
+    replace(changed, "face_tid_mid.txt", str(2**31 - 1), str(2**31))
+    with pytest.raises(ValueError, match=":2: expected 'picture template medium'"):
+        ijb_lists.read(changed)
+
+
+def test_flags_and_their_defaults():
+    commands = argparse.ArgumentParser().add_subparsers()
+    ijb_lists.add_command(commands)
+    parse = commands.choices["ijb"].parse_args
+    options = parse(["--src=a", "--dst=b"])
+    assert (options.src, options.dst, options.policy) == (Path("a"), Path("b"), "fail")
+    assert options.workers == (os.cpu_count() or 1)
+    for lacking in ("--dst=b", "--src=a"):
+        with pytest.raises(SystemExit):
+            parse([lacking])
+    with pytest.raises(SystemExit):
+        parse(["--src=a", "--dst=b", "--work=3"])
 
 
 def test_missing_lists_and_templates_without_pictures(changed, tmp_path, capsys):
