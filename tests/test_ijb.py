@@ -254,6 +254,55 @@ def test_a_store_that_was_changed_is_refused(store, tmp_path, capsys):
     assert "this store has no templates; python -m fvjax.data.prepare ijb makes one" in capsys.readouterr().err
 
 
+def some_templates(**changes) -> stored.Templates:
+    """Return two templates of three pictures, the first in gallery 1, the second a probe."""
+    columns = {"template": [1, 1, 2], "medium": [5, 6, 5], "detection": [0.5, 0.6, 0.7]}
+    columns |= {"pair_a": [1], "pair_b": [2], "pair_same": [1]}
+    columns |= {"gallery_1": [1], "gallery_1_subject": [7], "gallery_2": [], "gallery_2_subject": []}
+    columns |= {"probe": [2], "probe_subject": [7]} | changes
+    return stored.Templates(**{name: np.array(values) for name, values in columns.items()})
+
+
+def test_a_single_probe_is_a_search():
+    one = some_templates()
+    assert (one.has_search, one.subjects) == (True, {1: 7, 2: 7})
+    assert not some_templates(probe=[], probe_subject=[]).has_search
+    assert one.of_pictures(np.array([True, False, True])).medium.tolist() == [5, 5]
+    assert stored.Templates.__hash__ is not None  # Python gives a hash to frozen dataclasses only
+
+
+def test_no_array_of_templates_is_larger_than_a_gibibyte(store, monkeypatch):
+    most = []
+    parse = stored.parse_arrays
+    monkeypatch.setattr(stored, "parse_arrays", lambda *given: most.append(given[2]) or parse(*given))
+    stored.read_templates(store)
+    assert most == [2**30]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"medium": [5, 6]}, r"the columns of the pictures have different lengths \(3, 3, 2, 3\)"),
+        ({"pair_same": []}, "the columns of the pairs have different lengths"),
+        ({"gallery_1_subject": []}, "the columns of the gallery 1 have different lengths"),
+        ({"gallery_2_subject": [7]}, "the columns of the gallery 2 have different lengths"),
+        ({"probe_subject": [7, 7]}, "the columns of the probes have different lengths"),
+        ({"detection": [0.5, np.inf, 0.7]}, "a score of the detector is not finite"),
+        ({"pair_a": [3]}, "template 3 of pair_a has no picture"),
+        ({"pair_b": [3]}, "template 3 of pair_b has no picture"),
+        ({"gallery_1": [3]}, "template 3 of gallery_1 has no picture"),
+        ({"probe": [3]}, "template 3 of probe has no picture"),
+        ({"gallery_2": [1], "gallery_2_subject": [7]}, r"template 1 is in both galleries .* \(1 such templates\)"),
+        ({"probe": [1]}, r"template 1 is a probe and in gallery 1, .* \(1 such templates\)"),
+        ({"gallery_2": [2], "gallery_2_subject": [7]}, "template 2 is a probe and in gallery 2"),
+    ],
+)
+def test_templates_that_do_not_agree_with_each_other(changes, message):
+    stored.check(some_templates(), 3, "x")
+    with pytest.raises(ValueError, match=f"^x: {message}"):
+        stored.check(some_templates(**changes), 3, "x")
+
+
 # ---- pooling and figures
 
 
