@@ -425,3 +425,27 @@ def test_without_lists_of_galleries_there_is_no_search(changed, model, tmp_path,
     assert ijb.evaluate(tmp_path / "s", model)["1:N"] is None
     assert ijb.main([f"--data={tmp_path / 's'}", f"--model={model}"]) == 0
     assert "1:N: the store has no lists of galleries and probes" in capsys.readouterr().out
+
+
+def test_short_embeddings_count_and_those_of_length_zero_do_not():
+    """The scores of a detector shorten sums of embeddings, which are only broken if nothing is left of them."""
+    embeddings = np.array([[1e-3, 0], [0, 1e-4], [3e-2, 4e-2]], np.float32)
+    known, pooled = templates.pool(embeddings, [7, 3, 3], [1, 1, 2])
+    assert known.tolist() == [3, 7]
+    assert pooled[1].tolist() == [1, 0]
+    assert np.linalg.norm(pooled, axis=1) == pytest.approx([1, 1])
+    for broken in (0.0, np.nan, np.inf):
+        embeddings[0] = broken
+        with pytest.raises(ValueError, match=r"the embedding of template 7 is zero or not finite \(.*: 1\)"):
+            templates.pool(embeddings, [7, 3, 3], [1, 1, 2])
+
+
+def test_an_impostor_pair_just_above_the_rejected_one_is_counted():
+    """The threshold is the next float32, so that a score one step above the highest rejected one is accepted."""
+    impostor = np.linspace(-0.5, 0.2, 9, dtype=np.float32)
+    rejected, higher = np.float32(0.3), np.nextafter(np.float32(0.3), np.float32(1))
+    for genuine, accepted in ((0.9, 1.0), (higher, 1.0), (rejected, 0.0)):
+        scores = np.r_[impostor, [rejected] * 9, higher, genuine].astype(np.float32)
+        figure = templates.verification(scores, np.arange(20) == 19)["tar@far=1e-1"]
+        assert (figure["impostors_above"], figure["impostors"], figure["value"]) == (1, 19, accepted)
+        assert figure["threshold"] == float(higher)
