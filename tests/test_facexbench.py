@@ -135,6 +135,13 @@ def test_without_fairface():
     assert rest == {key: facexbench.entry(QUESTIONS[2:], PREDICTIONS[2:])[key] for key in rest}
     assert facexbench.entry(QUESTIONS[2:], PREDICTIONS[2:])["without_fairface"] is None
     assert facexbench.entry(QUESTIONS[:2], PREDICTIONS[:2])["without_fairface"] is None
+    assert facexbench.entry(QUESTIONS[1:3], PREDICTIONS[1:3])["without_fairface"]["n_questions"] == 1
+
+
+def test_a_single_question_has_figures():
+    entry = facexbench.entry(QUESTIONS[2:3], PREDICTIONS[2:3])
+    assert entry["n_questions"] == 1
+    assert (entry["generation"]["overall"]["correct"], entry["letters"]["overall"]["correct"]) == (0, 1)
 
 
 def test_order_does_not_matter():

@@ -1,12 +1,16 @@
 """Test RecordIO files at their edges: the longest record, labels that look like others, kinds of rejections."""
 
+import hashlib
+import json
 import struct
 
 import numpy as np
 import pytest
+from simplejpeg import encode_jpeg
 
-from fvjax.data.readers.recordio import companions, records, scanner
-from tests.test_recordio import pack, write_rec
+from fvjax.data.readers.recordio import companions, records, scanner, shard_jobs
+from fvjax.data.stores import shards
+from tests.test_recordio import FACES, pack, write_rec
 
 
 def test_an_image_that_starts_like_a_label_is_no_label(tmp_path):
@@ -68,3 +72,55 @@ def test_lines_of_face2rec2_have_three_cells_and_start_with_one_or_zero():
         assert companions._is_face2rec2(cells)
     for cells in (["5", "a.jpg", "3"], ["1", "a.jpg"], ["x", "a.jpg"], ["1", "2", "a.jpg"]):
         assert not companions._is_face2rec2(cells)
+
+
+# ---- one shard
+
+
+@pytest.fixture
+def job(tmp_path) -> shard_jobs.Job:
+    """Return the job of a shard of three records, of which the second is no picture."""
+    images = [FACES[0], b"no picture", FACES[1]]
+    starts = np.array(write_rec(tmp_path, [(i, pack(float(i), image, i)) for i, image in enumerate(images)]))
+    rec = tmp_path / "train.rec"
+    sizes = np.diff([*starts, rec.stat().st_size]).astype(np.int32)
+    columns = np.array([7, 8, 9]), starts, sizes, np.array([40, 41, 42], np.int32), np.array([0, 1, 2])
+    return shard_jobs.Job(tmp_path / "store", rec, *columns, tmp_path / "shard", tmp_path / "0.done", resize=False)
+
+
+def test_where_a_rejected_record_lies(job):
+    start = int(job.offsets[1])
+    assert job.rejected(1, "x") == records.Rejected(str(job.rec), 8, start, start + int(job.sizes[1]), "x")
+    assert job.source(8) == "train.rec#8"
+
+
+def test_a_shard_is_written_once_and_again_if_it_was_changed(job):
+    assert shard_jobs.write_shard(job) == 3
+    done = json.loads(job.done.read_text())
+    assert (done["records"], [number for number, _ in done["rejected"]]) == (2, [1])
+    assert "record 8" in done["rejected"][0][1]
+    assert done["sha256"] == hashlib.sha256(job.file.read_bytes()).hexdigest()
+    expected = [shards.record_digest(FACES[i], str(40 + 2 * i), f"train.rec#{7 + 2 * i}") for i in (0, 1)]
+    assert job.done.with_suffix(".digests").read_bytes() == b"".join(expected)
+    assert sorted(path.name for path in job.done.parent.iterdir() if path.suffix == ".tmp") == []
+    written = job.file.stat().st_ino
+    assert list(shard_jobs.run_jobs([job], 5)) == [3]
+    assert job.file.stat().st_ino == written, "a finished shard is left alone"
+    job.file.write_bytes(b"damaged")
+    assert list(shard_jobs.run_jobs([job], 1)) == [3]
+    assert hashlib.sha256(job.file.read_bytes()).hexdigest() == done["sha256"]
+
+
+def test_a_record_that_changed_and_one_of_another_size_stop_a_shard(job):
+    for other in (job._replace(offsets=job.offsets + 4), job._replace(sizes=job.sizes - 8)):
+        with pytest.raises(ValueError, match=r"train\.rec: changed while it was read: .*record 7 at byte"):
+            shard_jobs.write_shard(other)
+    (folder := job.rec.parent / "large").mkdir()
+    write_rec(folder, [(0, pack(0.0, encode_jpeg(np.zeros((24, 24, 3), np.uint8))))])
+    size = (folder / "train.rec").stat().st_size
+    one = job._replace(rec=folder / "train.rec", offsets=np.array([0]), sizes=np.array([size], np.int32))
+    with pytest.raises(ValueError, match=r"large/train\.rec: .*24x24, expected 112x112"):
+        shard_jobs.write_shard(one)
+    assert not job.file.exists()
+    assert not job.done.exists()
+    assert shard_jobs.write_shard(one._replace(resize=True)) == 3
