@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_a_model_does_not_differ_from_itself_and_a_difference_has_a_sign():
     assert found["difference"] == -other["difference"] > 0.1
     assert found["p"] == other["p"] == pytest.approx(2 / 201)
     assert found["ci95"][0] > 0 > other["ci95"][1]
+
+
+def test_without_resamples_a_difference_has_a_sign_and_no_interval():
+    better, worse = (paired.resample([judged(quality, 1)], bootstrap=0) for quality in (2.0, 1.0))
+    assert {len(sample) for sample in better.samples.values()} == {0}
+    found = paired.difference(better, worse, "auc")
+    assert found["difference"] > 0
+    assert (found["ci95"], found["p"]) == (None, None)
+    assert paired.summary(better, "auc")["ci95"] is None
+    defaults = {
+        each: inspect.signature(each).parameters["bootstrap"].default for each in (paired.resample, paired.bands)
+    }
+    assert defaults == {paired.resample: 2000, paired.bands: 500}
 
 
 def test_pairing_narrows_the_interval_when_people_are_hard_for_both():

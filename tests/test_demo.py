@@ -248,6 +248,8 @@ def test_a_verdict_is_shown_with_what_it_rests_on():
     other = answer_html.pair_html(test_pair_text.result(same=False, score=0.1, caution="only drawings"), b"")
     assert other.startswith("<p class='caution' role='alert'>caution: only drawings</p><h2 class='unknown'>Different")
     assert other.count("only drawings") == 1
+    other = answer_html.pair_html(test_pair_text.result(measure="cosine: mirrored"), b"")
+    assert "<h2 class='same'>Same person</h2><ul><li>score 0.4123 (cosine: mirrored) &gt;=" in other
 
 
 def test_without_a_threshold_there_is_no_verdict():
@@ -279,6 +281,7 @@ def test_a_search_is_shown_with_what_its_threshold_means():
     assert html.startswith("<h2 class='same'>Most similar: p1, who reaches the threshold</h2>")
     assert "<td>p1</td><td>p1/&lt;b&gt;.jpg</td><td>0.6100</td><td>reaches the threshold</td>" in html
     assert html.count("<img ") == 2
+    assert re.findall(r"<tr><td>(\d+)</td>", html) == ["1", "2"]
     assert "compared with 1,200 faces of the gallery of 300 people" in html
     assert "threshold 0.5000: for FAR 0.001 of a single comparison, measured on lfw" in html
     assert "(FPIR) in this gallery: 10.0%, 95% interval 5.0% to 20.0%: 4 of 40 faces of the gallery" in html
