@@ -6,9 +6,11 @@ Face-LLaVA's lists of synonyms are not public; these are our own. No word stands
 from __future__ import annotations
 
 EXPRESSIONS: dict[str, str] = {
-    "happy": r"happ(?:y|ily|iness|ier)|joy(?:ful|fully|ous)?|cheer(?:ful|fully|fulness)|delight(?:ed)?|smil(?:e|es|ing)|"
+    "happy": r"happ(?:y|ily|iness|ier)|joy(?:ful|fully|ous)?|cheer(?:ful|fully|fulness)|delight(?:ed)?|smil(?:e|es|"
+    r"ing)|"
     r"amus(?:ed|ement)|pleased|glad|elat(?:ed|ion)|laugh(?:s|ing|ter)?",
-    "sad": r"sad(?:ness|ly|dened)?|sorrow(?:ful)?|unhapp(?:y|iness)|melanchol(?:y|ic)|grie(?:f|ving)|gloom(?:y)?|dejected|"
+    "sad": r"sad(?:ness|ly|dened)?|sorrow(?:ful)?|unhapp(?:y|iness)|melanchol(?:y|ic)|grie(?:f|ving)|gloom(?:y)?|"
+    r"dejected|"
     r"downcast|depress(?:ed|ion)|despair|tearful|crying|heartbroken",
     "neutral": r"neutral(?:ity)?|expressionless|emotionless|calm(?:ness)?|impassive|composed|blank expression",
     "angry": r"ang(?:ry|er|rily|ered)|furious|fury|rag(?:e|ing)|irritat(?:ed|ion)|annoy(?:ed|ance)|mad|hostil(?:e|ity)|"
@@ -26,16 +28,20 @@ ACTION_UNITS: dict[int, str] = {
     rf"(?<!outer )(?<!inner ){_BROWS} (?:is|are) raised|raised {_BROWS}",
     2: rf"outer {_BROWS} (?:(?:is|are) )?(?:rais(?:ed|er|e|ing)|lifted)|rais(?:ed|ing|es) (?:the )?outer {_BROWS}|"
     rf"(?<!outer )(?<!inner ){_BROWS} (?:is|are) raised|raised {_BROWS}",
-    4: rf"{_BROWS} (?:(?:is|are) )?(?:lower(?:ed|er|ing)?|furrowed|knitted|drawn together)|(?:lowered|furrowed) {_BROWS}",
-    5: r"upper (?:eye)?lids? (?:(?:is|are) )?rais(?:ed|er|e)|raised upper (?:eye)?lids?|widened eyes|eyes (?:are )?wide(?:ned)?",
+    4: rf"{_BROWS} (?:(?:is|are) )?(?:lower(?:ed|er|ing)?|furrowed|knitted|drawn together)|(?:lowered|"
+    rf"furrowed) {_BROWS}",
+    5: r"upper (?:eye)?lids? (?:(?:is|are) )?rais(?:ed|er|e)|raised upper (?:eye)?lids?|widened eyes|"
+    r"eyes (?:are )?wide(?:ned)?",
     6: r"cheeks? (?:(?:is|are) )?rais(?:ed|er|e)|raised cheeks?",
     7: r"(?:eye)?lids? (?:(?:is|are) )?tight(?:ened|ener|en)|tightened (?:eye)?lids?|squint(?:ing|ed)?",
     9: r"nose (?:is )?wrinkl(?:ed|er|e|ing)|wrinkled nose",
     10: r"upper lip (?:is )?rais(?:ed|er|e)|raised upper lip",
-    12: r"lip corners? (?:(?:is|are) )?pull(?:ed|er|s)?(?: up(?:wards?)?)?|corners of the (?:lips|mouth) (?:are )?(?:pulled|"
+    12: r"lip corners? (?:(?:is|are) )?pull(?:ed|er|s)?(?: up(?:wards?)?)?|corners of the (?:lips|"
+    r"mouth) (?:are )?(?:pulled|"
     r"turned|raised) ?up(?:wards?)?|pulled lip corners?",
     14: r"dimpl(?:er|es?|ed|ing)",
-    15: r"lip corners? (?:(?:is|are) )?(?:depress(?:ed|or)|pulled down(?:wards?)?|turned down(?:wards?)?)|corners of the "
+    15: r"lip corners? (?:(?:is|are) )?(?:depress(?:ed|or)|pulled down(?:wards?)?|turned down(?:wards?)?)|"
+    r"corners of the "
     r"(?:lips|mouth) (?:are )?(?:pulled|turned) down(?:wards?)?",
     17: r"chin (?:is )?rais(?:ed|er|e)|raised chin",
     20: r"lips? (?:(?:is|are) )?stretch(?:ed|er)|stretched lips?",
@@ -44,7 +50,10 @@ ACTION_UNITS: dict[int, str] = {
     25: r"lips? (?:(?:is|are) )?(?:slightly )?part(?:ed|s|ing)?|parted lips?|mouth (?:is )?(?:slightly )?open",
     26: r"jaw (?:is |has )?drop(?:ped|s)?|dropped jaw",
 }
-NO_ACTION_UNIT = r"\b(?:no|none of the|without any)(?: \w+){0,3} (?:action units?|aus?|facial muscles?)\b|\bneutral face\b|\bat rest\b"
+NO_ACTION_UNIT = (
+    r"\b(?:no|none of the|without any)(?: \w+){0,3} (?:action units?|aus?|facial muscles?)\b|"
+    r"\bneutral face\b|\bat rest\b"
+)
 
 # What names an attribute beside its own name with blanks for underscores.
 ATTRIBUTES: dict[str, str] = {
@@ -94,42 +103,19 @@ BEARD = r"\bbeards?\b"  # denied, it is CelebA's No_Beard
 NO_ATTRIBUTE = r"\bno(?: \w+){0,3} attributes?\b|\bnone of the(?: \w+){0,3} attributes?\b"
 
 FAKE = (
-    r"\b(?:deep[ -]?fakes?|fake[dry]*|faked|manipulat(?:ed|ions?|ive)|forge(?:d|ry|ries)|synthetic(?:ally)?|synthesi[sz]ed|"
-    r"alter(?:ed|ations?)|tamper(?:ed|ing)|doctored|(?:ai|computer|artificially)[ -]generated|inauthentic|unreal|edited|"
+    r"\b(?:deep[ -]?fakes?|fake[dry]*|faked|manipulat(?:ed|ions?|ive)|forge(?:d|ry|ries)|synthetic(?:ally)?|"
+    r"synthesi[sz]ed|"
+    r"alter(?:ed|ations?)|tamper(?:ed|ing)|doctored|(?:ai|computer|artificially)[ -]generated|inauthentic|unreal|"
+    r"edited|"
     r"editing|face[ -]swap(?:ped)?|artificial)\b"
 )
 REAL = r"\b(?:real|genuine|authentic(?:ity)?|unaltered|unmanipulated|unedited|original|natural)\b"
 
-NUMBERS = dict(
-    zip(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-        ],
-        range(20),
-        strict=True,
-    )
+_TO_NINETEEN = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 )
-TENS = {
-    name: 10 * number
-    for number, name in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
-}
+NUMBERS = {name: number for number, name in enumerate(_TO_NINETEEN)}
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+TENS = {name: 10 * number for number, name in enumerate(_TENS, 2)}
 DECADES = {name.removesuffix("y") + "ies": value for name, value in TENS.items()} | {"teens": 10}

@@ -5,7 +5,7 @@
     entry = score("expression", rows, parsed)        figures with intervals, for results.json
 
 Each step stands alone. An answer that says nothing of its task is counted, and wrong in every figure but the mean error
-of ages, which is given for the answers that have an age and for all, those without one taken as the median of the labels.
+of ages. That is given for the answers that name an age, and for all, where the others count as the labels' median.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def multiclass(true: Sequence[int] | NDArray, predicted: Sequence[int] | NDArray
 
 
 def unit_f1(true: NDArray, predicted: NDArray) -> dict[str, Any]:
-    """Return the F1 of each action unit over all samples, and their plain mean; 0/0 counts as 0. Both bool [n, units]."""
+    """Return the F1 of each action unit over all samples, and their plain mean; 0/0 counts as 0. Both [n, units]."""
     counts = _unit_counts(np.asarray(true, bool), np.asarray(predicted, bool)).sum(0)
     f1 = _ratio(2 * counts[0], 2 * counts[0] + counts[1])
     return {"f1_per_unit": f1.tolist(), "mean_f1": float(f1.mean())}

@@ -1,7 +1,7 @@
 """Where a text denies what it mentions: words of negation, and how far each of them reaches.
 
-Negations are whole words ("nose" and "notable" contain none). Each reaches to the end of its clause, and over lists with
-"or" and "nor": "no sign of anger, sadness or fear". "X is not present" and "X is absent" deny what stands before.
+Negations are whole words ("nose" and "notable" contain none). Each reaches to the end of its clause, and over lists
+with "or" and "nor": "no sign of anger, sadness or fear". "X is not present" and "X is absent" deny what stands before.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ _CLAUSE_END = re.compile(
     r"seems?|shows?|appears?|has|have|the|there|it|he|she|they)\b))\b"
 )
 _CUE = re.compile(
-    r"\b(?:no|not|never|without|neither|nor|none|cannot|lacks?|lacking|absence of|rather than|instead of|free (?:of|from)|"
+    r"\b(?:no|not|never|without|neither|nor|none|cannot|lacks?|lacking|absence of|rather than|instead of|free (?:of|"
+    r"from)|"
     r"rules? out|\w+n['’]t)\b"
 )
 _NO_CUE = re.compile(r"\b(?:not only|no doubt|not just|not merely|no less than)\b")
 _BACKWARDS = re.compile(
-    r"\b(?:is|are|was|were)(?: not|n['’]t) (?:\w+ ){0,2}?(?:present|visible|shown|seen|apparent|evident|active|activated|"
-    r"detected|observed|engaged|noticeable)\b|\b(?:is|are|was|were)(?: not|n['’]t)\W*$|\bcannot be (?:seen|observed|detected)\b|\b(?:is|are) (?:absent|inactive)\b"
+    r"\b(?:is|are|was|were)(?: not|n['’]t) (?:\w+ ){0,2}?(?:present|visible|shown|seen|apparent|evident|active|"
+    r"activated|"
+    r"detected|observed|engaged|noticeable)\b|\b(?:is|are|was|were)(?: not|n['’]t)\W*$|\bcannot be (?:seen|observed|"
+    r"detected)\b|\b(?:is|are) (?:absent|inactive)\b"
 )
 
 
