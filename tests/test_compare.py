@@ -244,6 +244,13 @@ def test_runs_that_differ_in_their_seed_are_one_model(runs):
     }
 
 
+def test_runs_on_another_base_are_another_model(runs):
+    """The config names a base by its path, which may lead to other weights by now."""
+    file = runs[3] / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_hash": "b" * 64}))
+    assert [model.seeds for model in command.open_models(runs)] == [(0,), (0, 1), (2,)]
+
+
 def test_the_table_fits_80_columns_with_every_figure_whole(runs, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert command.main([*map(str, runs), "--bootstrap=100"]) == 0
