@@ -41,6 +41,7 @@ DOCTOR, MARGIN = "tests/test_doctor.py::", "tests/test_margin.py::"
 IDENTIFICATION, IJB, SEARCH = "tests/test_identification.py::", "tests/test_ijb.py::", "tests/test_search.py::"
 ENVIRONMENT, QUESTIONS = "tests/test_environment.py::", "tests/test_question_figures.py::"
 OWN = "tests/test_own_models.py::"
+RULES = "tests/test_attribute_rules.py::"
 REPORT, CARD = "tests/test_report.py::", "tests/test_model_card.py::"
 WHAT_TRAINS = TRAIN + "test_only_what_trains_has_gradients_and_optimizer_state"
 
@@ -3616,6 +3617,111 @@ FAULTS = (
         "return ChatModel(self.encoder, self.variables, self.tokenizer, settings, self._precision, self.context_id)",
         "return ChatModel(self.encoder, self.variables, self.tokenizer, settings, self._precision)",
         (CHAT_MODEL + "test_the_context_id_is_set_inferred_or_asked_for",),
+    ),
+    # ---- attributes: rules, graph, labels and figures
+    Fault(
+        "graph_rows_and_columns_swapped",
+        "an edge from i to j says that j makes i likely",
+        "fvjax/co_occurrence.py",
+        "return _shares(_together(positive, positive), _together(positive, known))",
+        "return _shares(_together(positive, positive), _together(positive, known)).T",
+        (RULES + "test_correlation_graph",),
+    ),
+    Fault(
+        "graph_edge_above_tau_only",
+        "a probability of exactly tau makes no edge",
+        "fvjax/models/graph.py",
+        "edges = (p >= tau).astype(np.int64)",
+        "edges = (p > tau).astype(np.int64)",
+        (RULES + "test_correlation_graph",),
+    ),
+    Fault(
+        "graph_own_weight_omega",
+        "an attribute itself has the neighbours' weight",
+        "fvjax/models/graph.py",
+        "return shared + (1.0 - omega) * np.eye(len(others))",
+        "return shared + omega * np.eye(len(others))",
+        (RULES + "test_omegas_and_taus",),
+    ),
+    Fault(
+        "graph_unlabelled_as_negative",
+        "unlabelled cells count as negative in the graph",
+        "fvjax/co_occurrence.py",
+        "known = labels != 0 if (labels == -1).any() else np.ones(labels.shape, bool)",
+        "known = np.ones(labels.shape, bool)",
+        (RULES + "test_correlation_graph",),
+    ),
+    Fault(
+        "loss_unlabelled_as_negative",
+        "unlabelled cells have a loss",
+        "fvjax/losses/attributes.py",
+        "jnp.where((labels != 0) & ~single, jax.nn.softplus(-labels * logits), 0.0)",
+        "jnp.where(~single, jax.nn.softplus(-labels * logits), 0.0)",
+        (RULES + "test_cross_entropy_from_logits",),
+    ),
+    Fault(
+        "loss_mean_over_attributes",
+        "the loss is a mean over attributes instead of their sum",
+        "fvjax/losses/attributes.py",
+        "total = cells.sum(-1)",
+        "total = cells.mean(-1)",
+        (RULES + "test_cross_entropy_from_logits",),
+    ),
+    Fault(
+        "rule_broken_by_all_consequents",
+        "an exclusion is broken by all of its consequents instead of any",
+        "fvjax/attribute_rules.py",
+        "none = none * kept[..., column]",
+        "none = 1.0 - (1.0 - kept).prod(-1)",
+        (RULES + "test_terms_in_float64",),
+    ),
+    Fault(
+        "rule_decided_by_unlabelled",
+        "a rule is judged although the labels leave it open",
+        "fvjax/attribute_rules.py",
+        "consequents_decided = positive.any(-1) | ~unknown.any(-1)",
+        "consequents_decided = positive.any(-1) | True",
+        (RULES + "test_labels_decide_a_rule_only_if_unlabelled_cells_do_not_matter",),
+    ),
+    Fault(
+        "expw_box_left_first",
+        "ExpW's boxes are read as left, top",
+        "fvjax/data/readers/expressions.py",
+        "box = face.left, face.top, face.right, face.bottom",
+        "box = face.top, face.left, face.bottom, face.right",
+        ("tests/test_attribute_labels.py::test_expw",),
+    ),
+    Fault(
+        "maad_rows_without_labels",
+        "pictures without any label are stored",
+        "fvjax/data/readers/maad.py",
+        "if not any(row.labels):",
+        "if not row.labels:",
+        ("tests/test_attribute_labels.py::test_rows_without_any_label_are_left_out",),
+    ),
+    Fault(
+        "attribute_intervals_by_picture",
+        "intervals are over pictures although people are known",
+        "fvjax/evals/attributes.py",
+        "np.unique(np.asarray(identities), return_inverse=True)[1]",
+        "np.arange(count)",
+        ("tests/test_attribute_metrics.py::test_intervals_by_people_are_wider_than_by_pictures",),
+    ),
+    Fault(
+        "attribute_samples_of_all_rows",
+        "pictures without labels count as 0 in the sample average",
+        "fvjax/evals/attributes.py",
+        "total = weights @ rows\n",
+        "total = weights.sum(1)\n",
+        ("tests/test_attribute_metrics.py::test_unlabelled_cells_count_nowhere",),
+    ),
+    Fault(
+        "description_negation_ends_at_or",
+        '"no beard or glasses" has glasses',
+        "fvjax/evals/attribute_parser.py",
+        '        elif token == "or":\n            left = REACH if left else 0',
+        '        elif token == "or":\n            left = 0',
+        ("tests/test_attribute_parser.py::test_celebas_attributes",),
     ),
 )
 

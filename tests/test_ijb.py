@@ -338,7 +338,8 @@ def test_the_command(store, model, tmp_path, capsys):
     assert ijb.main([f"--data={store}", f"--model={model}", "--unweighted"]) == 0
     assert "not weighted by the detector's score" in capsys.readouterr().out
     assert ijb.evaluate(store, model, weighted=False)["1:1"] != written["1:1"]
-    assert ijb.main([f"--model={model}"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        ijb.main([f"--model={model}"])
     assert "the following arguments are required: --data" in capsys.readouterr().err
 
 

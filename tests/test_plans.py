@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fvjax.data.plans import EpochPlan, ShufflePlan, shuffle_within
+from fvjax.data.plans import ClassPlan, EpochPlan, ShufflePlan, shuffle_within
 
 
 def ids(plan, index) -> list[int]:
@@ -199,3 +199,12 @@ def test_groups_are_shuffled_within_themselves():
     for order in (one, other):
         assert sorted(order.tolist()) == list(range(12))
         assert np.array_equal(groups[order], groups)
+
+
+def test_a_plan_with_classes_gives_each_example_the_class_of_its_record():
+    labels = np.array([3, 0, 2, 2, 1, 0, 3])
+    plan = ClassPlan(labels, 3, seed=5)
+    given = plan.examples(np.arange(12))
+    assert (given["ids"].shape, given["labels"].dtype) == ((12, 1), np.int32)
+    np.testing.assert_array_equal(given["labels"], labels[given["ids"][:, 0]])
+    np.testing.assert_array_equal(given["ids"], ShufflePlan(7, 3, seed=5).examples(np.arange(12))["ids"])
