@@ -226,13 +226,18 @@ class Reader:
         room = (int(columns[name][0]) for name in ("length", "images", "videos"))
         return pack_rows(rows, self.format, *room)
 
-    def _piece(self, i: int) -> Piece:
+    def prompt(self, i: int) -> Piece:
+        """Return a record without its last answer, for a model to give one."""
+        return self._piece(i, answered=False)
+
+    def _piece(self, i: int, answered: bool = True) -> Piece:
         record = self.store.conversation(i)
+        messages = record.messages if answered else record.messages[:-1]
         landmarks = record.landmarks
         if self.format.landmarks == "shuffled" and landmarks:
             landmarks = self._landmarks_of_another(i, record)
         pictures = [np.asarray(picture) for picture in self.store.images(i)]
-        return piece(self.format, record.messages, pictures, landmarks)
+        return piece(self.format, messages, pictures, landmarks)
 
     def _landmarks_of_another(self, i: int, record: Conversation) -> tuple[Points | None, ...]:
         """Return the points of a record with other pictures in the same places, chosen by the record's number."""
