@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import fvjax
 from configs.facellava import STAGE_1, STAGE_2
 from fvjax import experiment
 from fvjax.config import base, benchmark, typed
@@ -107,6 +108,16 @@ def test_answers_are_kept_and_counted(stages, store):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 1, 2, 3]
     assert {line["task"] for line in lines} == {"expression"}
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_for_questions(stages):
+    model = fvjax.load(stages[1] / "stage2", "chat")
+    assert model.reads_landmarks
+    picture = np.full((112, 112, 3), 128, np.uint8)
+    asked = [{"role": "user", "content": "<image>\nHow does the person feel?"}]
+    answer = model.generate(asked, [picture], 4, landmarks=[np.full((68, 2), 0.5, np.float32)])
+    assert isinstance(answer, str)
 
 
 def test_a_batch_has_pictures_and_clips_with_landmarks(store):
