@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fvjax import config, errors, files, startup
+from fvjax import config, files, startup
 from fvjax.data.progress import progress_bar
 from fvjax.evals import comparison_plots, paired
 from fvjax.evals.finished import FinishedRun, read_run, short_names
@@ -260,6 +260,7 @@ def write(comparison: Mapping[str, Any], models: Sequence[Model], folder: Path) 
     return written
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     about = "Compare finished runs on the same pairs: figures, paired differences, p-values, ROC and DET plots."
     parser = startup.Parser(prog="python -m fvjax.compare", description=about, allow_abbrev=False)
@@ -273,25 +274,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the resamples (%(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.bootstrap < 100:
-            raise ValueError(f"--bootstrap={arguments.bootstrap}: at least 100 resamples, or there is no interval")
-        resamples = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
-        shown = arguments.format != "json" or sys.stdout.isatty()  # no bar beside what a program reads
-        found = compare(arguments.runs, arguments.benchmark, **resamples, progress=shown)
-        cells = rows(found, arguments.figure or SHOWN)
-        if arguments.format == "json":
-            print(json.dumps(found, indent=1))
-        elif arguments.format == "table":
-            print(as_table(cells, min(Console().width, 120)), end="")
-        else:
-            print(FORMATS[arguments.format](cells), end="")
-        if arguments.dst:
-            written = write(found, open_models(arguments.runs), arguments.dst)
-            print(f"Written to {arguments.dst}: {', '.join(written)}", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        return 2
+    if arguments.bootstrap < 100:
+        raise ValueError(f"--bootstrap={arguments.bootstrap}: at least 100 resamples, or there is no interval")
+    resamples = {"bootstrap": arguments.bootstrap, "seed": arguments.seed}
+    shown = arguments.format != "json" or sys.stdout.isatty()  # no bar beside what a program reads
+    found = compare(arguments.runs, arguments.benchmark, **resamples, progress=shown)
+    cells = rows(found, arguments.figure or SHOWN)
+    if arguments.format == "json":
+        print(json.dumps(found, indent=1))
+    elif arguments.format == "table":
+        print(as_table(cells, min(Console().width, 120)), end="")
+    else:
+        print(FORMATS[arguments.format](cells), end="")
+    if arguments.dst:
+        written = write(found, open_models(arguments.runs), arguments.dst)
+        print(f"Written to {arguments.dst}: {', '.join(written)}", file=sys.stderr)
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import logging
 
-from fvjax import errors, startup
+from fvjax import startup
 from fvjax.local_server import HOST, listen
 
 if TYPE_CHECKING:
@@ -92,22 +92,19 @@ def gallery_line(gallery: Any) -> str:
     return line
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.WARNING)
     flags = _parser().parse_args(argv)
-    try:
-        if not 1 <= flags.max_mb <= MAX_MB:
-            raise ValueError(f"--max-mb={flags.max_mb}: choose a size from 1 to {MAX_MB} MB")
-        with listen(flags.port) as server, private_folder() as folder:
-            page = import_page()
-            answers = open_answers(flags)
-            port = server.getsockname()[1]
-            print(f"The page is at http://{HOST}:{port} and for this computer only.", flush=True)
-            print("Ctrl-C ends it and deletes the pictures that were uploaded.", flush=True)
-            page.serve(page.build(answers, folder), server, flags.max_mb)
-    except (ValueError, OSError) as error:
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        return 2
+    if not 1 <= flags.max_mb <= MAX_MB:
+        raise ValueError(f"--max-mb={flags.max_mb}: choose a size from 1 to {MAX_MB} MB")
+    with listen(flags.port) as server, private_folder() as folder:
+        page = import_page()
+        answers = open_answers(flags)
+        port = server.getsockname()[1]
+        print(f"The page is at http://{HOST}:{port} and for this computer only.", flush=True)
+        print("Ctrl-C ends it and deletes the pictures that were uploaded.", flush=True)
+        page.serve(page.build(answers, folder), server, flags.max_mb)
     return 0
 
 

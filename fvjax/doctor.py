@@ -8,20 +8,18 @@ explains them. Exit code 0 without findings, 1 with findings, 2 with one line on
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import errors, startup
+from fvjax import startup
 from fvjax.diagnosis.examination import MODEL_PAIRS, SAMPLE, Subject, examine
 from fvjax.diagnosis.face_sets import FaceSet, open_faces
 from fvjax.diagnosis.findings import Check, Finding
@@ -159,15 +157,9 @@ def text(checks: Sequence[Check]) -> str:
     return "\n".join([*lines, "", count])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ValueError for wrong arguments, so that they are reported in one line as all errors are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see python -m fvjax.doctor --help")
-
-
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="python -m fvjax.doctor", description="Is my pipeline broken?", allow_abbrev=False)
+    parser = startup.Parser(prog="python -m fvjax.doctor", description="Is my pipeline broken?", allow_abbrev=False)
     parser.add_argument("--data", required=True, metavar="PATH", help="a store, an insightface .bin, a folder of crops")
     parser.add_argument("--model", metavar="DIR", help="a run's workdir, or a checkpoint")
     parser.add_argument("--benchmark", metavar="NAME", help="on which the model is examined; default: the first")
@@ -176,13 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=MODEL_PAIRS, metavar="N", help="how many the model scores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     logging.set_verbosity(logging.WARNING)
-    try:
-        options: dict[str, Any] = vars(parser.parse_args(argv))
-        as_json = options.pop("json")
-        checks = diagnose(**options)
-    except (ValueError, OSError) as error:
-        print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
-        return 2
+    options: dict[str, Any] = vars(parser.parse_args(argv))
+    as_json = options.pop("json")
+    checks = diagnose(**options)
     print(json.dumps({"checks": [asdict(check) for check in checks]}) if as_json else text(checks))
     return 1 if any(check.findings for check in checks) else 0
 

@@ -8,7 +8,6 @@ beside others. Evaluating again adds to DIR and replaces nothing.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fvjax
-from fvjax import errors, files, foreign, foreign_workdir, startup
+from fvjax import files, foreign, foreign_workdir, startup
 from fvjax.config import BenchmarkConfig, DataConfig, EvalConfig
 from fvjax.prepared import benchmarks_of
 
@@ -90,6 +89,7 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
     files.replace_file(file, text)
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     about = "Evaluate a model that is not fvjax's, or a checkpoint without a run, on prepared benchmarks."
     parser = startup.Parser(prog="python -m fvjax.evaluate", description=about, allow_abbrev=False)
@@ -105,25 +105,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (%(default)s)")
     parser.add_argument("--name", default="", help="of this evaluation in results.json")
     flags = parser.parse_args(argv)
-    try:
-        if flags.batch_size < 1 or flags.bootstrap < 0:
-            raise ValueError(f"--batch-size={flags.batch_size} --bootstrap={flags.bootstrap}: at least 1, at least 0")
-        benchmarks = benchmarks_of(flags.benchmark)
-        embed, identity = _open(flags)
-        evaluate(
-            embed,
-            benchmarks,
-            flags.workdir,
-            identity=identity,
-            flip_sum=flags.flip_sum,
-            batch_size=flags.batch_size,
-            bootstrap=flags.bootstrap,
-            name=flags.name,
-            devices=_devices(flags),
-        )
-    except (ValueError, OSError) as error:
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        return 2
+    if flags.batch_size < 1 or flags.bootstrap < 0:
+        raise ValueError(f"--batch-size={flags.batch_size} --bootstrap={flags.bootstrap}: at least 1, at least 0")
+    benchmarks = benchmarks_of(flags.benchmark)
+    embed, identity = _open(flags)
+    evaluate(
+        embed,
+        benchmarks,
+        flags.workdir,
+        identity=identity,
+        flip_sum=flags.flip_sum,
+        batch_size=flags.batch_size,
+        bootstrap=flags.bootstrap,
+        name=flags.name,
+        devices=_devices(flags),
+    )
     return 0
 
 

@@ -13,7 +13,6 @@ is what an earlier export wrote, perhaps with a card that somebody has edited.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -164,6 +163,7 @@ def merge(
     rewrite(base, dst, changes | {name: partial(take, name) for name in whole}, layout)
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = startup.Parser(prog="python -m fvjax.export", description=__doc__)
@@ -182,20 +182,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="upload it")
     flags = parser.parse_args(argv)
     logging.set_verbosity(logging.WARNING)
-    try:
-        if flags.workdir is None and not flags.push_to_hub:
-            raise ValueError("--workdir=RUN is missing; without it, --push-to-hub uploads what --dst has")
-        if flags.yes and not flags.push_to_hub:
-            raise ValueError("--yes belongs to --push-to-hub=OWNER/NAME")
-        if flags.workdir is not None:
-            card = {"license": flags.license, "base_model": flags.base_model}
-            with errors.naming(flags.dst):
-                print(f"{flags.dst}: {export(flags.workdir, flags.dst, flags.merged, flags.layout, **card)}")
-        if flags.push_to_hub:
-            print(_push(Path(flags.dst), flags.push_to_hub, flags.yes))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(errors.line(error).split())}", file=sys.stderr)
-        return 2
+    if flags.workdir is None and not flags.push_to_hub:
+        raise ValueError("--workdir=RUN is missing; without it, --push-to-hub uploads what --dst has")
+    if flags.yes and not flags.push_to_hub:
+        raise ValueError("--yes belongs to --push-to-hub=OWNER/NAME")
+    if flags.workdir is not None:
+        card = {"license": flags.license, "base_model": flags.base_model}
+        with errors.naming(flags.dst):
+            print(f"{flags.dst}: {export(flags.workdir, flags.dst, flags.merged, flags.layout, **card)}")
+    if flags.push_to_hub:
+        print(_push(Path(flags.dst), flags.push_to_hub, flags.yes))
     return 0
 
 

@@ -8,18 +8,16 @@ standard error for user errors.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import api, errors, files, startup
+from fvjax import api, files, startup
 from fvjax.console import progress
 from fvjax.data import pipeline
 from fvjax.data.stores import Store
@@ -80,28 +78,20 @@ def _search(protocol: Templates, known: NDArray, pooled: NDArray) -> dict[str, A
     return {**result, "mean": templates.mean_of_galleries(result["gallery_1"], result["gallery_2"])}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ValueError for wrong arguments, so that they are reported in one line as all errors are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see python -m fvjax.ijb --help")
-
-
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="python -m fvjax.ijb", description="Evaluate a model on IJB-B or IJB-C.", allow_abbrev=False)
+    parser = startup.Parser(
+        prog="python -m fvjax.ijb", description="Evaluate a model on IJB-B or IJB-C.", allow_abbrev=False
+    )
     parser.add_argument("--data", required=True, metavar="STORE", help="made by fvjax.data.prepare ijb")
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's workdir, or a checkpoint")
     parser.add_argument("--unweighted", action="store_true", help="do not weight pictures by the detector's score")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     logging.set_verbosity(logging.WARNING)
-    try:
-        options = parser.parse_args(argv)
-        result = evaluate(options.data, options.model, weighted=not options.unweighted)
-        if options.json is not None:
-            files.replace_file(options.json, json.dumps(result, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
-        return 2
+    options = parser.parse_args(argv)
+    result = evaluate(options.data, options.model, weighted=not options.unweighted)
+    if options.json is not None:
+        files.replace_file(options.json, json.dumps(result, indent=1) + "\n")
     print(template_text(result))
     return 0
 

@@ -8,7 +8,6 @@ figures depend on. Several runs are compared pair by pair. A browser prints it a
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,6 +74,7 @@ def _first(runs: Mapping[str, FinishedRun]) -> FinishedRun:
     return next(iter(runs.values()))
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     about = "Write a report card of finished runs: one HTML page with protocols, intervals, curves and error rates."
     parser = startup.Parser(prog="python -m fvjax.report", description=about, allow_abbrev=False)
@@ -87,20 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hardest", type=int, default=10, metavar="N", help="pairs of each kind (%(default)s)")
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="resamples (%(default)s)")
     flags = parser.parse_args(argv)
-    try:
-        if flags.bootstrap < 100 or flags.hardest < 0:
-            raise ValueError(f"--bootstrap={flags.bootstrap} --hardest={flags.hardest}: at least 100, at least 0")
-        if flags.out.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"--out={flags.out}: it is written as HTML; give a name that ends in .html")
-        if not flags.out.absolute().parent.is_dir():
-            raise ValueError(f"--out={flags.out}: there is no folder {flags.out.parent}; make it first")
-        options = Options(flags.pictures, flags.hardest, tuple(flags.data), flags.bootstrap)
-        text = report(flags.runs, options)
-        files.replace_file(flags.out, text)
-        print(f"{flags.out}: {len(text.encode()):,} bytes; a browser prints it as a PDF")
-    except (ValueError, OSError) as error:
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        return 2
+    if flags.bootstrap < 100 or flags.hardest < 0:
+        raise ValueError(f"--bootstrap={flags.bootstrap} --hardest={flags.hardest}: at least 100, at least 0")
+    if flags.out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out={flags.out}: it is written as HTML; give a name that ends in .html")
+    if not flags.out.absolute().parent.is_dir():
+        raise ValueError(f"--out={flags.out}: there is no folder {flags.out.parent}; make it first")
+    options = Options(flags.pictures, flags.hardest, tuple(flags.data), flags.bootstrap)
+    text = report(flags.runs, options)
+    files.replace_file(flags.out, text)
+    print(f"{flags.out}: {len(text.encode()):,} bytes; a browser prints it as a PDF")
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from fvjax import errors, files, startup
+from fvjax import files, startup
 from fvjax.data.progress import progress_bar
 from fvjax.reproduction import estimates, execution, plans, tables
 from fvjax.reproduction.plans import Planned
@@ -101,6 +101,7 @@ def reproduce(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     about = "Run the rows of the paper's table, or small versions of them, and print them beside the published figures."
     parser = startup.Parser(prog="python -m fvjax.reproduce", description=about, allow_abbrev=False)
@@ -122,9 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except execution.Stopped as stopped:
         print(f"fvjax: {stopped}; the same command goes on from there", file=sys.stderr)
         return preemption.EXIT_CODE
-    except (ValueError, OSError) as error:
-        print(f"fvjax: error: {errors.line(error)}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

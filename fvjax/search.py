@@ -12,20 +12,18 @@ for user errors.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import api, errors, files, startup
+from fvjax import api, files, startup
 from fvjax.data.face_collections import Face, FaceCollection, open_collection
 from fvjax.data.readers.picture_tree import LeftOut
 from fvjax.evals import identification
@@ -277,15 +275,11 @@ def _candidates(i: int, entries: Embedded, found: cosine_search.Nearest) -> list
     ]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ValueError for wrong arguments, so that they are reported in one line as all errors are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see python -m fvjax.search --help")
-
-
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="python -m fvjax.search", description="Who of the gallery is this?", allow_abbrev=False)
+    parser = startup.Parser(
+        prog="python -m fvjax.search", description="Who of the gallery is this?", allow_abbrev=False
+    )
     what = "a store, a folder of pictures, with one folder for each person, or one picture"
     parser.add_argument("--gallery", required=True, metavar="PATH", help=what)
     parser.add_argument("--probe", required=True, metavar="PATH", help=what)
@@ -295,15 +289,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop-copies", action="store_true", help="leave out probes that are in the gallery too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
     logging.set_verbosity(logging.WARNING)
-    try:
-        options = vars(parser.parse_args(argv))
-        file = options.pop("json")
-        result = search(**options)
-        if file is not None:
-            files.replace_file(file, json.dumps(result, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
-        return 2
+    options = vars(parser.parse_args(argv))
+    file = options.pop("json")
+    result = search(**options)
+    if file is not None:
+        files.replace_file(file, json.dumps(result, indent=1) + "\n")
     print(search_text(result))
     return 0
 

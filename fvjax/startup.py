@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec
 
 from fvjax import errors
 
@@ -22,6 +23,8 @@ JAX_SETTINGS: dict[str, Any] = {
     "JAX_THREEFRY_PARTITIONABLE": True,
 }
 SWITCH = {False: ("0", "false", "f", "no", "n", "off", ""), True: ("1", "true", "t", "yes", "y", "on")}
+
+P = ParamSpec("P")
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
@@ -52,6 +55,20 @@ def run(main: Callable[[], Any]) -> NoReturn:
         code = _fail(problem)
     sys.stdout.flush()  # not left to the end of Python, which would report a closed pipe with a traceback
     sys.exit(code)
+
+
+def errors_in_one_line(command: Callable[P, int]) -> Callable[P, int]:
+    """Make a user's error that leaves a command one line on standard error, and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
+            return 2
+
+    return wrapped
 
 
 def expand_home(argument: str) -> str:

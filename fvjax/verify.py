@@ -10,20 +10,18 @@ standard error for user errors.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import logging
 from numpy.typing import NDArray
 
-from fvjax import api, default_model, errors, files, foreign, foreign_workdir, shipped, startup
+from fvjax import api, default_model, files, foreign, foreign_workdir, shipped, startup
 from fvjax.data.alignment.faces import CHOICES, Picture, read_picture
 from fvjax.evals import intervals, operating_points, pair_picture, verification
 from fvjax.evals.pair_text import caption, text, verdict
@@ -321,16 +319,10 @@ def _of_this_model(workdir: Path, results: dict[str, Any], run: api.Run | None) 
         raise ValueError(f"{file} lacks {error}, so another version of fvjax wrote it; {again}") from None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises ValueError for wrong arguments, so that they are reported in one line as all errors are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see python -m fvjax.verify --help")
-
-
+@startup.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     about = "Do two photographs show one person? Crops of 112x112 are taken as they are; see --face for others."
-    parser = _Parser(prog="python -m fvjax.verify", description=about, allow_abbrev=False)
+    parser = startup.Parser(prog="python -m fvjax.verify", description=about, allow_abbrev=False)
     parser.add_argument("a", metavar="A.jpg")
     parser.add_argument("b", metavar="B.jpg")
     what = "a workdir of a run or of fvjax evaluate, a checkpoint, or an ONNX file; default: OpenCV's SFace, downloaded"
@@ -346,13 +338,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", metavar="FILE.png", help="draw both pictures with faces, score and verdict")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     logging.set_verbosity(logging.WARNING)
-    try:
-        options = vars(parser.parse_args(argv))
-        as_json = options.pop("json")
-        result = compare(**options)
-    except (ValueError, OSError) as error:
-        print("fvjax: error:", *errors.line(error).splitlines(), file=sys.stderr)
-        return 2
+    options = vars(parser.parse_args(argv))
+    as_json = options.pop("json")
+    result = compare(**options)
     print(json.dumps(result) if as_json else text(result))
     return 0
 

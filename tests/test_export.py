@@ -214,8 +214,8 @@ def test_what_cannot_be_exported(run, adapted, both, tmp_path, capsys):
         ((f"--workdir={changed}", "--merged"), f"{changed} was trained on another base than {tmp_path / 'tower'} is"),
     ]:
         code, _, err = cli(capsys, *arguments, f"--dst={tmp_path / 'out'}")
-        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: "), err
+        assert (code, err.count("\n"), err[:13]) == (2, 1, "fvjax: error:"), err
         assert message in err
         assert not (tmp_path / "out").exists()
     code, _, err = cli(capsys, f"--workdir={adapted}", f"--dst={other}")
-    assert (code, err) == (2, f"error: {other} exists; choose a new directory\n")
+    assert (code, err) == (2, f"fvjax: error: {other} exists; choose a new directory\n")

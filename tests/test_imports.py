@@ -14,7 +14,7 @@ from tests import structure
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
     {"trees", "typing", "durations", "face_regions"},
-    {"errors", "shipped", "console", "plugins", "config_keys"},
+    {"errors", "shipped", "console", "plugins", "config_keys", "attribute_rules", "co_occurrence"},
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
@@ -25,7 +25,20 @@ LAYERS: tuple[set[str], ...] = (
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {
+        "plan",
+        "verify",
+        "search",
+        "ijb",
+        "doctor",
+        "chat",
+        "export",
+        "compare",
+        "evaluate",
+        "pretrain",
+        "face_tasks",
+        "__main__",
+    },
     {"report"},
     {"demo_answers"},
     {"demo_page"},
@@ -99,13 +112,15 @@ def test_no_module_imports_itself_in_a_circle():
 def test_models_know_arrays_only():
     for file in files("models"):
         ours = {m.split(".")[1] for m in imports(file) if m.startswith("fvjax.")}
-        assert ours <= {"trees", "typing", "face_regions", "models"}, f"{file} imports {ours}"
+        assert ours <= {"trees", "typing", "face_regions", "co_occurrence", "models"}, f"{file} imports {ours}"
 
 
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
     protocols += ("identification", "templates", "search_text", "verification", "finished", "pair_scores", "paired")
+    protocols += ("attributes", "attribute_parser", "attribute_text", "faceinsight_published")
     modules = [*files("data"), *files("diagnosis"), *files("reporting")]
+    modules += [*files("attribute_rules"), *files("co_occurrence")]
     for file in [*modules, *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 

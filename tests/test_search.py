@@ -90,7 +90,10 @@ def folders(tmp_path):
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
-    code = search.main([str(argument) for argument in arguments])
+    try:
+        code = search.main([str(argument) for argument in arguments])
+    except SystemExit as end:  # of wrong arguments
+        code = end.code
     return code, *capsys.readouterr()
 
 

@@ -107,7 +107,10 @@ def faces_of(workdir):
 
 
 def say(capsys, *args) -> tuple[int, str, str]:
-    code = verify.main([str(arg) for arg in args])
+    try:
+        code = verify.main([str(arg) for arg in args])
+    except SystemExit as end:  # of wrong arguments
+        code = end.code
     return code, *capsys.readouterr()
 
 

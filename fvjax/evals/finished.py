@@ -42,25 +42,15 @@ class FinishedRun:
 
     def scores(self, benchmark: str) -> PairScores:
         """Read the score of every pair. Raises ValueError: no file, of other data than results.json, or no pairs."""
-        entry = self.results["benchmarks"][benchmark]
-        if "n_pairs" not in entry:
+        if "n_pairs" not in self.results["benchmarks"][benchmark]:
             raise ValueError(
                 f"{self.workdir}: benchmark {benchmark} is not of pairs of faces, which alone are compared"
             )
-        folder = entry.get("evaluation", {}).get("folder", "")  # of the later evaluation that added it
-        file = pair_scores.file_of(self.workdir / folder, benchmark)
-        if not file.is_file():
-            raise ValueError(f"{file} is missing (an older fvjax did not write it); evaluate again: {self._again}")
-        scores = pair_scores.read(file)
-        if scores.data_hash != entry["data_hash"]:
-            raise ValueError(f"{file} is of other data than {self.workdir}/results.json; evaluate again")
-        return scores
-
-    @property
-    def _again(self) -> str:
         if self.is_foreign:
-            return f"python -m fvjax.evaluate --workdir={self.workdir}, with the flags of the first time"
-        return f"python -m fvjax.main --config={self.workdir}/config.json --workdir={self.workdir} --mode=eval"
+            again = f"python -m fvjax.evaluate --workdir={self.workdir}, with the flags of the first time"
+        else:
+            again = f"python -m fvjax.main --workdir={self.workdir} --mode=eval"
+        return pair_scores.of_benchmark(self.workdir, self.results, benchmark, again)
 
 
 def read_run(workdir: Path) -> FinishedRun:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from fvjax.evals import folds, identification, intervals, pair_scores
 from fvjax.evals.pair_scores import PairScores
 
+AGAIN = "the thresholds of other rates are computed from the scores"
+
 
 class Threshold(NamedTuple):
     """A threshold for an error rate.
@@ -42,6 +44,17 @@ class Measured(NamedTuple):
     threshold: float
     far: float
     measured_on: dict[str, Any]
+
+
+def of_entry(entry: Mapping[str, Any]) -> Threshold:
+    """Return the threshold of accuracy@far=1e-3 of a benchmark's entry of results.json, for folds of equal size.
+
+    In each fold it is the `errors`-th highest of the `scores` impostor scores of the other folds, if there are any, or
+    just above all of them if `errors` is 0.
+    """
+    own = entry["n_impostor"] // entry["n_folds"] if entry["n_folds"] > 1 else 0
+    others = entry["n_impostor"] - own
+    return Threshold(entry["accuracy@far=1e-3"]["threshold"], int(others * folds.FOLD_FAR + 1e-9), others)
 
 
 def at_far(pairs: PairScores, far: float) -> Threshold:
@@ -116,13 +129,9 @@ def measured(workdir: Path, results: Mapping[str, Any], name: str | None, far: f
     name = choose(results, name, workdir / "results.json")
     entry = results["benchmarks"][name]
     if far is None:
-        # The threshold is the mean over folds of the k-th highest impostor score of the other folds, if there are any.
-        own = entry["n_impostor"] // entry["n_folds"] if entry["n_folds"] > 1 else 0
-        others = entry["n_impostor"] - own
-        above = int(others * folds.FOLD_FAR + 1e-9)
-        chosen = Threshold(entry["accuracy@far=1e-3"]["threshold"], above, others)
+        chosen = of_entry(entry)
     else:
-        chosen = _located(at_far, _scores(workdir, results, name), far, f"--far={far:g}", name)
+        chosen = _located(at_far, pair_scores.of_benchmark(workdir, results, name, AGAIN), far, f"--far={far:g}", name)
     measured_on = {
         "benchmark": name,
         "n_impostor": entry["n_impostor"],
@@ -146,7 +155,8 @@ def lower(workdir: Path, results: Mapping[str, Any], name: str, fnmr: float) -> 
     Raises:
         ValueError, KeyError: as :func:`measured`.
     """
-    chosen = _located(at_fnmr, _scores(workdir, results, name), fnmr, f"--unsure={fnmr:g}", name)
+    pairs = pair_scores.of_benchmark(workdir, results, name, AGAIN)
+    chosen = _located(at_fnmr, pairs, fnmr, f"--unsure={fnmr:g}", name)
     return {
         "fnmr": fnmr,
         "threshold": chosen.value,
@@ -164,18 +174,6 @@ def _located(
         return rule(pairs, rate)
     except ValueError as error:
         raise ValueError(f"{flag}: benchmark {name}: {error}") from error
-
-
-def _scores(workdir: Path, results: Mapping[str, Any], name: str) -> PairScores:
-    """Read the scores that a benchmark's entry of results.json was computed from."""
-    entry = results["benchmarks"][name]
-    file = pair_scores.file_of(workdir / entry.get("evaluation", {"folder": ""})["folder"], name)
-    if not file.is_file():
-        raise ValueError(f"{file} is missing, and thresholds for other rates are computed from it; evaluate again")
-    pairs = pair_scores.read(file)
-    if pairs.data_hash != entry["data_hash"] or len(pairs.same) != entry["n_pairs"]:
-        raise ValueError(f"{file} is of other data than {workdir / 'results.json'}; evaluate again")
-    return pairs
 
 
 def _evaluated(evaluation: Mapping[str, str] | None) -> str | None:

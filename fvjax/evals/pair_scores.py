@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import urllib.parse
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,27 @@ def file_name(benchmark: str) -> str:
 def file_of(folder: Path, benchmark: str) -> Path:
     """Return the file with a benchmark's scores, in the folder of its results.json."""
     return folder / "scores" / f"{file_name(benchmark)}.npz"
+
+
+def of_benchmark(workdir: Path, results: Mapping[str, Any], name: str, again: str) -> PairScores:
+    """Read the scores that a benchmark's entry of results.json was computed from.
+
+    Args:
+        workdir, results: a work directory, and its results.json.
+        name: the benchmark.
+        again: the remedy, for messages: how to evaluate again.
+    Raises:
+        ValueError: the file is missing (older versions wrote none), of other data than the entry, or damaged.
+    """
+    entry = results["benchmarks"][name]
+    folder = entry.get("evaluation", {}).get("folder", "")  # of the later evaluation that added it
+    file = file_of(workdir / folder, name)
+    if not file.is_file():
+        raise ValueError(f"{file} is missing (an older fvjax did not write it); evaluate again: {again}")
+    scores = read(file)
+    if scores.data_hash != entry["data_hash"] or len(scores.same) != entry["n_pairs"]:
+        raise ValueError(f"{file} is of other data than {workdir}/results.json; evaluate again: {again}")
+    return scores
 
 
 def read(path: Path) -> PairScores:

@@ -10,7 +10,7 @@ from typing import Any
 from fvjax.evals import finished
 from fvjax.evals.finished import FinishedRun
 from fvjax.reporting import words
-from fvjax.reporting.rates import fold_threshold, operating_points
+from fvjax.reporting.rates import operating_points
 
 UNKNOWN_LICENSE = "unknown"  # as the Hub spells it
 METRICS = {  # of results.json -> the metric's type in the card's header
@@ -158,7 +158,7 @@ def _figures(run: FinishedRun) -> list[str]:
             f"### {plain(benchmark)}",
             _table(("", "pairs", *words.FIGURES.values()), [_row(name, its) for name, its in rows]),
             "In per cent; in brackets 95% intervals.",
-            f"**Threshold.** {words.threshold_sentence(fold_threshold(entry))} {source}",
+            f"**Threshold.** {words.threshold_sentence(entry)} {source}",
             "**Protocol.** " + plain(" ".join(sentences)),
         ]
     return out

@@ -16,7 +16,7 @@ from fvjax.evals.pair_scores import PairScores
 from fvjax.reporting import figures, words
 from fvjax.reporting.hardest import HardPair, face, find_store, hardest
 from fvjax.reporting.page import Html, element, figure, join, paragraph, picture, table, two_lines
-from fvjax.reporting.rates import OperatingPoint, fold_threshold, operating_points
+from fvjax.reporting.rates import OperatingPoint, operating_points
 
 UNBROKEN = "\u2011"  # a hyphen at which no line ends: 1e-3 is one word
 ROW_HEADS = ("row", "pairs", *(words.FIGURES[key].replace("-", UNBROKEN) for key in words.FIGURES))
@@ -54,7 +54,7 @@ def benchmark_section(name: str, run: FinishedRun, benchmark: str, options: Opti
         table(ROW_HEADS, list(figure_rows(name, run, benchmark)), "Figures in per cent, with their 95% intervals."),
         element("h4", "Error rates by threshold"),
         rates_table(operating_points(entry, scores)),
-        paragraph(words.threshold_sentence(fold_threshold(entry))),
+        paragraph(words.threshold_sentence(entry)),
     ]
     if scores is None:
         parts.append(

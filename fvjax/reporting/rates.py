@@ -89,28 +89,3 @@ def lowest_threshold(scores: PairScores, rate: float) -> float:
         return float(scores.scores.min())
     above = scores.scores[scores.scores > impostors[allowed]]
     return float(above.min()) if len(above) else math.inf
-
-
-@dataclass(frozen=True)
-class FoldThreshold:
-    """The threshold of accuracy@far=1e-3, which `fvjax verify` uses: the mean over the folds.
-
-    Attributes:
-        threshold: the mean of the folds' thresholds.
-        above, others: for each fold, it is the `above`-th highest of `others` impostor scores, or just above all of
-            them if `above` is 0.
-        far_ci95: the Wilson interval of its false accept rate.
-    """
-
-    threshold: float
-    above: int
-    others: int
-    far_ci95: list[float]
-
-
-def fold_threshold(entry: Mapping[str, Any]) -> FoldThreshold:
-    """Return the threshold of accuracy@far=1e-3 of a benchmark's entry of results.json, and what it rests on."""
-    own = entry["n_impostor"] // entry["n_folds"] if entry["n_folds"] > 1 else 0
-    others = entry["n_impostor"] - own
-    above = int(others * folds.FOLD_FAR + 1e-9)
-    return FoldThreshold(entry["accuracy@far=1e-3"]["threshold"], above, others, intervals.wilson(above, others))

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvjax.evals import folds
+from fvjax.evals import folds, intervals, operating_points
 from fvjax.evals.finished import FinishedRun
-from fvjax.reporting.rates import FoldThreshold
+from fvjax.evals.pair_text import FEW
 
 UNKNOWN = "not known"
-FEW = 10  # impostor scores: a rate that rests on fewer may well be wrong by a factor of two
 FIGURES = {  # of a benchmark's entry in results.json -> what tables call them
     "accuracy@best_threshold": "accuracy, best threshold",
     "accuracy@far=1e-3": "accuracy at FAR 1e-3",
@@ -113,16 +112,17 @@ def seen_sentence(entry: Mapping[str, Any]) -> str:
     )
 
 
-def threshold_sentence(point: FoldThreshold) -> str:
+def threshold_sentence(entry: Mapping[str, Any]) -> str:
     """Describe the threshold that `fvjax verify` uses: its false accept rate, the interval, and what it rests on."""
-    low, high = (small_share(edge) for edge in point.far_ci95)
-    if not point.above:
-        rests = f"It lies just above all of some {point.others:,} impostor scores, too few for that rate."
+    threshold, above, others = operating_points.of_entry(entry)
+    low, high = (small_share(edge) for edge in intervals.wilson(above, others))
+    if not above:
+        rests = f"It lies just above all of some {others:,} impostor scores, too few for that rate."
     else:
-        few = ": few, so take the rate as a rough one" if point.above < FEW else ""
-        rests = f"It rests on the {point.above} highest of some {point.others:,} impostor scores{few}."
+        few = ": few, so take the rate as a rough one" if above < FEW else ""
+        rests = f"It rests on the {above} highest of some {others:,} impostor scores{few}."
     return (
-        f"Threshold for FAR 0.1%, which fvjax verify uses: {point.threshold:.4f}, the mean over folds. {rests} 95% "
+        f"Threshold for FAR 0.1%, which fvjax verify uses: {threshold:.4f}, the mean over folds. {rests} 95% "
         f"interval of its FAR: {low}% to {high}% (Wilson)."
     )
 
