@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fvjax.data import chat, frames, spliced, tokenizers
@@ -122,8 +123,7 @@ class MediaModel:
             sampling = {"keys": keys, "temperature": float(temperature), "top_p": float(top_p)}
         stop = chat.stop_ids(self.template, self.format.tokenizer)
         with jax.default_matmul_precision(self._precision):
-            given = (self.variables, row.tokens, row.media, None, np.array([row.length], np.int32))
-            ids, count = self.encoder.continue_conversation(*given, max_tokens=max_tokens, eos=stop, **sampling)
+            ids, count = self._continue(row, max_tokens=max_tokens, eos=stop, **sampling)
         answer = np.asarray(ids)[0, : int(count[0])].tolist()
         return self.format.tokenizer.decode(answer[:-1] if answer[-1] in stop else answer).strip()
 
@@ -204,10 +204,14 @@ class MediaModel:
         out = []
         with jax.default_matmul_precision(self._precision):
             for row in self._rows(ids, media):
-                given = (self.variables, row.tokens, row.media, None, np.array([row.length], np.int32))
-                new, count = self.encoder.continue_conversation(*given, max_tokens=max_tokens, eos=tuple(eos))
+                new, count = self._continue(row, max_tokens=max_tokens, eos=tuple(eos))
                 out.append(np.asarray(new)[0, : int(count[0])].tolist())
         return out
+
+    def _continue(self, row: Row, **settings: Any) -> tuple[jax.Array, jax.Array]:
+        """Continue one row: (ids [1, max_tokens], their number [1])."""
+        tokens, media, lengths = jax.tree.map(jnp.asarray, (row.tokens, row.media, np.array([row.length], np.int32)))
+        return self.encoder.continue_conversation(self.variables, tokens, media, None, lengths, **settings)
 
     def _rows(self, ids: Sequence[Sequence[int]], media: Sequence[Sequence[Medium]]) -> list[Row]:
         """Check all rows and turn them into arrays."""

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-import fvjax
 from configs.facellava import STAGE_1, STAGE_2
-from fvjax import experiment
+from fvjax import api, experiment
 from fvjax.config import base, benchmark, typed
 from fvjax.data import face_instruct
 from fvjax.data.stores.conversations import ConversationStore, Writer
@@ -142,7 +141,7 @@ def test_a_record_without_a_label_is_refused_before_training(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_loaded_for_questions(stages):
-    model = fvjax.load(stages[1] / "stage2", "chat")
+    model = api.load(stages[1] / "stage2", "chat")
     assert model.reads_landmarks
     picture = np.full((112, 112, 3), 128, np.uint8)
     asked = [{"role": "user", "content": "<image>\nHow does the person feel?"}]
@@ -168,12 +167,14 @@ def test_a_batch_has_pictures_and_clips_with_landmarks(store):
 
 def test_appended_tokens_lengthen_a_picture(store):
     task = task_of(config(data__train=str(store / "train"), model__landmarks__use="append"))
+    assert isinstance(task, FaceInstruction)
     assert (task.format.image_tokens, task.format.frame_tokens) == (4 + 9, 5 + 9)
 
 
 def test_the_mean_of_groups_is_the_references(store):
     """One row with few tokens counts as much as one with many, as on GPUs with one row each."""
     task = task_of(config(compat__token_mean_rows=1, batch_size=4, data__train=str(store / "train")))
+    assert isinstance(task, FaceInstruction)
     rng = np.random.default_rng(0)
     table = rng.normal(size=(8, 5)).astype(np.float32)
     states = rng.integers(8, size=(4, 6))
@@ -188,7 +189,7 @@ def test_the_mean_of_groups_is_the_references(store):
 
     nothing = {f"{kind}s": np.zeros((4, 0)) for kind in ("image", "video")}
     inputs = {"tokens": states, "targets": targets, "segments": states}
-    total, groups = task.sum_of_means(Lookup(), {}, {**inputs, **nothing})
+    total, groups = task.sum_of_means(Lookup(), {}, {**inputs, **nothing})  # type: ignore[arg-type]
     losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(table[states])), np.maximum(targets, 0)[..., None], -1)
     each = [row[one >= 0].mean() for row, one in zip(losses[..., 0], targets)]
     np.testing.assert_allclose(total / groups, np.mean(each), rtol=1e-5)

@@ -185,9 +185,9 @@ class FaceInstructionEvaluator(Evaluator):
     def _validation_batches(self, store: ConversationStore, title: str) -> Iterator[dict[str, np.ndarray]]:
         sizes = self.task.sizes(store, self.task.format, f"{title}: measuring")
         longest = max(size.tokens for size in sizes)
-        columns = (np.array([size[name] for size in sizes]) for name in (0, 2, 3))  # tokens, images, videos
+        tokens, images, videos = (np.array([size[name] for size in sizes]) for name in (0, 2, 3))
         buckets = sorted({*(b for b in self.task.chat.buckets if b < longest), longest})
-        plan = spliced.Plan(*columns, self.task.eval.batch_size, 0, buckets=buckets, by_length=True)
+        plan = spliced.Plan(tokens, images, videos, self.task.eval.batch_size, 0, buckets=buckets, by_length=True)
         reader = spliced.Reader(store, self.task.format)
         size = plan.examples_per_step
         for step in progress(range(plan.steps_per_epoch), f"{title}: validation", plan.steps_per_epoch):
