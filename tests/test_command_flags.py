@@ -74,6 +74,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--model": "test_chat_command::test_the_answer_is_the_models",
         "--image": "test_chat_command::test_the_answer_is_the_models",
         "--json": "test_chat_command::test_the_answer_is_the_models",
+        "--video": "test_media_model::test_the_command_shows_a_clip",
         **dict.fromkeys(
             ("--max-tokens", "--temperature", "--top-p", "--seed", "--system", "--template", "--max-tiles"),
             "test_chat_command::test_flags_reach_the_model",
