@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dst = options.pop("dst")
     try:
         with errors.naming(dst):
-            if "landmarks" in options:
+            if "align" in options and "landmarks" in options:  # commands that take only one have their own
                 flags.take_flags(options, read_lines)
             print(describe(run(options.pop("src"), dst, **options)))
     except (ValueError, OSError) as error:
