@@ -109,13 +109,15 @@ def _judge(backend: str, folder: Path | None, url: str, model: str, max_requests
         key, budget = read_key(), Budget(max_requests)
         endpoint = Endpoint(url, model, key, max_tokens=200, timeout=120.0, budget=budget)
         return judge.Judge(model, judge_backends.endpoint_backend(endpoint))
-    import fvjax
+    from fvjax.api import load  # here, because only this judge needs jax
 
     weights = hashlib.sha256()
     for file in sorted(Path(model).glob("*.safetensors")):
         with file.open("rb") as data:
             weights.update(hashlib.file_digest(data, "sha256").digest())
-    loaded: Any = fvjax.load(model, scenario="chat")
+    loaded: Any = load(model, "chat")
+    if not hasattr(loaded, "choose"):
+        raise ValueError(f"--model={model}: cannot choose among given answers, as a judge must; take another model")
     return judge.Judge(Path(model).name, judge_backends.model_backend(loaded), weights.hexdigest())
 
 

@@ -204,6 +204,8 @@ def test_points_are_imported_and_missing_ones_counted(tmp_path, videos, points):
     assert kinds == {"missing landmarks": 2, "landmarks of another length": 1, "landmarks that are not finite": 1}
     (clip,), (image,) = store.conversation(0).landmarks, store.conversation(1).landmarks
     pixels = np.load(points / "nine.npy")
+    assert clip is not None
+    assert image is not None
     np.testing.assert_allclose(clip, pixels[[0, 1, 2, 3, 4, 5, 6, 8]] / 128, rtol=1e-6)
     np.testing.assert_allclose(image, pixels[3:4] / 128, rtol=1e-6)
 

@@ -259,13 +259,17 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--src", "--dst", "--labels", "--partition", "--identities"), f"{LABELS}::test_celeba_store"),
         "--size": f"{LABELS}::test_celeba_store",
         "--margin": f"{LABELS}::test_a_margin_around_the_picture",
+        "--align": f"{LABELS}::test_surroundings_of_the_face_that_a_detector_finds",
         "--share": f"{LABELS}::test_a_share_of_the_pictures",
         "--policy": f"{LABELS}::test_labels_of_pictures_that_are_not_there",
     },
     **{
         f"fvjax.data.prepare {name}": {
             **dict.fromkeys(("--src", "--dst", *its), f"{LABELS}::{test}"),
-            **dict.fromkeys(("--size", "--margin", "--share", "--policy"), f"{LABELS}::test_options_of_every_data_set"),
+            **dict.fromkeys(
+                ("--size", "--margin", "--share", "--policy", *(("--align",) if name != "expw" else ())),
+                f"{LABELS}::test_options_of_every_data_set",
+            ),
         }
         for name, its, test in (
             ("maad", ("--labels", "--val"), "test_rafdb_and_maad_stores"),

@@ -38,6 +38,7 @@ GOLDEN = json.loads(Path("tests/golden/facellava/face_metrics.json").read_text()
         ("The mouth is wide. He is surprised, though he was scared before and was startled.", "surprise"),
         ("The eyes show curiosity, discomfort and displeasure.", None),
         ("A face with a nose.", None),
+        ("A nomad.", None),  # who is not mad
         ("", None),
         ("He is not sad.", None),
     ],

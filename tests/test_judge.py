@@ -34,7 +34,7 @@ CASES = [
 
 def fair(request) -> Rating:
     """Rate 9 if the answer names the label, else 2, and a little more for reasons."""
-    label, given = re.search(r"label is: (\w+)\nThe answer was: (.*)\n", request.prompt).groups()
+    ((label, given),) = re.findall(r"label is: (\w+)\nThe answer was: (.*)\n", request.prompt)
     right = 9 if label in given else 2
     return Rating(right, right, 8 if "brows" in given else 5)
 
@@ -112,7 +112,7 @@ def test_replies_that_are_no_rating_are_counted():
     entry = rate(CASES, of(sometimes))
     assert entry["unparsed"] == 4
     assert entry["answer"]["consistency_label"]["value"] == 9
-    for bad in (Rating(0, 5, 5), (1, 2), Rating(1, 2, 11), Rating(1.5, 2, 3)):
+    for bad in (Rating(0, 5, 5), (1, 2), Rating(1, 2, 11), (1.5, 2, 3)):
         with pytest.raises(ValueError, match="is no rating of three whole numbers"):
             rate(CASES, of(lambda request, bad=bad: bad))
 
@@ -209,7 +209,7 @@ class Model:
         (message,) = messages
         assert message["content"].count("<image>") == len(images)
         assert options == [str(n) for n in range(1, 11)]
-        aspect = re.search(r"number for (\w+) alone", message["content"])[1]
+        (aspect,) = re.findall(r"number for (\w+) alone", message["content"])
         one = fair(judge.Request("", message["content"], ()))._asdict()[aspect]
         return options.index(str(one)), None
 

@@ -388,7 +388,7 @@ class _Conversion:
 
     def finish(self, options: dict[str, Any]) -> None:
         """Note counts and options in the manifests. Without a conversation for validation there is no such store."""
-        counts = {
+        counts: dict[str, Any] = {
             "read": self._read,
             "written": self._writer.records,
             "validation": self._validation.records if self._validation else 0,
