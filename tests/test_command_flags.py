@@ -32,6 +32,7 @@ from fvjax import (
     doctor,
     evaluate,
     export,
+    face_tasks,
     ijb,
     plan,
     pretrain,
@@ -41,7 +42,7 @@ from fvjax import (
     verify,
 )
 from fvjax.config import base, benchmark
-from fvjax.data import describe, prepare, stores, synthetic
+from fvjax.data import describe, prepare, rules, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
 from fvjax.data.stores import shards
@@ -54,7 +55,7 @@ from tests.test_recordio import write_people
 from tests.test_tfds_source import IMAGE, dataset
 from weights_convert.read import open_file
 
-HERE = "test_command_flags"
+HERE, LABELS = "test_command_flags", "test_attribute_labels"
 TESTED: dict[str, dict[str, str]] = {
     "fvjax.main": {
         "config": "test_main::test_mistakes_are_one_line",
@@ -73,6 +74,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--model": "test_chat_command::test_the_answer_is_the_models",
         "--image": "test_chat_command::test_the_answer_is_the_models",
         "--json": "test_chat_command::test_the_answer_is_the_models",
+        "--video": "test_media_model::test_the_command_shows_a_clip",
         **dict.fromkeys(
             ("--max-tokens", "--temperature", "--top-p", "--seed", "--system", "--template", "--max-tiles"),
             "test_chat_command::test_flags_reach_the_model",
@@ -242,9 +244,54 @@ TESTED: dict[str, dict[str, str]] = {
         "--src": "test_conversations::test_fairfacegpt",
         "--dst": "test_conversations::test_fairfacegpt",
         "--images": "test_conversations::test_texts_need_no_folder_and_pictures_do",
+        "--videos": "test_clips::test_clips_are_imported_and_broken_ones_counted",
+        "--frames": "test_clips::test_clips_are_imported_and_broken_ones_counted",
+        "--landmarks": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--detector": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--landmark-side": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--missing-landmarks": "test_clips::test_records_can_be_kept_without_points",
+        "--broken-videos": "test_clips::test_a_broken_video_can_end_the_conversion",
         "--split": "test_conversations::test_split",
         "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
         "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
+    },
+    "fvjax.data.prepare celeba": {
+        **dict.fromkeys(("--src", "--dst", "--labels", "--partition", "--identities"), f"{LABELS}::test_celeba_store"),
+        "--size": f"{LABELS}::test_celeba_store",
+        "--margin": f"{LABELS}::test_a_margin_around_the_picture",
+        "--align": f"{LABELS}::test_surroundings_of_the_face_that_a_detector_finds",
+        "--share": f"{LABELS}::test_a_share_of_the_pictures",
+        "--policy": f"{LABELS}::test_labels_of_pictures_that_are_not_there",
+    },
+    **{
+        f"fvjax.data.prepare {name}": {
+            **dict.fromkeys(("--src", "--dst", *its), f"{LABELS}::{test}"),
+            **dict.fromkeys(
+                ("--size", "--margin", "--share", "--policy", *(("--align",) if name != "expw" else ())),
+                f"{LABELS}::test_options_of_every_data_set",
+            ),
+        }
+        for name, its, test in (
+            ("maad", ("--labels", "--val"), "test_rafdb_and_maad_stores"),
+            ("rafdb", ("--labels", "--val"), "test_rafdb_and_maad_stores"),
+            ("fairface", ("--labels", "--val", "--split", "--repair-ages"), "test_fairface_store"),
+            ("utkface", (), "test_utkface_store"),
+            ("expw", ("--labels",), "test_expw_crops_the_boxes"),
+            (
+                "attributes",
+                ("--attribute-feature", "--image-feature", "--identity-feature"),
+                "test_nested_features_of_a_tfds_dataset",
+            ),
+        )
+    },
+    "fvjax.data.rules check": {
+        "--labels": "test_rules::test_the_command_prints_the_specifications_table",
+        "--store": "test_rules::test_a_store",
+        "--sets": "test_rules::test_a_store",
+        **dict.fromkeys(
+            ("--rules", "--max-share"), "test_rules::test_rules_of_common_sense_that_the_labels_contradict"
+        ),
+        **dict.fromkeys(("--tau", "--edges"), "test_rules::test_edges"),
     },
     "fvjax.data.describe labels": {
         **dict.fromkeys(("--src", "--labels", "--dst"), "test_describe::test_a_store_of_the_labels"),
@@ -268,6 +315,18 @@ TESTED: dict[str, dict[str, str]] = {
         "--parallel": "test_describe_endpoint::test_several_requests_at_a_time",
         "--timeout": "test_describe_endpoint::test_a_slow_endpoint_is_not_waited_for",
     },
+    "fvjax.data.describe procedural": {
+        "--dst": "test_face_instruct::test_the_command",
+        "--first": "test_face_instruct::test_the_command",
+        "--identities": "test_face_instruct::test_the_command",
+        "--images": "test_face_instruct::test_the_command",
+        "--clips": "test_face_instruct::test_the_command",
+        "--frames": "test_face_instruct::test_the_command",
+        "--seed": "test_face_instruct::test_the_command",
+        "--split": "test_face_instruct::test_the_command",
+        "--tasks": "test_face_instruct::test_the_command",
+        "--low-resolution": "test_face_instruct::test_the_command",
+    },
     "fvjax.data.describe audit": {
         "--src": "test_describe::test_the_page_shows_samples_and_needs_nothing_else",
         "--images": "test_describe::test_samples_of_a_file_of_conversations",
@@ -282,6 +341,28 @@ TESTED: dict[str, dict[str, str]] = {
     "fvjax.data.describe control": {
         "--src": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
         "--dst": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
+    },
+    "fvjax.face_tasks parse": {
+        "--answers": "test_face_tasks_command::test_parse_and_score",
+        "--out": "test_face_tasks_command::test_parse_and_score",
+    },
+    "fvjax.face_tasks score": {
+        "--answers": "test_face_tasks_command::test_parse_and_score",
+        "--parsed": "test_face_tasks_command::test_parse_and_score",
+        "--out": "test_face_tasks_command::test_parse_and_score",
+        "--seed": "test_face_tasks_command::test_parse_and_score",
+    },
+    "fvjax.face_tasks judge": {
+        "--answers": "test_face_tasks_command::test_judge_by_file",
+        "--store": "test_face_tasks_command::test_judge_by_file",
+        "--backend": "test_face_tasks_command::test_judge_by_file",
+        "--folder": "test_face_tasks_command::test_judge_by_file",
+        "--repeats": "test_face_tasks_command::test_judge_by_file",
+        "--seed": "test_face_tasks_command::test_judge_by_file",
+        "--out": "test_face_tasks_command::test_judge_by_file",
+        "--url": "test_face_tasks_command::test_judge_at_an_endpoint",
+        "--model": "test_face_tasks_command::test_judge_at_an_endpoint",
+        "--max-requests": "test_face_tasks_command::test_judge_at_an_endpoint",
     },
     "weights_convert": {
         "--src": "test_convert::test_command_line",
@@ -408,6 +489,8 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),
         "fvjax.data.describe": lambda: describe.main([]),
+        "fvjax.data.rules": lambda: rules.main([]),
+        "fvjax.face_tasks": lambda: face_tasks.main([]),
         "weights_convert": convert.main,
         "launch/local.py": lambda: local.run([], []),
     }

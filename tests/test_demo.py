@@ -22,6 +22,7 @@ from PIL import Image
 
 from fvjax import api, demo, demo_answers, local_server, search, verify
 from fvjax.data import images, prepare
+from fvjax.data.alignment.faces import read_picture
 from fvjax.demo_answers import Answers
 from fvjax.evals import answer_html, identification
 from fvjax.evals.answer_html import Thumbnail
@@ -181,6 +182,12 @@ def test_only_listed_files_of_a_folder_are_shown(verifier, folder, tmp_path):
         assert gallery.picture(name) is None
     (folder / "p00/0.jpg").unlink()
     assert gallery.picture("p00/0.jpg") is None
+
+
+@pytest.mark.parametrize(("face", "number"), [("centre", 0), ("largest", 1)])
+def test_a_search_is_for_the_face_that_was_chosen(verifier, folder, files, face, number):  # noqa: F811
+    found = Answers(verifier, gallery_of(folder, verifier)).find(files["several"], face=face)
+    assert np.array_equal(_decoded(found.probe), read_picture(files["several"]).faces.crops[number])
 
 
 def test_searches_that_cannot_be_made(verifier, folder, files):  # noqa: F811

@@ -13,19 +13,32 @@ from tests import structure
 
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"trees", "typing", "durations"},
-    {"errors", "shipped", "console", "plugins", "config_keys"},
+    {"trees", "typing", "durations", "face_regions"},
+    {"errors", "shipped", "console", "plugins", "config_keys", "attribute_rules", "co_occurrence"},
     {"files", "startup", "local_server"},
     {"config"},
     {"models", "data", "parallel", "checks", "runtime", "saved_config", "config_errors"},
     {"losses", "evals", "cli", "foreign", "default_model", "prepared"},
     {"tasks", "diagnosis", "foreign_workdir", "reporting"},
     {"training"},
-    {"planning", "chat_model"},
+    {"planning", "chat_model", "media_model"},
     {"api", "results"},
     {"experiment"},
     {"main"},
-    {"plan", "verify", "search", "ijb", "doctor", "chat", "export", "compare", "evaluate", "pretrain", "__main__"},
+    {
+        "plan",
+        "verify",
+        "search",
+        "ijb",
+        "doctor",
+        "chat",
+        "export",
+        "compare",
+        "evaluate",
+        "pretrain",
+        "face_tasks",
+        "__main__",
+    },
     {"report"},
     {"demo_answers"},
     {"demo_page"},
@@ -99,13 +112,15 @@ def test_no_module_imports_itself_in_a_circle():
 def test_models_know_arrays_only():
     for file in files("models"):
         ours = {m.split(".")[1] for m in imports(file) if m.startswith("fvjax.")}
-        assert ours <= {"trees", "typing", "models"}, f"{file} imports {ours}"
+        assert ours <= {"trees", "typing", "co_occurrence", "face_regions", "models"}, f"{file} imports {ours}"
 
 
 def test_data_and_protocols_need_no_jax():
     protocols = ("folds", "intervals", "choices", "facexbench", "facexbench_answers", "facexbench_tables")
     protocols += ("identification", "templates", "search_text", "verification", "finished", "pair_scores", "paired")
+    protocols += ("attributes", "attribute_parser", "attribute_text", "faceinsight_published")
     modules = [*files("data"), *files("diagnosis"), *files("reporting")]
+    modules += [*files("attribute_rules"), *files("co_occurrence")]
     for file in [*modules, *(Path(f"fvjax/evals/{name}.py") for name in protocols)]:
         assert not {m for m in imports(file) if m.split(".")[0] in ("jax", "flax", "torch")}, file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fvjax import plugins
 from fvjax.tasks.conversation import Conversation
+from fvjax.tasks.face_instruction import FaceInstruction
 from fvjax.tasks.margin import Margin
 from fvjax.tasks.pair_answer import PairAnswer
 from fvjax.tasks.task import Task
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "margin": Margin,
     "pair_answer": PairAnswer,
     "conversation": Conversation,
+    "face_instruction": FaceInstruction,
 }
 
 
