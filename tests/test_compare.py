@@ -162,6 +162,16 @@ def test_without_resamples_a_difference_has_a_sign_and_no_interval():
     assert defaults == {paired.resample: 2000, paired.bands: 500}
 
 
+def test_a_band_holds_95_of_100_resampled_curves():
+    seeds, rates = [judged(1.0, n) for n in (1, 2)], np.array([0.05, 0.2, 0.5])
+    of = seeds[0]
+    identities = folds.identity_numbers(of.same, of.identity_a, of.identity_b)
+    weights = np.concatenate(list(folds.resamples(of.same, identities, 80, 3)))
+    curves = np.mean([paired.true_accept_rates(each, rates, weights) for each in seeds], 0)
+    expected = np.nanpercentile(curves, [2.5, 97.5], axis=0)
+    np.testing.assert_allclose(paired.bands(seeds, rates, bootstrap=80, seed=3), expected)
+
+
 def test_pairing_narrows_the_interval_when_people_are_hard_for_both():
     a, b = judged(1.5, 1, shared=2.0), judged(1.5, 1, shared=2.0)
     b = dataclasses.replace(b, scores=b.scores + np.float32(0.3) * b.same)

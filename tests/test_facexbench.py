@@ -488,6 +488,14 @@ def test_tables_line_by_line():
         assert all(column.no_wrap for column in table.columns[1:])
 
 
+def test_a_category_of_fairface_alone_has_no_row_without_it():
+    entry = facexbench.entry(QUESTIONS[:2] + QUESTIONS[4:], [predict("C", "C")] * 4)
+    lines = printed(facexbench_tables.table(entry, "x"))
+    titles = ["Overall", "without FairFace", "Bias & Fairness", "Recognition"]
+    assert in_order(lines, titles) == titles
+    assert row(lines, "Bias & Fairness")[1] == ["0–65.8", "0–65.8"]
+
+
 def test_table_of_letters_alone():
     only_letters = [replace(p, output=None, extracted=None) for p in PREDICTIONS]
     lines = printed(facexbench_tables.table(facexbench.entry(QUESTIONS, only_letters), "x"))

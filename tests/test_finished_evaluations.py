@@ -67,6 +67,18 @@ def test_thresholds_by_hand(n_folds, far, fnmr):
     assert half == pytest.approx((fnmr, least // 2, least), abs=1e-6)
 
 
+def test_each_of_three_folds_is_judged_by_the_two_others():
+    fold = np.arange(15) % 3
+    pairs = dataclasses.replace(scored(), fold=fold)
+    impostors = [np.sort(pairs.scores[~pairs.same & (fold != number)]) for number in range(3)]
+    expected = np.mean([scores[-(len(scores) // 4)] for scores in impostors])
+    least = min(map(len, impostors))
+    assert operating_points.at_far(pairs, 0.25) == pytest.approx((expected, least // 4, least), abs=1e-6)
+    one = dataclasses.replace(pairs, same=np.arange(15) != 14, fold=np.zeros(15, int))
+    with pytest.raises(ValueError, match=r"needs 2 impostor scores, and there are 1; choose another benchmark"):
+        operating_points.at_far(one, 0.5)
+
+
 def test_a_rate_of_one_in_as_many_scores_as_there_are():
     pairs = scored()
     assert operating_points.at_far(pairs, 1 / 3)[1:] == (1, 3)

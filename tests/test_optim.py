@@ -82,6 +82,31 @@ def test_one_norm_over_all_groups_is_clipped():
         assert float(got["deep"]["y"][0]) == pytest.approx(-0.2 * share * gradient / 3 * 4)
 
 
+def test_a_group_that_is_not_clipped_does_not_count_to_the_norm():
+    config = settings(clip=1.0, unclipped=("head",))
+    tx = optimizer.make(config, {"body": "body", "head": "head"}, lambda step: 0.1)
+    grads = {"body": jnp.array([3.0, 4.0]), "head": jnp.array([300.0])}
+    got, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(got["body"], [-0.1 * 3 / 5, -0.1 * 4 / 5], rtol=1e-6)
+    np.testing.assert_allclose(got["head"], [-30.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(), ("head",)])
+def test_rows_without_a_gradient_stay_as_they_are(rows):
+    """Row 0 has no gradient in the second of three steps: it then neither decays nor goes on with its momentum."""
+    config = settings(momentum=0.9, weight_decay=0.1, idle_rows=rows)
+    tx = optimizer.make(config, {"w": "head"}, lambda step: 0.1)
+    weights = {"w": jnp.array([[2.0, 1.0], [2.0, 1.0]])}
+    state, moving, expected = tx.init(weights), np.zeros((2, 2)), np.array([[2.0, 1.0], [2.0, 1.0]])
+    for gradient in ([[1.0, -1.0], [0.5, 0.0]], [[0.0, 0.0], [-1.0, -1.0]], [[0.5, 0.0], [0.5, 0.5]]):
+        update, state = tx.update({"w": jnp.array(gradient)}, state, weights)
+        weights = {"w": weights["w"] + update["w"]}
+        moves = np.any(gradient, axis=1, keepdims=True) | (not rows)
+        moving = np.where(moves, 0.9 * moving + gradient + 0.1 * expected, moving)
+        expected = np.where(moves, expected - 0.1 * moving, expected)
+        np.testing.assert_allclose(weights["w"], expected, rtol=1e-5)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"config\.optimizer\.name='lion': choose sgd or adamw"):
         optimizer.make(settings(name="lion"), {"w": "all"}, lambda step: 0.1)

@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import signal
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,3 +129,43 @@ def test_a_record_that_changed_and_one_of_another_size_stop_a_shard(job):
     assert not job.file.exists()
     assert not job.done.exists()
     assert shard_jobs.write_shard(one._replace(resize=True)) == 3
+
+
+def test_shards_of_several_workers_and_an_error_that_ends_them(job, monkeypatch):
+    """Threads stand for processes, which take a second to start."""
+    monkeypatch.setattr(shard_jobs, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
+    second = job._replace(file=job.file.with_name("shard 2"), done=job.done.with_name("1.done"))
+    assert list(shard_jobs.run_jobs([job, second], 2)) == [3, 3]
+    assert second.file.read_bytes() == job.file.read_bytes()
+    started = []
+
+    def fail_first(number: int) -> int:
+        started.append(number)
+        time.sleep(0.02)
+        if number == 0:
+            raise ValueError("damaged")
+        return 1
+
+    monkeypatch.setattr(shard_jobs, "write_shard", fail_first)
+    with pytest.raises(ValueError, match="damaged"):
+        list(shard_jobs.run_jobs(list(range(50)), 2))
+    assert len(started) < 25, "shards that have not been begun are not written"
+
+
+def test_a_worker_ends_when_its_parent_has_ended(monkeypatch):
+    parent_ended, codes, ignored, started = threading.Event(), [], [], []
+    parent = SimpleNamespace(join=lambda: parent_ended.wait(10))
+    monkeypatch.setattr(shard_jobs.multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(shard_jobs.os, "_exit", codes.append)
+    monkeypatch.setattr(shard_jobs.signal, "signal", lambda *given: ignored.append(given))
+    thread = threading.Thread
+    monkeypatch.setattr(
+        shard_jobs.threading, "Thread", lambda **options: started.append(thread(**options)) or started[0]
+    )
+    shard_jobs._start_worker()
+    assert ignored == [(signal.SIGINT, signal.SIG_IGN)]
+    assert started[0].daemon, "it does not keep a worker alive that has nothing left to do"
+    assert codes == []
+    parent_ended.set()
+    started[0].join(10)
+    assert codes == [1]

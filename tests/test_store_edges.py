@@ -11,6 +11,7 @@ import pytest
 
 from fvjax.data import images, stores
 from fvjax.data.stores import features, manifest, protocol, shards, store
+from fvjax.data.stores.writer import kinds
 from tests.test_images import smooth_face
 
 FACES = [smooth_face(i) for i in range(4)]
@@ -223,3 +224,10 @@ def test_as_many_bytes_as_a_feature_may_have():
     assert stores.Feature("uint8", (most,)).nbytes == most
     with pytest.raises(ValueError, match=f"has more than {most} bytes"):
         stores.Feature("uint8", (most + 1,))
+
+
+def test_rejections_are_counted_by_what_stands_before_the_details():
+    reasons = ["no face: in 9x9 pixels: small", "no face (two)", "not a JPEG", "24x24, expected 112x112 (align it)"]
+    counts = kinds([{"reason": reason} for reason in reasons])
+    assert counts == {"no face": 2, "not a JPEG": 1, "24x24, expected 112x112": 1}
+    assert next(iter(counts)) == "no face", "the most frequent first"

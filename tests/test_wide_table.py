@@ -53,7 +53,49 @@ def test_where_it_does_not_each_part_has_the_first_column_and_the_end_has_the_ca
 
 
 def test_a_column_alone_is_shown_as_far_as_the_terminal_goes():
-    assert shown(30)[1:4] == [" row", " ─────────────────────────────", " resnet :smile:        99.55 ±"]
+    assert shown(30) == [
+        "              results",
+        " row",
+        " ─────────────────────────────",
+        " resnet :smile:        99.55 ±",
+        *lines(CFP),
+        "in per cent",
+    ]
+
+
+def test_rows_follow_each_other_without_empty_lines():
+    console = Console(width=41, file=io.StringIO(), color_system=None)
+    console.print(WideTable("results", "in per cent", "row", ["LFW", "FP"], [["a", "99", "87"], ["b", "1", "2"]]))
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "            results",
+        "",
+        " row                   LFW  FP",
+        " ─────────────────────────────",
+        " a                      99  87",
+        " b                       1   2",
+        "",
+        "in per cent",
+    ]
+
+
+def test_four_columns_become_three_parts_in_order():
+    table = shown(36, columns=["A", "B", "C", "D"], rows=[["a", "99.55", "1234567", "87654321", "x"]])
+    assert [line for line in table if line.lstrip().startswith(("row", "a"))] == [
+        " row                       A",
+        " a                     99.55",
+        " row                         B",
+        " a                     1234567",
+        " row                          C  D",
+        " a                     87654321  x",
+    ]
+    assert table[-1] == "in per cent"
+
+
+def test_a_column_without_any_text_takes_no_room():
+    assert shown(60, columns=["", "X"], rows=[["a", "", "1"]])[1::2] == [
+        " row                     X",
+        " a                       1",
+    ]
 
 
 def test_long_names_are_folded_and_cells_are_not_broken():
