@@ -8,8 +8,8 @@ import pytest
 from fvjax.attribute_rules import compile_rules
 from fvjax.data import rules
 from fvjax.data.readers import celeba, expressions, fairface, maad, utkface
-from fvjax.evals.attribute_parser import Parser
-from fvjax.evals.attributes import violations
+from fvjax.evals.attribute_parser import Parser, read_all
+from fvjax.evals.attributes import entry, violations
 
 CELEBA = Parser(celeba.NAMES)
 MAAD = Parser(maad.NAMES)
@@ -90,6 +90,21 @@ def test_an_attribute_that_is_affirmed_and_denied():
     assert parsed.positive[celeba.NAMES.index("Smiling")]
     assert violations([[0.0]], compile_rules([], ["a"]), conflicts=[True])["rate"] == 1.0
     assert CELEBA("He is not smiling. No smile at all.").conflicts == ()
+
+
+def test_figures_of_descriptions():
+    texts = ["He is smiling. He is not smiling.", "A bald man with bangs.", "A young woman."]
+    p, conflicts = read_all(CELEBA, texts)
+    assert conflicts.tolist() == [True, False, False]
+    labels = np.where(p == 1, 1, -1)
+    table = compile_rules(rules.load("celeba40", ["anatomical"]), celeba.NAMES)
+    found = entry(p, labels, celeba.NAMES, table=table, conflicts=conflicts, bootstrap=20)
+    assert found["micro"]["f1"]["value"] == 1.0
+    rate = found["violations"]["rate"]
+    assert rate["value"] == pytest.approx(2 / 3)
+    assert rate["ci95"][0] <= 2 / 3 <= rate["ci95"][1]
+    assert found["violations"]["conflicts"] == pytest.approx(1 / 3)
+    assert read_all(CELEBA, [])[0].shape == (0, 40)
 
 
 def test_what_is_not_mentioned():

@@ -261,6 +261,29 @@ def test_refused_rule_files(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_damaged_rule_files_are_read_or_refused(tmp_path):
+    """Whatever is changed, a rule file is read or refused with one line that names it."""
+    whole, rng, file = (
+        (rules.FOLDER / "maad47.toml").read_bytes()[:6000],
+        np.random.default_rng(0),
+        tmp_path / "own.toml",
+    )
+    refusals = []
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(900, len(data), 3):
+            data[place : place + int(rng.integers(0, 4))] = bytes(
+                rng.choice(list(b'abr"=[], \n'), int(rng.integers(0, 4)))
+            )
+        file.write_bytes(data)
+        try:
+            rules.read(str(file))
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 10
+    assert all(text.startswith(str(file)) and "\n" not in text for text in refusals)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

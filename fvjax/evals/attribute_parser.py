@@ -161,6 +161,16 @@ class Parser:
         return token in self._table.between or token == ","
 
 
+def read_all(parser: Parser, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return what descriptions say as probabilities 0 and 1, float64 [N, K], and which have a conflict, bool [N].
+
+    Both are arguments of :func:`fvjax.evals.attributes.entry`.
+    """
+    parsed = [parser(text) for text in texts]
+    p = np.array([one.positive for one in parsed], np.float64).reshape(len(parsed), len(parser.names))
+    return p, np.array([bool(one.conflicts) for one in parsed], bool)
+
+
 def _tokens(text: str) -> list[str]:
     return _TOKEN.findall(text.lower().replace("\u2019", "'").replace("-", " ").replace("\u2013", " "))
 

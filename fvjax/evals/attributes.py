@@ -320,6 +320,7 @@ def entry(
     identities: ArrayLike | None = None,
     table: RuleTable | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
+    conflicts: ArrayLike | None = None,
     threshold: float = THRESHOLD,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -335,13 +336,39 @@ def entry(
         names: of the K attributes.
         identities, groups, bootstrap, seed: as for :func:`intervals`.
         table: rules whose violations are counted.
+        conflicts: as for :func:`violations`.
         data_hash: of the store.
+    Raises:
+        ValueError: as :func:`decide` and :func:`intervals`, or other names than the arrays or the rules have.
     """
     d = decide(p, labels, labelled, threshold)
+    groups = groups or {}
+    if len(names) != d.p.shape[1] or (table and table.names != tuple(names)):
+        raise ValueError(f"{len(names)} names for {d.p.shape[1]} attributes, or rules about others")
+    broken = None
+    if table:
+        broken = np.asarray(attribute_rules.violated(d.p >= threshold, table).any(1))
+        broken |= np.asarray(False if conflicts is None else conflicts, bool)
+    edges = {}
+    if bootstrap:
+        edges = intervals(d, identities=identities, broken=broken, groups=groups, bootstrap=bootstrap, seed=seed)
     figures = metrics(p, labels, labelled, threshold)
-    broken = attribute_rules.violated(d.p >= threshold, table).any(1) if table else None
-    options: dict[str, Any] = {"identities": identities, "broken": broken, "groups": groups}
-    edges = intervals(d, **options, bootstrap=bootstrap, seed=seed) if bootstrap else {}
+    out = _with_intervals(figures, edges)
+    out["majority"] = majority(d)
+    out["by_attribute"] = _by_attribute(names, figures, d)
+    out["classes"] = {name: _class_entry(d, name, groups, names, edges) for name in groups}
+    if table:
+        found = violations(d.p, table, threshold, conflicts)
+        out["violations"] = {**found, "rate": {"value": found["rate"], "ci95": edges.get("violations")}}
+        out["violations_of_labels"] = violations(d.positive, table)["rate"]
+    unit = "pictures" if identities is None else "people"
+    described = f"95% percentile bootstrap over {unit}, {bootstrap} resamples, seed {seed}"
+    out["intervals"] = described if bootstrap else "none (bootstrap=0)"
+    return {**out, "threshold": threshold, "data_hash": data_hash}
+
+
+def _with_intervals(figures: dict[str, Any], edges: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return the figures over all attributes of :func:`metrics`, each as {"value", "ci95"}."""
 
     def figure(value: float | None, name: str) -> dict[str, Any]:
         return {"value": value, "ci95": edges.get(name)}
@@ -352,23 +379,7 @@ def entry(
     for average in AVERAGES:
         out[average] = {name: figure(value, f"{average}/{name}") for name, value in figures[average].items()}
     out["map"] = figure(figures["mean_over_attributes_with_positives"], "map")
-    out["majority"] = majority(d)
-    out["by_attribute"] = _by_attribute(names, figures, d)
-    out["classes"] = {
-        name: {
-            **_class_entry(d, columns, names, figure, f"classes/{name}/accuracy"),
-            "by": _by_group(d, name, groups, names),
-        }
-        for name, columns in (groups or {}).items()
-    }
-    if table:
-        found = violations(d.p, table, threshold)
-        out["violations"] = {**found, "rate": figure(found["rate"], "violations")}
-        out["violations_of_labels"] = violations(d.positive, table)["rate"]
-    unit = "pictures" if identities is None else "people"
-    described = f"95% percentile bootstrap over {unit}, {bootstrap} resamples, seed {seed}"
-    out["intervals"] = described if bootstrap else "none (bootstrap=0)"
-    return {**out, "threshold": threshold, "data_hash": data_hash}
+    return out
 
 
 def majority(d: Decisions) -> float:
@@ -416,10 +427,19 @@ def _by_group(
     return out
 
 
-def _class_entry(d: Decisions, columns: Sequence[int], names: Sequence[str], figure: Any, key: str) -> dict[str, Any]:
+def _class_entry(
+    d: Decisions,
+    question: str,
+    groups: Mapping[str, Sequence[int]],
+    names: Sequence[str],
+    edges: Mapping[str, list[float]],
+) -> dict[str, Any]:
+    """Return the figures of a question's classes, "n" pictures, and "by" the classes of the other questions."""
+    columns = groups[question]
     rows, true, predicted = group_answers(d, columns)
-    own = [names[i] for i in columns]
+    out: dict[str, Any] = {"n": len(rows), "names": [names[i] for i in columns]}
     if not len(rows):
-        return {"n": 0, "names": own}
+        return out
     found = classes(true, predicted, len(columns))
-    return {"n": len(rows), "names": own, "accuracy": figure(found["war"], key), **found}
+    accuracy = {"value": found["war"], "ci95": edges.get(f"classes/{question}/accuracy")}
+    return {**out, "accuracy": accuracy, **found, "by": _by_group(d, question, groups, names)}

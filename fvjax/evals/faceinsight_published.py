@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 ROUNDING = 0.01  # per cent: F1, P and R have two digits after the point
 POSITIVE_RATE = 0.225  # of CelebA's labels, on 20,000 training pictures
 
@@ -93,3 +96,23 @@ def micro_f1(accuracy: float, positive_rate: float, missed: float) -> float:
     if right < 0:
         raise ValueError(f"{errors * missed:.3f} of the cells missed, but only {positive_rate:.3f} are positive")
     return 2 * right / (2 * right + errors)
+
+
+def simulated(labels: ArrayLike, accuracy: float, missed: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Return predictions of a given accuracy, bool [N, K]: the labels with random errors.
+
+    An attribute's error rate is proportional to p (1 - p), with p the share of its positives; errors are independent.
+
+    Args:
+        labels: [N, K], 1 is positive.
+        accuracy: the mean over attributes, from 0 to 1; reached but for chance.
+        missed: the errors' share that are positives which were not predicted. At most 95 % of an attribute's positives
+            are missed.
+    """
+    positive = np.asarray(labels) == 1
+    rates = positive.mean(0)
+    spread = rates * (1 - rates)
+    errors = (1 - accuracy) * spread / spread.mean()
+    misses = np.minimum(missed * errors, 0.95 * rates)
+    flips = np.where(positive, misses / np.maximum(rates, 1e-12), (errors - misses) / np.maximum(1 - rates, 1e-12))
+    return positive ^ (np.random.default_rng(seed).random(positive.shape) < flips)
