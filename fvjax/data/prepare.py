@@ -10,6 +10,8 @@
     python -m fvjax.data.prepare folder --src=tfds:NAME --dst=STORE        a prepared TFDS dataset -> training store
     python -m fvjax.data.prepare conversations --src=FILE.json --images=DIR --dst=STORE   questions, answers, pictures
     python -m fvjax.data.prepare facexbench --src=DIR --dst=STORE          DIR/benchmark/*.json -> benchmark facexbench
+    python -m fvjax.data.prepare celeba|maad|fairface|utkface|expw|rafdb --src=DIR … --dst=STORE   attributes
+    python -m fvjax.data.prepare attributes --src=tfds:celeb_a --dst=STORE     a TFDS dataset's nested booleans
 
 Images of faces are 112x112 RGB. JPEGs of that size are stored byte for byte, without what a camera appended. Other
 formats, CMYK and images that EXIF says are rotated are re-encoded, upright and in RGB.
@@ -38,6 +40,9 @@ false, no); fold, identity_a and identity_b are optional (docs/results.md).
 keeps byte for byte, as above. What cannot be used is left out, listed and counted by reason. With --val=0.05, all
 conversations of a twentieth of the pictures go to STORE/val.
 
+The data sets with attribute labels become stores of square pictures (--size=224) with STORE/val and STORE/test
+(docs/faceinsight.md).
+
 `facexbench` reads the multiple-choice questions of FaceXBench (docs/facexbench.md).
 """
 
@@ -54,7 +59,15 @@ from fvjax import errors, startup
 from fvjax.data import images
 from fvjax.data.alignment import flags
 from fvjax.data.progress import progress_bar
-from fvjax.data.readers import conversations, facexbench_store, ijb, insightface_bin, odd_pairs, pair_list
+from fvjax.data.readers import (
+    attribute_stores,
+    conversations,
+    facexbench_store,
+    ijb,
+    insightface_bin,
+    odd_pairs,
+    pair_list,
+)
 from fvjax.data.readers.benchmarks import cfp, lfw
 from fvjax.data.readers.files import read_lines
 from fvjax.data.readers.folders import folder
@@ -183,6 +196,7 @@ def _parser(src_required: bool) -> argparse.ArgumentParser:
     conversations.add_command(commands)
     facexbench_store.add_command(commands)
     ijb.add_command(commands)
+    attribute_stores.add_commands(commands)
     return parser
 
 

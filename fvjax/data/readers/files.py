@@ -24,6 +24,11 @@ def require_directory(path: Path) -> Path:
     return path
 
 
+def encoding_of(data: bytes) -> str:
+    """Return the encoding of a text file by its first bytes: UTF-8 unless a byte order mark says another."""
+    return next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
+
+
 def read_text(file: Path) -> str:
     """Read a text file in UTF-8, or in UTF-16 with a byte order mark. Every end of a line becomes a newline.
 
@@ -35,7 +40,7 @@ def read_text(file: Path) -> str:
     if (size := file.stat().st_size) > MAX_LIST_BYTES:
         raise ValueError(f"{file}: {size} bytes, at most {MAX_LIST_BYTES}; is it a list?")
     data = file.read_bytes()
-    encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
+    encoding = encoding_of(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class Source:
         name: a dataset below TFDS_DATA_DIR (~/tensorflow_datasets) such as "lfw", "lfw:0.1.1" or "name/config", or a
             directory with features.json. Nothing is downloaded, and no code of the dataset is run.
         split: may be None if the dataset has a single one.
-        image: the feature with the images; may be None if only one is an Image.
+        image: the feature with the images; may be None if only one is an Image. The features of a feature are named
+            with a slash: "identity/Identity_No".
         identity: the feature with the identities; may be None if only one is a ClassLabel, a Text or an integer.
     Attributes:
         identities: the identity of each record.
@@ -33,11 +34,12 @@ class Source:
 
     def __init__(self, name: str, split: str | None, image: str | None, identity: str | None):
         self.name = f"tfds:{name}"
-        builder = self._builder(name)
-        info, features = builder.info, builder.info.features
+        builder = _builder(name)
+        info = builder.info
         self.split = _choose(split, list(info.splits), f"{self.name}: --split", "splits")
-        if not isinstance(features, tfds.features.FeaturesDict):
+        if not isinstance(info.features, tfds.features.FeaturesDict):
             raise ValueError(f"{self.name}: its features have no names; expected an image and an identity")
+        features = self._features = dict(_flat(info.features))
         pictures = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
         kinds = tfds.features.ClassLabel, tfds.features.Text
         people = [key for key, f in features.items() if isinstance(f, kinds) or _is_integer(f)]
@@ -58,6 +60,24 @@ class Source:
         """Return record ``i``'s image file as it is stored."""
         return self._value(i, self._image)
 
+    def booleans(self, prefix: str) -> list[str]:
+        """Return the boolean features below a feature, in their order. Raises ValueError if there are none.
+
+        Args:
+            prefix: such as "attributes/".
+        """
+        chosen = [key for key, f in self._features.items() if key.startswith(prefix) and _is_boolean(f)]
+        if not chosen:
+            every = sorted({key.rpartition("/")[0] for key, f in self._features.items() if _is_boolean(f)})
+            available = ", ".join(folder for folder in every if folder) or "none"
+            raise ValueError(f"{self.name}: no booleans in {prefix.rstrip('/')!r}; features with booleans: {available}")
+        return chosen
+
+    def values(self, i: int, features: Sequence[str]) -> list[Any]:
+        """Return the values of several features of record ``i``, each a single number or text."""
+        record = self._record(i)
+        return [self._only(record, i, feature) for feature in features]
+
     def records(self, people: list[str]) -> Iterator[tuple[int, str]]:
         """Yield (record, identity) of these identities in their order, as folders of their names would.
 
@@ -77,27 +97,40 @@ class Source:
         return [classes[x] if classes else x.decode() if isinstance(x, bytes) else f"{x}" for x in values]
 
     def _value(self, i: int, feature: str) -> Any:
+        return self._only(self._record(i), i, feature)
+
+    def _record(self, i: int) -> Any:
         try:
-            entry = EXAMPLE.FromString(self._records[i]).features.feature[feature]
+            return EXAMPLE.FromString(self._records[i]).features.feature
         except DecodeError as error:
             raise ValueError(f"{self.name}: record {i} is damaged ({error}); prepare it again") from error
+
+    def _only(self, record: Any, i: int, feature: str) -> Any:
+        """Return the only value of a feature in a record."""
+        entry = record[feature]
         values = entry.bytes_list.value or entry.int64_list.value
         if len(values) != 1:
             raise ValueError(f"{self.name}: record {i} has {len(values)} values of {feature!r}, expected one")
         return values[0]
 
-    def _builder(self, name: str) -> Any:
-        path = _directory(name)
-        try:
-            description = json.loads((path / "features.json").read_text(encoding="utf-8"))
-            ours = "tensorflow_datasets.core.features."
-            if foreign := [kind for kind in _class_names(description) if not kind.startswith(ours)]:
-                raise ValueError(f"features.json names {foreign[0]!r:.100}, and TFDS would import that; refused")
-            return tfds.builder_from_directory(path)
-        except OSError:
-            raise
-        except Exception as error:  # TFDS and protobuf raise many types for a malformed features.json
-            raise ValueError(f"{self.name}: {path} is no TFDS dataset that can be read ({error})") from error
+
+def split_names(name: str) -> list[str]:
+    """Return the names of a dataset's splits. Raises ValueError as :class:`Source`."""
+    return list(_builder(name).info.splits)
+
+
+def _builder(name: str) -> Any:
+    path = _directory(name)
+    try:
+        description = json.loads((path / "features.json").read_text(encoding="utf-8"))
+        ours = "tensorflow_datasets.core.features."
+        if foreign := [kind for kind in _class_names(description) if not kind.startswith(ours)]:
+            raise ValueError(f"features.json names {foreign[0]!r:.100}, and TFDS would import that; refused")
+        return tfds.builder_from_directory(path)
+    except OSError:
+        raise
+    except Exception as error:  # TFDS and protobuf raise many types for a malformed features.json
+        raise ValueError(f"tfds:{name}: {path} is no TFDS dataset that can be read ({error})") from error
 
 
 def _directory(name: str) -> Path:
@@ -121,6 +154,19 @@ def _directory(name: str) -> Path:
 
 def _is_integer(feature: Any) -> bool:
     return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+
+
+def _is_boolean(feature: Any) -> bool:
+    return feature.shape == () and np.issubdtype(feature.np_dtype, np.bool_)
+
+
+def _flat(features: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, feature) of all features, those of a feature named as TFDS stores them: "attributes/Bald"."""
+    for key, feature in features.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            yield from _flat(feature, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", feature
 
 
 def _class_names(description: Any) -> Iterator[str]:
