@@ -22,6 +22,7 @@ COMMANDS = {  # name: (module, what it does)
     "demo": ("fvjax.demo", "a page to try a model with one's own pictures, for this computer only"),
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
     "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),
+    "rules": ("fvjax.data.rules", "how often do attribute labels break logic rules, and which ones to drop?"),
     "plan": ("fvjax.plan", "memory, FLOPs and least time of an experiment on GPUs that need not be there"),
     "export": ("fvjax.export", "write what a run trained for other programs"),
     "convert": ("weights_convert", "convert a checkpoint between Hugging Face's names and fvjax's"),

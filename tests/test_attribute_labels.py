@@ -3,15 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from fvjax.data import attributes, loose_crops, stores
+from fvjax.data import attributes, loose_crops, prepare, stores
 from fvjax.data.attributes import Attributes
-from fvjax.data.readers import celeba, expressions, fairface, label_files, maad, utkface
+from fvjax.data.readers import attribute_stores, celeba, expressions, fairface, label_files, maad, utkface
 from tests.test_images import file_bytes, smooth_face
 from tests.test_prepare import fails, run
 from tests.test_tfds_source import IMAGE, dataset
@@ -340,6 +341,45 @@ def test_a_share_of_the_pictures(tmp_path, capsys):
     s = stores.Store(tmp_path / "s")
     assert sum(s.manifest["labels"]["splits"].values()) == len(chosen)
     assert set(s.sources) <= chosen
+
+
+def test_a_margin_around_the_picture(tmp_path, capsys):
+    assert prepare_celeba(tmp_path, capsys, "--margin=0.5")[0] == 0
+    assert np.abs(stores.Store(tmp_path / "s").image(0)[:5].astype(int) - loose_crops.BACKGROUND).max() < 16
+
+
+@pytest.mark.parametrize("name", ["maad", "rafdb", "fairface", "utkface", "expw", "attributes"])
+def test_options_of_every_data_set(tmp_path, monkeypatch, name):
+    """Every command hands size, margin, share and policy on; their effects are tested with CelebA."""
+    parser = prepare._parser(src_required=True)
+    flags = ["--labels=x"] * (name not in ("utkface", "attributes"))
+    given = parser.parse_args(
+        [name, "--src=a", "--dst=b", *flags, "--size=7", "--margin=0.25", "--share=0.5", "--policy=fail"]
+    )
+    options = {key: value for key, value in vars(given).items() if key not in ("command", "run", "summary")}
+    written, readers = {}, {"maad": maad, "utkface": utkface}
+    labelled = label_files.LabelSet(Attributes(("a",)), [])
+
+    def read(*arguments, **named):
+        written["share"] = named.get("share", arguments[-1] if arguments else None)
+        return labelled
+
+    monkeypatch.setattr(attribute_stores, "write", lambda *_, **crop: written.update(crop))
+    for module, function in (
+        *((module, "read") for module in readers.values()),
+        (expressions, "expw"),
+        (expressions, "rafdb"),
+        (attribute_stores, "read_fairface"),
+        (attribute_stores, "_read_tfds"),
+    ):
+        monkeypatch.setattr(module, function, read)
+    monkeypatch.setattr(attribute_stores, "PictureFolder", lambda _: SimpleNamespace(read=None))
+    monkeypatch.setattr(attribute_stores, "split_names", lambda _: ["train"])
+    monkeypatch.setattr(attribute_stores, "Source", lambda *_: None)
+    if name == "attributes":
+        options["src"] = Path("tfds:x")
+    given.run(options.pop("src"), options.pop("dst"), **options)
+    assert written == {"share": 0.5, "size": 7, "margin": 0.25, "policy": "fail"}
 
 
 def test_nested_features_of_a_tfds_dataset(tmp_path, capsys):

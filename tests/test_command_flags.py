@@ -41,7 +41,7 @@ from fvjax import (
     verify,
 )
 from fvjax.config import base, benchmark
-from fvjax.data import describe, prepare, stores, synthetic
+from fvjax.data import describe, prepare, rules, stores, synthetic
 from fvjax.data.alignment import geometry
 from fvjax.data.readers.recordio import shard_jobs
 from fvjax.data.stores import shards
@@ -54,7 +54,7 @@ from tests.test_recordio import write_people
 from tests.test_tfds_source import IMAGE, dataset
 from weights_convert.read import open_file
 
-HERE = "test_command_flags"
+HERE, LABELS = "test_command_flags", "test_attribute_labels"
 TESTED: dict[str, dict[str, str]] = {
     "fvjax.main": {
         "config": "test_main::test_mistakes_are_one_line",
@@ -246,6 +246,40 @@ TESTED: dict[str, dict[str, str]] = {
         "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
         "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
     },
+    "fvjax.data.prepare celeba": {
+        **dict.fromkeys(("--src", "--dst", "--labels", "--partition", "--identities"), f"{LABELS}::test_celeba_store"),
+        "--size": f"{LABELS}::test_celeba_store",
+        "--margin": f"{LABELS}::test_a_margin_around_the_picture",
+        "--share": f"{LABELS}::test_a_share_of_the_pictures",
+        "--policy": f"{LABELS}::test_labels_of_pictures_that_are_not_there",
+    },
+    **{
+        f"fvjax.data.prepare {name}": {
+            **dict.fromkeys(("--src", "--dst", *its), f"{LABELS}::{test}"),
+            **dict.fromkeys(("--size", "--margin", "--share", "--policy"), f"{LABELS}::test_options_of_every_data_set"),
+        }
+        for name, its, test in (
+            ("maad", ("--labels", "--val"), "test_rafdb_and_maad_stores"),
+            ("rafdb", ("--labels", "--val"), "test_rafdb_and_maad_stores"),
+            ("fairface", ("--labels", "--val", "--split", "--repair-ages"), "test_fairface_store"),
+            ("utkface", (), "test_utkface_store"),
+            ("expw", ("--labels",), "test_expw_crops_the_boxes"),
+            (
+                "attributes",
+                ("--attribute-feature", "--image-feature", "--identity-feature"),
+                "test_nested_features_of_a_tfds_dataset",
+            ),
+        )
+    },
+    "fvjax.data.rules check": {
+        "--labels": "test_rules::test_the_command_prints_the_specifications_table",
+        "--store": "test_rules::test_a_store",
+        "--sets": "test_rules::test_a_store",
+        **dict.fromkeys(
+            ("--rules", "--max-share"), "test_rules::test_rules_of_common_sense_that_the_labels_contradict"
+        ),
+        **dict.fromkeys(("--tau", "--edges"), "test_rules::test_edges"),
+    },
     "fvjax.data.describe labels": {
         **dict.fromkeys(("--src", "--labels", "--dst"), "test_describe::test_a_store_of_the_labels"),
         "--repair-ages": "test_describe::test_mistakes_of_the_labels_command",
@@ -408,6 +442,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.pretrain": pretrain.main,
         "fvjax.data.prepare": lambda: prepare.main([]),
         "fvjax.data.describe": lambda: describe.main([]),
+        "fvjax.data.rules": lambda: rules.main([]),
         "weights_convert": convert.main,
         "launch/local.py": lambda: local.run([], []),
     }

@@ -198,6 +198,33 @@ def test_a_store(tmp_path, capsys):
     assert "drop m1: 100.00%" in out
 
 
+def test_classes_of_a_store(tmp_path, capsys):
+    """Without --rules, every picture of a store of classes must have exactly one of each group."""
+    columns = Attributes(("young", "old"), {"age": ("young", "old")})
+    jpeg = file_bytes(Image.fromarray(smooth_face(0, 112)), "JPEG")
+    with stores.Writer(
+        tmp_path / "s", split="train", sources=["x"], features={"attributes": columns.feature}
+    ) as writer:
+        writer.info["attributes"] = columns.to_json()
+        for i, positive in enumerate((["young"], ["young", "old"], [])):
+            writer.add(jpeg, "bob", f"{i}.jpg", attributes=columns.row(positive))
+    code, out, err = run(capsys, f"--store={tmp_path / 's'}")
+    assert (code, err) == (0, "")
+    assert "2 pictures (66.67%) break at least one rule" in out
+    assert "drop age: 33.33%" in out
+
+
+def test_labels_are_judged_in_parts(monkeypatch):
+    table = attribute_rules.compile_rules(
+        [{"name": "r", "antecedent": "a", "consequents": ["b"], "kind": "excludes"}], "ab"
+    )
+    labels = np.array([[1, 1], [1, -1], [1, 1], [-1, 1], [0, 1]], np.int8)
+    whole = rules.check(labels, table), rules.broken_rows(labels, table)
+    monkeypatch.setattr(rules, "_ROWS", 2)
+    assert (rules.check(labels, table), rules.broken_rows(labels, table)) == whole
+    assert whole[1] == 2
+
+
 def test_shipped_files_are_the_specifications():
     for name, key in (("celeba40", "celeba40"), ("maad47", "maad47")):
         part = GOLDEN[key]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fvjax.data.stores.manifest import read_manifest
 FOLDER = Path(__file__).with_name("rule_sets")
 MAX_BYTES = 1 << 20  # of a rule file
 TAU = 0.4  # FaceInsight's graph has an edge from this probability on
+_ROWS = 1 << 16  # judged at a time
 MAX_SHARE = 0.1  # rules that a larger share of their pictures break are dropped
 
 
@@ -120,6 +121,16 @@ def load(name: str, sets: Sequence[str]) -> tuple[Rule, ...]:
     return tuple(rule for rule in file.rules if rule.set in sets)
 
 
+def class_rules(groups: Mapping[str, Sequence[str]]) -> tuple[Rule, ...]:
+    """Return the rules that a picture has exactly one class of each group: one at least, each without the others."""
+    one_each = [
+        Rule(f"{group}: {name}", name, tuple(other for other in classes if other != name), "excludes", "class_groups")
+        for group, classes in groups.items()
+        for name in classes
+    ]
+    return (*attribute_rules.group_rules(groups), *one_each)
+
+
 def choose(names: Sequence[str]) -> str:
     """Return the shipped rule file that is about exactly these attributes. Raises ValueError if there is none."""
     for name in shipped():
@@ -167,23 +178,31 @@ def _as_array(rows: list[bytes], width: int) -> NDArray[np.int8]:
 
 def check(labels: NDArray[np.int8], table: RuleTable) -> list[Check]:
     """Count for every rule how often labels -1, 0 (unlabelled) and 1, [N, K], break it."""
-    decided = attribute_rules.checkable(labels, table)
-    broken = attribute_rules.violated(labels, table) & decided
-    concerned = decided & ((labels[:, table.antecedent] == 1) | (table.has_antecedent == 0))
+    counts = np.zeros((3, len(table.rules)), np.int64)
+    for part, decided, broken in _judged(labels, table):
+        concerned = decided & ((part[:, table.antecedent] == 1) | (table.has_antecedent == 0))
+        counts += [cells.sum(0) for cells in (concerned, broken, decided)]
     marginals = co_occurrence.prevalence(labels, labels != 0)
     independent = attribute_rules.violation_terms(marginals, table)[1]
     return [
-        Check(
-            rule, int(concerned[:, i].sum()), int(broken[:, i].sum()), int(decided[:, i].sum()), float(independent[i])
-        )
-        for i, rule in enumerate(table.rules)
+        Check(rule, int(concerned), int(broken), int(decided), float(share))
+        for rule, (concerned, broken, decided), share in zip(table.rules, counts.T, independent)
     ]
 
 
 def broken_rows(labels: NDArray[np.int8], table: RuleTable) -> int:
     """Count the pictures whose labels break at least one rule."""
-    broken = attribute_rules.violated(labels, table) & attribute_rules.checkable(labels, table)
-    return int(broken.any(1).sum())
+    return sum(int(broken.any(1).sum()) for _, _, broken in _judged(labels, table))
+
+
+def _judged(
+    labels: NDArray[np.int8], table: RuleTable
+) -> Iterator[tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield labels in parts, to save memory, and which rules they decide and which they break, bool [rows, R]."""
+    for start in range(0, len(labels), _ROWS):
+        part = labels[start : start + _ROWS]
+        decided = attribute_rules.checkable(part, table)
+        yield part, decided, attribute_rules.violated(part, table) & decided
 
 
 def dropped(checks: Sequence[Check], max_share: float) -> list[Check]:
@@ -253,7 +272,7 @@ def _edge_lines(labels: NDArray[np.int8], names: Sequence[str], tau: float, ever
         f"edges by lift (B at least {co_occurrence.MIN_LIFT:.0f} times as likely, {co_occurrence.MIN_SUPPORT} pictures "
         f"with both): {lift}",
     ]
-    if empty := [names[i] for i in figures["empty_rows"]]:
+    if empty := [name for i, name in enumerate(names) if i in figures["empty_rows"]]:
         lines.append(f"without any edge: {', '.join(empty)}")
     for i, name in enumerate(names if every else ()):
         others = [j for j in np.argsort(-p[i], kind="stable") if j != i and edges[i, j]]
@@ -276,16 +295,21 @@ def run_check(
     """Count how often labels break rules."""
     if not 0 < tau <= 1 or not 0 <= max_share < 1:
         raise ValueError(f"--tau={tau} --max-share={max_share}: expected shares, tau above 0")
+    groups: Mapping[str, Sequence[str]] = {}
     if store:
         opened = Store(store, read_manifest(store)["split"])
-        names, values = attributes.of(opened).names, attributes.labels(opened)
+        columns = attributes.of(opened)
+        names, groups, values = columns.names, columns.groups, attributes.labels(opened)
     elif labels:
         names, values = read_labels(labels)
     if not len(values):
         raise ValueError(f"{store or labels}: no picture is listed")
-    name = rules or choose(names)
-    chosen = load(name, sets.split(",") if sets else read(name).sets)
-    table = attribute_rules.compile_rules(chosen, names, name)
+    if groups and not rules:
+        table = attribute_rules.compile_rules(class_rules(groups), names)
+    else:
+        name = rules or choose(names)
+        chosen = load(name, sets.split(",") if sets else read(name).sets)
+        table = attribute_rules.compile_rules(chosen, names, name)
     return report(values, table, tau=tau, max_share=max_share, edges=edges)
 
 
@@ -296,7 +320,9 @@ def _parser() -> argparse.ArgumentParser:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--store", type=Path, help="with attribute labels")
     source.add_argument("--labels", type=Path, help="a label file of CelebA or MAAD-Face, or a CSV file")
-    sub.add_argument("--rules", help="celeba40, maad47 or FILE.toml (by default the one for these attributes)")
+    sub.add_argument(
+        "--rules", help="celeba40, maad47 or FILE.toml (the one for these attributes; classes: one of each)"
+    )
     sub.add_argument("--sets", help="of the rules, separated by commas (all)")
     sub.add_argument("--tau", type=float, default=TAU, help=f"the least probability of an edge ({TAU})")
     sub.add_argument("--max-share", type=float, default=MAX_SHARE, help=f"drop rules broken more often ({MAX_SHARE})")

@@ -73,7 +73,8 @@ def read_expw(file: Path) -> list[Face]:
             raise ValueError(f"{location}: the confidence {confidence!r:.100} is no number")
         if not _NUMBER.fullmatch(label) or int(label) >= len(EXPW_LABELS):
             raise ValueError(f"{location}: the label {label!r:.100}; expected 0 ({EXPW_LABELS[0]}) to 6 (neutral)")
-        entry = Face(image, int(face), *map(int, box), float(confidence), int(label))
+        top, left, right, bottom = map(int, box)
+        entry = Face(image, int(face), top, left, right, bottom, float(confidence), int(label))
         if entry.right <= entry.left or entry.bottom <= entry.top:
             raise ValueError(f"{location}: an empty box; the order is top, left, right, bottom")
         if (image, entry.face) in faces:

@@ -61,12 +61,14 @@ class Source:
         return self._value(i, self._image)
 
     def booleans(self, prefix: str) -> list[str]:
-        """Return the boolean features below a feature, in their order. Raises ValueError if there are none.
+        """Return the boolean features below a feature, sorted by name. Raises ValueError if there are none.
+
+        (features.json has no order: it is read as a protobuf map.)
 
         Args:
             prefix: such as "attributes/".
         """
-        chosen = [key for key, f in self._features.items() if key.startswith(prefix) and _is_boolean(f)]
+        chosen = sorted(key for key, f in self._features.items() if key.startswith(prefix) and _is_boolean(f))
         if not chosen:
             every = sorted({key.rpartition("/")[0] for key, f in self._features.items() if _is_boolean(f)})
             available = ", ".join(folder for folder in every if folder) or "none"
