@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fvjax import plugins
+from fvjax.tasks.attributes import FaceAttributes
 from fvjax.tasks.conversation import Conversation
 from fvjax.tasks.margin import Margin
 from fvjax.tasks.pair_answer import PairAnswer
@@ -14,6 +15,7 @@ TASKS: dict[str, type[Task]] = {
     "margin": Margin,
     "pair_answer": PairAnswer,
     "conversation": Conversation,
+    "attributes": FaceAttributes,
 }
 
 

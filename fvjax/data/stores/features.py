@@ -33,8 +33,8 @@ class Feature:
     """The type of one further value that every record of a store has.
 
     ``Feature("float32", (68, 2))`` is an array, ``Feature("float32")`` a single number, and ``Feature("text")`` a
-    string, which may have several lines. ``Feature("map", (112, 112))`` is a map of class ids, an array of uint8 that is
-    stored as a grey PNG.
+    string, which may have several lines. ``Feature("map", (112, 112))`` is a map of class ids, an array of uint8 that
+    is stored as a grey PNG.
 
     Args:
         dtype: one of DTYPES, "text" or "map".
