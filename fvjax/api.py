@@ -21,6 +21,7 @@ from fvjax.data import tokenizers
 from fvjax.evals import verification
 from fvjax.foreign import ForeignModel
 from fvjax.losses.pair_answer import p_yes
+from fvjax.media_model import MediaModel
 from fvjax.models import encoder, lora
 from fvjax.training.checkpoint import base_hash
 from fvjax.training.restore import restore
@@ -122,8 +123,8 @@ def load(
             training run there is :func:`load_workdir`.
         scenario: "resnet" (IResNet), "vit" (vision tower of InternVL2, or InternViT alone), "mllm" (embeddings of a
             whole InternVL2), "pair" (its answer, Yes or No, whether two faces are the same person's) or "chat"
-            (InternVL 2.5 or 3, in either layout: conversations; also the workdir of a run that trained some, see
-            :func:`load_chat_workdir`).
+            (conversations. InternVL 2.5 or 3, in either layout; also the workdir of a run that trained some, see
+            :func:`load_chat_workdir`. LLaVA-1.5, Video-LLaVA or Face-LLaVA: a :class:`fvjax.media_model.MediaModel`).
         adapters: safetensors file in PEFT's layout, or the directory that has it as adapter_model.safetensors; not for
             "resnet" or a workdir. See ``weights_convert.read_adapters``.
         pool: for "vit" "mean" over the patch tokens (None means this) or "cls"; for "mllm" "visual_mean" (None means
@@ -161,6 +162,8 @@ def load(
         return load_chat_workdir(path)
     if is_workdir(path):
         raise ValueError(f"{path} is a workdir of python -m fvjax.main; open it with fvjax.api.load_workdir")
+    if scenario == "chat" and weights_convert.open_checkpoint(path).kind == "llava":
+        return _load_media(path, adapters, dtype)
     kind, attributes, leaves = weights_convert.read(path, None if scenario == "resnet" else KINDS[scenario])
     if kind != KINDS[scenario]:
         raise ValueError(f'{path} holds a {kind}, but scenario="{scenario}" needs a {KINDS[scenario]}')
@@ -174,6 +177,15 @@ def load(
         context_id = config.get("image_token_id", config.get("img_context_token_id"))
         return ChatModel(model, variables, _tokenizer(path), settings, precision, context_id)
     return Model(model, variables, BATCH[scenario], precision)
+
+
+def _load_media(path: str | Path, adapters: str | Path | None, dtype: str) -> MediaModel:
+    """Load a model of the LLaVA kind."""
+    ckpt = weights_convert.open_checkpoint(path)
+    model = encoder.build("llava", ckpt.model_config, "", dtype=jnp.dtype(dtype))
+    variables = _variables(ckpt.params, path, "llava", adapters, dtype)
+    precision = "highest" if dtype == "float32" else "default"
+    return MediaModel(model, variables, _tokenizer(path), precision, ckpt.notes)
 
 
 def _variables(leaves: Any, path: str | Path, kind: str, adapters: str | Path | None, dtype: str) -> dict[str, Any]:

@@ -72,10 +72,26 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class LandmarksConfig:
+    """How a llava uses facial landmarks (fvjax/models/landmarks.py)."""
+
+    # "": not at all | attention: visual tokens attend to landmark tokens | append: landmark tokens follow them
+    use: Literal["", "attention", "append"] = ""
+    kind: Literal["regions", "linear"] = "regions"  # of the local tokens: nine, of face regions, or one
+    parts: Literal["both", "local", "global"] = "both"  # which landmark tokens are used
+    variant: Literal["paper", "simple", "masked"] = "paper"  # of the attention
+    heads: int = 8  # of the attention
+    scale: float = 0.1  # of the attention's branch, but for paper
+    # rowcol: distances of masked to the transposed grid of patches, as in the released code
+    grid: Literal["xy", "rowcol"] = "xy"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     # iresnet | vision_transformer (pooling mean or cls) | vlm: a vision transformer, a projector and a decoder (pooling
-    # visual_mean, all_mean or last_token; "" for pair_answer and conversation) | module:name of your own (see
-    # fvjax/plugins.py)
+    # visual_mean, all_mean or last_token; "" for pair_answer and conversation) | llava: one or two vision transformers,
+    # a projector without pixel shuffle, a decoder and landmark modules (for face_instruction) | module:name of your own
+    # (see fvjax/plugins.py)
     kind: str = "iresnet"
     pooling: str = ""
     iresnet: IResNetConfig = field(default_factory=IResNetConfig)
@@ -83,6 +99,8 @@ class ModelConfig:
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     bos: int = 1  # the decoder's first token
+    frames: int = 0  # of a clip, for a llava's second tower, of the first one's size; 0: it reads pictures only
+    landmarks: LandmarksConfig = field(default_factory=LandmarksConfig)
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,11 @@ class ChatConfig:
     # vlmevalkit: they share 64.
     tile_rule: Literal["each", "internvl_chat", "vlmevalkit"] = "each"
     hide_pictures: bool = False  # a grey picture in place of every picture: the control that sees the text alone
+    # Of face_instruction: whether pictures are padded to a square or their centre is cut out, whether they are resized
+    # with antialiasing, and whose landmarks they have: their own, none, or those of other records (two controls).
+    square: Literal["pad", "crop"] = "pad"
+    antialias: bool = True
+    landmarks: Literal["own", "none", "shuffled"] = "own"
     eval_template: str = ""  # of evaluation; "": as in training
     eval_max_tiles: int = 0  # of evaluation; 0: as in training
     max_new_tokens: int = 64  # of a generated answer
@@ -224,11 +247,14 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CompatConfig:
-    """What LLM-FaceVerification's code does differently from its text (docs/differences.md)."""
+    """What published code does differently from its text (docs/differences.md)."""
 
     last_micro_batch: bool = False  # of accumulation's parts only the last one's gradient, divided by their number
     negatives_group: int = 0  # images (one GPU's) that are each other's negatives; 0: the whole batch
     batch_norm_group: int = 0  # images (one GPU's) that share batch statistics; 0: the whole batch
+    # face_instruction: rows (one GPU's) whose tokens are averaged before the mean over these groups; 0: the mean over
+    # all tokens of the batch
+    token_mean_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -324,7 +350,8 @@ class Config:
     steps: int = 0  # instead of epochs: train for so many steps
     # contrastive (InfoNCE over embeddings) | margin (ArcFace and its relatives, with a class for each identity) |
     # pair_answer (a VLM says Yes or No about two faces) | conversation (a VLM answers questions about pictures) |
-    # attributes (a VLM says Yes or No about every attribute of a face) | module:name of a task of your own
+    # attributes (a VLM says Yes or No about every attribute of a face) |
+    # face_instruction (a llava answers questions about faces in pictures and clips) | module:name of a task of your own
     task: str = "contrastive"
     # Settings of your own task, loss or backbone; fvjax's own read none of them.
     plugin: Mapping[str, Any] = field(default_factory=dict)
@@ -340,8 +367,10 @@ class Config:
     attributes: AttributesConfig = field(default_factory=AttributesConfig)
     # auto (by_head on a CPU, otherwise xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
     attention: Literal["auto", "xla", "by_head", "cudnn"] = "auto"
-    init_from: str = ""  # directory of pretrained weights (Hugging Face layout or converted); "": random
-    # Instead, a VLM of several origins: part (vision, decoder) -> directory; parts that are not named are random.
+    # Directory of pretrained weights (Hugging Face layout or converted), of a llava also the work directory of a run
+    # that trained one; "": random
+    init_from: str = ""
+    # Instead, a VLM of several origins: part (vision, video, decoder) -> directory; parts not named are random.
     init_parts: Mapping[str, str] = field(default_factory=dict)
     base_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # how frozen parameters are kept
     # How the frozen kernels in the layers of a tower or decoder are kept: as base_dtype says | int8 with a scale for
@@ -414,8 +443,8 @@ class Config:
             raise ValueError("config.data.val picks the best of several evaluations; set config.eval.every_epochs")
         if data.val_pairs < 20 or data.val_pairs % 20:
             raise ValueError(f"config.data.val_pairs={data.val_pairs}: ten folds, so a multiple of 20")
-        if self.init_parts and (self.model.kind != "vlm" or self.init_from):
-            raise ValueError("config.init_parts: are of a model of kind vlm without init_from")
+        if self.init_parts and (self.model.kind not in ("vlm", "llava") or self.init_from):
+            raise ValueError("config.init_parts: are of a model of kind vlm or llava without init_from")
         if self.base_kernels == "int8" and self.model.kind not in ("vision_transformer", "vlm"):
             raise ValueError(f"config.base_kernels=int8: not for model.kind={self.model.kind}")
         if self.compat.last_micro_batch and self.accumulation == 1:
@@ -502,8 +531,8 @@ def _choices(cls: Any, prefix: str = "") -> dict[str, tuple[str, ...]]:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("contrastive", "margin", "pair_answer", "conversation", "attributes"),
-    "model.kind": ("iresnet", "vision_transformer", "vlm"),
+    "task": ("contrastive", "margin", "pair_answer", "conversation", "attributes", "face_instruction"),
+    "model.kind": ("iresnet", "vision_transformer", "vlm", "llava"),
     "loss.function": ("",),
     **_choices(Config),
 }

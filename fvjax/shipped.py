@@ -21,7 +21,7 @@ def config_folder() -> Path:
 
 def config_names() -> list[str]:
     """List the names of the experiments, as `--config=NAME` takes them."""
-    shared = ("__init__", "paper", "facellm")  # no experiments; the last two have what several experiments share
+    shared = ("__init__", "paper", "facellm", "facellava")  # no experiments; but what several experiments share
     return sorted(file.stem for file in config_folder().glob("*.py") if file.stem not in shared)
 
 

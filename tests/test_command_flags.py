@@ -302,6 +302,18 @@ TESTED: dict[str, dict[str, str]] = {
         "--parallel": "test_describe_endpoint::test_several_requests_at_a_time",
         "--timeout": "test_describe_endpoint::test_a_slow_endpoint_is_not_waited_for",
     },
+    "fvjax.data.describe procedural": {
+        "--dst": "test_face_instruct::test_the_command",
+        "--first": "test_face_instruct::test_the_command",
+        "--identities": "test_face_instruct::test_the_command",
+        "--images": "test_face_instruct::test_the_command",
+        "--clips": "test_face_instruct::test_the_command",
+        "--frames": "test_face_instruct::test_the_command",
+        "--seed": "test_face_instruct::test_the_command",
+        "--split": "test_face_instruct::test_the_command",
+        "--tasks": "test_face_instruct::test_the_command",
+        "--low-resolution": "test_face_instruct::test_the_command",
+    },
     "fvjax.data.describe audit": {
         "--src": "test_describe::test_the_page_shows_samples_and_needs_nothing_else",
         "--images": "test_describe::test_samples_of_a_file_of_conversations",

@@ -99,7 +99,7 @@ def test_main_loads_an_experiment_by_name_in_a_folder_that_has_none(tmp_path):
 
 def test_main_names_the_experiments_that_there_are(tmp_path):
     code, _, err = fvjax_command("main", "--config=nothere", cwd=tmp_path)
-    shared = ("__init__", "paper", "facellm")
+    shared = ("__init__", "paper", "facellm", "facellava")
     names = ", ".join(sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in shared))
     assert (code, err) == (2, f"fvjax: error: --config=nothere: no such file; there are {names}\n")
 

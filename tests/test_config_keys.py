@@ -37,6 +37,7 @@ from fvjax.config import CHOICES, base, benchmark, differences, typed
 from fvjax.console import console
 from fvjax.data import pipeline, synthetic
 from fvjax.data.stores import Store
+from fvjax.data.stores.conversations import Writer
 from fvjax.data.tokenizers.internlm2 import Tokenizer
 from fvjax.evals import plots, verification
 from fvjax.models import encoder as encoders
@@ -119,6 +120,16 @@ def talks():
     c.prompt.update({"ids": (), "yes_no_ids": ()})
     c.chat.update({"tokenizer": "fvjax/pretrained/tiny_chat", "system": "", "length": 128})
     c.data.flip, c.batch_size = False, 4
+    return c
+
+
+def looks():
+    """Return the config of a model that learns from pictures and clips with landmarks; `FACES` names the store."""
+    c = talks()
+    c.task, c.model.kind, c.model.frames = "face_instruction", "llava", 2
+    c.model.vision_transformer.depth = 2  # the last layer is not built
+    c.model.landmarks.update({"use": "attention", "heads": 2})
+    c.chat.update({"template": "vicuna_tiny", "length": 256})
     return c
 
 
@@ -697,6 +708,8 @@ class Effect(NamedTuple):
 VAL = {"data.val": "here:val", "eval.every_epochs": 1, "data.val_pairs": 20}
 TRAIN = {"data.train": "here:train"}
 TALKS = {"data.train": "here:talks", "data.val": "here:talks_val", "eval.benchmarks": {"asked": "here:questions"}}
+FACES = {"data.train": "here:faces"}
+REGIONS = {"model.landmarks.variant": "simple"}
 SPLIT = (("params/fc/kernel", (None, "fsdp")), (".*", ()))
 OF_FC = (("params/fc/bias", "rest"), (".*", "frozen"))
 E = Effect
@@ -812,6 +825,19 @@ EFFECTS: dict[str, list[Effect]] = {
         E(ids, answers, (), {"init_from": "here:tokenizer"}),
         E(ids, answers, (6, 5), {"init_from": "here:tokenizer", "prompt.ids": (), "prompt.text": "three"}),
     ],
+    "model.frames": [E(shapes, looks, 3), E(shapes, looks, 0)],
+    "model.landmarks.use": [
+        E(shapes, looks, ""),
+        E(shapes, looks, "append"),
+        E(rows(column("tokens")), looks, "append", FACES),
+        E(rows(column("image_has_landmarks")), looks, "", FACES),
+    ],
+    "model.landmarks.kind": [E(shapes, looks, "linear", REGIONS)],
+    "model.landmarks.parts": [E(shapes, looks, parts, REGIONS) for parts in ("local", "global")],
+    "model.landmarks.variant": [E(step, looks, "masked"), E(shapes, looks, "simple")],
+    "model.landmarks.heads": [E(step, looks, 4)],
+    "model.landmarks.scale": [E(step, looks, 0.001, REGIONS)],
+    "model.landmarks.grid": [E(step, looks, "rowcol")],
     "chat.template": [
         E(
             rows(lengths),
@@ -862,6 +888,12 @@ EFFECTS: dict[str, list[Effect]] = {
             TALKS,
             expect=(False, True),
         ),
+    ],
+    "chat.square": [E(rows(column("images")), looks, "crop", FACES)],
+    "chat.antialias": [E(rows(column("images")), looks, False, FACES)],
+    "chat.landmarks": [
+        E(rows(column("image_landmarks")), looks, "shuffled", FACES),
+        E(rows(column("image_has_landmarks")), looks, "none", FACES),
     ],
     "chat.eval_template": [
         E(asked(lambda model, _: model.prompts), talks, "internvl2_5_hf", {**TALKS, "chat.system": "default"})
@@ -1105,6 +1137,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "compat.last_micro_batch": [E(step, make, True, {"accumulation": 2}) for make in (vit, answers)],
     "compat.negatives_group": [E(step, vit, 8), E(step, vit, 8, {"accumulation": 2})],
     "compat.batch_norm_group": [E(step, resnet, 8)],
+    "compat.token_mean_rows": [E(step, looks, 2)],
     "rows": [
         E(
             lambda c, f: (command(c, f)["workdirs"], command(c, f).get("compared")),
@@ -1209,6 +1242,17 @@ def folder(tmp_path_factory) -> Path:
     return root / "shared"
 
 
+def write_faces(folder: Path) -> Path:
+    """Write a store of two wide pictures and two clips of two frames, each with landmarks."""
+    with Writer(folder / "faces", split="train", sources=["here"], frames=2, detector="drawn") as writer:
+        for number in range(2):
+            shown = [picture(number, 84, 56), picture(number + 2, 84, 56)]
+            points = [np.full((count, 68, 2), 0.25 * (number + 1), np.float32) for count in (1, 2)]
+            writer.add(chat("<image>\nSmile?", "Yes."), shown[:1], f"picture {number}", points[:1])
+            writer.add(chat("<video>\nSmile?", "No."), shown, f"clip {number}", points[1:])
+    return folder / "faces"
+
+
 def write_talks(folder: Path) -> dict[str, Path]:
     """Write stores of conversations with none, one or two pictures, of one or three tiles, and another tokenizer."""
     square, wide, long = picture(0, 28, 28), picture(1, 84, 28), picture(2, 1120, 28)
@@ -1234,7 +1278,7 @@ def here(folder) -> dict[str, Path]:
     made = {
         name: folder.parent / name for name in ("train", "train2", "val", "benchmark", "tower", "tower2", "tokenizer")
     }
-    made |= write_talks(folder.parent)
+    made |= {**write_talks(folder.parent), "faces": write_faces(folder.parent)}
     synthetic.write(made["train"], range(8), 4, 0, split="train")
     synthetic.write(made["train2"], range(8), 4, 1, split="train")
     synthetic.write(made["val"], range(8), 4, 0, split="val")
@@ -1420,6 +1464,12 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
         vlm,
         {
             "conversation": {"chat.length": 8, "model.pooling": ""},
+            "face_instruction": {
+                "chat.length": 8,
+                "model.pooling": "",
+                "model.kind": "llava",
+                "model.vision_transformer.depth": 2,
+            },
             "margin": {"trainable": classes().trainable, "head.classes": 40},
         },
     ),
@@ -1429,7 +1479,22 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "remat": (step, vit, {}),
     "attention": (attended, vit, {}),
     "data.cache": (lambda c, f: {k: decoding(c, f)[k] for k in ("faces", "on devices")}, toy, {}),
-    "model.kind": (shapes, bare, {"iresnet": {"model.pooling": ""}, "vlm": {"model.pooling": "visual_mean"}}),
+    "model.kind": (
+        shapes,
+        bare,
+        {"iresnet": {"model.pooling": ""}, "vlm": {"model.pooling": "visual_mean"}, "llava": {"model.pooling": ""}},
+    ),
+    "model.landmarks.use": (shapes, looks, {}),
+    "model.landmarks.kind": (shapes, looks, {}),
+    "model.landmarks.parts": (shapes, looks, {}),
+    "model.landmarks.variant": (step, looks, {}),
+    "model.landmarks.grid": (step, looks, {}),
+    "chat.square": (rows(column("images")), looks, {}),
+    "chat.landmarks": (
+        rows(lambda found: [(b["image_landmarks"], b["image_has_landmarks"]) for b in found]),
+        looks,
+        {},
+    ),
     "chat.labels": (rows(column("targets")), talks, {}),
     "chat.too_long": (kept, talks, {}),
     "chat.tile_rule": (rows(tiles_used), talks, {}),
@@ -1445,6 +1510,10 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
 
 
 CONVERSATIONS = {
+    "model.landmarks.kind": REGIONS,
+    "model.landmarks.parts": REGIONS,
+    "chat.square": FACES,
+    "chat.landmarks": FACES,
     "chat.labels": TALKS,
     "chat.too_long": {**TALKS, "chat.length": 40},
     "chat.tile_rule": {**TALKS, "chat.max_tiles": 40, "chat.length": 256},
@@ -1466,6 +1535,7 @@ def test_all_choices_differ(key, here, folder):
     settings = {choice: {key: choice, **goes_with.get(choice, {})} for choice in choices}
     if key == "model.kind":
         settings["vlm"] |= {"model.decoder": vlm().model.decoder, "prompt.ids": (2, 3)}
+        settings["llava"] |= {"model.decoder": vlm().model.decoder, "model.vision_transformer.depth": 2}
     if key == "data.cache":
         settings = {c: {**s, "data.synthetic.images": 5} for c, s in settings.items()}
     settings = {c: {**CONVERSATIONS.get(key, {}), **s} for c, s in settings.items()}
@@ -1533,7 +1603,8 @@ RESTATED: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize(
-    "file", sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper", "facellm"))
+    "file",
+    sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "paper", "facellm", "facellava")),
 )
 def test_a_config_sets_nothing_to_what_it_is_already(file, monkeypatch):
     """Otherwise a reader would mistake the line for a choice, and a changed default would not reach this config."""

@@ -79,12 +79,18 @@ EXPECTED = {
     "facellm_text_only": (938_193_024 - 24 * 1_152 + 8_798_208, 8_798_208, None),
     **{f"facellm_ranks:rank_{r}": (938_165_376 + r * 549_888, r * 549_888, None) for r in (4, 8, 16, 32)},
     "facellm_8b": (7_944_244_736 + 40_370_176, 40_370_176, None),
+    # Vicuna-7B 6,738,415,616, two towers of 23 layers 290,581,504 and 387,380,224, the projector 20,979,712; the
+    # landmark tokens 1,155,072 (of which global 561,152) and the attention's four matrices 67,125,248
+    "facellava_stage1": (7_437_357_056 + 68_280_320, 68_280_320, None),
+    "facellava_stage2": (7_437_357_056 + 68_280_320, 6_759_395_328 + 68_280_320, None),
+    "facellava_ablation:no_landmarks": (7_437_357_056, 6_759_395_328, None),
+    "facellava_ablation:global_appended": (7_437_357_056 + 561_152, 6_759_395_328 + 561_152, None),
     "facellm_38b": (38_388_138_240 + 134_217_728, 134_217_728, None),
 }
 
 
 def test_all_configs_are_here():
-    files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper", "facellm"}
+    files = {p.stem for p in Path("configs").glob("*.py")} - {"__init__", "paper", "facellm", "facellava"}
     assert files == {name.split(":")[0] for name in EXPECTED}
 
 

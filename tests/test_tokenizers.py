@@ -321,7 +321,8 @@ def test_a_sentencepiece_model_is_the_models_that_the_config_names(tmp_path, mon
     (tmp_path / "tokenizer.json").touch()
     if config:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(internlm2.Tokenizer, "__init__", lambda self, path: None)
+    for module in (internlm2, llama):
+        monkeypatch.setattr(module.Tokenizer, "__init__", lambda self, path: None)
     assert type(tokenizers.load(tmp_path)) is expected
 
 
@@ -337,7 +338,9 @@ def test_llamas_ids(real_data, tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.size) == (1, 2, 32000)
     assert tokenizer.decode([3869, 2, 289]) == "Yes</s>b"
     config.write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False}))
-    with pytest.raises(ValueError, match=r"legacy=False changes the ids.*it is for LLaMA's checkpoints"):
+    assert tokenizers.load(tmp_path).encode("Yes</s>b") == [3869, 2, 29890]  # no blank before b
+    config.write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": "no"}))
+    with pytest.raises(ValueError, match=r"legacy='no' changes the ids.*it is for LLaMA's checkpoints"):
         tokenizers.load(tmp_path)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -107,8 +108,12 @@ def main() -> int:
     elements = sum(leaf.size for name, leaf in ckpt.params.items() if name.startswith("params/"))
     print(f"{flags.dst}: {ckpt.kind}, {len(ckpt.params)} arrays, {elements:,} parameters")
     if ckpt.ignored:
+        reasons = Counter(ckpt.reasons.values())
         groups = sorted({key.split(".")[0] if "." in key else key for key in ckpt.ignored})
-        print(f"left out {len(ckpt.ignored)} tensors that this model does not use: {', '.join(groups)}")
+        what = "; ".join(f"{count} ({why})" for why, count in sorted(reasons.items())) or ", ".join(groups)
+        print(f"left out {len(ckpt.ignored)} tensors that this model does not use: {what}")
+    for note in ckpt.notes:
+        print(f"note: {note}")
     return 0
 
 

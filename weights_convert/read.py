@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +20,37 @@ from safetensors import SafetensorError, safe_open
 from fvjax import trees
 from fvjax.models import encoder
 from fvjax.models.decoder import Decoder
-from weights_convert import internlm2, internvit, internvit_hf, internvl, internvl_hf, iresnet, llama
+from weights_convert import (
+    clip_vision,
+    internlm2,
+    internvit,
+    internvit_hf,
+    internvl,
+    internvl_hf,
+    iresnet,
+    llama,
+    llava,
+    llava_hf,
+)
 from weights_convert.rules import KEEP, Source, check, join, plan
+from weights_convert.torch_file import open_torch
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX = f"{TORCH_FILE}.index.json"
 # One conversion table per family. If two know an architecture, the first is used unless a kind is asked for. A table
-# may have a function `settle`, for attributes that the keys of the file decide.
-TABLES: tuple[ModuleType, ...] = (iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama)
+# may have a function `settle`, for attributes that the keys of the file decide; `beside` and `tower_files`, for towers
+# that are described or stored beside an original; and `notes`, for what a user should know about a model.
+TABLES: tuple[ModuleType, ...] = (
+    *(iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama),
+    *(clip_vision, llava, llava_hf),
+)
+PUBLISHED_BY_TORCH = (clip_vision, llava, llava_hf)  # some of their checkpoints exist as files of torch.save only
+REFUSED = {  # architecture -> why it is not read
+    "VideoLlavaForConditionalGeneration": "its conversion dropped the temporal layers of the video tower, and its "
+    "activation is not the original's; use the original checkpoint (LlavaLlamaForCausalLM)",
+}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -105,13 +129,16 @@ class Checkpoint:
 
     path: Path
     config: dict[str, Any]  # config.json
-    kind: str  # "iresnet" | "vision_transformer" | "decoder" | "vlm"
+    kind: str  # "iresnet" | "vision_transformer" | "decoder" | "vlm" | "llava"
     model_config: dict[str, Any]  # attributes of the network
     prefix: str  # of the original's keys
     sources: dict[str, Source]  # where each array is stored in the original's layout
     params: dict[str, Leaf]  # by names such as params/blocks/mlp/fc1/kernel and batch_stats/…
     tensors: dict[str, Tensor]  # as stored in this directory
     ignored: list[str]  # keys that the network does not need
+    reasons: dict[str, str] = field(default_factory=dict)  # why, of those keys whose table says it
+    towers: dict[str, Any] = field(default_factory=dict)  # configurations of towers, from files beside config.json
+    notes: list[str] = field(default_factory=list)  # what a user should know about the model
 
     @property
     def converted(self) -> bool:
@@ -140,8 +167,11 @@ def read(path: str | Path, kind: str | None = None) -> tuple[str, dict[str, Any]
     return ckpt.kind, ckpt.model_config, ckpt.params
 
 
-def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, kind: str | None = None, *, torch_files: bool = False) -> Checkpoint:
     """Open a directory with config.json and safetensors files; only headers are read.
+
+    ``torch_files``: of CLIP, LanguageBind and the models of the LLaVA kind, also read pytorch_model.bin and its shards,
+    by a reader that runs nothing in them. They are slow to read piece by piece, so only a conversion does that.
 
     ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", or as
     "vision_transformer" for its tower alone. None means the kind that the directory was converted as, and the tower of
@@ -165,8 +195,16 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     table, stored_kind = _choose_table(path, config, kind)
     opened_kind: str = table.KIND
 
+    towers: dict[str, Any] = {}
+    if hasattr(table, "beside"):
+        towers = converted["towers"] if converted else table.beside(path, config)
+        config = {**config, "towers": towers}
     model_config = table.model_config(config, f"{path}/config.json")
-    tensors = _open_tensors(path)
+    config.pop("towers", None)
+    tensors: Any = _open_torch_files(path) if torch_files and table in PUBLISHED_BY_TORCH else None
+    tensors = _open_tensors(path) if tensors is None else tensors
+    if towers and not converted:
+        tensors |= _open_towers(table.tower_files(path, config, tensors))
     if hasattr(table, "settle"):
         model_config = table.settle(model_config, config, tensors)
     model = build(opened_kind, model_config)
@@ -180,7 +218,26 @@ def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         stored, ignored = sources, table.ignored(model, prefix, config)
     unneeded = check(stored, tensors, ignored, str(path))
     params = {n: Leaf(s, [tensors[k] for k in s.keys], arrays[n].shape) for n, s in stored.items()}
-    return Checkpoint(path, config, opened_kind, model_config, prefix, sources, params, tensors, unneeded)
+    reasons = _reasons(ignored, unneeded) if isinstance(ignored, Mapping) else {}
+    notes = table.notes(model_config, config) if hasattr(table, "notes") else []
+    opened = (path, config, opened_kind, model_config, prefix, sources, params, tensors, unneeded)
+    return Checkpoint(*opened, reasons, towers, notes)
+
+
+def _open_towers(files: Mapping[Path, str]) -> dict[str, Tensor]:
+    """Open towers in files of their own, in which their keys begin with vision_model., under other prefixes."""
+    inner = "vision_model."
+    return {
+        start + key.removeprefix(inner): tensor
+        for file, start in files.items()
+        for key, tensor in open_file(file).items()
+        if key.startswith(inner)
+    }
+
+
+def _reasons(ignored: Mapping[str, str], unneeded: Sequence[str]) -> dict[str, str]:
+    """Return why each unneeded key is not read."""
+    return {key: next(why for pattern, why in ignored.items() if re.fullmatch(pattern, key)) for key in unneeded}
 
 
 def _choose_table(path: Path, config: Mapping[str, Any], kind: str | None) -> tuple[ModuleType, str]:
@@ -191,6 +248,8 @@ def _choose_table(path: Path, config: Mapping[str, Any], kind: str | None) -> tu
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise ValueError(f"{path}/config.json: architectures={architectures!r} is not a list of names")
+    if refused := next((name for name in architectures if name in REFUSED), None):
+        raise ValueError(f"{path}/config.json: {refused} is not read: {REFUSED[refused]}")
     tables = {t.KIND: t for t in reversed(TABLES) if set(architectures) & set(t.ARCHITECTURES)}
     if not tables:
         known = sorted({name for t in TABLES for name in t.ARCHITECTURES})
@@ -251,7 +310,11 @@ def hashes(ckpt: Checkpoint) -> dict[str, str]:
     readers = originals(ckpt, {})
     digests = {}
     for name in sorted(ckpt.sources):
-        part = name.split("/")[1] if ckpt.kind == "vlm" else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
+        part = (
+            name.split("/")[1]
+            if ckpt.kind in ("vlm", "llava")
+            else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
+        )
         digest = digests.setdefault(part, hashlib.sha256())
         for keys in ckpt.sources[name].layers:
             if keys[0] in readers:  # otherwise it was hashed with the first part of its tensor
@@ -314,19 +377,34 @@ def _only_file(path: Path) -> Path:
 
 def _open_tensors(path: Path) -> dict[str, Tensor]:
     """Open all tensors of a directory: those of the shards that the index names, or of its only file."""
-    if not (path / INDEX).exists():
-        return open_file(_only_file(path))
-    weight_map = load_json(path / INDEX).get("weight_map")
+    return _open_shards(path, INDEX, open_file) if (path / INDEX).exists() else open_file(_only_file(path))
+
+
+def _open_shards(path: Path, index: str, open_one: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """Open the tensors of all shards that an index file names."""
+    weight_map = load_json(path / index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{path / INDEX} has no weight_map")
-    tensors: dict[str, Tensor] = {}
+        raise ValueError(f"{path / index} has no weight_map")
+    tensors: dict[str, Any] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise ValueError(f"{path / INDEX}: shard {shard!r} is not a plain file name")
+            raise ValueError(f"{path / index}: shard {shard!r} is not a plain file name")
         indexed = {key for key, file in weight_map.items() if file == shard}
-        stored = open_file(path / shard)
+        stored = open_one(path / shard)
         if set(stored) != indexed:
             different = sorted(set(stored) ^ indexed)
-            raise ValueError(f"{path / shard} and {INDEX} disagree about {len(different)} keys, first {different[0]!r}")
+            raise ValueError(f"{path / shard} and {index} disagree about {len(different)} keys, first {different[0]!r}")
         tensors.update(stored)
     return tensors
+
+
+def _open_torch_files(path: Path) -> dict[str, Any] | None:
+    """Open the files of torch.save in a directory without safetensors, running nothing in them; None: others are there.
+
+    Raises ValueError as :func:`weights_convert.torch_file.open_torch`.
+    """
+    if any(path.glob("*.safetensors")):
+        return None
+    if (path / TORCH_INDEX).is_file():
+        return _open_shards(path, TORCH_INDEX, open_torch)
+    return dict(open_torch(path / TORCH_FILE)) if (path / TORCH_FILE).is_file() else None

@@ -134,7 +134,7 @@ def _state_dict(value: Any) -> dict[str, TorchTensor]:
     members = {tensor.storage.member: tensor.storage for tensor in found.values()}
     stored = sum(storage.size * storage.dtype.itemsize for storage in members.values())
     if sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in found.values()) > stored:
-        raise ValueError("its tensors share their numbers, which no face-recognition network does")
+        raise ValueError("its tensors share their numbers, which no known network does")
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from weights_convert import llava
 from weights_convert.layouts import translate
 from weights_convert.read import FORMAT, INDEX, Change, Checkpoint, open_checkpoint, originals
 
@@ -62,8 +63,10 @@ def convert(
     It appears complete or not at all. ``kind``: see :func:`weights_convert.open_checkpoint`. ``origin``: where ``src``
     was downloaded from, for config.json. Raises ValueError if ``dst`` exists or ``src`` cannot be opened.
     """
-    ckpt = open_checkpoint(src, kind)
-    entry = {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind, **(origin or {})}
+    ckpt = open_checkpoint(src, kind, torch_files=True)
+    entry: dict[str, Any] = {"format": FORMAT, "prefix": ckpt.prefix, "kind": ckpt.kind, **(origin or {})}
+    if ckpt.towers:
+        entry["towers"] = ckpt.towers
     sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in ckpt.params.items()}
     tensors = {name: (lambda leaf=leaf: leaf[:]) for name, leaf in ckpt.params.items()}
     _write(Path(dst), by_size(tensors, sizes), ckpt, json.dumps({**ckpt.config, "fvjax": entry}, indent=1))
@@ -110,6 +113,8 @@ def rewrite(ckpt: Checkpoint, dst: str | Path, changes: Mapping[str, Change], la
         readers[counter] = lambda: np.zeros((), np.int64)
         sizes[counter] = 8
     config = {key: value for key, value in ckpt.config.items() if key != "fvjax"}
+    if ckpt.towers:
+        files = {**files, **llava.tower_descriptions(config, ckpt.towers)}
     return _write(Path(dst), by_size(readers, sizes), ckpt, json.dumps(config, indent=1), files)
 
 
@@ -158,6 +163,7 @@ def _write(
                 shutil.copyfile(file, temporary / file.name)
         for name, text in files.items():
             if text is not None:
+                (temporary / name).parent.mkdir(exist_ok=True)
                 (temporary / name).write_text(text)
 
 

@@ -4,6 +4,10 @@
     messages = [{"role": "user", "content": "<image>\\nWho is this?"}, {"role": "assistant", "content": "A man."}]
     ids, label_mask = render("internvl2_5", messages, tokenizer, image_tokens=[256])
 
+The models of LLaVA's family have one placeholder id for each picture instead, which the model replaces itself:
+
+    ids, label_mask = render("vicuna_v1", messages, tokenizer)      training; "llava_v1" for inference
+
 Sources: `internvl2_5` in OpenGVLab/InternVL's conversation.py, `intern_vl` in LLaMA-Factory's template.py, the chat
 template of the `-hf` checkpoints, and SmolLM2's own in its tokenizer_config.json.
 """
@@ -18,9 +22,10 @@ from typing import NamedTuple
 
 from rich.text import Text
 
+from fvjax.data import placeholders
+from fvjax.data.placeholders import IMAGE, PLACEHOLDER_ID, VIDEO
 from fvjax.data.tokenizers import Tokenizer
 
-IMAGE = "<image>"  # the place of a picture in a message
 ROLES = ("system", "user", "assistant")
 
 
@@ -42,6 +47,8 @@ class Template:
         image: the added tokens before a picture's visual tokens, in place of each of them, and after them.
         stop: the added tokens that end an answer.
         begin_of_text: whether the tokenizer's begin-of-text token, if it has one, comes before the first turn.
+        placeholders: whether one id stands in the place of a picture's visual tokens (fvjax.data.placeholders).
+        between_frames: what stands between the placeholders of a clip's frames.
     """
 
     name: str
@@ -52,6 +59,8 @@ class Template:
     image: tuple[str, str, str]
     stop: tuple[str, ...]
     begin_of_text: bool = True
+    placeholders: bool = False
+    between_frames: str = ""
 
 
 INTERNVL_IMAGE = ("<img>", "<IMG_CONTEXT>", "</img>")
@@ -67,6 +76,17 @@ def _chat_markup(
     return Template(name, system_message, **turns, image=image, stop=("<|im_end|>",), begin_of_text=begin_of_text)
 
 
+def _vicuna(name: str, person: str, between_frames: str, end: str = "</s>") -> Template:
+    """Return the template of Vicuna v1; `person`: what its system message calls the user."""
+    message = (
+        f"A chat between a curious {person} and an artificial intelligence assistant. The assistant gives helpful, "
+        f"detailed, and polite answers to the {person}'s questions."
+    )
+    turns = Turn("", " "), Turn("USER: ", " "), Turn("ASSISTANT: ", end)
+    tokens = ("", IMAGE, ""), (end,)
+    return Template(name, message, *turns, *tokens, placeholders=True, between_frames=between_frames)
+
+
 INTERNVL_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
@@ -78,6 +98,12 @@ TEMPLATES = {
         _chat_markup("internvl2_5_hf", None),
         # SmolLM2 names <|im_start|>, which begins every turn, as its begin-of-text token.
         _chat_markup("smollm2", SMOLLM2_MESSAGE, SMOLLM2_IMAGE, begin_of_text=False),
+        # The published models of LLaVA's family were trained with the first of these and are asked with the second.
+        _vicuna("vicuna_v1", "user", between_frames=""),
+        _vicuna("llava_v1", "human", between_frames=" "),
+        _vicuna(
+            "vicuna_tiny", "user", between_frames="", end="<|im_end|>"
+        ),  # for the small tokenizer that comes with us
     )
 }
 
@@ -118,6 +144,8 @@ def render(
     image_tokens: Sequence[int] = (),
     system: str | None = "default",
     labels: str = "llamafactory",
+    frames: int = 8,
+    reference: bool = False,
 ) -> Rendered:
     """Turn a conversation into token ids and the mask of the tokens that carry loss.
 
@@ -139,14 +167,25 @@ def render(
             break after it; they are tokenised apart from what stands before. "internvl_chat": the same without the line
             break; the turn is tokenised as a whole, so that an answer that begins with a line break has other ids, and
             its first tokens do not count.
+        frames: of a clip, for which ``<video>`` stands in a message; only for templates with placeholders. These take
+            neither ``image_tokens`` nor ``labels``: PLACEHOLDER_ID stands for each picture and frame, and the answers
+            with the token that ends them carry loss.
+        reference: do with placeholders as the published code does where it says nothing: leave out pictures of a
+            message beyond the sixteenth, and let no token carry loss if the rounds do not add up.
     Raises:
         ValueError: the messages do not make a conversation, the numbers of ``<image>`` and of pictures differ, the
-            template or convention is unknown, or the tokenizer lacks a token that the template needs.
+            template or convention is unknown, or the tokenizer lacks a token that the template needs; with
+            placeholders also more than 16 pictures in a message or one clip, or rounds that do not add up
+            (placeholders.Mismatch).
     """
     chosen = _template(template)
     if labels not in LABELS:
         raise ValueError(f"unknown label convention {labels!r}; choose one of {', '.join(LABELS)}")
     turns = _turns(chosen, messages, system)
+    if chosen.placeholders:
+        if image_tokens or labels != "llamafactory":
+            raise ValueError(f"{chosen.name}: has a placeholder for each picture; leave image_tokens and labels out")
+        return _with_placeholders(chosen, turns, tokenizer, frames, reference)
     _check_images(chosen, turns, image_tokens)
     writer = _Writer(chosen, tokenizer, [int(count) for count in image_tokens])
     for role, content in turns:
@@ -159,6 +198,45 @@ def render(
         writer.write(chosen.assistant.begin)
         writer.label_mask = [False] * len(writer.ids)
     return Rendered(writer.ids, writer.label_mask, tuple(writer.images))
+
+
+def _with_placeholders(
+    template: Template, turns: Sequence[tuple[str, str]], tokenizer: Tokenizer, frames: int, reference: bool
+) -> Rendered:
+    """Return a conversation with one PLACEHOLDER_ID for each picture and each frame of a clip."""
+    stop_ids(template, tokenizer)
+    texts = [_media(template, role, content, frames, reference) for role, content in turns]
+    if sum(content.count(VIDEO) for _, content in turns) > placeholders.MAX_VIDEOS:
+        raise ValueError(f"more than one {VIDEO} in a conversation; ask about each clip by itself")
+    prompt = turns[-1][0] == "user"
+    pieces = []
+    for (role, _), text in zip(turns, texts):
+        turn: Turn = getattr(template, role)
+        # The published code takes an empty answer for one that is to come.
+        pieces.append(turn.begin + text + turn.end if text or role != "assistant" else turn.begin.rstrip())
+    text = "".join(pieces) + (template.assistant.begin.rstrip() if prompt else "")
+    ids = placeholders.encode(text, tokenizer)
+    mask = [False] * len(ids)
+    if not prompt:
+        separator = template.user.end + template.assistant.begin
+        try:
+            mask = placeholders.label_mask(text, ids, tokenizer, separator, template.assistant.end)
+        except placeholders.Mismatch:
+            if not reference:
+                raise
+    places = tuple(range(place, place + 1) for place, id in enumerate(ids) if id == PLACEHOLDER_ID)
+    return Rendered(ids, mask, places)
+
+
+def _media(template: Template, role: str, content: str, frames: int, reference: bool) -> str:
+    """Return a message with ``<image>`` for each picture and frame. Raises ValueError: too many, or not the user's."""
+    if role != "user" and (IMAGE in content or VIDEO in content):
+        raise ValueError(f"a message of the {role} contains {IMAGE} or {VIDEO}; they stand in the user's messages")
+    if (count := content.count(IMAGE)) > placeholders.MAX_IMAGES:
+        if not reference:
+            raise ValueError(f"{count} {IMAGE} in a message; {placeholders.MAX_IMAGES} are allowed")
+        content = content.replace(IMAGE * count, IMAGE * placeholders.MAX_IMAGES)
+    return placeholders.with_frames(content, frames, template.between_frames)
 
 
 def stop_ids(template: str | Template, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -4,6 +4,8 @@
         questions about FairFace's labels (age group, gender, race), without any model or network
     python -m fvjax.data.describe endpoint --src=DIR --labels=CSV --dst=FILE.jsonl --url=… --model=… --max-requests=N
         descriptions by a language model, eight questions a picture as in FairFaceGPT
+    python -m fvjax.data.describe procedural --dst=STORE --identities=100
+        a small FaceInstruct: drawn faces and short clips, with exact labels and facial points for five tasks
     python -m fvjax.data.describe audit --src=STORE --out=audit.html
         a page with random samples, on which a person marks what is right and what is hallucinated
     python -m fvjax.data.describe audit-result marks.json --audit=audit.html
@@ -28,9 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from fvjax import errors, files, startup
+from fvjax.data import face_instruct
 from fvjax.data import images as pictures
 from fvjax.data.describing import answers, audit, control, label_questions, prompts, samples
 from fvjax.data.describing.endpoint import KEY_VARIABLE, Budget, Endpoint, read_key
+from fvjax.data.face_labels import TASKS
+from fvjax.data.frames import FRAMES
 from fvjax.data.progress import progress_bar
 from fvjax.data.readers.conversations import PictureFolder, summary
 from fvjax.data.readers.fairface import read_labels
@@ -113,6 +118,37 @@ def endpoint(
     return INCOMPLETE if counts.missing else 0
 
 
+def procedural(
+    dst: Path,
+    first: int,
+    identities: int,
+    images: int,
+    clips: int,
+    frames: int,
+    seed: int,
+    split: str,
+    tasks: str,
+    low_resolution: int | None,
+) -> int:
+    """Make a small FaceInstruct of drawn faces and clips, with exact labels and facial points."""
+    if first < 0 or identities < 1 or seed < 0:
+        raise ValueError(f"--first={first} --identities={identities} --seed={seed}: expected 0, 1 and 0 or more")
+    store = face_instruct.write(
+        dst,
+        range(first, first + identities),
+        images_per_identity=images,
+        clips_per_identity=clips,
+        seed=seed,
+        split=split,
+        tasks=tasks.split(","),
+        low_resolution=low_resolution,
+        frames=frames,
+    )
+    print(summary(store))
+    print(f"  {_shares(store.manifest['face_instruct']['records'])}; landmarks: {store.detector}")
+    return 0
+
+
 def make_audit(src: Path, images: Path | None, count: int, seed: int, out: Path) -> int:
     """Write a page on which a person marks random answers."""
     if out.exists():
@@ -175,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    add_labels, add_endpoint, add_audit, add_result, add_control = (
+    add_labels, add_endpoint, add_procedural, add_audit, add_result, add_control = (
         commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         for name, run in COMMANDS.items()
     )
@@ -194,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     every = ",".join(label_questions.KINDS)
     add_labels.add_argument("--kinds", default=every, help=f"of questions, separated by commas ({every})")
     _add_endpoint_flags(add_endpoint)
+    _add_procedural_flags(add_procedural)
     add_audit.add_argument("--src", type=Path, required=True, help="a store of conversations, or their .json or .jsonl")
     add_audit.add_argument("--images", type=Path, help="the folder of the pictures, unless --src is a store")
     add_audit.add_argument("--count", type=int, default=100, help="samples (100)")
@@ -218,9 +255,24 @@ def _add_endpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for a request (120)")
 
 
+def _add_procedural_flags(parser: argparse.ArgumentParser) -> None:
+    every = ",".join(TASKS)
+    parser.add_argument("--dst", type=Path, required=True, help="the store to make; must not exist")
+    parser.add_argument("--first", type=int, default=0, help="number of the first person; others are other people (0)")
+    parser.add_argument("--identities", type=int, required=True, help="how many people")
+    parser.add_argument("--images", type=int, default=2, help="pictures of each person (2)")
+    parser.add_argument("--clips", type=int, default=1, help="clips of each person (1)")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"of a clip ({FRAMES})")
+    parser.add_argument("--seed", type=int, default=0, help="of people, shots and wordings (0)")
+    parser.add_argument("--split", choices=manifest.SPLITS, default="train", help="of the store; test: one wording")
+    parser.add_argument("--tasks", default=every, help=f"separated by commas ({every})")
+    parser.add_argument("--low-resolution", type=int, help="shrink pictures to so many pixels a side, and enlarge them")
+
+
 COMMANDS = {
     "labels": labels,
     "endpoint": endpoint,
+    "procedural": procedural,
     "audit": make_audit,
     "audit-result": audit_result,
     "control": make_control,

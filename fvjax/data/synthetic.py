@@ -20,8 +20,13 @@ from typing import Any
 import numpy as np
 
 from fvjax.data.cartoon import render
+from fvjax.data.cartoon_points import points
 from fvjax.data.images import encode
 from fvjax.data.stores import Feature, Pairs, Store, Writer
+from fvjax.face_regions import POINTS
+
+LANDMARKS = "landmarks"
+DETECTOR = "fvjax.data.synthetic (exact)"  # where the points come from
 
 # name: (low, high), drawn uniformly. Colours must not be among them: a histogram would then tell people apart.
 SHAPE: dict[str, tuple[float, float]] = {
@@ -133,6 +138,14 @@ def face(identity: int, shot: int, seed: int, difficulty: float = 1.0) -> np.nda
     return render(identity_shape(identity, seed), shot_attributes(identity, shot, seed, difficulty))
 
 
+def landmarks(identity: int, shot: int, seed: int, difficulty: float = 1.0) -> np.ndarray:
+    """Return the 68 points of :func:`face` of the same arguments: float32 [68, 2], (x, y) from 0 to 1.
+
+    They are exact, also where something covers them, and they are no part of what a shot draws at random.
+    """
+    return points(identity_shape(identity, seed), shot_attributes(identity, shot, seed, difficulty))
+
+
 def faces(
     identities: Sequence[int], images_per_identity: int, seed: int, difficulty: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -203,7 +216,8 @@ def write(
             not overlap are disjoint sets for training and testing.
         split: "train", "val" or "test".
         pairs: adds the benchmark "synthetic" with so many :func:`verification_pairs`; None adds none.
-        features: attributes of :func:`shot_attributes` that each record stores as float32, such as ("yaw", "pitch").
+        features: attributes of :func:`shot_attributes` that each record stores as float32, such as ("yaw", "pitch"),
+            and "landmarks" for the points of :func:`landmarks`, float32 [68, 2].
         workers: processes that draw; the store does not depend on it. More than one import the caller's main module.
     Raises:
         ValueError: an attribute that does not exist or is not a float, or as :func:`verification_pairs`.
@@ -216,6 +230,8 @@ def write(
             for k, (jpeg, values) in enumerate(shots):
                 name, file = f"synthetic{identity:06d}", f"synthetic/{seed}/{identity:06d}/{k:03d}"
                 writer.add(jpeg, name, file, **values)
+        if LANDMARKS in features:
+            writer.info["landmarks"] = {"detector": DETECTOR, "points": POINTS}
         if pairs is not None:
             labels = np.array(writer.labels, np.int64)
             writer.add_pairs("synthetic", verification_pairs(labels, pairs, seed))
@@ -224,11 +240,17 @@ def write(
 
 def _draw_person(
     identity: int, *, images: int, seed: int, difficulty: float, features: Sequence[str]
-) -> list[tuple[bytes, dict[str, np.float32]]]:
+) -> list[tuple[bytes, dict[str, Any]]]:
     """Draw all shots of one person: the JPEG and the wanted attributes of each."""
     shape = identity_shape(identity, seed)
     shots = [shot_attributes(identity, k, seed, difficulty) for k in range(images)]
-    return [(encode(render(shape, shot)), {name: np.float32(shot[name]) for name in features}) for shot in shots]
+    return [
+        (
+            encode(render(shape, shot)),
+            {name: points(shape, shot) if name == LANDMARKS else np.float32(shot[name]) for name in features},
+        )
+        for shot in shots
+    ]
 
 
 def in_processes(draw: Callable[[int], Any], identities: Sequence[int], workers: int) -> Iterator[Any]:
@@ -243,6 +265,7 @@ def in_processes(draw: Callable[[int], Any], identities: Sequence[int], workers:
 
 def _declare(names: Sequence[str], seed: int, difficulty: float) -> dict[str, Feature]:
     available = [k for k, value in shot_attributes(0, 0, seed, difficulty).items() if isinstance(value, float)]
+    available.append(LANDMARKS)
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"attribute {unknown[0]!r} is no float of a shot; choose from {', '.join(available)}")
-    return {name: Feature("float32") for name in names}
+    return {name: Feature("float32", (POINTS, 2) if name == LANDMARKS else ()) for name in names}

@@ -19,6 +19,8 @@ from fvjax.models.cache import Cache
 from fvjax.models.decoder import Decoder
 from fvjax.models.generation import generate
 from fvjax.models.iresnet import IResNet
+from fvjax.models.landmarks import LandmarkProjector, RegionAttention
+from fvjax.models.llava import LLaVA, Media
 from fvjax.models.projector import Projector
 from fvjax.models.vision_transformer import VisionTransformer
 from fvjax.typing import Embeddings, Images, Keys
@@ -124,15 +126,19 @@ class Encoder:
         self,
         variables: Mapping[str, Any],
         tokens: jax.Array,
-        tiles: jax.Array,
-        places: jax.Array,
+        tiles: jax.Array | Media,
+        places: jax.Array | None,
         segments: jax.Array | None = None,
     ) -> jax.Array:
         """Read rows of conversations -> the decoder's states, [N,T,D]."""
         return self.net.apply(variables, tokens, tiles, places, segments, method=conversation.read)
 
     def embed_conversation(
-        self, variables: Mapping[str, Any], tokens: jax.Array, tiles: jax.Array, places: jax.Array
+        self,
+        variables: Mapping[str, Any],
+        tokens: jax.Array,
+        tiles: jax.Array | Media,
+        places: jax.Array | None,
     ) -> jax.Array:
         """Embed the tokens and pictures of rows of conversations, [N,T,D]."""
         return self.net.apply(variables, tokens, tiles, places, method=conversation.embed)
@@ -145,8 +151,8 @@ class Encoder:
         self,
         variables: Mapping[str, Any],
         tokens: jax.Array,
-        tiles: jax.Array,
-        places: jax.Array,
+        tiles: jax.Array | Media,
+        places: jax.Array | None,
         lengths: jax.Array,
         **settings: Any,
     ) -> tuple[jax.Array, jax.Array]:
@@ -198,21 +204,39 @@ def build_vlm(attributes: Mapping[str, Any], **changes: Any) -> vlm.VLM:
     ``changes`` override attributes of every part that has them (dtype=…, remat=…). Raises TypeError if no part does.
     """
     parts = {"vision": VisionTransformer, "projector": Projector, "decoder": Decoder}
+    return vlm.VLM(**_build_parts(parts, attributes, changes), bos=attributes["bos"])
+
+
+def build_llava(attributes: Mapping[str, Any], **changes: Any) -> LLaVA:
+    """Build a LLaVA from {"vision": {…}, "projector": {…}, "decoder": {…}, "bos": …} and its optional parts.
+
+    Those are "video", "landmarks" and "attention". ``changes`` as for :func:`build_vlm`.
+    """
+    parts = {
+        **{"vision": VisionTransformer, "projector": Projector, "decoder": Decoder, "video": VisionTransformer},
+        **{"landmarks": LandmarkProjector, "attention": RegionAttention},
+    }
+    present = {name: cls for name, cls in parts.items() if attributes.get(name) is not None}
+    return LLaVA(**_build_parts(present, attributes, changes), bos=attributes["bos"])
+
+
+def _build_parts(parts: Mapping[str, Any], attributes: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Build modules by name; each takes its attributes, and those of the changes that it has."""
     fields = {name: set(cls.__dataclass_fields__) for name, cls in parts.items()}
     unknown = set(changes) - set().union(*fields.values())
     if unknown:
         raise TypeError(f"no part of a VLM has {sorted(unknown)}")
-    built = {
+    return {
         name: cls(**{**attributes[name], **{k: v for k, v in changes.items() if k in fields[name]}})
         for name, cls in parts.items()
     }
-    return vlm.VLM(**built, bos=attributes["bos"])
 
 
 KINDS: dict[str, Kind] = {
     "iresnet": Kind(partial(_construct, IResNet), ("",), None),
     "vision_transformer": Kind(partial(_construct, VisionTransformer), ("mean", "cls"), None),
     "vlm": Kind(build_vlm, ("", *vlm.POOLS), _check_text),
+    "llava": Kind(build_llava, ("",), None),
 }
 
 

@@ -121,3 +121,43 @@ def internvl3_14b() -> dict[str, Any]:
 def internvl3_38b() -> dict[str, Any]:
     """Return the parts of InternVL3-38B (38 billion parameters), the base of FaceLLM-38B, for ``encoder.build_vlm``."""
     return _internvl(internvit_6b(), qwen2_5_32b(), bos=151643)
+
+
+def clip_style() -> dict[str, Any]:
+    """Return what the towers of a LLaVA have in common whatever their size, for ``VisionTransformer``.
+
+    They are CLIP's with LanguageBind's exact GELU, up to the last layer but one.
+    """
+    return {
+        **{"layer_scale": False, "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5, "act": "gelu"},
+        **{"pixels": "clip", "select_layer": -2},
+    }
+
+
+def languagebind(frames: int = 0) -> dict[str, Any]:
+    """Return the attributes of LanguageBind's image tower (ViT-L/14), with ``frames`` of its video tower."""
+    sizes = {"image_size": 224, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096}
+    return {**sizes, **clip_style(), "frames": frames}
+
+
+def llama_style() -> dict[str, Any]:
+    """Return what LLaMA decoders of LLaVA have in common whatever their size, for ``decoder.Decoder``."""
+    return {"rope": "plain", "rope_theta": 1e4, "positions": 4096, "norm_eps": 1e-5}
+
+
+def vicuna_7b() -> dict[str, Any]:
+    """Return the attributes of Vicuna-7B v1.5, the decoder of Video-LLaVA and Face-LLaVA, for ``decoder.Decoder``."""
+    return {
+        **{"vocab": 32000, "width": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "head_dim": 128},
+        **{"mlp_dim": 11008, **llama_style()},
+    }
+
+
+def facellava_7b(variant: str = "paper") -> dict[str, Any]:
+    """Return the parts of Face-LLaVA for ``encoder.build_llava``; see ``landmarks.RegionAttention`` for ``variant``."""
+    decoder = vicuna_7b()
+    return {
+        **{"vision": languagebind(), "video": languagebind(frames=8), "decoder": decoder, "bos": 1},
+        "projector": {"width": decoder["width"], "shuffle": 1, "norm": False},
+        **{"landmarks": {"width": decoder["width"]}, "attention": {"variant": variant}},
+    }

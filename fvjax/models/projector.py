@@ -1,4 +1,4 @@
-"""The projector from patch tokens to visual tokens: pixel shuffle and a two-layer MLP (InternVL's `mlp1`)."""
+"""The projector from patch tokens to visual tokens: a two-layer MLP, after pixel shuffle and a norm in InternVL."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from fvjax.models.layers import Dense, DType, LayerNorm
 
 
 class Projector(nn.Module):
-    """Patch tokens [N,P,W] (without CLS) -> visual tokens [N, P / shuffle^2, width] in ``dtype``.
+    """Patch tokens [N,P,W] -> visual tokens [N, P / shuffle^2, width] in ``dtype``.
 
-    Source: OpenGVLab/InternVL (internvl_chat/…/modeling_internvl_chat.py, `extract_feature`).
+    InternVL's `mlp1` (OpenGVLab/InternVL, internvl_chat/…/modeling_internvl_chat.py, `extract_feature`) takes no CLS
+    token. LLaVA's `mlp2x_gelu` has shuffle 1 and no norm, and takes any number of tokens.
     """
 
     width: int  # of the decoder
     shuffle: int = 2  # shuffle x shuffle patches become one token; InternVL's 1 / downsample_ratio
     ps_version: Literal["v1", "v2"] = "v2"
+    norm: bool = True
     dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Project. Raises ValueError if the patches do not form a square of whole shuffle blocks."""
-        x = pixel_shuffle(x, self.shuffle, self.ps_version)
-        x = LayerNorm(1e-5, self.dtype, name="norm")(x)
+        if self.shuffle > 1:
+            x = pixel_shuffle(x, self.shuffle, self.ps_version)
+        if self.norm:
+            x = LayerNorm(1e-5, self.dtype, name="norm")(x)
         x = jax.nn.gelu(Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
         return Dense(self.width, dtype=self.dtype, name="fc2")(x)
 

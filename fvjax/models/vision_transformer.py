@@ -1,4 +1,4 @@
-"""One vision transformer for InternViT, CLIP-like and InternViT-6B-like towers, which differ only in attributes."""
+"""One vision transformer for InternViT, InternViT-6B, CLIP and LanguageBind, which differ only in attributes."""
 
 from __future__ import annotations
 
@@ -57,8 +57,37 @@ class Mlp(nn.Module):
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
+class TemporalAttention(nn.Module):
+    """Attention of one token position over the frames of its clip, with a residual: x [N * T, tokens, width] -> like x.
+
+    The residual contains the temporal embedding, of which a clip of T frames uses the first T; a single frame uses
+    none. Source: PKU-YuanGroup/LanguageBind (languagebind/video/modeling_video.py).
+    """
+
+    frames: int  # of the trained embedding
+    heads: int
+    norm: str
+    norm_eps: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x, clip: int):
+        _, tokens, width = x.shape
+        embedding = self.param("embedding", nn.initializers.normal(width**-0.5), (self.frames, width))
+        x = x.reshape(-1, clip, tokens, width).swapaxes(1, 2).reshape(-1, clip, width)
+        if clip > 1:
+            x = x + embedding[:clip].astype(self.dtype)
+        y = NORM[self.norm](self.norm_eps, self.dtype, name="norm")(x)
+        # "xla": clips are short, and rows are as many as tokens
+        x = x + Attention(self.heads, True, False, self.norm_eps, "xla", self.dtype, name="attn")(y)
+        return x.reshape(-1, tokens, clip, width).swapaxes(1, 2).reshape(-1, tokens, width)
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each with LayerScale and, in training, dropped for some images (drop-path)."""
+    """Pre-norm attention and MLP, each with LayerScale and, in training, dropped for some images (drop-path).
+
+    With ``frames`` there is attention over the frames of a clip before them.
+    """
 
     heads: int
     mlp_dim: int
@@ -71,10 +100,15 @@ class Block(nn.Module):
     dtype: DType
     attention: Attend
     drop: bool
+    frames: int
+    clip: int
 
     @nn.compact
     def __call__(self, x, keys, index, rate):
         norm = partial(NORM[self.norm], self.norm_eps, self.dtype)
+        if self.frames:
+            temporal = TemporalAttention(self.frames, self.heads, self.norm, self.norm_eps, self.dtype, name="temporal")
+            x = temporal(x, self.clip)
         attn = Attention(
             self.heads, self.qkv_bias, self.qk_norm, self.norm_eps, self.attention, self.dtype, name="attn"
         )
@@ -115,6 +149,8 @@ class VisionTransformer(nn.Module):
     act: Literal["gelu", "quick_gelu"] = "gelu"
     drop_path: float = 0.0  # rate of the last layer; rates grow linearly from 0 in the first
     select_layer: int = -1  # index of the output in [embedding, layer 1, …]; later layers are not built
+    frames: int = 0  # LanguageBind's video tower: the most frames of a clip; 0: a tower for images
+    pixels: Literal["imagenet", "clip"] = "imagenet"  # whose mean and deviation normalise the input
     dtype: DType = jnp.float32
     remat: Literal["none", "dots", "full"] = "none"
     attention: Attend = "auto"
@@ -127,7 +163,7 @@ class VisionTransformer(nn.Module):
     @nn.nowrap
     def preprocess(self, images: Images) -> Pixels:
         """Convert uint8 images [N,H,W,3] to the tower's input, resized to its image size."""
-        return preprocess.for_vit(images, self.image_size)
+        return preprocess.for_vit(images, self.image_size, *preprocess.STATISTICS[self.pixels])
 
     @nn.nowrap  # a wrapped method would add a level to the module names in a profile
     def embed(self, x: Pixels, text, pooling: str, *, train: bool = False, keys: Keys | None = None) -> Embeddings:
@@ -136,11 +172,17 @@ class VisionTransformer(nn.Module):
         return pool(self(x, train=train, keys=keys), pooling)
 
     @nn.compact
-    def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None) -> jax.Array:
-        """Compute the tokens. ``keys`` [N]: one PRNG key per image, for drop-path.
+    def __call__(self, x: Pixels, *, train: bool = False, keys: Keys | None = None, clip: int = 1) -> jax.Array:
+        """Compute the tokens.
 
-        Raises ValueError if the image is not a whole number of patches, or if keys are needed and missing.
+        Args:
+            keys: one PRNG key per image, [N], for drop-path.
+            clip: every ``clip`` images that follow each other are the frames of a clip; at most ``frames``.
+        Raises:
+            ValueError: an image that is not a whole number of patches, keys that are needed and missing, or clips of
+                more frames than the tower was trained on.
         """
+        self._check_clips(len(x), clip)
         if not 0 < self.layers <= self.depth:
             raise ValueError(f"select_layer={self.select_layer} is outside a tower of {self.depth} layers")
         drop = train and self.drop_path > 0
@@ -152,10 +194,19 @@ class VisionTransformer(nn.Module):
         keys = fold_in(keys, DROP_PATH) if drop else None
         # as torch's linspace over the whole tower, even if its last layers are not built
         rates = jnp.linspace(0, self.drop_path, self.depth)[: self.layers]
-        x, _ = self._blocks(drop)(x, keys, jnp.arange(self.layers), rates)
+        x, _ = self._blocks(drop, clip)(x, keys, jnp.arange(self.layers), rates)
         if self.final_norm:
             x = NORM[self.norm](self.norm_eps, self.dtype, name="final_norm")(x)
         return x
+
+    @nn.nowrap
+    def _check_clips(self, images: int, clip: int) -> None:
+        """Raise ValueError unless the images are whole clips of a length that the tower can read."""
+        if not 1 <= clip <= max(1, self.frames):
+            kind = f"reads clips of 1 to {self.frames} frames" if self.frames else "reads single images"
+            raise ValueError(f"a clip of {clip} frames: this tower {kind}; choose frames before (data.frames does)")
+        if images % clip:
+            raise ValueError(f"{images} images are not whole clips of {clip} frames")
 
     @nn.nowrap
     def _embed_patches(self, x: Pixels) -> jax.Array:
@@ -174,7 +225,7 @@ class VisionTransformer(nn.Module):
         return x + resize_positions(pos, (grid, grid), (rows, cols)).astype(self.dtype)
 
     @nn.nowrap
-    def _blocks(self, drop: bool):
+    def _blocks(self, drop: bool, clip: int):
         """Build the scanned stack of layers."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
         return nn.scan(
@@ -195,6 +246,8 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             attention=self.attention,
             drop=drop,
+            frames=self.frames,
+            clip=clip,
             name="blocks",
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fvjax import plugins
 from fvjax.tasks.attributes import FaceAttributes
 from fvjax.tasks.conversation import Conversation
+from fvjax.tasks.face_instruction import FaceInstruction
 from fvjax.tasks.margin import Margin
 from fvjax.tasks.pair_answer import PairAnswer
 from fvjax.tasks.task import Task
@@ -16,6 +17,7 @@ TASKS: dict[str, type[Task]] = {
     "pair_answer": PairAnswer,
     "conversation": Conversation,
     "attributes": FaceAttributes,
+    "face_instruction": FaceInstruction,
 }
 
 

@@ -1,4 +1,4 @@
-"""Attributes: a VLM says Yes or No about every attribute of a face, with what is known about how attributes go together.
+"""Attributes: a VLM says Yes or No about every attribute of a face, knowing how attributes go together.
 
 The reading of FaceInsight (arXiv 2504.15624) is that of docs/faceinsight.md: `fvjax/models/attribute_slots.py` is the
 model. A step's loss is the mean over pictures of the binary cross-entropy, summed over the labelled attributes, plus

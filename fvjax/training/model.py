@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +19,14 @@ from fvjax import plugins, shipped, trees
 from fvjax.config import Config, LoraConfig, ModelConfig
 from fvjax.data import tokenizers
 from fvjax.models import encoder as encoders
-from fvjax.models import int8, lora
+from fvjax.models import int8, lora, presets
 from fvjax.parallel import sharding
 from fvjax.tasks.task import Task, Text
-from fvjax.training import checkpoint, int8_base, optimizer
-from weights_convert.read import Leaf, open_checkpoint
+from fvjax.training import checkpoint, earlier_run, int8_base, optimizer
+from weights_convert.read import open_checkpoint
 
 SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
+TOWERS = dict.fromkeys(("vision", "video"), "vision_transformer")  # kind of a pretrained part
 STATISTICS = ("batch_stats", "head_stats")  # variables that a step computes anew: neither trained nor frozen
 CHOICES_OF_A_RUN = ("drop_path", "dropout")  # attributes in which a run may differ from its pretrained weights
 
@@ -40,7 +42,7 @@ class Pretrained:
         source: the directories, for messages.
     """
 
-    params: dict[str, Leaf]
+    params: dict[str, Any]  # Leaf, or an array that an earlier run has trained
     attributes: dict[str, Any]
     covers: str
     source: str
@@ -228,19 +230,39 @@ def _arrangement(kind: str, remat: str, attention: str, reference: bool) -> dict
 
 def open_pretrained(init_from: str, init_parts: Mapping[str, str], kind: str) -> Pretrained | None:
     """Open `config.init_from` or `config.init_parts`, reading headers only; None without either."""
+    if init_from and kind == "llava" and earlier_run.is_run(init_from):
+        return _open_run(Path(init_from))
     if init_from:
         whole = open_checkpoint(shipped.weights(init_from), kind)
-        return Pretrained(whole.params, whole.model_config, "(params|batch_stats)/", init_from)
+        covers = "(params|batch_stats)/"
+        if kind == "llava":  # a checkpoint without landmark modules leaves them random
+            covers = f"params/({'|'.join(part for part in whole.model_config if part != 'bos')})/"
+        return Pretrained(whole.params, whole.model_config, covers, init_from)
+    parts = [*SECTIONS, *(["video"] if kind == "llava" else [])]
     params, attributes = {}, {}
     for part, path in init_parts.items():
-        if part not in SECTIONS:
-            raise ValueError(f"config.init_parts.{part}: a VLM's parts are {', '.join(SECTIONS)}")
-        one = open_checkpoint(shipped.weights(path), {"vision": "vision_transformer"}.get(part, part))
+        if part not in parts:
+            raise ValueError(f"config.init_parts.{part}: the parts of a {kind} are {', '.join(parts)}")
+        one = open_checkpoint(shipped.weights(path), TOWERS.get(part, part))
         params |= {n.replace("params/", f"params/{part}/", 1): leaf for n, leaf in one.params.items()}
         attributes[part] = one.model_config
     if not attributes:
         return None
     return Pretrained(params, attributes, f"params/({'|'.join(attributes)})/", str(dict(init_parts)))
+
+
+def _open_run(workdir: Path) -> Pretrained:
+    """Open the model of a run that trained a llava: its base with what it trained in its place.
+
+    Raises ValueError: nothing trained, another base than it was trained on, or parts that were random and frozen.
+    """
+    config = earlier_run.read_config(workdir)
+    base = open_pretrained(config.init_from, config.init_parts, "llava")
+    trained, facts = earlier_run.read_trained(workdir, config)
+    if facts["base_hash"] != pretrained_hash(config.init_from, config.init_parts, config.base_kernels):
+        raise ValueError(f"{workdir} was trained on another base than {config.pretrained} is now; put that base back")
+    attributes = llava_parts(config.model, base.attributes if base else {}, str(workdir))
+    return Pretrained({**(base.params if base else {}), **trained}, attributes, "params/", str(workdir))
 
 
 def build_encoder(
@@ -249,6 +271,8 @@ def build_encoder(
     """Build a network; attributes that the config leaves open come from the pretrained weights."""
     theirs = pretrained.attributes if pretrained else {}
     source = pretrained.source if pretrained else ""
+    if model.kind == "llava":
+        return encoders.build("llava", llava_parts(model, theirs, source), model.pooling, **changes)
     if model.kind != "vlm":
         ours = dataclasses.asdict(model)[model.kind]
         return encoders.build(model.kind, agreed(ours, theirs, source), model.pooling, **changes)
@@ -260,6 +284,35 @@ def build_encoder(
     if (bos := theirs.get("bos", model.bos)) != model.bos:
         raise ValueError(f"{source} has bos={bos}, the config's model bos={model.bos}")
     return encoders.build("vlm", {**parts, "bos": bos}, model.pooling, text.prompt, text.answers, **changes)
+
+
+def llava_parts(model: ModelConfig, theirs: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the attributes of a llava's parts; what the config leaves open comes from the weights, or is a LLaVA's.
+
+    Raises ValueError if the weights have a part that the config does not ask for, or differ from it.
+    """
+    tower, decoder = dataclasses.asdict(model.vision_transformer), dataclasses.asdict(model.decoder)
+    attention = dataclasses.asdict(model.landmarks)
+    use, kind, tokens = (attention.pop(key) for key in ("use", "kind", "parts"))
+    parts: dict[str, Any] = {
+        "vision": agreed(tower, theirs.get("vision", presets.clip_style()), source),
+        "decoder": agreed(decoder, theirs.get("decoder", presets.llama_style()), source),
+        "projector": {"width": model.decoder.width, "shuffle": 1, "norm": False},
+    }
+    if model.frames:
+        frames = {**tower, "frames": model.frames}
+        parts["video"] = agreed(frames, theirs.get("video", presets.clip_style()), source)
+    if use:
+        ours = {"width": model.decoder.width, "kind": kind, "parts": tokens}
+        parts["landmarks"] = agreed(ours, theirs.get("landmarks", {}), source)
+    if use == "attention":
+        parts["attention"] = agreed(attention, theirs.get("attention", {}), source)
+    for part, remedy in (("video", "set model.frames"), ("landmarks", "set model.landmarks.use")):
+        if part in theirs and part not in parts:
+            raise ValueError(f"{source} has the part {part!r}, which the config does not use: {remedy}")
+    if (bos := theirs.get("bos", model.bos)) != model.bos:
+        raise ValueError(f"{source} has bos={bos}, the config's model bos={model.bos}")
+    return {**parts, "bos": bos}
 
 
 def agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -279,6 +332,8 @@ def pretrained_hash(init_from: str, init_parts: Mapping[str, str], base_kernels:
     It says so if their kernels are int8, because that is another base, with other answers.
     """
     kept_as = "int8:" if base_kernels == "int8" else ""
+    if init_from and earlier_run.is_run(init_from):
+        return kept_as + earlier_run.fingerprint(init_from)
     if init_from:
         return kept_as + checkpoint.base_hash(shipped.weights(init_from))
     parts = sorted(init_parts.items())

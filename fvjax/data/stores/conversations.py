@@ -3,17 +3,24 @@
     DIR/features.json, dataset_info.json              read by any TFDS user (builder_from_directory)
     DIR/conversations-SPLIT.array_record-00000-of-00001   messages (JSON), pictures (encoded files), source, meta (JSON)
     DIR/index.npz                                     sources, pictures of each record, and their widths and heights
-    DIR/manifest.json                                 counts, hashes, sources, rejections
+    DIR/manifest.json                                 counts, hashes, sources, rejections, and if it has clips or
+                                                      landmarks, "frames" and "landmarks"
 
 `messages` is a list of {"role", "content"}: perhaps a system message, then questions (user) and answers (assistant) in
 turns, the last one an answer. Each `<image>` in a question stands for one picture, in order. Other placeholders and the
 control tokens of chat templates are refused in any text, because a tokenizer would take them for what they stand for.
 
+In a store with clips, `<video>` in a question stands for `frames` pictures, the frames of a clip in order; the number
+is the same for all clips. In a store with landmarks, a record has for each `<image>` and `<video>` the facial points of
+its pictures, or none: float32 [pictures, 68, 2], little-endian, (x, y) from 0 to 1 across the picture. The manifest
+names their detector.
+
 The pictures are JPEG, PNG or WebP files of any size, byte for byte as they came. The index holds their sizes as they
 are when upright, so that tiles can be counted without decoding.
 
-A record's digest is sha256 over messages, source and meta as they are stored and over the pictures in order; each of
-these parts follows its length (8 bytes, little-endian). The data_hash is sha256 over the records' digests in order.
+A record's digest is sha256 over messages, source and meta as they are stored, over the pictures in order, and over the
+landmarks in order if the store has them; each of these parts follows its length (8 bytes, little-endian). The data_hash
+is sha256 over the records' digests in order.
 """
 
 from __future__ import annotations
@@ -24,8 +31,8 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,13 +41,14 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-from fvjax.data import tiling
+from fvjax.data import face_points, tiling
+from fvjax.data.face_points import Points
 from fvjax.data.stores import manifest, shards
 from fvjax.data.stores.shards import EXAMPLE, ShardWriter, shard_names
 from fvjax.data.stores.store import RecordStore
 from fvjax.data.stores.writer import StoreWriter, printable, shard_entries, write_tfds_files
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, CLIP = "<image>", "<video>"
 ROLES = ("system", "user", "assistant")
 SHARD_BYTES = 1 << 30  # a shard is full with so many, or with shards.SHARD_RECORDS records
 MAX_TEXT_BYTES = 1 << 24  # of the messages of one record, and of its meta
@@ -49,6 +57,7 @@ MAX_PICTURE_BYTES = 1 << 28  # of the pictures of one record together
 DESCRIPTION = "Conversations about pictures. Written by fvjax.data.stores.conversations."
 # What tokenizers and chat templates of vision-language models take for something else than text.
 _SPECIAL = re.compile(r"<\|[^<>|\s]{1,64}\|>|</?img>|<IMG_CONTEXT>|<(?:image|video|audio)>|</?s>")
+_PLACES = re.compile("<image>|<video>")
 _SIZES_REMEMBERED = 4096
 
 
@@ -73,20 +82,34 @@ class Conversation:
         pictures: the encoded files.
         source: where the conversation came from.
         meta: what else is known about it, such as "options", "answer" or "tag".
+        landmarks: for each `<image>` and `<video>` in order, its points float32 [pictures, 68, 2], or None; () in a
+            store without landmarks.
     """
 
     messages: list[dict[str, str]]
     pictures: tuple[bytes, ...]
     source: str
     meta: dict[str, Any]
+    landmarks: tuple[Points | None, ...] = field(default=(), compare=False)  # arrays have no single truth value
 
 
-def check_messages(messages: Any, pictures: int) -> None:
+def group_sizes(messages: Sequence[Mapping[str, str]], frames: int) -> list[int]:
+    """Return how many pictures stand behind each `<image>` and `<video>` of a conversation, in order: 1 or `frames`."""
+    return [1 if place == PLACEHOLDER else frames for place in places_in(messages)]
+
+
+def places_in(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the `<image>` and `<video>` of a conversation in order."""
+    return [place for message in messages for place in _PLACES.findall(message["content"])]
+
+
+def check_messages(messages: Any, pictures: int, frames: int = 0) -> None:
     """Check the messages of one record.
 
     Args:
         messages: see :mod:`fvjax.data.stores.conversations`.
         pictures: how many pictures the record has.
+        frames: of each clip; 0 if there are none, and `<video>` is refused.
     Raises:
         ValueError: messages that are malformed, out of order or empty, without an answer, with special tokens in a
             text, or with another number of `<image>` than of pictures. What stands before the colon is the kind of
@@ -105,45 +128,78 @@ def check_messages(messages: Any, pictures: int) -> None:
             raise ValueError(f"empty text: message {number} ({message['role']})")
         if "\0" in message["content"]:
             raise ValueError(f"NUL in a text: message {number} ({message['role']})")
-        _check_special_tokens(message, number)
+        _check_special_tokens(message, number, (PLACEHOLDER, CLIP) if frames else (PLACEHOLDER,))
     _check_turns([message["role"] for message in messages])
-    placeholders = sum(message["content"].count(PLACEHOLDER) for message in messages)
-    if placeholders != pictures:
-        raise ValueError(f"placeholders and pictures differ: {placeholders} {PLACEHOLDER}, {pictures} pictures")
+    groups = group_sizes(messages, frames) if frames else [1] * _count(messages, PLACEHOLDER)
+    if sum(groups) != pictures:
+        clips = f" and {_count(messages, CLIP)} {CLIP} of {frames} frames" if frames else ""
+        places = f"{_count(messages, PLACEHOLDER)} {PLACEHOLDER}{clips}"
+        raise ValueError(f"placeholders and pictures differ: {places}, {pictures} pictures")
 
 
 class Writer(StoreWriter):
     """Write one store of conversations; use it as a context manager, as every :class:`StoreWriter`.
 
     The manifest counts what :meth:`reject` was told by the kind of mistake, which stands before the reason's colon.
+
+    Args:
+        dst, split, sources: see :class:`StoreWriter`.
+        frames: of each clip; 0 for a store without clips.
+        detector: where landmarks come from, such as a detector's name; None for a store without landmarks.
     """
 
     content = "conversations"
     record_name = "conversation"
 
-    def __init__(self, dst: str | os.PathLike, *, split: str, sources: Sequence[str]):
+    def __init__(
+        self,
+        dst: str | os.PathLike,
+        *,
+        split: str,
+        sources: Sequence[str],
+        frames: int = 0,
+        detector: str | None = None,
+    ):
         super().__init__(dst, split=split, sources=sources)
+        if not 0 <= frames <= MAX_PICTURES:
+            raise ValueError(f"frames={frames}: a clip has 1 to {MAX_PICTURES} frames; 0 means no clips")
+        self.frames, self.detector = frames, detector
+        self.info |= {"frames": frames} if frames else {}
+        if detector is not None:
+            self.info["landmarks"] = {"detector": detector, "points": face_points.POINTS}
+        self._without_landmarks = 0  # pictures and clips
         self._counts = array("q")  # pictures of each record
         self._widths = array("q")
         self._heights = array("q")
         self._sizes: dict[bytes, tuple[int, int]] = {}  # of the latest pictures, by digest
 
-    def add(self, messages: list[dict[str, str]], pictures: Sequence[bytes], source: str, /, **meta: Any) -> int:
+    def add(
+        self,
+        messages: list[dict[str, str]],
+        pictures: Sequence[bytes],
+        source: str,
+        landmarks: Sequence[Points | None] = (),
+        /,
+        **meta: Any,
+    ) -> int:
         """Append one record and return its number.
 
         Args:
             messages: see :func:`check_messages`.
-            pictures: encoded JPEG, PNG or WebP files, one for each `<image>`.
+            pictures: encoded JPEG, PNG or WebP files, one for each `<image>`, `frames` for each `<video>`.
             source: where the conversation came from, one line of text.
+            landmarks: for each `<image>` and `<video>` its points [pictures, 68, 2], from 0 to 1, or None; () in a
+                store without landmarks.
             meta: anything that JSON can express.
         Raises:
-            Unusable: a mistake in the messages, a picture that cannot be read, or a meta that JSON cannot express. The
-                message names the source.
+            Unusable: a mistake in the messages, a picture that cannot be read, landmarks that are none, or a meta that
+                JSON cannot express. The message names the source.
         """
         if "\n" in source or printable(source) != source:
             raise Unusable(printable(source)[:200], "malformed source: expected plain UTF-8 text of one line")
         try:
-            check_messages(messages, len(pictures))
+            check_messages(messages, len(pictures), self.frames)
+            points = self._encode_landmarks(landmarks, group_sizes(messages, self.frames))
             texts = _encode(messages, "messages"), source.encode(), _encode(meta, "meta")
             _check_amount(pictures)
             sizes = [self._size(data, number) for number, data in enumerate(pictures, 1)]
@@ -154,8 +210,11 @@ class Writer(StoreWriter):
         for name, data in zip(("messages", "source", "meta"), texts):
             feature[name].bytes_list.value.append(data)
         feature["pictures"].bytes_list.value.extend(pictures)
+        if self.detector is not None:
+            feature["landmarks"].bytes_list.value.extend(points)
+            self._without_landmarks += points.count(b"")
         self._open_shard().append(example)
-        self._hash.update(shards.digest([*texts, *pictures]))
+        self._hash.update(shards.digest([*texts, *pictures, *points]))
         self._sources += texts[1] + b"\n"
         self._counts.append(len(pictures))
         self._widths.extend(width for width, _ in sizes)
@@ -174,12 +233,25 @@ class Writer(StoreWriter):
                 raise ValueError(f"unreadable picture: {error}") from error
         return self._sizes[digest]
 
+    def _encode_landmarks(self, landmarks: Sequence[Points | None], groups: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each group's points, b"" for none."""
+        if self.detector is None:
+            if len(landmarks):
+                raise ValueError("landmarks: the store has none; open the writer with their detector")
+            return []
+        if len(landmarks) != len(groups):
+            raise ValueError(f"landmarks: of {len(landmarks)} pictures and clips, the conversation has {len(groups)}")
+        return [b"" if one is None else face_points.encode(one, count) for one, count in zip(landmarks, groups)]
+
     def _is_full(self, shard: ShardWriter) -> bool:
         return super()._is_full(shard) or shard.bytes >= SHARD_BYTES
 
     def _complete(self, shard_sizes: Sequence[tuple[int, int]]) -> None:
         text, files = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
         connectors = {"messages": text, "pictures": files, "source": text, "meta": text}
+        if self.detector is not None:
+            connectors["landmarks"] = files
+            self.info["landmarks"]["missing"] = self._without_landmarks
         write_tfds_files(self._tmp, self.split, shard_sizes, connectors, DESCRIPTION)
         np.savez_compressed(
             self._tmp / "index.npz",
@@ -219,6 +291,8 @@ class ConversationStore(RecordStore):
         manifest: the parsed manifest.json.
         data_hash: hash of the records' contents in order (see :mod:`fvjax.data.stores.conversations`).
         identities: empty; conversations are not labelled with people.
+        frames: of each clip; 0 in a store without clips.
+        detector: where the landmarks come from; None in a store without landmarks.
     Raises:
         ValueError: no store there, a face store, another format or split, or files that do not agree with the manifest.
     """
@@ -229,6 +303,13 @@ class ConversationStore(RecordStore):
         self._source_lines, self._counts, self._widths, self._heights = self._read_index(columns)
         self._check_counts()
         self.identities: list[str] = []
+        self.frames: int = self.manifest.get("frames", 0)
+        if not isinstance(self.frames, int) or not 0 <= self.frames <= MAX_PICTURES:
+            raise ValueError(f"{self.path}: manifest.json: 'frames' is malformed; prepare the store again")
+        points = self.manifest.get("landmarks")
+        if points is not None and not (isinstance(points, dict) and isinstance(points.get("detector"), str)):
+            raise ValueError(f"{self.path}: manifest.json: 'landmarks' is malformed; prepare the store again")
+        self.detector: str | None = points["detector"] if points else None
 
     @cached_property
     def sources(self) -> list[str]:
@@ -258,7 +339,14 @@ class ConversationStore(RecordStore):
             if len(pictures) != self._counts[i]:
                 raise ValueError(f"{len(pictures)} pictures, {self._counts[i]} in the index")
             record = Conversation(json.loads(messages), pictures, source.decode(), json.loads(meta))
-            check_messages(record.messages, len(pictures))
+            check_messages(record.messages, len(pictures), self.frames)
+            if self.detector is not None:
+                groups = group_sizes(record.messages, self.frames)
+                points = entries["landmarks"].bytes_list.value
+                decoded = [
+                    face_points.decode(data, n) if data else None for data, n in zip(points, groups, strict=True)
+                ]
+                record = replace(record, landmarks=tuple(decoded))
         except (RuntimeError, IndexError, ValueError, DecodeError) as error:  # the first is ArrayRecord's checksums
             raise ValueError(f"{self.path} record {i}: damaged ({error}); prepare the store again") from error
         return record
@@ -288,12 +376,16 @@ class ConversationStore(RecordStore):
             raise ValueError(f"{self.path}: index.npz and manifest.json disagree; prepare the store again")
 
 
-def _check_special_tokens(message: dict[str, str], number: int) -> None:
+def _count(messages: Sequence[Mapping[str, str]], placeholder: str) -> int:
+    return sum(message["content"].count(placeholder) for message in messages)
+
+
+def _check_special_tokens(message: dict[str, str], number: int, placeholders: Sequence[str]) -> None:
     for token in _SPECIAL.findall(message["content"]):
-        if token != PLACEHOLDER:
+        if token not in placeholders:
             raise ValueError(f"special token in a text: {token} in message {number} ({message['role']}); remove it")
         if message["role"] != "user":
-            raise ValueError(f"{PLACEHOLDER} outside a question: message {number} ({message['role']})")
+            raise ValueError(f"{token} outside a question: message {number} ({message['role']})")
 
 
 def _check_turns(roles: list[str]) -> None:

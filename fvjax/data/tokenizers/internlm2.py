@@ -70,9 +70,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, without bos and eos."""
         ids = []
-        for part in self._split.split(text):
-            ids += [self.added[part]] if part in self.added else self._pieces.EncodeAsIds(part)
+        for number, part in enumerate(self._split.split(text)):
+            ids += [self.added[part]] if part in self.added else self._encode_stretch(part, number == 0)
         return ids
+
+    def _encode_stretch(self, text: str, is_first: bool) -> list[int]:
+        """Return the ids of a stretch without added tokens; is_first: no added token stands before it."""
+        return self._pieces.EncodeAsIds(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids.
