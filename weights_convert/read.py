@@ -177,9 +177,9 @@ def open_checkpoint(path: str | Path, kind: str | None = None, *, torch_files: b
     ``torch_files``: of CLIP, LanguageBind and the models of the LLaVA kind, also read pytorch_model.bin and its shards,
     by a reader that runs nothing in them. They are slow to read piece by piece, so only a conversion does that.
 
-    ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", a CLIP model as "clip",
-    or each as "vision_transformer" for its tower alone. None means the kind that the directory was converted as, and the tower of
-    an original.
+    ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", a CLIP model as
+    "clip", or each as "vision_transformer" for its tower alone. None means the kind that the directory was converted
+    as, and the tower of an original.
 
     Raises ValueError: not a directory, no or broken config.json, an unknown architecture, no safetensors (pickle files
     are never opened), a shard or key missing, an unknown key, a wrong shape.
