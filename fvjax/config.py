@@ -205,6 +205,7 @@ class AttributesConfig:
     hidden: int = 1024  # width between the two layers of the graph convolution
     text: str = ""  # directory of a CLIP model, whose text tower reads the prompts; "": random features
     text_width: int = 768  # of random features
+    prompts: str = ""  # TOML file with wordings of one's own beside fvjax/data/attribute_prompts.py, for `text`
     rules: str = ""  # rule file, or the name of a shipped one (fvjax/data/rule_sets); "": none
     rule_sets: tuple[str, ...] = ()  # sets of that file
     logic: Literal["none", "linear", "log"] = "none"  # the loss of violated rules
@@ -414,6 +415,7 @@ class Config:
     def required_paths(self) -> dict[str, str]:
         """Files and directories that a run needs, by config key."""
         paths = {**self.pretrained, "chat.tokenizer": self.chat.tokenizer, "attributes.text": self.attributes.text}
+        paths["attributes.prompts"] = self.attributes.prompts
         if not self.data.synthetic.identities:
             paths["data.train"] = self.data.train if self.trains else ""
         return paths | {f"eval.benchmarks.{name}": each.store for name, each in self.eval.benchmarks.items()}

@@ -33,7 +33,7 @@ from fvjax.models import attribute_slots, graph, preprocess
 from fvjax.models.encoder import Encoder
 from fvjax.models.layers import FLIP, fold_in
 from fvjax.parallel import distributed
-from fvjax.tasks import attribute_evaluation, faces
+from fvjax.tasks import attribute_evaluation, attribute_prompts, faces
 from fvjax.tasks.predictor import Predictor
 from fvjax.tasks.task import Batch, Evaluator, Examples, Task, Text
 
@@ -60,6 +60,8 @@ class FaceAttributes(Task):
             raise ValueError("config.prompt.yes_no_ids: without init_from there is no tokenizer; give the ids")
         if c.shuffle_maps and not c.maps:
             raise ValueError("config.attributes.shuffle_maps: there are no maps; set maps=True")
+        if c.prompts and not c.text:
+            raise ValueError("config.attributes.prompts: nothing reads them; config.attributes.text names a CLIP model")
         if bool(c.rules) != bool(c.rule_sets):
             raise ValueError("config.attributes: rules and rule_sets go together")
         if c.logic != "none" and not c.rules:
@@ -214,9 +216,7 @@ class FaceAttributes(Task):
     def text_features(self) -> np.ndarray:
         """The text features of the attributes' prompts, float32 [K, d]."""
         if self.settings.text:
-            from fvjax.models import attribute_prompts  # needs a checkpoint's files and its tokenizer
-
-            return attribute_prompts.features(self.settings.text, self.columns.names)
+            return attribute_prompts.features(self.settings.text, self.columns.names, self.settings.prompts)
         rng = np.random.default_rng([self.seed, 0x7E87])
         return rng.standard_normal((len(self.columns.names), self.settings.text_width)).astype(np.float32)
 
