@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module, what it does)
     "prepare": ("fvjax.data.prepare", "make a face store from crops, photographs, RecordIO, .bin or TFDS data"),
     "describe": ("fvjax.data.describe", "make conversations about photographs of faces, and judge them"),
     "rules": ("fvjax.data.rules", "how often do attribute labels break logic rules, and which ones to drop?"),
+    "face-tasks": ("fvjax.face_tasks", "figures of answers about faces: expression, action units, age, …, a judge"),
     "plan": ("fvjax.plan", "memory, FLOPs and least time of an experiment on GPUs that need not be there"),
     "export": ("fvjax.export", "write what a run trained for other programs"),
     "convert": ("weights_convert", "convert a checkpoint between Hugging Face's names and fvjax's"),

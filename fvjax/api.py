@@ -204,7 +204,16 @@ def _tokenizer(path: str | Path) -> tokenizers.Tokenizer | None:
     return tokenizers.load(path) if any((Path(path) / name).is_file() for name in tokenizers.FILES[:4]) else None
 
 
-def load_chat_workdir(path: str | Path) -> ChatModel:
+def _load_media_workdir(path: Path, config: Config, tokenizer: str) -> MediaModel:
+    """Load the best or newest checkpoint of a run that trains a LLaVA."""
+    if jax.default_backend() == "cpu":
+        config = config.replace({"attention": "auto"})
+    restored = restore(config, path)
+    opened, template = tokenizers.load(shipped.weights(tokenizer)), config.chat.eval_template or config.chat.template
+    return MediaModel(restored.model.encoder, restored.variables(), opened, "default", template=template)
+
+
+def load_chat_workdir(path: str | Path) -> ChatModel | MediaModel:
     """Load the best or newest checkpoint of a run that trains conversations, as its evaluation speaks to it.
 
     It computes in the run's dtype. Raises ValueError as :func:`load_workdir`, and if the run trains something else.
@@ -213,6 +222,8 @@ def load_chat_workdir(path: str | Path) -> ChatModel:
     config = read_config(path)
     c = config.chat
     tokenizer = c.tokenizer or config.init_from or config.init_parts.get("decoder", "")
+    if config.model.kind == "llava" and tokenizer:
+        return _load_media_workdir(path, config, tokenizer)
     if config.model.kind != "vlm" or config.model.pooling or not tokenizer:
         raise ValueError(f"{path}: its model does not hold conversations (config.task={config.task})")
     if jax.default_backend() == "cpu":

@@ -5,7 +5,9 @@ picture to the next question, /new starts again, /quit ends. With --folder it as
 folder and writes a JSON line for each; a picture that has its line already is not asked about again.
 
 DIR is a checkpoint of InternVL 2.5 or 3 (in its own layout, in transformers', or converted), or the work directory of a
-run that trained conversations. Exit code 2 with one line on standard error for user errors.
+run that trained conversations. It may also be LLaVA-1.5, Video-LLaVA or Face-LLaVA: then a question has one answer, and
+--video shows a clip, of which eight frames are read (with the extra `video`). Exit code 2 with one line on standard
+error for user errors.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from absl import logging
 
 from fvjax import api, errors, startup
 from fvjax.chat_model import ChatModel
-from fvjax.data import tiling
+from fvjax.data import frames, tiling
+from fvjax.media_model import MediaModel
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -53,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(flags)
         settings = {name: getattr(flags, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
         model = open_model(flags)
+        if isinstance(model, MediaModel):
+            print(ask_about_media(model, flags, settings))
+            return 0
         about = {"model": str(flags.model), "adapters": flags.adapters and str(flags.adapters), "dtype": flags.dtype}
         about |= vars(model.settings)
         if flags.folder:
@@ -82,7 +88,29 @@ def _check(flags: argparse.Namespace) -> None:
         raise ValueError("--json: needs a question")
 
 
-def open_model(flags: argparse.Namespace) -> ChatModel:
+def ask_about_media(model: MediaModel, flags: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """Return the answer of a LLaVA to one question about pictures or a clip, with --json as one line of JSON.
+
+    Raises ValueError: no question, or flags that such a model does not have.
+    """
+    wrong = [name for name in ("folder", "system", "max_tiles") if getattr(flags, name) is not None]
+    if wrong or not flags.question:
+        raise ValueError(f"{flags.model} is a LLaVA: it takes a question, and no --{(wrong or ['folder'])[0]}")
+    pictures = [read_picture(file) for file in flags.image]
+    text = flags.question
+    if flags.video and "<video>" not in text:
+        text = f"<video>\n{text}"
+    message = question(text, len(pictures)) if pictures else {"role": "user", "content": text}
+    clip = np.stack(frames.extract(flags.video)[0]) if flags.video else None
+    answer = model.generate([message], pictures, **settings, video=clip)
+    if not flags.json:
+        return answer
+    media = {"images": [str(file) for file in flags.image], "video": flags.video and str(flags.video)}
+    record = {"question": flags.question, **media, "answer": answer, **settings, "model": str(flags.model)}
+    return json.dumps(record, ensure_ascii=False)
+
+
+def open_model(flags: argparse.Namespace) -> ChatModel | MediaModel:
     """Open the model that the command names, with the settings that it gives.
 
     Raises ValueError: no model, one that does not hold conversations, or settings that are not known.
@@ -92,6 +120,11 @@ def open_model(flags: argparse.Namespace) -> ChatModel:
     if flags.dtype and api.is_workdir(flags.model):
         raise ValueError(f"--dtype={flags.dtype}: {flags.model} is a run's work directory, which says its own dtype")
     model = api.load(flags.model, scenario="chat", adapters=flags.adapters, dtype=flags.dtype or "float32")
+    if isinstance(model, MediaModel):
+        model.template = flags.template or model.template
+        return model
+    if flags.video:
+        raise ValueError(f"--video: {flags.model} reads pictures only; a Video-LLaVA or Face-LLaVA reads clips")
     changes = {"template": flags.template, "max_tiles": flags.max_tiles}
     changes = {name: value for name, value in changes.items() if value is not None}
     if flags.system is not None:
@@ -222,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint, or the work directory of a run")
     parser.add_argument("--adapters", type=Path, help="LoRA adapters in PEFT's layout: a directory or a file")
     parser.add_argument("--image", type=Path, action="append", default=[], help="a picture; may be given several times")
+    parser.add_argument("--video", type=Path, help="a clip, for a model that reads clips")
     parser.add_argument("--folder", type=Path, help="ask the question about every picture of this folder")
     parser.add_argument("--out", type=Path, help="JSON lines of --folder's answers; an interrupted run goes on there")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")

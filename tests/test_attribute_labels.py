@@ -11,6 +11,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from fvjax.data import attributes, loose_crops, prepare, stores
+from fvjax.data.alignment import faces, geometry
+from fvjax.data.alignment.detectors import Face
 from fvjax.data.attributes import Attributes
 from fvjax.data.readers import attribute_stores, celeba, expressions, fairface, label_files, maad, utkface
 from tests.test_images import file_bytes, smooth_face
@@ -75,8 +77,8 @@ def test_utkface_names():
 
 def test_expw():
     expected = EXPECTED["expw/label.lst"]
-    faces = expressions.read_expw(GOLDEN / "expw/label.lst")
-    assert [{**face._asdict(), "name": face.name} for face in faces] == expected["rows"]
+    rows = expressions.read_expw(GOLDEN / "expw/label.lst")
+    assert [{**face._asdict(), "name": face.name} for face in rows] == expected["rows"]
     assert list(expressions.EXPW_LABELS) == expected["labels"]
     left, top, right, bottom = expressions.expw(GOLDEN / "expw/label.lst", 1).pictures[0].box
     assert (left, top, right, bottom) == (83, 195, 256, 368)
@@ -233,7 +235,7 @@ def test_shares_and_parts_depend_on_the_name_alone():
 
 
 def prepare_celeba(tmp_path, capsys, *flags, names=None):
-    src = put(tmp_path / "pictures", names or EXPECTED["celeba/identity_CelebA.txt"]["identities"])
+    src = put(tmp_path / "pictures", EXPECTED["celeba/identity_CelebA.txt"]["identities"] if names is None else names)
     files = (
         f"--labels={GOLDEN}/celeba/list_attr_celeba_crlf_wrong_count.txt",
         f"--partition={GOLDEN}/celeba/list_eval_partition.txt",
@@ -375,13 +377,42 @@ def test_a_margin_around_the_picture(tmp_path, capsys):
     assert np.abs(stores.Store(tmp_path / "s").image(0)[:5].astype(int) - loose_crops.BACKGROUND).max() < 16
 
 
+def test_surroundings_of_the_face_that_a_detector_finds(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("cv2")
+    face = Face(geometry.TEMPLATE / 10 + 2, np.array([2, 2, 14, 14]), 0.9)
+    monkeypatch.setattr(faces, "_detector", lambda name: lambda picture: [face] if picture[0, 0, 0] % 2 else [])
+    (tmp_path / "pictures").mkdir()
+    for name, shade in (("000001.jpg", 101), ("000002.jpg", 100)):
+        Image.new("RGB", (40, 30), (shade,) * 3).save(tmp_path / "pictures" / name, "PNG")
+    code, out, _ = prepare_celeba(tmp_path, capsys, "--align=scrfd", names=[])
+    assert code == 0
+    assert "1 no face found" in out
+    s = stores.Store(tmp_path / "s")
+    assert s.sources == ["000001.jpg"]
+    assert s.manifest["crop"] == {"size": 24, "margin": 0.0, "align": "scrfd"}
+    image = s.image(0).astype(int)
+    np.testing.assert_allclose(image[12:, 12:], 101, atol=8)
+    np.testing.assert_allclose(image[:4, :4], np.broadcast_to(loose_crops.BACKGROUND, (4, 4, 3)), atol=12)
+
+
+def test_a_detector_that_is_not_installed(tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise ValueError(f"{name} is not installed")
+
+    monkeypatch.setattr(faces, "_detector", missing)
+    code, out, err = prepare_celeba(tmp_path, capsys, "--align")
+    assert (code, out) == (2, "")
+    assert err.endswith("mtcnn is not installed\n")
+
+
 @pytest.mark.parametrize("name", ["maad", "rafdb", "fairface", "utkface", "expw", "attributes"])
 def test_options_of_every_data_set(tmp_path, monkeypatch, name):
     """Every command hands size, margin, share and policy on; their effects are tested with CelebA."""
     parser = prepare._parser(src_required=True)
     flags = ["--labels=x"] * (name not in ("utkface", "attributes"))
+    align = [] if name == "expw" else ["--align"]
     given = parser.parse_args(
-        [name, "--src=a", "--dst=b", *flags, "--size=7", "--margin=0.25", "--share=0.5", "--policy=fail"]
+        [name, "--src=a", "--dst=b", *flags, "--size=7", "--margin=0.25", "--share=0.5", "--policy=fail", *align]
     )
     options = {key: value for key, value in vars(given).items() if key not in ("command", "run", "summary")}
     written, readers = {}, {"maad": maad, "utkface": utkface}
@@ -406,7 +437,8 @@ def test_options_of_every_data_set(tmp_path, monkeypatch, name):
     if name == "attributes":
         options["src"] = Path("tfds:x")
     given.run(options.pop("src"), options.pop("dst"), **options)
-    assert written == {"share": 0.5, "size": 7, "margin": 0.25, "policy": "fail"}
+    expected = {"share": 0.5, "size": 7, "margin": 0.25, "policy": "fail"}
+    assert written == (expected if name == "expw" else {**expected, "align": "mtcnn"})
 
 
 def test_nested_features_of_a_tfds_dataset(tmp_path, capsys):
@@ -501,12 +533,9 @@ def test_a_margin_reaches_beyond_the_picture():
 
 
 def test_surroundings_of_a_face_have_its_aligned_crop_in_the_middle():
-    cv2 = pytest.importorskip("cv2")
-    from fvjax.data.alignment import geometry
-
+    pytest.importorskip("cv2")
     picture = np.asarray(Image.fromarray(smooth_face(1, 112)).resize((300, 300)))
     points = geometry.TEMPLATE + 94  # the aligned crop lies at (94, 94)
     crop = loose_crops.around(picture, points, 224)
     assert crop.shape == (224, 224, 3)
     np.testing.assert_allclose(crop[56:168, 56:168].astype(int), picture[94:206, 94:206], atol=2)
-    assert cv2 is not None

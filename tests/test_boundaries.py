@@ -491,6 +491,18 @@ def test_a_copy_of_what_a_store_was_before_is_refused(tmp_path):
         stage.copy(made.path, "test", tmp_path / "node")
 
 
+def test_a_copy_of_another_store_of_the_same_size_is_refused(tmp_path):
+    """The manifests differ in their hashes alone, which are of one length."""
+    made = make(tmp_path / "data/s", split="test")
+    copied = stage.copy(made.path, "test", tmp_path / "node")
+    shutil.rmtree(made.path)
+    make(made.path, [(jpeg, identity, file.replace("jpg", "png")) for jpeg, identity, file in RECORDS], split="test")
+    sizes = {(path / "manifest.json").stat().st_size for path in (made.path, copied)}
+    assert len(sizes) == 1
+    with pytest.raises(ValueError, match=f"{copied}: copied from {made.path} before that store changed"):
+        stage.copy(made.path, "test", tmp_path / "node")
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_any_split_can_be_trained_on(tmp_path, split):
     """Both the run and the program that copies stores to a node accept any split."""

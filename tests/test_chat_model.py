@@ -99,6 +99,7 @@ def test_the_context_id_is_set_inferred_or_asked_for(golden):
     model = chat_model.ChatModel(shared.encoder, shared.variables, None, shared.settings, "highest")
     ids, media = (part[:1] for part in rows_of(golden))
     model.context_id = 393
+    assert model.with_settings(max_tiles=1).context_id == 393
     (known,) = model.forward(ids, media)
     np.testing.assert_allclose(known, golden["one_tile_logits"], atol=LOGITS, rtol=1e-5)
     model.context_id = 392

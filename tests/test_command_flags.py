@@ -32,6 +32,7 @@ from fvjax import (
     doctor,
     evaluate,
     export,
+    face_tasks,
     ijb,
     plan,
     pretrain,
@@ -73,6 +74,7 @@ TESTED: dict[str, dict[str, str]] = {
         "--model": "test_chat_command::test_the_answer_is_the_models",
         "--image": "test_chat_command::test_the_answer_is_the_models",
         "--json": "test_chat_command::test_the_answer_is_the_models",
+        "--video": "test_media_model::test_the_command_shows_a_clip",
         **dict.fromkeys(
             ("--max-tokens", "--temperature", "--top-p", "--seed", "--system", "--template", "--max-tiles"),
             "test_chat_command::test_flags_reach_the_model",
@@ -242,6 +244,13 @@ TESTED: dict[str, dict[str, str]] = {
         "--src": "test_conversations::test_fairfacegpt",
         "--dst": "test_conversations::test_fairfacegpt",
         "--images": "test_conversations::test_texts_need_no_folder_and_pictures_do",
+        "--videos": "test_clips::test_clips_are_imported_and_broken_ones_counted",
+        "--frames": "test_clips::test_clips_are_imported_and_broken_ones_counted",
+        "--landmarks": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--detector": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--landmark-side": "test_clips::test_points_are_imported_and_missing_ones_counted",
+        "--missing-landmarks": "test_clips::test_records_can_be_kept_without_points",
+        "--broken-videos": "test_clips::test_a_broken_video_can_end_the_conversion",
         "--split": "test_conversations::test_split",
         "--val": "test_conversations::test_validation_has_all_conversations_of_its_pictures",
         "--seed": "test_conversations::test_the_choice_depends_on_the_seed_and_not_on_the_order",
@@ -250,13 +259,17 @@ TESTED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--src", "--dst", "--labels", "--partition", "--identities"), f"{LABELS}::test_celeba_store"),
         "--size": f"{LABELS}::test_celeba_store",
         "--margin": f"{LABELS}::test_a_margin_around_the_picture",
+        "--align": f"{LABELS}::test_surroundings_of_the_face_that_a_detector_finds",
         "--share": f"{LABELS}::test_a_share_of_the_pictures",
         "--policy": f"{LABELS}::test_labels_of_pictures_that_are_not_there",
     },
     **{
         f"fvjax.data.prepare {name}": {
             **dict.fromkeys(("--src", "--dst", *its), f"{LABELS}::{test}"),
-            **dict.fromkeys(("--size", "--margin", "--share", "--policy"), f"{LABELS}::test_options_of_every_data_set"),
+            **dict.fromkeys(
+                ("--size", "--margin", "--share", "--policy", *(("--align",) if name != "expw" else ())),
+                f"{LABELS}::test_options_of_every_data_set",
+            ),
         }
         for name, its, test in (
             ("maad", ("--labels", "--val"), "test_rafdb_and_maad_stores"),
@@ -328,6 +341,28 @@ TESTED: dict[str, dict[str, str]] = {
     "fvjax.data.describe control": {
         "--src": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
         "--dst": "test_describe::test_the_control_has_the_texts_and_one_fixed_picture",
+    },
+    "fvjax.face_tasks parse": {
+        "--answers": "test_face_tasks_command::test_parse_and_score",
+        "--out": "test_face_tasks_command::test_parse_and_score",
+    },
+    "fvjax.face_tasks score": {
+        "--answers": "test_face_tasks_command::test_parse_and_score",
+        "--parsed": "test_face_tasks_command::test_parse_and_score",
+        "--out": "test_face_tasks_command::test_parse_and_score",
+        "--seed": "test_face_tasks_command::test_parse_and_score",
+    },
+    "fvjax.face_tasks judge": {
+        "--answers": "test_face_tasks_command::test_judge_by_file",
+        "--store": "test_face_tasks_command::test_judge_by_file",
+        "--backend": "test_face_tasks_command::test_judge_by_file",
+        "--folder": "test_face_tasks_command::test_judge_by_file",
+        "--repeats": "test_face_tasks_command::test_judge_by_file",
+        "--seed": "test_face_tasks_command::test_judge_by_file",
+        "--out": "test_face_tasks_command::test_judge_by_file",
+        "--url": "test_face_tasks_command::test_judge_at_an_endpoint",
+        "--model": "test_face_tasks_command::test_judge_at_an_endpoint",
+        "--max-requests": "test_face_tasks_command::test_judge_at_an_endpoint",
     },
     "weights_convert": {
         "--src": "test_convert::test_command_line",
@@ -455,6 +490,7 @@ def all_flags() -> dict[str, set[str]]:
         "fvjax.data.prepare": lambda: prepare.main([]),
         "fvjax.data.describe": lambda: describe.main([]),
         "fvjax.data.rules": lambda: rules.main([]),
+        "fvjax.face_tasks": lambda: face_tasks.main([]),
         "weights_convert": convert.main,
         "launch/local.py": lambda: local.run([], []),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import inspect
 import io
 import json
 from pathlib import Path
@@ -92,10 +93,12 @@ def test_a_text_file_and_a_bomb_are_no_scores(tmp_path, monkeypatch):
     (tmp_path / "text.npz").write_text("scores")
     with pytest.raises(ValueError, match="not the scores of a benchmark"):
         pair_scores.read(tmp_path / "text.npz")
-    judged(1.0, 1).write(tmp_path / "large.npz")
-    monkeypatch.setattr(pair_scores, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match="more than 1,000"):
-        pair_scores.read(tmp_path / "large.npz")
+    large = tmp_path / "large.npz"
+    judged(1.0, 1).write(large)
+    packed = large.stat().st_size  # the arrays in it are larger
+    monkeypatch.setattr(pair_scores, "MAX_BYTES", packed)
+    with pytest.raises(ValueError, match=f"bytes, more than {packed:,}"):
+        pair_scores.read(large)
 
 
 # ---- figures and differences
@@ -144,6 +147,19 @@ def test_a_model_does_not_differ_from_itself_and_a_difference_has_a_sign():
     assert found["difference"] == -other["difference"] > 0.1
     assert found["p"] == other["p"] == pytest.approx(2 / 201)
     assert found["ci95"][0] > 0 > other["ci95"][1]
+
+
+def test_without_resamples_a_difference_has_a_sign_and_no_interval():
+    better, worse = (paired.resample([judged(quality, 1)], bootstrap=0) for quality in (2.0, 1.0))
+    assert {len(sample) for sample in better.samples.values()} == {0}
+    found = paired.difference(better, worse, "auc")
+    assert found["difference"] > 0
+    assert (found["ci95"], found["p"]) == (None, None)
+    assert paired.summary(better, "auc")["ci95"] is None
+    defaults = {
+        each: inspect.signature(each).parameters["bootstrap"].default for each in (paired.resample, paired.bands)
+    }
+    assert defaults == {paired.resample: 2000, paired.bands: 500}
 
 
 def test_pairing_narrows_the_interval_when_people_are_hard_for_both():
@@ -240,6 +256,13 @@ def test_runs_that_differ_in_their_seed_are_one_model(runs):
         **paired.summary(other, "auc"),
         "to_first": paired.difference(other, one, "auc"),
     }
+
+
+def test_runs_on_another_base_are_another_model(runs):
+    """The config names a base by its path, which may lead to other weights by now."""
+    file = runs[3] / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_hash": "b" * 64}))
+    assert [model.seeds for model in command.open_models(runs)] == [(0,), (0, 1), (2,)]
 
 
 def test_the_table_fits_80_columns_with_every_figure_whole(runs, capsys, monkeypatch):

@@ -148,7 +148,7 @@ def test_config(name):
     if not config.trains:
         return
     new, values = jax.eval_shape(program.step, *program.arguments)
-    counted = {"tokens", "label_tokens"} if config.task == "conversation" else set()
+    counted = {"tokens", "label_tokens"} if config.task in ("conversation", "face_instruction") else set()
     assert set(values) == {"loss", "lr", "grad_norm"} | counted | ({"dead"} if config.lora.rank else set())
     assert {k: v.shape for k, v in trees.flatten(new.trainable).items()} == {
         k: v.shape for k, v in trees.flatten(state.trainable).items()

@@ -22,6 +22,7 @@ from PIL import Image
 
 from fvjax import api, demo, demo_answers, local_server, search, verify
 from fvjax.data import images, prepare
+from fvjax.data.alignment.faces import read_picture
 from fvjax.demo_answers import Answers
 from fvjax.evals import answer_html, identification
 from fvjax.evals.answer_html import Thumbnail
@@ -183,6 +184,12 @@ def test_only_listed_files_of_a_folder_are_shown(verifier, folder, tmp_path):
     assert gallery.picture("p00/0.jpg") is None
 
 
+@pytest.mark.parametrize(("face", "number"), [("centre", 0), ("largest", 1)])
+def test_a_search_is_for_the_face_that_was_chosen(verifier, folder, files, face, number):  # noqa: F811
+    found = Answers(verifier, gallery_of(folder, verifier)).find(files["several"], face=face)
+    assert np.array_equal(_decoded(found.probe), read_picture(files["several"]).faces.crops[number])
+
+
 def test_searches_that_cannot_be_made(verifier, folder, files):  # noqa: F811
     answers = Answers(verifier, gallery_of(folder, verifier))
     refused("between 1 and 20", answers.find, files["one"], 0)
@@ -248,6 +255,8 @@ def test_a_verdict_is_shown_with_what_it_rests_on():
     other = answer_html.pair_html(test_pair_text.result(same=False, score=0.1, caution="only drawings"), b"")
     assert other.startswith("<p class='caution' role='alert'>caution: only drawings</p><h2 class='unknown'>Different")
     assert other.count("only drawings") == 1
+    other = answer_html.pair_html(test_pair_text.result(measure="cosine: mirrored"), b"")
+    assert "<h2 class='same'>Same person</h2><ul><li>score 0.4123 (cosine: mirrored) &gt;=" in other
 
 
 def test_without_a_threshold_there_is_no_verdict():
@@ -279,6 +288,7 @@ def test_a_search_is_shown_with_what_its_threshold_means():
     assert html.startswith("<h2 class='same'>Most similar: p1, who reaches the threshold</h2>")
     assert "<td>p1</td><td>p1/&lt;b&gt;.jpg</td><td>0.6100</td><td>reaches the threshold</td>" in html
     assert html.count("<img ") == 2
+    assert re.findall(r"<tr><td>(\d+)</td>", html) == ["1", "2"]
     assert "compared with 1,200 faces of the gallery of 300 people" in html
     assert "threshold 0.5000: for FAR 0.001 of a single comparison, measured on lfw" in html
     assert "(FPIR) in this gallery: 10.0%, 95% interval 5.0% to 20.0%: 4 of 40 faces of the gallery" in html

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -104,6 +105,18 @@ def test_mistakes_in_label_files(tmp_path, text, problem):
         fairface.read_labels(tmp_path / "labels.csv")
     with pytest.raises(ValueError, match="no such file"):
         fairface.read_labels(tmp_path / "other.csv")
+
+
+def test_label_files_of_as_many_bytes_as_may_be_read(tmp_path, monkeypatch):
+    file = tmp_path / "labels.csv"
+    file.touch()
+    os.truncate(file, 2**28 + 1)  # takes no space on the disk
+    with pytest.raises(ValueError, match="268435457 bytes, at most 268435456; is it a label file"):
+        fairface.read_labels(file)
+    file.write_text(HEAD + "a.jpg,3-9,Male,White,True\n")
+    monkeypatch.setattr(fairface, "MAX_BYTES", file.stat().st_size)
+    (label,) = fairface.read_labels(file)
+    assert hash(label) == hash(fairface.Label("a.jpg", "3-9", "Male", "White"))
 
 
 # ---- Questions about labels ------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ ELSEWHERE = {  # how a command begins: why no test runs it
 TRAINS = {"fvjax.main", "fvjax.plan"}
 MISSING = (  # of these the input is not in the stand-ins
     r"prepare (recordio|bin|ijb|conversations|facexbench|folder --src=tfds)|describe labels|--align|--landmarks|data/my"
-    r"|fvjax\.(chat|demo|ijb|export|search|doctor --data=data/lfw --model)|weights_convert --src=(?!data)"
+    r"|fvjax\.(chat|face_tasks|demo|ijb|export|search|doctor --data=data/lfw --model)|weights_convert --src=(?!data)"
 )
 STOPPED = {"fvjax.reproduce": "--rows=none"}  # an argument with which a command ends after it has read its flags
 EXIT_CODES = {"fvjax.doctor": 1}  # drawings are not placed as aligned photographs are, which it finds

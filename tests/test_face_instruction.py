@@ -1,7 +1,6 @@
 """Test the task of Face-LLaVA: two stages of a tiny model on procedural faces, and what it refuses."""
 
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -9,13 +8,17 @@ import numpy as np
 import pytest
 
 from configs.facellava import STAGE_1, STAGE_2
-from fvjax import experiment
+from fvjax import api, experiment
 from fvjax.config import base, benchmark, typed
 from fvjax.data import face_instruct
+from fvjax.data.stores.conversations import ConversationStore, Writer
+from fvjax.evals import face_tasks
+from fvjax.tasks import face_instruction_evaluation
 from fvjax.tasks.face_instruction import FaceInstruction
 from fvjax.training import model as models
 from tests.parts import task_of
 from tests.reference import facellava
+from tests.test_conversation_store import chat, picture
 
 TOKENIZER = Path("fvjax/pretrained/tiny_chat")
 
@@ -104,9 +107,46 @@ def test_answers_are_kept_and_counted(stages, store):
     entry = results["benchmarks"]["people"]
     assert entry["tasks"]["expression"]["n"] == entry["n"] == 4
     (file,) = (folder / "stage2/answers").iterdir()
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["id"] for line in lines] == [0, 1, 2, 3]
-    assert {line["task"] for line in lines} == {"expression"}
+    rows = face_tasks.read_answers(file)
+    test = ConversationStore(store / "test", "test")
+    assert [row.id for row in rows] == [test.conversation(i).source for i in range(4)]
+    assert face_instruction_evaluation.figures(rows) == entry["tasks"]
+
+
+def test_figures_and_table_of_answers_by_task():
+    rows = [
+        face_tasks.Answer("a", "expression", "happy", "The person looks happy."),
+        face_tasks.Answer("b", "expression", "sad", "The person looks happy."),
+        face_tasks.Answer("c", "deepfake", "fake", "This video is fake."),
+        face_tasks.Answer("d", "age", 30, "About 40 years old."),
+    ]
+    by_task = face_instruction_evaluation.figures(rows)
+    assert by_task["expression"]["war"]["value"] == 0.5
+    assert by_task["deepfake"]["accuracy"]["value"] == 1
+    assert by_task["age"]["mae_unparsed_as_median"]["value"] == 10
+    results = {"row": {"benchmarks": {"test": {"tasks": by_task, "before_training": None}}}}
+    table = face_instruction_evaluation.comparison(results)
+    assert table.row_count == 4, "two of the expression, one of each other task"
+    assert list(table.columns[5].cells) == ["war", "uar", "accuracy", "mae_unparsed_as_median"]
+
+
+def test_a_record_without_a_label_is_refused_before_training(tmp_path):
+    with Writer(tmp_path / "store", split="test", sources=["here"]) as writer:
+        writer.add(chat("<image>\nHow?", "Happy."), [picture(0)], "a", task="expression")
+    with pytest.raises(ValueError, match=r"record 0 \(a\): meta needs a task of expression, .* and a label"):
+        face_instruction_evaluation.check({"x": tmp_path / "store"}, ())
+    with pytest.raises(ValueError, match=r"no benchmark \['y'\]"):
+        face_instruction_evaluation.check({}, ("y",))
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_for_questions(stages):
+    model = api.load(stages[1] / "stage2", "chat")
+    assert model.reads_landmarks
+    picture = np.full((112, 112, 3), 128, np.uint8)
+    asked = [{"role": "user", "content": "<image>\nHow does the person feel?"}]
+    answer = model.generate(asked, [picture], 4, landmarks=[np.full((68, 2), 0.5, np.float32)])
+    assert isinstance(answer, str)
 
 
 def test_a_batch_has_pictures_and_clips_with_landmarks(store):
@@ -127,12 +167,14 @@ def test_a_batch_has_pictures_and_clips_with_landmarks(store):
 
 def test_appended_tokens_lengthen_a_picture(store):
     task = task_of(config(data__train=str(store / "train"), model__landmarks__use="append"))
+    assert isinstance(task, FaceInstruction)
     assert (task.format.image_tokens, task.format.frame_tokens) == (4 + 9, 5 + 9)
 
 
 def test_the_mean_of_groups_is_the_references(store):
     """One row with few tokens counts as much as one with many, as on GPUs with one row each."""
     task = task_of(config(compat__token_mean_rows=1, batch_size=4, data__train=str(store / "train")))
+    assert isinstance(task, FaceInstruction)
     rng = np.random.default_rng(0)
     table = rng.normal(size=(8, 5)).astype(np.float32)
     states = rng.integers(8, size=(4, 6))
@@ -147,7 +189,7 @@ def test_the_mean_of_groups_is_the_references(store):
 
     nothing = {f"{kind}s": np.zeros((4, 0)) for kind in ("image", "video")}
     inputs = {"tokens": states, "targets": targets, "segments": states}
-    total, groups = task.sum_of_means(Lookup(), {}, {**inputs, **nothing})
+    total, groups = task.sum_of_means(Lookup(), {}, {**inputs, **nothing})  # type: ignore[arg-type]
     losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(table[states])), np.maximum(targets, 0)[..., None], -1)
     each = [row[one >= 0].mean() for row, one in zip(losses[..., 0], targets)]
     np.testing.assert_allclose(total / groups, np.mean(each), rtol=1e-5)

@@ -135,6 +135,13 @@ def test_without_fairface():
     assert rest == {key: facexbench.entry(QUESTIONS[2:], PREDICTIONS[2:])[key] for key in rest}
     assert facexbench.entry(QUESTIONS[2:], PREDICTIONS[2:])["without_fairface"] is None
     assert facexbench.entry(QUESTIONS[:2], PREDICTIONS[:2])["without_fairface"] is None
+    assert facexbench.entry(QUESTIONS[1:3], PREDICTIONS[1:3])["without_fairface"]["n_questions"] == 1
+
+
+def test_a_single_question_has_figures():
+    entry = facexbench.entry(QUESTIONS[2:3], PREDICTIONS[2:3])
+    assert entry["n_questions"] == 1
+    assert (entry["generation"]["overall"]["correct"], entry["letters"]["overall"]["correct"]) == (0, 1)
 
 
 def test_order_does_not_matter():
@@ -261,6 +268,17 @@ def test_what_the_files_of_answers_say(tmp_path):
     }
     assert predictions[5] == Prediction("Answer: C\u2028", True, "C", (0.1, 0.25, 0.4), "C")
     assert [prediction.letter for prediction in predictions] == [*"DDDDD", "C"]
+
+
+def test_kept_answers_are_of_the_same_prompt_in_every_version():
+    """Another hash would refuse the answers that an earlier version kept, and ask every question again."""
+    assert facexbench_answers.prompt_hash(QUESTIONS[0]) == "c769165db598cabf"
+    hashes = {
+        facexbench_answers.prompt_hash(replace(QUESTIONS[0], **change))
+        for change in ({}, {"prompt": "Q"}, {"options": ("a", "b")}, {"answer": "B"})
+    }
+    assert len(hashes) == 4
+    assert Prediction.__hash__ is not None  # Python gives a hash to frozen dataclasses only
 
 
 def test_a_way_that_is_added_or_left_out(tmp_path):
@@ -424,6 +442,50 @@ def test_table_cells():
     caption = " ".join(line.strip() for line in lines[-7:])
     assert "Of 6 generated answers, 2 had no letter and 1 were cut." in caption
     assert "The two ways agree on 2 of 6 questions (33.3%)." in caption
+
+
+TABLE = """\
+                           FaceXBench (%): x
+
+                     questions  generated    letters  majority  random
+ ─────────────────────────────────────────────────────────────────────
+ Overall                     6      50.00      83.33   50.00 B   26.39
+                                18.8–81.2  43.6–97.0
+   without FairFace          4      50.00      75.00   50.00 B   27.08
+                                15.0–85.0  30.1–95.4
+ Bias & Fairness             4      50.00     100.00   75.00 B   25.00
+                                15.0–85.0   51.0–100
+   without FairFace          2      50.00     100.00  100.00 B   25.00
+                                 9.5–90.5   34.2–100
+ Recognition                 2      50.00      50.00   50.00 C   29.17
+                                 9.5–90.5   9.5–90.5
+"""
+COMPARISON = """\
+               FaceXBench (%)
+                  Overall      Bias  Recogn.
+────────────────────────────────────────────
+one                 50.00     50.00    50.00
+generated       18.8–81.2 15.0–85.0 9.5–90.5
+                      n=6       n=4      n=2
+ without            50.00     50.00    50.00
+ FairFace       15.0–85.0  9.5–90.5 9.5–90.5
+                      n=4       n=2      n=2
+"""
+
+
+def test_tables_line_by_line():
+    entry = facexbench.entry(QUESTIONS, PREDICTIONS)
+    made = [
+        facexbench_tables.table(entry, "x"),
+        facexbench_tables.comparison({"one": entry}),
+        facexbench_tables.details(entry, "x"),
+    ]
+    for table, text in zip(made, (TABLE, COMPARISON)):
+        expected = text.splitlines()
+        assert [line.rstrip() for line in printed(table)[: len(expected)]] == expected
+    assert [table.columns[0].min_width for table in made] == [16, 9, 20], "rows have names in narrow terminals too"
+    for table in made:
+        assert all(column.no_wrap for column in table.columns[1:])
 
 
 def test_table_of_letters_alone():

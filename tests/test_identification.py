@@ -157,3 +157,18 @@ def test_what_cannot_be_evaluated():
     for rate in (0, 1, -1, np.nan):
         with pytest.raises(ValueError, match="choose one above 0 and below 1"):
             identification.threshold([0.1, 0.2], rate)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 256])
+def test_only_other_people_of_a_gallery_are_found(block, monkeypatch):
+    """Entries 0 and 1 are alike and of two people, 2 and 3 alike and of one, and 4 is alike to nobody."""
+    monkeypatch.setattr(identification, "BLOCK", block)
+    angles = np.array([0.0, 0.1, 1.5, 1.6, 3.0])
+    vectors, people = np.stack([np.cos(angles), np.sin(angles)], 1), np.array([0, 1, 2, 2, 3])
+    found = identification.find_others(vectors, people, np.array([4, 0, 1, 2, 3]), 0.9)
+    assert found.tolist() == [False, True, True, False, False]
+    alike = float(np.cos(0.1))
+    for threshold, reached in ((alike - 1e-9, True), (alike + 1e-9, False)):
+        assert identification.find_others(vectors, people, np.array([0]), threshold).tolist() == [reached]
+    assert identification.find_others(vectors, people, np.zeros(0, int), 0.9).tolist() == []
+    assert identification.Outcomes.__hash__ is not None  # Python gives a hash to frozen dataclasses only

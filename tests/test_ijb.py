@@ -1,7 +1,10 @@
 """Test IJB's template protocols on a small set in the official layout, against a straightforward implementation."""
 
+import argparse
 import json
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,6 +205,28 @@ def test_mistakes_in_the_lists(changed, capsys, file, old, new, message):
     fails(capsys, changed, message)
 
 
+def test_the_largest_number_of_a_template_or_medium(changed):
+    replace(changed, "face_tid_mid.txt", "2.jpg 1 101", f"2.jpg 1 {2**31 - 1}")
+    assert ijb_lists.read(changed).templates.medium.max() == 2**31 - 1
+    replace(changed, "face_tid_mid.txt", str(2**31 - 1), str(2**31))
+    with pytest.raises(ValueError, match=":2: expected 'picture template medium'"):
+        ijb_lists.read(changed)
+
+
+def test_flags_and_their_defaults():
+    commands = argparse.ArgumentParser().add_subparsers()
+    ijb_lists.add_command(commands)
+    parse = commands.choices["ijb"].parse_args
+    options = parse(["--src=a", "--dst=b"])
+    assert (options.src, options.dst, options.policy) == (Path("a"), Path("b"), "fail")
+    assert options.workers == (os.cpu_count() or 1)
+    for lacking in ("--dst=b", "--src=a"):
+        with pytest.raises(SystemExit):
+            parse([lacking])
+    with pytest.raises(SystemExit):
+        parse(["--src=a", "--dst=b", "--work=3"])
+
+
 def test_missing_lists_and_templates_without_pictures(changed, tmp_path, capsys):
     (changed / "loose_crop/5.jpg").unlink()
     code = prepare.main(["ijb", f"--src={changed}", f"--dst={tmp_path / 's'}", "--workers=1", "--policy=drop"])
@@ -227,6 +252,55 @@ def test_a_store_that_was_changed_is_refused(store, tmp_path, capsys):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert ijb.main([f"--data={copy}", "--model=nowhere"]) == 2
     assert "this store has no templates; python -m fvjax.data.prepare ijb makes one" in capsys.readouterr().err
+
+
+def some_templates(**changes) -> stored.Templates:
+    """Return two templates of three pictures, the first in gallery 1, the second a probe."""
+    columns = {"template": [1, 1, 2], "medium": [5, 6, 5], "detection": [0.5, 0.6, 0.7]}
+    columns |= {"pair_a": [1], "pair_b": [2], "pair_same": [1]}
+    columns |= {"gallery_1": [1], "gallery_1_subject": [7], "gallery_2": [], "gallery_2_subject": []}
+    columns |= {"probe": [2], "probe_subject": [7]} | changes
+    return stored.Templates(**{name: np.array(values) for name, values in columns.items()})
+
+
+def test_a_single_probe_is_a_search():
+    one = some_templates()
+    assert (one.has_search, one.subjects) == (True, {1: 7, 2: 7})
+    assert not some_templates(probe=[], probe_subject=[]).has_search
+    assert one.of_pictures(np.array([True, False, True])).medium.tolist() == [5, 5]
+    assert stored.Templates.__hash__ is not None  # Python gives a hash to frozen dataclasses only
+
+
+def test_no_array_of_templates_is_larger_than_a_gibibyte(store, monkeypatch):
+    most = []
+    parse = stored.parse_arrays
+    monkeypatch.setattr(stored, "parse_arrays", lambda *given: most.append(given[2]) or parse(*given))
+    stored.read_templates(store)
+    assert most == [2**30]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"medium": [5, 6]}, r"the columns of the pictures have different lengths \(3, 3, 2, 3\)"),
+        ({"pair_same": []}, "the columns of the pairs have different lengths"),
+        ({"gallery_1_subject": []}, "the columns of the gallery 1 have different lengths"),
+        ({"gallery_2_subject": [7]}, "the columns of the gallery 2 have different lengths"),
+        ({"probe_subject": [7, 7]}, "the columns of the probes have different lengths"),
+        ({"detection": [0.5, np.inf, 0.7]}, "a score of the detector is not finite"),
+        ({"pair_a": [3]}, "template 3 of pair_a has no picture"),
+        ({"pair_b": [3]}, "template 3 of pair_b has no picture"),
+        ({"gallery_1": [3]}, "template 3 of gallery_1 has no picture"),
+        ({"probe": [3]}, "template 3 of probe has no picture"),
+        ({"gallery_2": [1], "gallery_2_subject": [7]}, r"template 1 is in both galleries .* \(1 such templates\)"),
+        ({"probe": [1]}, r"template 1 is a probe and in gallery 1, .* \(1 such templates\)"),
+        ({"gallery_2": [2], "gallery_2_subject": [7]}, "template 2 is a probe and in gallery 2"),
+    ],
+)
+def test_templates_that_do_not_agree_with_each_other(changes, message):
+    stored.check(some_templates(), 3, "x")
+    with pytest.raises(ValueError, match=f"^x: {message}"):
+        stored.check(some_templates(**changes), 3, "x")
 
 
 # ---- pooling and figures
@@ -351,3 +425,27 @@ def test_without_lists_of_galleries_there_is_no_search(changed, model, tmp_path,
     assert ijb.evaluate(tmp_path / "s", model)["1:N"] is None
     assert ijb.main([f"--data={tmp_path / 's'}", f"--model={model}"]) == 0
     assert "1:N: the store has no lists of galleries and probes" in capsys.readouterr().out
+
+
+def test_short_embeddings_count_and_those_of_length_zero_do_not():
+    """The scores of a detector shorten sums of embeddings, which are only broken if nothing is left of them."""
+    embeddings = np.array([[1e-3, 0], [0, 1e-4], [3e-2, 4e-2]], np.float32)
+    known, pooled = templates.pool(embeddings, [7, 3, 3], [1, 1, 2])
+    assert known.tolist() == [3, 7]
+    assert pooled[1].tolist() == [1, 0]
+    assert np.linalg.norm(pooled, axis=1) == pytest.approx([1, 1])
+    for broken in (0.0, np.nan, np.inf):
+        embeddings[0] = broken
+        with pytest.raises(ValueError, match=r"the embedding of template 7 is zero or not finite \(.*: 1\)"):
+            templates.pool(embeddings, [7, 3, 3], [1, 1, 2])
+
+
+def test_an_impostor_pair_just_above_the_rejected_one_is_counted():
+    """The threshold is the next float32, so that a score one step above the highest rejected one is accepted."""
+    impostor = np.linspace(-0.5, 0.2, 9, dtype=np.float32)
+    rejected, higher = np.float32(0.3), np.nextafter(np.float32(0.3), np.float32(1))
+    for genuine, accepted in ((0.9, 1.0), (higher, 1.0), (rejected, 0.0)):
+        scores = np.r_[impostor, [rejected] * 9, higher, genuine].astype(np.float32)
+        figure = templates.verification(scores, np.arange(20) == 19)["tar@far=1e-1"]
+        assert (figure["impostors_above"], figure["impostors"], figure["value"]) == (1, 19, accepted)
+        assert figure["threshold"] == float(higher)

@@ -80,10 +80,14 @@ def test_gradients_at_cosines_of_1_and_minus_1_are_finite_in_bfloat16(kind, sign
     assert float(jnp.abs(by_centres).max()) > 0
 
 
-def test_the_loss_by_hand():
-    """Cosines 0.8 and 0, ArcFace, scale 2: the right logit is 2 cos(arccos(0.8) + 0.5). Padding takes no part."""
+@pytest.mark.parametrize(("columns", "classes"), [([0, 1, 2], 2), ([0, 7, 10], 10)], ids=["all", "a sample"])
+def test_the_loss_by_hand(columns, classes):
+    """Cosines 0.8 and 0, ArcFace, scale 2: the right logit is 2 cos(arccos(0.8) + 0.5). Padding takes no part.
+
+    Smoothing spreads its share over the classes that the step compares with, so that the target adds up to one.
+    """
     found = margin.cross_entropy(
-        jnp.array([[0.8, 0.0, 0.9]]), jnp.array([0]), jnp.array([0, 1, 2]), 2, arcface, 2.0, smoothing=0.2
+        jnp.array([[0.8, 0.0, 0.9]]), jnp.array([0]), jnp.array(columns), classes, arcface, 2.0, smoothing=0.2
     )
     logits = 2 * math.cos(math.acos(0.8) + 0.5), 0.0
     entropy = [math.log(sum(map(math.exp, logits))) - x for x in logits]

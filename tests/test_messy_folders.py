@@ -295,3 +295,31 @@ def test_people_are_sorted_by_name(tmp_path):
         (NFC, [NFD]),
         ("Zoe", ["Zoe"]),
     ]
+
+
+def test_a_link_into_what_another_link_leads_to_hides_nothing_else(src, tmp_path):
+    """The second link leads to two folders, and the first has already led to one of them."""
+    for seed, file in enumerate(("a/x.jpg", "b/y.jpg")):
+        put(tmp_path / "elsewhere" / file, 50 + seed)
+    (src / "id0/link 1").symlink_to(tmp_path / "elsewhere/b", target_is_directory=True)
+    (src / "id0/link 2").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    tree = PictureTree(src, ["id0"])
+    assert tree.files == ["id0/0.jpg", "id0/1.jpg", "id0/link 1/y.jpg", "id0/link 2/a/x.jpg"]
+    assert [entry.file for entry in tree.left_out] == ["id0/link 2/b"]
+
+
+def test_where_a_file_lies_that_is_nobodys(src, monkeypatch):
+    put(src / "loose.jpg", 3)
+    (src / "notes.txt").write_text("x")
+    monkeypatch.chdir(src)
+    for folder, named in ((src, "src"), (Path(), ".")):
+        reasons = {entry.file: entry.reason for entry in picture_tree.list_people(folder).left_out}
+        assert reasons["loose.jpg"].endswith(f": it lies directly in {named}")
+        assert reasons["notes.txt"] == f"not a picture: it lies directly in {named}"
+
+
+def test_a_link_may_lead_to_what_the_identitys_own_folder_hides(src):
+    put(src / "id0/.hidden/9.jpg", 9)
+    (src / "id0/link.jpg").symlink_to(src / "id0/.hidden/9.jpg")
+    tree = PictureTree(src, ["id0"])
+    assert tree.files == ["id0/0.jpg", "id0/1.jpg", "id0/link.jpg"]

@@ -90,6 +90,13 @@ def test_the_text_has_figures_threshold_and_protocol():
     assert "/home/somebody" not in text
 
 
+def test_a_benchmark_of_a_later_evaluation_has_its_date():
+    later = {**ENTRY, "evaluation": {"date": "2026-12-24"}}
+    _, text = read(model_card.card(run_of(benchmarks={"lfw": ENTRY, "cfp": later}), ADAPTERS, "x"))
+    assert "Measured on lfw (data 01234567), evaluated 2026-11-30." in text
+    assert "Measured on cfp (data 01234567), evaluated 2026-12-24." in text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -230,6 +230,17 @@ def test_pairs_that_others_contradict(refused, convert):
     assert "1 contradictory pairs left out" in out
 
 
+def test_the_first_of_several_contradictions_is_named():
+    text = "a,b,same\ncem.jpg,eva.jpg,1\neva.jpg,cem.jpg,0\ncem.jpg,eva.jpg,0\n"
+    rows = [pair_list.Row(number, *row.split(",")[:2], row[-1] == "1") for number, row in enumerate(text.split(), 1)]
+    message = r"x:3: eva\.jpg and cem\.jpg are labelled same=0, .* of lines 2 \(and 1 more such lines\)"
+    with pytest.raises(ValueError, match=message):
+        pair_list.derived(Path("x"), rows[1:], "fail")
+    kept, left_out = pair_list.derived(Path("x"), rows[1:], "drop")
+    assert ([row.line for row in kept], left_out) == ([2], [3, 4])
+    assert hash(rows[1]) == hash(pair_list.Row(2, "cem.jpg", "eva.jpg", True))
+
+
 def test_missing_pictures(refused, convert, src):
     text = f"{LIST}ann/9.jpg,ann/1.jpg,1\nann/8.jpg,eva.jpg,0\n"
     refused(text, f":6: {src / 'ann/9.jpg'} is missing, and 1 more of the 7 pictures that the list names; supply them")

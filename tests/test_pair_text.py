@@ -155,3 +155,54 @@ def test_the_caution_comes_first_and_notes_last():
     both = [{"a": 0, "b": 0, "score": 0.4}, {"a": 0, "b": 1, "score": 0.2}]
     heading, several, *_ = pair_text.caption(result(comparisons=both))
     assert (heading[:11], several[:29]) == ("same person", "that is the highest of 2 scor")
+
+
+LOWER = {
+    "fnmr": 0.05,
+    "threshold": 0.2,
+    "n_genuine_per_fold": 2700,
+    "genuine_below_per_fold": 135,
+    "fnmr_ci95": [0.04241, 0.05892],
+    "has_range": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("same", "score", "said"),
+    [
+        (True, 0.4, "same person: score 0.4000 (cosine) >= threshold 0.3000, for FAR 0.001"),
+        (None, 0.25, "cannot tell: score 0.2500 (cosine) lies between 0.2000 (FNMR 0.05) and 0.3000 (FAR 0.001)"),
+        (False, 0.1, "different persons: score 0.1000 (cosine) < threshold 0.2000, for FNMR 0.05"),
+    ],
+)
+def test_a_score_between_two_thresholds(same, score, said):
+    lines = pair_text.text(result(same=same, score=score, lower=LOWER)).splitlines()
+    assert (lines[0], len(lines)) == (said, 6)
+    assert lines[4:] == [
+        "cannot tell from 0.2000 for FNMR 0.05 up to 0.3000 for FAR 0.001; 135 of some 2,700 genuine scores lie below "
+        "0.2000",
+        "95% interval of its FNMR: 0.042 to 0.059 (Wilson's, of 135 in 2,700)",
+    ]
+
+
+def test_thresholds_without_a_range_between_them():
+    lower = LOWER | {"threshold": 0.35, "has_range": False}
+    lines = pair_text.text(result(same=False, score=0.1, lower=lower)).splitlines()
+    assert lines[0] == "different persons: score 0.1000 (cosine) < threshold 0.3000, for FAR 0.001"
+    assert lines[4] == (
+        "no scores are in doubt: the threshold 0.3500 for FNMR 0.05 is not below that of 0.3000 for FAR 0.001; 135 of "
+        "some 2,700 genuine scores lie below 0.3500"
+    )
+
+
+def test_evaluations_have_a_date():
+    line = pair_text.text(measured(evaluated="2026-01-02 first")).splitlines()[1]
+    assert line.endswith("model at step 12, evaluated 2026-01-02 first")
+
+
+def test_small_faces_are_named_beside_a_drawing():
+    told = result(pictures=[picture(1, 1.0), picture(2, 3.04, chosen=2)])
+    assert pair_text.small_face_lines(told) == [
+        f"b.jpg: face {number} is small, enlarged 3.0 times: expect little of its score" for number in (1, 2)
+    ]
+    assert pair_text.small_face_lines(result(pictures=[picture(0, 9.0), picture(0, 9.0)])) == []

@@ -81,6 +81,7 @@ def test_the_constant_answer_is_one_for_each_kind():
     assert found["answers"] == {"Yes": 3, "No": 1}
     assert list(found["by_kind"]) == ["nod", "smile"]
     assert found["not_an_option"] == 4, "no text is no option"
+    assert Answered.__hash__ is not None  # Python gives a hash to frozen dataclasses only
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -133,6 +133,13 @@ def test_the_time_left_is_by_this_runs_own_steps(tmp_path):
     assert estimates.time_left(run, [], None) == estimates.Estimate(0.0, "took 90 s")
 
 
+def test_the_last_steps_tell_how_fast_a_run_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "RECENT", 3)
+    run = run_of("resnet", tmp_path)
+    begin(run, 72, images_per_s=16)
+    assert estimates.step_seconds(run) == 2, "its first two steps were faster"
+
+
 def test_the_time_of_a_new_run_is_by_other_seeds_or_a_measurement(tmp_path):
     run, other = (run_of("resnet", tmp_path, seed) for seed in (0, 1))
     assert estimates.time_left(run, [other], None).seconds == ROWS["resnet"].seconds

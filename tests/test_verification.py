@@ -110,6 +110,13 @@ def test_identity_disjoint_leaves_out_every_pair_with_a_seen_identity():
     assert disjoint(set())["n_pairs"] == 48
 
 
+def test_a_benchmark_of_one_fold_has_figures_over_unseen_people():
+    pairs, embeddings = make_pairs(n_folds=1)
+    scores = verification.scores(embeddings, pairs)
+    part = verification.entry(scores, pairs, BENCHMARK, "abc", seen={0}, bootstrap=0)["identity_disjoint"]
+    assert (part["n_genuine"], part["n_impostor"], part["n_folds"]) == (23, 22, 1)
+
+
 def test_table_fits_120_columns_and_shows_the_figures():
     pairs, embeddings = make_pairs()
     entry = verification.entry(verification.scores(embeddings, pairs), pairs, BENCHMARK, "abc", bootstrap=20)

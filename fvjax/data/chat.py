@@ -72,8 +72,9 @@ def _chat_markup(
     name: str, system_message: str | None, image: tuple[str, str, str] = INTERNVL_IMAGE, *, begin_of_text: bool = True
 ) -> Template:
     """Return a template in which <|im_start|> and <|im_end|> surround every turn."""
-    turns = {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES}
-    return Template(name, system_message, **turns, image=image, stop=("<|im_end|>",), begin_of_text=begin_of_text)
+    system, user, assistant = (Turn(f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES)
+    stop = ("<|im_end|>",)
+    return Template(name, system_message, system, user, assistant, image, stop, begin_of_text)
 
 
 def _vicuna(name: str, person: str, between_frames: str, end: str = "</s>") -> Template:

@@ -157,7 +157,7 @@ def face(identity: int, number: int, seed: int) -> Face:
     shot["hair"] = (1 - white) * np.array([0.16, 0.10, 0.07]) + white * np.array([0.88, 0.88, 0.86])
     shot["glasses"] = bool(rng.random() < 0.4)
     shot |= {"mouth_open": 0.0, "smile": float(rng.uniform(-0.15, 0.15)), "brow_raise": 0.0, "eye_open": 0.9}
-    rest = {name: shot[name] for name in ("mouth_open", "smile", "brow_raise", "eye_open")}
+    rest: dict[str, float] = {name: shot[name] for name in ("mouth_open", "smile", "brow_raise", "eye_open")}
     rest |= {name: shape[name] for name in ("brow_tilt", "brow_gap")}
     expression = EXPRESSIONS[int(rng.integers(len(EXPRESSIONS)))]
     _express(expression, shape, shot, rng)

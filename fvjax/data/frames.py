@@ -59,6 +59,11 @@ def extract(file: Path, count: int = FRAMES) -> tuple[list[NDArray[np.uint8]], i
     return [chosen[number] for number in wanted], total
 
 
+def require_reader() -> None:
+    """Raise NoVideoReader unless videos can be read here."""
+    _av()
+
+
 def to_jpegs(frames: list[NDArray[np.uint8]]) -> list[bytes]:
     """Encode the frames of a clip."""
     return [images.encode(frame, size=(frame.shape[0], frame.shape[1])) for frame in frames]

@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fvjax.data.alignment import geometry
+from fvjax.data.alignment.faces import check_detector, read_picture
 
 SIZE = 224  # pixels of a side unless a caller asks for another size: the input of CLIP ViT-L/14 and FLIP
 # CLIP's mean colour, with which LLaVA makes a picture square (`expand2square`); the network sees zeros there.
 BACKGROUND = (122, 116, 104)
 ZOOM_OUT = 2.0  # of `around`: the side shows twice as much as an aligned crop
+MAX_SIZE = 2048  # pixels of a side
+
+
+@dataclass(frozen=True)
+class LooseCrop:
+    """How pictures become squares.
+
+    Args:
+        size: pixels of a side.
+        margin: of the face's box or of the whole picture, on each side.
+        align: the detector that finds the face nearest to the centre, whose surroundings are taken, upright
+            (:func:`around`); None takes the picture, or the box of a face, as it lies (:func:`square`).
+    Raises:
+        ValueError: a size or a margin out of range, or a detector that is not installed.
+    """
+
+    size: int = SIZE
+    margin: float = 0.0
+    align: str | None = None
+
+    def __post_init__(self):
+        if not 0 < self.size <= MAX_SIZE or not 0 <= self.margin <= 10:
+            problem = f"--size={self.size} --margin={self.margin}"
+            raise ValueError(f"{problem}: expected 1 to {MAX_SIZE} pixels, and a margin from 0 to 10")
+        if self.align is not None:
+            check_detector(self.align)
+
+    def __call__(self, picture: NDArray[np.uint8], box: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+        """Return uint8 [size, size, 3] of a picture uint8 [h, w, 3]. Raises ValueError if there is no face to find."""
+        if self.align is None:
+            return square(picture, self.size, box, self.margin)
+        found = read_picture(picture, self.align).faces
+        if not len(found.points):
+            height, width = picture.shape[:2]
+            raise ValueError(f"no face found: in {width}x{height} pixels")
+        return around(picture, found.points[0], self.size, ZOOM_OUT * (1 + 2 * self.margin))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's entry."""
+        return asdict(self)
 
 
 def square(

@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dst = options.pop("dst")
     try:
         with errors.naming(dst):
-            if "align" in options:
+            if "landmarks" in options:
                 flags.take_flags(options, read_lines)
             print(describe(run(options.pop("src"), dst, **options)))
     except (ValueError, OSError) as error:

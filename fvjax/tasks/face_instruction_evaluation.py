@@ -1,12 +1,11 @@
 """How a model that answers about faces is judged: by its written answers, and by the loss of held-out ones.
 
-Every answer goes into a file in the work directory, one JSON object a line, from which it can be judged again.
+Answers are parsed and compared with the labels by fvjax.evals.face_tasks. They stay in a file in the work directory,
+from which `python -m fvjax.face_tasks` can judge them again.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from fvjax.config import ChatConfig, DataConfig, EvalConfig
 from fvjax.console import progress, say
 from fvjax.data import chat, spliced
 from fvjax.data.stores.conversations import ConversationStore
-from fvjax.evals.intervals import wilson
+from fvjax.evals import face_tasks
 from fvjax.losses.accumulation import Inputs, Variables
 from fvjax.models.encoder import Encoder
 from fvjax.tasks.predictor import Predictor, Trained
@@ -30,9 +29,17 @@ from fvjax.tasks.task import Evaluator, Report, Validation
 Entries = dict[str, dict[str, Any]]
 ROUND = 64  # rows are filled up to a multiple of so many tokens, so that few shapes are compiled
 CAPTION = (
-    "'exact': the model writes the expected answer word for word, with 95% Wilson intervals; 'majority': always the "
-    "most frequent answer of the task."
+    "Figures of parsed answers, with 95% intervals; 'constant': the best answer that is always the same. The age's "
+    "mean absolute error counts an answer without an age as the median age."
 )
+# The figures that are printed for each task; the first is followed during training.
+FIGURES = {
+    "expression": ("war", "uar"),
+    "action_units": ("mean_f1",),
+    "attributes": ("mean_accuracy",),
+    "age": ("mae_unparsed_as_median",),
+    "deepfake": ("accuracy",),
+}
 
 
 class Settings(Protocol):
@@ -58,7 +65,7 @@ class Settings(Protocol):
 def check(benchmarks: Mapping[str, Path], during: Sequence[str]) -> dict[str, str]:
     """Open every benchmark, so that problems show before training; return their hashes, as "data of NAME".
 
-    Raises ValueError: one is missing or has a record that does not say which task it belongs to.
+    Raises ValueError: one is missing or has a record without a task and a label, or two records of one source and task.
     """
     if unknown := set(during) - set(benchmarks):
         raise ValueError(f"config.eval.during: no benchmark {sorted(unknown)}; there are {sorted(benchmarks)}")
@@ -66,18 +73,23 @@ def check(benchmarks: Mapping[str, Path], during: Sequence[str]) -> dict[str, st
     for name, path in benchmarks.items():
         store = ConversationStore(path, "test")
         for i in range(len(store)):
-            _task_of(store, i)
+            _question(store, i, "")
         hashes[f"data of {name}"] = store.data_hash
     return hashes
 
 
-def _task_of(store: ConversationStore, i: int) -> str:
-    """Return the task of record `i`. Raises ValueError if it has none."""
+def _question(store: ConversationStore, i: int, answer: str) -> face_tasks.Answer:
+    """Return record `i` with an answer to its question. Raises ValueError if it has no known task, or no label."""
     record = store.conversation(i)
-    task = record.meta.get("task")
-    if not isinstance(task, str):
-        raise ValueError(f"{store.path} record {i} ({record.source}): meta has no task, such as expression")
-    return task
+    task, label = record.meta.get("task"), record.meta.get("label")
+    if task not in FIGURES or label is None:
+        raise ValueError(
+            f"{store.path} record {i} ({record.source}): meta needs a task of {', '.join(FIGURES)} and a label, it has "
+            f"{task!r:.40} and {label!r:.40}"
+        )
+    asked = record.messages[-2]["content"].replace("<image>", "").replace("<video>", "").strip()
+    group = str(record.meta.get("identity", ""))
+    return face_tasks.Answer(record.source, task, label, answer, question=asked, group=group)
 
 
 class Answering:
@@ -149,20 +161,12 @@ class FaceInstructionEvaluator(Evaluator):
         """Ask all questions of a store, keep the answers, and return the entry of results.json."""
         numbers = range(len(store))
         answers = self.answering.answers(state, store, numbers, f"{title}: {name}")
-        records = [store.conversation(i) for i in numbers]
-        expected = [record.messages[-1]["content"].strip() for record in records]
-        tasks = [_task_of(store, i) for i in numbers]
+        rows = [_question(store, i, answer) for i, answer in enumerate(answers)]
         if jax.process_index() == 0:
-            lines = [
-                json.dumps(
-                    {"id": i, "task": task, "label": record.meta.get("label"), "answer": text}, ensure_ascii=False
-                )
-                for i, (task, record, text) in enumerate(zip(tasks, records, answers))
-            ]
             folder = self.task.workdir / "answers"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}_step_{int(state.step)}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return {"n": len(store), **figures(tasks, answers, expected), "data_hash": store.data_hash}
+            face_tasks.write_answers(folder / f"{name}_step_{int(state.step)}.jsonl", rows)
+        return {"n": len(store), "tasks": figures(rows), "data_hash": store.data_hash}
 
     def during(self, state: Trained, title: str) -> dict[str, dict[str, float]]:
         return self.summary(self.entries(state, title, self.task.eval.during))
@@ -181,9 +185,9 @@ class FaceInstructionEvaluator(Evaluator):
     def _validation_batches(self, store: ConversationStore, title: str) -> Iterator[dict[str, np.ndarray]]:
         sizes = self.task.sizes(store, self.task.format, f"{title}: measuring")
         longest = max(size.tokens for size in sizes)
-        columns = (np.array([size[name] for size in sizes]) for name in (0, 2, 3))  # tokens, images, videos
+        tokens, images, videos = (np.array([size[name] for size in sizes]) for name in (0, 2, 3))
         buckets = sorted({*(b for b in self.task.chat.buckets if b < longest), longest})
-        plan = spliced.Plan(*columns, self.task.eval.batch_size, 0, buckets=buckets, by_length=True)
+        plan = spliced.Plan(tokens, images, videos, self.task.eval.batch_size, 0, buckets=buckets, by_length=True)
         reader = spliced.Reader(store, self.task.format)
         size = plan.examples_per_step
         for step in progress(range(plan.steps_per_epoch), f"{title}: validation", plan.steps_per_epoch):
@@ -198,7 +202,7 @@ class FaceInstructionEvaluator(Evaluator):
 
     def summary(self, entries: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         return {
-            name: {task: entry["tasks"][task]["exact"]["value"] for task in entry["tasks"]}
+            name: {task: one[FIGURES[task][0]]["value"] for task, one in entry["tasks"].items()}
             for name, entry in entries.items()
         }
 
@@ -212,29 +216,32 @@ class FaceInstructionEvaluator(Evaluator):
         return Report(results, self.summary(entries), comparison({self.task.name: results}), lambda workdir: None)
 
 
-def figures(tasks: Sequence[str], answers: Sequence[str], expected: Sequence[str]) -> dict[str, Any]:
-    """Return by task how many answers are the expected one word for word, beside the most frequent expected answer."""
-    out = {}
-    for task in sorted(set(tasks)):
-        pairs = [(answer, right) for name, answer, right in zip(tasks, answers, expected) if name == task]
-        exact = sum(answer == right for answer, right in pairs)
-        majority = Counter(right for _, right in pairs).most_common(1)[0][1]
-        out[task] = {
-            "n": len(pairs),
-            "exact": {"value": exact / len(pairs), "ci95": list(wilson(exact, len(pairs)))},
-            "majority": majority / len(pairs),
-        }
-    return {"tasks": out}
+def figures(rows: Sequence[face_tasks.Answer]) -> dict[str, Any]:
+    """Return the figures of each task that occurs, as :func:`fvjax.evals.face_tasks.score` does."""
+    by_task: dict[str, list[face_tasks.Answer]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return {
+        task: face_tasks.score(task, some, [face_tasks.parse(row) for row in some]) for task, some in by_task.items()
+    }
 
 
 def comparison(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return one table of several experiments' results.json, a line for each task."""
-    table = Table("row", "benchmark", "task", "questions", "exact", "majority", caption=CAPTION)
+    """Return one table of several experiments' results.json, a line for each task and figure."""
+    table = Table("row", "benchmark", "task", "questions", "unparsed", "figure", "value", "constant", caption=CAPTION)
     for row, result in results.items():
         for name, entry in result["benchmarks"].items():
             for title, one in ((f"{row}, before training", entry.get("before_training")), (row, entry)):
                 for task, each in (one or {"tasks": {}})["tasks"].items():
-                    low, high = each["exact"]["ci95"]
-                    share = f"{100 * each['exact']['value']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-                    table.add_row(title, name, task, f"{each['n']:,}", share, f"{100 * each['majority']:.1f}")
+                    for figure in FIGURES[task]:
+                        table.add_row(title, name, task, *_cells(each, figure))
     return table
+
+
+def _cells(entry: Mapping[str, Any], figure: str) -> tuple[str, ...]:
+    """Return the cells of one figure of a task: questions, unparsed share, its name, its value, the constant answer."""
+    low, high = entry[figure]["ci95"]
+    constant = entry["constant"].get({"accuracy": "war", "mae_unparsed_as_median": "mae"}.get(figure, figure))
+    shown = f"{entry[figure]['value']:.3f} ({low:.3f} to {high:.3f})"
+    always = "" if constant is None else f"{constant:.3f}"
+    return f"{entry['n']:,}", f"{100 * entry['unparsed']['value']:.1f}%", figure, shown, always

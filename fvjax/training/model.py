@@ -26,7 +26,7 @@ from fvjax.training import checkpoint, earlier_run, int8_base, optimizer
 from weights_convert.read import open_checkpoint
 
 SECTIONS = {"vision": "vision_transformer", "projector": "projector", "decoder": "decoder"}  # of config.model
-TOWERS = dict.fromkeys(("vision", "video"), "vision_transformer")  # kind of a pretrained part
+TOWERS: dict[str, str] = dict.fromkeys(("vision", "video"), "vision_transformer")  # kind of a pretrained part
 STATISTICS = ("batch_stats", "head_stats")  # variables that a step computes anew: neither trained nor frozen
 CHOICES_OF_A_RUN = ("drop_path", "dropout")  # attributes in which a run may differ from its pretrained weights
 

@@ -125,6 +125,11 @@ def read_pixels(file: Path) -> NDArray:
             return images.photograph(data, str(file))
 
 
+def check_detector(name: str) -> None:
+    """Raise ValueError unless there is such a detector, and it is installed (the `align` or `scrfd` extra)."""
+    _detector(name)
+
+
 @functools.cache
 def _detector(name: str) -> Detector:
     return detector(name)[0]

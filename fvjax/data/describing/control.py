@@ -23,7 +23,7 @@ def fixed_picture() -> bytes:
 
 
 def write(src: Path, dst: Path) -> ConversationStore:
-    """Copy a store of conversations with a fixed picture in place of each of its pictures.
+    """Copy a store of conversations with a fixed picture in place of each of its pictures, and without landmarks.
 
     What a model learns from the copy, it learns from the texts: the difference to training on `src` is what the
     pictures give.
@@ -33,7 +33,7 @@ def write(src: Path, dst: Path) -> ConversationStore:
     """
     store = open_store(src)
     picture = fixed_picture()
-    with Writer(dst, split=store.split, sources=[f"{src} with a fixed picture"]) as writer:
+    with Writer(dst, split=store.split, sources=[f"{src} with a fixed picture"], frames=store.frames) as writer:
         for number in track(range(len(store)), "conversations"):
             record = store.conversation(number)
             writer.add(record.messages, [picture] * len(record.pictures), record.source, **record.meta)

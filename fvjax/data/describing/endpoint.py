@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,11 @@ class Endpoint:
             Stopped: the budget is spent, or :meth:`end` was called.
             Refused: no question will be answered.
         """
-        body = json.dumps(self._payload(system, text, picture, media_type)).encode()
+        return self.ask_about(system, text, [(picture, media_type)])
+
+    def ask_about(self, system: str, text: str, pictures: Sequence[tuple[bytes, str]]) -> str:
+        """Return the answer to a question about several pictures, each (bytes, media type), as :meth:`ask` does."""
+        body = json.dumps(self._payload(system, text, pictures)).encode()
         wait, reason = 0.0, ""
         for attempt in range(RETRIES + 1):
             if self._ending.wait(wait):
@@ -113,9 +117,10 @@ class Endpoint:
                 wait = min(LONGEST_WAIT, max(busy.wait, 2.0**attempt))
         raise NoAnswer(reason)
 
-    def _payload(self, system: str, text: str, picture: bytes, media_type: str) -> dict[str, Any]:
-        uri = f"data:{media_type};base64,{base64.b64encode(picture).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": text}]
+    def _payload(self, system: str, text: str, pictures: Sequence[tuple[bytes, str]]) -> dict[str, Any]:
+        uris = [f"data:{media_type};base64,{base64.b64encode(picture).decode()}" for picture, media_type in pictures]
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+        content.append({"type": "text", "text": text})
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
         return {"model": self._model, "max_tokens": self._max_tokens, "messages": messages}
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from fvjax.data import attributes, images, loose_crops, names
+from fvjax.data.alignment.detectors import DETECTORS
 from fvjax.data.attributes import FEATURE, Attributes
+from fvjax.data.loose_crops import LooseCrop
 from fvjax.data.progress import track
 from fvjax.data.readers import celeba, expressions, fairface, label_files, maad, utkface
 from fvjax.data.readers.conversations import PictureFolder
@@ -24,7 +26,6 @@ from fvjax.data.readers.tfds_source import Source, split_names
 from fvjax.data.stores import Store, Writer
 from fvjax.data.stores.manifest import SPLITS
 
-MAX_SIZE = 2048  # pixels of a side
 VAL = 0.05  # share of the training pictures of data sets without official validation
 EXPW_MARGIN = 0.15  # of a face's box, on each side
 _FAIRFACE = Attributes(
@@ -179,6 +180,7 @@ def write(
     *,
     size: int = loose_crops.SIZE,
     margin: float = 0.0,
+    align: str | None = None,
     policy: str = "drop",
 ) -> Store:
     """Write the pictures of a data set as stores, one for each split that has any.
@@ -189,14 +191,12 @@ def write(
     Args:
         read: returns the bytes of a picture's file; raises ValueError.
         source: what the pictures were made from, for the manifest.
-        size: pixels of a side.
-        margin: of a face's box, or of the whole picture, on each side.
+        size, margin, align: see :class:`fvjax.data.loose_crops.LooseCrop`.
         policy: "fail" makes a picture that is missing or cannot be read an error.
     Raises:
         ValueError: `dst` exists, an invalid option, or not one usable picture.
     """
-    if not 0 < size <= MAX_SIZE or margin < 0:
-        raise ValueError(f"--size={size} --margin={margin}: expected 1 to {MAX_SIZE} pixels and a margin of at least 0")
+    crop = LooseCrop(size, margin, align)
     splits = [split for split in SPLITS if any(picture.split == split for picture in labelled.pictures)]
     if not splits:
         left_out = labelled.left_out
@@ -215,8 +215,8 @@ def write(
         for entry in labelled.left_out:
             main.reject(entry.file, entry.reason)
         for picture in track(labelled.pictures, "pictures"):
-            _add(picture, writers[picture.split], main, read, size, margin, policy)
-        _finish(labelled, main, writers, {"size": size, "margin": margin})
+            _add(picture, writers[picture.split], main, read, crop, policy)
+        _finish(labelled, main, writers, crop)
     return Store(dst, splits[0])
 
 
@@ -225,14 +225,13 @@ def _add(
     writer: Writer,
     main: Writer,
     read: Callable[[str], bytes],
-    size: int,
-    margin: float,
+    crop: LooseCrop,
     policy: str,
 ) -> None:
     name = names.plain(picture.source or picture.file)
     try:
         pixels = images.photograph(read(picture.file), picture.file)
-        jpeg = images.encode(loose_crops.square(pixels, size, picture.box, margin), size=(size, size))
+        jpeg = images.encode(crop(pixels, picture.box), size=(crop.size, crop.size))
     except ValueError as error:
         if policy == "fail":
             raise ValueError(f"{name}: {error}; supply it, or leave it out with --policy=drop") from error
@@ -241,12 +240,12 @@ def _add(
     writer.add(jpeg, picture.identity or name, name, attributes=np.frombuffer(picture.labels, np.int8))
 
 
-def _finish(labelled: LabelSet, main: Writer, writers: dict[str, Writer], crop: dict[str, Any]) -> None:
+def _finish(labelled: LabelSet, main: Writer, writers: dict[str, Writer], crop: LooseCrop) -> None:
     """Note columns and counts in the manifests, and leave no store without a picture."""
     counts = {split: writer.records for split, writer in writers.items()}
     for writer in writers.values():
         writer.info["attributes"] = labelled.attributes.to_json()
-        writer.info["crop"] = crop
+        writer.info["crop"] = crop.to_json()
         if writer is not main and not writer.records:
             writer.discard()
     main.info["labels"] = {"splits": counts, "notes": [names.plain(note) for note in labelled.notes]}
@@ -308,6 +307,9 @@ def _add_command(commands: Any, name: str, run: Callable[..., Store]) -> Any:
     margin = EXPW_MARGIN if name == "expw" else 0.0
     what = "the face's box" if name == "expw" else "the picture"
     sub.add_argument("--margin", type=float, default=margin, help=f"around {what}, relative to it ({margin})")
+    if name != "expw":  # whose faces have boxes
+        what = "find the face nearest the centre, and take its surroundings upright"
+        sub.add_argument("--align", nargs="?", const=DETECTORS[0], choices=DETECTORS, help=f"{what} ({DETECTORS[0]})")
     sub.add_argument("--share", type=float, default=1.0, help="take about this share of the pictures (1)")
     sub.add_argument("--policy", choices=("drop", "fail"), default="drop", help="on missing and broken pictures (drop)")
     sub.set_defaults(run=run, summary=summary)

@@ -18,18 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from fvjax.data.attributes import Attributes
+from fvjax.data.face_labels import ATTRIBUTES
 from fvjax.data.readers import label_files
 from fvjax.data.readers.label_files import LabelledPicture, LabelSet
 from fvjax.data.readers.picture_tree import LeftOut
 
-_HEADER = (
-    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
-    "Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male "
-    "Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
-    "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
-    "Wearing_Necktie Young"
-)
-NAMES = tuple(_HEADER.split())
+NAMES = ATTRIBUTES  # in the order of the official file
 SPLITS = {"0": "train", "1": "val", "2": "test"}
 VALUES = {"1": 1, "-1": -1}
 

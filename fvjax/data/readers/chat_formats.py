@@ -3,8 +3,10 @@
     LLaVA, ShareGPT, FairFaceGPT  {"conversations": [{"from": "human" | "gpt" | …, "value": text}], "image": path}
     OpenAI                        {"messages": [{"role": "user" | …, "content": text or parts}], "images": [paths]}
 
-`image` and `images` may each hold one path or a list; a text-only conversation has none. A top-level `system` becomes
-the system message. Every further key is kept as it is.
+`image` and `images` may each hold one path or a list; a text-only conversation has none. `video` (LLaVA,
+FaceInstruct-1M) holds the path of one clip, for which `<video>` stands in the text, and `landmarks_2d` that of the
+facial points of the picture or clip. A top-level `system` becomes the system message. Every further key is kept as it
+is.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fvjax.data.stores.conversations import PLACEHOLDER, check_messages
+from fvjax.data.stores.conversations import CLIP, PLACEHOLDER, check_messages
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-UNSUPPORTED = ("video", "videos", "audio", "audios", "tools")
+UNSUPPORTED = ("audio", "audios", "tools")
+VIDEOS = ("video", "videos")
+LANDMARKS = "landmarks_2d"
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,32 @@ class Sample:
         messages: as :mod:`fvjax.data.stores.conversations` stores them.
         pictures: a relative path for each `<image>`.
         meta: the object's further keys, and where its pictures came from.
-        placeholder_added: whether `<image>` stood nowhere and was put first.
+        placeholder_added: whether `<image>` or `<video>` stood nowhere and was put first.
+        video: the path of its clip, if it has one.
+        landmarks: the path of the points of its one picture or clip, if it names one.
     """
 
     messages: list[dict[str, str]]
     pictures: list[str]
     meta: dict[str, Any]
     placeholder_added: bool
+    video: str | None = None
+    landmarks: str | None = None
 
 
-def parse(record: Any) -> Sample:
+def parse(record: Any, frames: int = 0) -> Sample:
     """Convert one object of a file of conversations.
 
+    Args:
+        frames: that a clip has in the store; 0: clips are refused.
     Raises:
         ValueError: what is wrong with it. What stands before the colon is the kind of mistake.
     """
     if not isinstance(record, dict):
         raise ValueError(f"not an object: a {type(record).__name__}, expected {{...}}")
-    if found := [key for key in UNSUPPORTED if record.get(key)]:
-        raise ValueError(f"not supported: {found[0]!r}; only texts and pictures are read")
+    if found := [key for key in (*UNSUPPORTED, *(() if frames else VIDEOS)) if record.get(key)]:
+        hint = "; say where videos are with --videos=DIR" if found[0] in VIDEOS else ""
+        raise ValueError(f"not supported: {found[0]!r}; only texts and pictures are read{hint}")
     if ("conversations" in record) == ("messages" in record):
         raise ValueError("no messages: expected either 'conversations' or 'messages'")
     pictures = _paths(record)
@@ -53,15 +64,52 @@ def parse(record: Any) -> Sample:
         raise ValueError("pictures named twice: in the content and beside the messages")
     pictures = pictures or paths_in_text
     messages = _system(record) + messages
-    placeholder_added = bool(pictures) and not any(PLACEHOLDER in message["content"] for message in messages)
-    if placeholder_added:
-        messages = _with_placeholders(messages, len(pictures))
-    check_messages(messages, len(pictures))
+    video = _video(record)
+    messages, placeholder_added = _placed(messages, pictures, video)
+    check_messages(messages, len(pictures) + (frames if video else 0), frames)
     consumed = ("conversations", "messages", "system", *UNSUPPORTED)
     meta = {key: value for key, value in record.items() if key not in consumed}
     if paths_in_text:
         meta["images"] = paths_in_text
-    return Sample(messages, pictures, meta, placeholder_added)
+    return Sample(messages, pictures, meta, placeholder_added, video, _landmarks(record, len(pictures) + bool(video)))
+
+
+def _video(record: dict[str, Any]) -> str | None:
+    """Return the path of the clip. Raises ValueError: several, or no path."""
+    named = [path for key in VIDEOS if record.get(key) for path in _as_list(record[key])]
+    if len(named) > 1:
+        raise ValueError(f"several videos: {len(named)}, one is allowed; ask about each by itself")
+    if named and not (isinstance(named[0], str) and named[0]):
+        raise ValueError("malformed video path: expected a path")
+    return named[0] if named else None
+
+
+def _landmarks(record: dict[str, Any], media: int) -> str | None:
+    """Return the path of the points. Raises ValueError: no path, or nobody knows which picture they belong to."""
+    path = record.get(LANDMARKS)
+    if path is None or path == "":
+        return None
+    if not isinstance(path, str):
+        raise ValueError(f"malformed landmarks path: {path!r:.100}, expected a path")
+    if media != 1:
+        raise ValueError(f"landmarks of several pictures: {LANDMARKS!r} is of one picture or clip, there are {media}")
+    return path
+
+
+def _placed(
+    messages: list[dict[str, str]], pictures: list[str], video: str | None
+) -> tuple[list[dict[str, str]], bool]:
+    """Return messages in which pictures and the clip have their place, and whether one was put first."""
+    texts = [message["content"] for message in messages]
+    if not (pictures or video) or any(PLACEHOLDER in text or CLIP in text for text in texts):
+        if video and not pictures and any(PLACEHOLDER in text for text in texts):
+            raise ValueError(f"video where the text has {PLACEHOLDER}: {video!r:.200}; write {CLIP} for it")
+        return messages, False
+    return _with_placeholders(messages, f"{CLIP}\n" * bool(video) + f"{PLACEHOLDER}\n" * len(pictures)), True
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _paths(record: dict[str, Any]) -> list[str]:
@@ -131,10 +179,10 @@ def _message(turn: Any, number: int, role_key: str, text_key: str) -> dict[str, 
     return {"role": ROLES[role], "content": text}
 
 
-def _with_placeholders(messages: list[dict[str, str]], pictures: int) -> list[dict[str, str]]:
-    """Put `<image>` and a line break for each picture before the first question."""
+def _with_placeholders(messages: list[dict[str, str]], places: str) -> list[dict[str, str]]:
+    """Put placeholders before the first question."""
     for number, message in enumerate(messages):
         if message["role"] == "user":
-            content = f"{PLACEHOLDER}\n" * pictures + message["content"]
+            content = places + message["content"]
             return [*messages[:number], {"role": "user", "content": content}, *messages[number + 1 :]]
     return messages
