@@ -192,6 +192,28 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class AttributesConfig:
+    """Attributes with knowledge, FaceInsight's way (task attributes, docs/faceinsight.md)."""
+
+    maps: bool = True  # the model reads the store's segmentation maps beside the pictures
+    shuffle_maps: bool = False  # each picture gets another one's map: the control that only the map's presence passes
+    # The graph over the attributes' text features (fvjax/models/graph.py); none: the features as they are. Its edges
+    # are correlations of at least tau between the training labels; omega is the weight of the neighbours.
+    graph: Literal["none", "conditional", "lift", "identity", "random"] = "conditional"
+    tau: float = 0.4
+    omega: float = 0.8
+    hidden: int = 1024  # width between the two layers of the graph convolution
+    text: str = ""  # directory of a CLIP model, whose text tower reads the prompts; "": random features
+    text_width: int = 768  # of random features
+    prompts: str = ""  # TOML file with wordings of one's own beside fvjax/data/attribute_prompts.py, for `text`
+    rules: str = ""  # rule file, or the name of a shipped one (fvjax/data/rule_sets); "": none
+    rule_sets: tuple[str, ...] = ()  # sets of that file
+    logic: Literal["none", "linear", "log"] = "none"  # the loss of violated rules
+    group_loss: Literal["bce", "softmax"] = "bce"  # over the classes of a group, such as age
+    labelled: float = 1.0  # embedded faces: share of the training pictures with labels of what no picture shows
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["sgd", "adamw"] = "sgd"  # sgd: decay is added to the gradient, then momentum; adamw: decoupled decay
     lr: float = 0.1
@@ -329,6 +351,7 @@ class Config:
     steps: int = 0  # instead of epochs: train for so many steps
     # contrastive (InfoNCE over embeddings) | margin (ArcFace and its relatives, with a class for each identity) |
     # pair_answer (a VLM says Yes or No about two faces) | conversation (a VLM answers questions about pictures) |
+    # attributes (a VLM says Yes or No about every attribute of a face) |
     # face_instruction (a llava answers questions about faces in pictures and clips) | module:name of a task of your own
     task: str = "contrastive"
     # Settings of your own task, loss or backbone; fvjax's own read none of them.
@@ -342,6 +365,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    attributes: AttributesConfig = field(default_factory=AttributesConfig)
     # auto (by_head on a CPU, otherwise xla) | xla | by_head (little memory) | cudnn (GPU, half precision)
     attention: Literal["auto", "xla", "by_head", "cudnn"] = "auto"
     # Directory of pretrained weights (Hugging Face layout or converted), of a llava also the work directory of a run
@@ -390,7 +414,8 @@ class Config:
     @property
     def required_paths(self) -> dict[str, str]:
         """Files and directories that a run needs, by config key."""
-        paths = {**self.pretrained, "chat.tokenizer": self.chat.tokenizer}
+        paths = {**self.pretrained, "chat.tokenizer": self.chat.tokenizer, "attributes.text": self.attributes.text}
+        paths["attributes.prompts"] = self.attributes.prompts
         if not self.data.synthetic.identities:
             paths["data.train"] = self.data.train if self.trains else ""
         return paths | {f"eval.benchmarks.{name}": each.store for name, each in self.eval.benchmarks.items()}
@@ -508,13 +533,15 @@ def _choices(cls: Any, prefix: str = "") -> dict[str, tuple[str, ...]]:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("contrastive", "margin", "pair_answer", "conversation", "face_instruction"),
+    "task": ("contrastive", "margin", "pair_answer", "conversation", "attributes", "face_instruction"),
     "model.kind": ("iresnet", "vision_transformer", "vlm", "llava"),
     "loss.function": ("",),
     **_choices(Config),
 }
 PLUGGABLE = ("task", "model.kind", "loss.function")  # also take module:name
 POSITIVE = (
+    "attributes.hidden",
+    "attributes.text_width",
     "batch_size",
     "chat.length",
     "chat.max_tiles",

@@ -13,7 +13,7 @@ from tests import structure
 
 # From the bottom up: a module imports modules of the lines above its own, and of its own folder.
 LAYERS: tuple[set[str], ...] = (
-    {"trees", "typing", "durations", "face_regions"},
+    {"trees", "typing", "durations", "face_classes", "face_regions"},
     {"errors", "shipped", "console", "plugins", "config_keys", "attribute_rules", "co_occurrence"},
     {"files", "startup", "local_server"},
     {"config"},

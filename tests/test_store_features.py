@@ -270,7 +270,7 @@ def test_any_other_name_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("float128",), "a feature's dtype is 'float128'; choose 'text' or one of bool, int8"),
+        (("float128",), "a feature's dtype is 'float128'; choose 'text', 'map' or one of bool, int8"),
         (("object",), "a feature's dtype is 'object'"),
         (("f4",), "a feature's dtype is 'f4'"),
         (("float32", [68, 2]), r"a feature's shape is \[68, 2\]; expected a tuple of integers above 0"),

@@ -81,7 +81,9 @@ def main() -> int:
     )
     parser.add_argument("--dst", required=True, help="directory to write; must not exist")
     parser.add_argument(
-        "--kind", help='how to open an InternVL model: "vision_transformer" (its tower; default) or "vlm"'
+        "--kind",
+        help='how to open an InternVL or CLIP model: "vision_transformer" (its tower; default), "vlm" (InternVL) or '
+        '"clip" (both towers)',
     )
     parser.add_argument("--revision", help="commit of the repository; the default is the current one, which is printed")
     way = parser.add_mutually_exclusive_group()

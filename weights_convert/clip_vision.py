@@ -134,6 +134,13 @@ def rules(model: Any, prefix: str, config: Mapping[str, Any]) -> list[Rule]:
         Rule("params/blocks/temporal/norm/scale", layer + "temporal_layer_norm1.weight"),
         Rule("params/blocks/temporal/norm/bias", layer + "temporal_layer_norm1.bias"),
         *_attention("temporal/attn", layer + "temporal_attn."),
+        *block_rules(layer),
+    ]
+
+
+def block_rules(layer: str) -> list[Rule]:
+    """Return the rules of a layer's attention, norms and MLP, which the text tower has too."""
+    return [
         *_attention("attn", layer + "self_attn."),
         Rule("params/blocks/norm([12])/scale", layer + "layer_norm{0}.weight"),
         Rule("params/blocks/norm([12])/bias", layer + "layer_norm{0}.bias"),

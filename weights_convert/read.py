@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from fvjax import trees
 from fvjax.models import encoder
+from fvjax.models.clip import build as build_clip
 from fvjax.models.decoder import Decoder
 from weights_convert import (
+    clip,
     clip_vision,
     internlm2,
     internvit,
@@ -32,7 +34,7 @@ from weights_convert import (
     llava,
     llava_hf,
 )
-from weights_convert.rules import KEEP, Source, check, join, plan
+from weights_convert.rules import KEEP, Source, check, join, plan, split
 from weights_convert.torch_file import open_torch
 
 FORMAT = 1
@@ -44,9 +46,9 @@ TORCH_INDEX = f"{TORCH_FILE}.index.json"
 # that are described or stored beside an original; and `notes`, for what a user should know about a model.
 TABLES: tuple[ModuleType, ...] = (
     *(iresnet, internvit, internvl, internvit_hf, internvl_hf, internlm2, llama),
-    *(clip_vision, llava, llava_hf),
+    *(clip_vision, clip, llava, llava_hf),
 )
-PUBLISHED_BY_TORCH = (clip_vision, llava, llava_hf)  # some of their checkpoints exist as files of torch.save only
+PUBLISHED_BY_TORCH = (clip_vision, clip, llava, llava_hf)  # some of their checkpoints exist as files of torch.save only
 REFUSED = {  # architecture -> why it is not read
     "VideoLlavaForConditionalGeneration": "its conversion dropped the temporal layers of the video tower, and its "
     "activation is not the original's; use the original checkpoint (LlavaLlamaForCausalLM)",
@@ -67,7 +69,7 @@ class Tensor:
         self.dtype = np.dtype(_DTYPES[self._slice.get_dtype()])
 
     def __getitem__(self, index) -> np.ndarray:
-        return self._slice[index]
+        return self._slice[index if self.shape else ()]  # a single number has no axis to slice
 
 
 _NUMBERS = {"F": ("float", (16, 32, 64)), "I": ("int", (8, 16, 32, 64)), "U": ("uint", (8, 16, 32, 64))}
@@ -150,6 +152,8 @@ def build(kind: str, model_config: Mapping[str, Any], **changes: Any) -> Any:
     """Build the network of a checkpoint; ``changes`` override single attributes (dtype=…, drop_path=…)."""
     if kind == "decoder":  # it embeds nothing, so it is no kind of encoder
         return Decoder(**{**model_config, **changes})
+    if kind == "clip":  # it embeds pictures and texts
+        return build_clip(model_config, **changes)
     return encoder.KINDS[kind].build(model_config, **changes)
 
 
@@ -173,9 +177,9 @@ def open_checkpoint(path: str | Path, kind: str | None = None, *, torch_files: b
     ``torch_files``: of CLIP, LanguageBind and the models of the LLaVA kind, also read pytorch_model.bin and its shards,
     by a reader that runs nothing in them. They are slow to read piece by piece, so only a conversion does that.
 
-    ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", or as
-    "vision_transformer" for its tower alone. None means the kind that the directory was converted as, and the tower of
-    an original.
+    ``kind`` selects how to open it if there is a choice: an InternVL model can be opened as "vlm", a CLIP model as
+    "clip", or each as "vision_transformer" for its tower alone. None means the kind that the directory was converted
+    as, and the tower of an original.
 
     Raises ValueError: not a directory, no or broken config.json, an unknown architecture, no safetensors (pickle files
     are never opened), a shard or key missing, an unknown key, a wrong shape.
@@ -290,7 +294,7 @@ def originals(ckpt: Checkpoint, changes: Mapping[str, Change]) -> dict[str, Call
         if name in changes:
             value = changes[name](value, layer).astype(value.dtype, copy=False)
         source = ckpt.sources[name]
-        return np.split(source.transform.to_original(value), source.pieces)[piece]
+        return split(source.transform.to_original(value), source.pieces)[piece]
 
     def reader(key):
         if key in ckpt.tensors and not any(name in changes for name, *_ in parts[key]):
@@ -312,7 +316,7 @@ def hashes(ckpt: Checkpoint) -> dict[str, str]:
     for name in sorted(ckpt.sources):
         part = (
             name.split("/")[1]
-            if ckpt.kind in ("vlm", "llava")
+            if ckpt.kind in ("vlm", "llava", "clip")
             else {"vision_transformer": "vision"}.get(ckpt.kind, ckpt.kind)
         )
         digest = digests.setdefault(part, hashlib.sha256())

@@ -74,6 +74,11 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
     return functools.reduce(np.bitwise_or, bits).view(parts[0].dtype)
 
 
+def split(tensor: np.ndarray, pieces: int) -> list[np.ndarray]:
+    """Split a tensor into equal pieces along its first axis, which a single number does not have."""
+    return [tensor] if pieces == 1 else np.array_split(tensor, pieces)
+
+
 def plan(rules: Sequence[Rule], expected: Mapping[str, Any]) -> dict[str, Source]:
     """Apply the rules to every expected fvjax array (name -> anything with ``.shape``).
 
@@ -89,7 +94,7 @@ def plan(rules: Sequence[Rule], expected: Mapping[str, Any]) -> dict[str, Source
         patterns = (rule.key,) if isinstance(rule.key, str) else rule.key
         stacked = "{layer}" in patterns[0]
         count, shape = (leaf.shape[0], leaf.shape[1:]) if stacked else (1, leaf.shape)
-        pieces = np.array_split(rule.transform.to_original(np.broadcast_to(np.int8(0), shape)), len(patterns))
+        pieces = split(rule.transform.to_original(np.broadcast_to(np.int8(0), shape)), len(patterns))
         keys = tuple(pattern.format(*groups, layer=i) for i in range(count) for pattern in patterns)
         sources[name] = Source(keys, stacked, rule.transform, pieces[0].shape, len(patterns))
     return sources

@@ -226,7 +226,7 @@ def write(
     declared = _declare(features, seed, difficulty)
     with Writer(dst, split=split, sources=[source], features=declared) as writer:
         draw = partial(_draw_person, images=images_per_identity, seed=seed, difficulty=difficulty, features=features)
-        for identity, shots in zip(identities, _in_processes(draw, identities, workers)):
+        for identity, shots in zip(identities, in_processes(draw, identities, workers)):
             for k, (jpeg, values) in enumerate(shots):
                 name, file = f"synthetic{identity:06d}", f"synthetic/{seed}/{identity:06d}/{k:03d}"
                 writer.add(jpeg, name, file, **values)
@@ -253,7 +253,7 @@ def _draw_person(
     ]
 
 
-def _in_processes(draw: Callable[[int], Any], identities: Sequence[int], workers: int) -> Iterator[Any]:
+def in_processes(draw: Callable[[int], Any], identities: Sequence[int], workers: int) -> Iterator[Any]:
     """Yield draw(identity) for all identities, in order."""
     if workers == 1:
         yield from map(draw, identities)

@@ -22,7 +22,7 @@ ACT = {
 
 
 class Attention(nn.Module):
-    """Full self-attention; the fused qkv's columns are ordered (3, head, dim)."""
+    """Self-attention, full unless ``causal``; the fused qkv's columns are ordered (3, head, dim)."""
 
     heads: int
     qkv_bias: bool
@@ -30,6 +30,7 @@ class Attention(nn.Module):
     norm_eps: float
     implementation: Attend
     dtype: DType
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -40,7 +41,7 @@ class Attention(nn.Module):
             q = RMSNorm(self.norm_eps, self.dtype, name="q_norm")(q)
             k = RMSNorm(self.norm_eps, self.dtype, name="k_norm")(k)
         q, k, v = (y.reshape(n, tokens, self.heads, width // self.heads) for y in (q, k, v))
-        y = self_attend(q, k, v, causal=False, implementation=self.implementation)
+        y = self_attend(q, k, v, causal=self.causal, implementation=self.implementation)
         return Dense(width, dtype=self.dtype, name="proj")(y.reshape(n, tokens, width))
 
 

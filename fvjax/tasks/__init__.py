@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fvjax import plugins
+from fvjax.tasks.attributes import FaceAttributes
 from fvjax.tasks.conversation import Conversation
 from fvjax.tasks.face_instruction import FaceInstruction
 from fvjax.tasks.margin import Margin
@@ -15,6 +16,7 @@ TASKS: dict[str, type[Task]] = {
     "margin": Margin,
     "pair_answer": PairAnswer,
     "conversation": Conversation,
+    "attributes": FaceAttributes,
     "face_instruction": FaceInstruction,
 }
 

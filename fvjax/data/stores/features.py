@@ -1,4 +1,4 @@
-"""Further features of a record besides image, identity and source: arrays of fixed shape and dtype, or text."""
+"""Further features of a record besides image, identity and source: arrays of fixed shape and dtype, text or maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fvjax.data import map_png
+
 TEXT = "text"
+MAP = "map"
 _INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
 RESERVED_NAMES = ("image", "identity", "source")
@@ -30,10 +33,11 @@ class Feature:
     """The type of one further value that every record of a store has.
 
     ``Feature("float32", (68, 2))`` is an array, ``Feature("float32")`` a single number, and ``Feature("text")`` a
-    string, which may have several lines.
+    string, which may have several lines. ``Feature("map", (112, 112))`` is a map of class ids, an array of uint8 that
+    is stored as a grey PNG.
 
     Args:
-        dtype: one of DTYPES, or "text".
+        dtype: one of DTYPES, "text" or "map".
         shape: the array's shape; () for a single number and for text.
     Raises:
         ValueError: an unknown dtype, a shape that is no tuple of integers above 0, or more than 256 MB.
@@ -43,13 +47,16 @@ class Feature:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.dtype != TEXT and self.dtype not in DTYPES:
-            raise ValueError(f"a feature's dtype is {self.dtype!r}; choose {TEXT!r} or one of {', '.join(DTYPES)}")
+        if self.dtype not in (TEXT, MAP, *DTYPES):
+            choices = f"{TEXT!r}, {MAP!r} or one of {', '.join(DTYPES)}"
+            raise ValueError(f"a feature's dtype is {self.dtype!r}; choose {choices}")
         if not isinstance(self.shape, tuple) or not all(type(n) is int and n > 0 for n in self.shape):
             raise ValueError(f"a feature's shape is {self.shape!r}; expected a tuple of integers above 0")
         if self.is_text and self.shape:
             raise ValueError(f"a text feature has no shape, this one has {self.shape!r}")
-        if self.nbytes > MAX_FEATURE_BYTES:
+        if self.is_map and len(self.shape) != 2:
+            raise ValueError(f"a map's shape is (height, width), this one has {self.shape!r}")
+        if math.prod(self.shape) * self.array_dtype.itemsize > MAX_FEATURE_BYTES:
             raise ValueError(f"a feature {self} has more than {MAX_FEATURE_BYTES} bytes")
 
     def __str__(self) -> str:
@@ -60,9 +67,18 @@ class Feature:
         return self.dtype == TEXT
 
     @property
+    def is_map(self) -> bool:
+        return self.dtype == MAP
+
+    @property
+    def array_dtype(self) -> np.dtype:
+        """The dtype of its values; text counts as bytes."""
+        return np.dtype(np.uint8) if self.is_text or self.is_map else np.dtype(self.dtype)
+
+    @property
     def nbytes(self) -> int:
-        """The number of bytes that one record needs for it (at least, in the case of text)."""
-        return 0 if self.is_text else math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        """The number of bytes that one record needs for it (at least, in the case of text and of maps)."""
+        return 0 if self.is_text or self.is_map else math.prod(self.shape) * self.array_dtype.itemsize
 
     def encode(self, value: Any) -> bytes:
         """Return the bytes to store: UTF-8, or the array in C order, little-endian.
@@ -77,8 +93,10 @@ class Feature:
         if not isinstance(value, np.ndarray | np.generic):
             raise ValueError(f"a {type(value).__name__}, expected a numpy array {self}")
         array = np.asarray(value)
-        if array.dtype != np.dtype(self.dtype) or array.shape != self.shape:
+        if array.dtype != self.array_dtype or array.shape != self.shape:
             raise ValueError(f"{array.dtype} {list(array.shape)}, expected {self}")
+        if self.is_map:
+            return map_png.encode(array)
         self._check_values(array)
         return np.ascontiguousarray(array, self._stored_dtype).tobytes()
 
@@ -86,6 +104,8 @@ class Feature:
         """Return the value that ``data`` stores: str, or an array. Raises ValueError if the bytes do not fit."""
         if self.is_text:
             return data.decode()
+        if self.is_map:
+            return map_png.decode(data, self.shape)
         if len(data) != self.nbytes:
             raise ValueError(f"{len(data)} bytes, but {self} has {self.nbytes}")
         if self.dtype == "bool" and data.strip(b"\0\1"):
@@ -98,12 +118,14 @@ class Feature:
         """Stack the values of N records along a new first axis; text becomes an object array of str [N]."""
         if self.is_text:
             return np.array(values, object)
-        return np.stack(values) if values else np.empty((0, *self.shape), self.dtype)
+        return np.stack(values) if values else np.empty((0, *self.shape), self.array_dtype)
 
     def to_tfds(self) -> tfds.features.FeatureConnector:
         """Return the TFDS feature under which the value is stored."""
         if self.is_text:
             return tfds.features.Text()
+        if self.is_map:
+            return tfds.features.Image(shape=(*self.shape, 1), encoding_format="png")
         # As raw bytes: TFDS would store any other array as a list of int64 or float32, larger and for float64 inexact.
         encoding = tfds.features.Encoding.BYTES
         return tfds.features.Tensor(shape=self.shape, dtype=np.dtype(self.dtype).type, encoding=encoding)

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from fvjax.data.tokenizers import byte_level, internlm2, llama
+from fvjax.data.tokenizers import byte_level, clip, internlm2, llama
 from fvjax.data.tokenizers.files import read_json
 from fvjax.data.tokenizers.tokenizer import Tokenizer
 
@@ -28,7 +28,8 @@ def load(path: str | os.PathLike) -> Tokenizer:
     """Open the tokenizer of a checkpoint.
 
     tokenizer.model is SentencePiece: LLaMA's if tokenizer_config.json says so, otherwise InternLM2's. Without it,
-    tokenizer.json, or vocab.json with merges.txt, is byte-level BPE.
+    vocab.json with merges.txt is CLIP's if tokenizer_config.json says so; it and tokenizer.json are byte-level BPE
+    otherwise.
 
     Args:
         path: a checkpoint's directory.
@@ -40,6 +41,8 @@ def load(path: str | os.PathLike) -> Tokenizer:
     if (folder / "tokenizer.model").is_file():
         name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
         return (llama if name in llama.SETTINGS["tokenizer_class"] else internlm2).Tokenizer(folder)
+    if read_json(folder / "tokenizer_config.json").get("tokenizer_class") in clip.CLASSES:
+        return clip.Tokenizer(folder)
     if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "merges.txt")):
         return byte_level.Tokenizer(folder)
     raise ValueError(

@@ -182,11 +182,11 @@ def _qwen2_document(path: Path, described: dict[int, dict[str, Any]]) -> dict[st
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
         "post_processor": None,
         "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": list(_merges(path / "merges.txt"))},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": list(merges(path / "merges.txt"))},
     }
 
 
-def _merges(file: Path) -> Iterator[list[str]]:
+def merges(file: Path) -> Iterator[list[str]]:
     """Yield the pairs of merges.txt in order; its first line may be a version."""
     for number, line in enumerate(read_text(file).split("\n")):
         text = line.strip()
