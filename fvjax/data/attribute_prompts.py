@@ -1,7 +1,7 @@
 """The prompt of each attribute, which a text tower reads.
 
-FaceInsight (arXiv 2504.15624) does not give its prompts. Here they are "a photo of " and a wording: "a person with …" for
-most attributes, and one of its own where that does not fit. A TOML file (config.attributes.prompts) adds others:
+FaceInsight (arXiv 2504.15624) does not give its prompts. Here they are "a photo of " and a wording: "a person with …"
+for most attributes, and one of its own where that does not fit. A TOML file (config.attributes.prompts) adds others:
 
     Freckles = "a person with freckles"
 """

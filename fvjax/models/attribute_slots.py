@@ -82,7 +82,8 @@ def of(net: VLM, maps: bool, hidden: int) -> AttributeSlots:
 def init(slots: AttributeSlots, net: VLM, key: jax.Array, text_width: int) -> dict[str, Any]:
     """Return random parameters of the slots."""
     patches = jnp.zeros((1, (net.vision.image_size // net.vision.patch_size) ** 2, net.vision.width))
-    return slots.init(key, patches, jnp.zeros((1, text_width)), jnp.zeros((1, 1)))["params"]
+    variables: Any = slots.init(key, patches, jnp.zeros((1, text_width)), jnp.zeros((1, 1)))
+    return variables["params"]
 
 
 def coloured(maps: jax.Array, size: int) -> jax.Array:
@@ -111,16 +112,16 @@ def logits(
     """
     own, constants = variables["head"], variables["head_stats"]
     others = {name: tree for name, tree in variables.items() if name not in ("head", "head_stats")}
-    visual = net.apply(others, net.preprocess(images), method="visual")
-    parts = [visual]
+    parts: list[Any] = [net.apply(others, net.preprocess(images), method="visual")]
     if slots.map_adapter is not None:
         if maps is None:
             raise ValueError("this model reads a segmentation map beside each picture; give maps")
         pictures = net.preprocess(coloured(maps, net.vision.image_size))
-        patches = net.vision.apply({n: t["vision"] for n, t in others.items() if "vision" in t}, pictures)[:, 1:]
-        parts.append(slots.apply({"params": own}, patches, method="visual"))
-    last = slots.apply({"params": own}, constants["features"], constants["adjacency"], method="slots")
-    before = net.apply(others, jnp.concatenate(parts, axis=1), tuple(text), method="sequence")
+        tower = {name: tree["vision"] for name, tree in others.items() if "vision" in tree}
+        tokens: Any = net.vision.apply(tower, pictures)
+        parts.append(slots.apply({"params": own}, tokens[:, 1:], method="visual"))
+    last: Any = slots.apply({"params": own}, constants["features"], constants["adjacency"], method="slots")
+    before: Any = net.apply(others, jnp.concatenate(parts, axis=1), tuple(text), method="sequence")
     last = jnp.broadcast_to(last.astype(before.dtype), (len(images), *last.shape))
     decoder = {n: t["decoder"] for n, t in others.items() if "decoder" in t}
     states: Any = net.decoder.apply(decoder, jnp.concatenate([before, last], axis=1))

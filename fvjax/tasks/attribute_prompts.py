@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from weights_convert.read import open_checkpoint
 TEXT = "params/text/"  # of the tower's parameters
 
 
-def features(directory: str | os.PathLike, names: Sequence[str], prompts_file: str | os.PathLike = "") -> np.ndarray:
+def features(directory: str | Path, names: Sequence[str], prompts_file: str = "") -> np.ndarray:
     """Compute the features of attributes' prompts, float32 [K, d], not normalised.
 
     Only the weights of the text tower are read, and computed in float32.

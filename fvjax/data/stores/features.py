@@ -96,7 +96,7 @@ class Feature:
         if array.dtype != self.array_dtype or array.shape != self.shape:
             raise ValueError(f"{array.dtype} {list(array.shape)}, expected {self}")
         if self.is_map:
-            return map_png.encode(array)
+            return map_png.encode(array.astype(np.uint8, copy=False))
         self._check_values(array)
         return np.ascontiguousarray(array, self._stored_dtype).tobytes()
 

@@ -104,7 +104,7 @@ def _text(value: Any) -> Any:
     return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
-def _build(vocabulary: dict[str, Any], pairs: list[tuple[str, ...]], path: Path) -> tokenizers.Tokenizer:
+def _build(vocabulary: dict[str, Any], pairs: Any, path: Path) -> tokenizers.Tokenizer:
     """Build the library's tokenizer. Raises ValueError: ids or merges that do not fit together."""
     if sorted(map(str, vocabulary.values())) != sorted(map(str, range(len(vocabulary)))):
         raise ValueError(f"{path / 'vocab.json'}: the ids of {len(vocabulary)} tokens are not 0, 1, 2, …; {AGAIN}")
