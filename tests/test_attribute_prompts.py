@@ -9,22 +9,14 @@ from fvjax.data import attribute_faces, attribute_prompts
 from fvjax.data.attribute_prompts import prompts
 from fvjax.data.readers import celeba, fairface, maad, utkface
 from fvjax.data.readers.expressions import EXPRESSIONS
-from fvjax.data.tokenizers import clip
 from fvjax.tasks.attribute_prompts import features
-from tests.reference import facellava
+from tests import tiny_clip
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Write a small CLIP with a tokenizer of single letters."""
-    path = facellava.write("clip_tiny/clip", tmp_path_factory.mktemp("clip"))
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["'", "-", *"0123456789"]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    ids = {token: id for id, token in enumerate(tokens)}
-    fill = {f"{n}.": n for n in range(len(ids), 98)}
-    (path / "vocab.json").write_text(json.dumps({**ids, **fill, clip.BEGIN: 98, clip.END: 99}))
-    (path / "merges.txt").write_text("#version: 0.2\n")
-    return path
+    return tiny_clip.write(tmp_path_factory.mktemp("clip"))
 
 
 def test_every_attribute_of_the_data_sets_has_a_prompt_of_its_own():

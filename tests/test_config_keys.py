@@ -7,6 +7,7 @@ change has no effect. The runs are real ones of `experiment.run`, with a linear 
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -35,7 +36,7 @@ import fvjax.results
 from fvjax import api, checks, experiment, files, runtime, shipped, tasks, trees
 from fvjax.config import CHOICES, base, benchmark, differences, typed
 from fvjax.console import console
-from fvjax.data import pipeline, synthetic
+from fvjax.data import attribute_faces, pipeline, synthetic
 from fvjax.data.stores import Store
 from fvjax.data.stores.conversations import Writer
 from fvjax.data.tokenizers.internlm2 import Tokenizer
@@ -52,7 +53,7 @@ from fvjax.training.model import Pretrained, build_encoder, open_model, open_pre
 from fvjax.training.restore import restore
 from fvjax.training.state import make_learner, start_state
 from fvjax.training.step import Recipe, gradients
-from tests import tiny_bpe
+from tests import tiny_bpe, tiny_clip
 from tests.test_conversation_store import chat, make, picture
 from tests.test_prompts import describe
 from weights_convert.write import write_original
@@ -130,6 +131,17 @@ def looks():
     c.model.vision_transformer.depth = 2  # the last layer is not built
     c.model.landmarks.update({"use": "attention", "heads": 2})
     c.chat.update({"template": "vicuna_tiny", "length": 256})
+    return c
+
+
+def recognises():
+    """Return the config of a model that learns attributes; `TRAITS` names the store."""
+    c = vlm()
+    c.task, c.model.pooling = "attributes", ""
+    c.lora.update({"rank": 0, "alpha": 0.0, "targets": (), "count": 0})
+    c.trainable = (("params/projector/.*", "adapter"), ("head/.*", "adapter"), (".*", "frozen"))
+    c.attributes.update({"hidden": 8, "text_width": 8, "rules": "procedural", "rule_sets": ("anatomical", "groups")})
+    c.data.flip, c.batch_size = False, 4
     return c
 
 
@@ -392,6 +404,36 @@ def threads_of_a_cache(config, folder) -> list:
         )
         batches(config, folder)
     return told
+
+
+def constants(config, folder) -> dict[str, list]:
+    """Return what the head of a task knows beside its parameters."""
+    return {name: np.asarray(x).tolist() for name, x in task_of(config, folder).init_head_stats().items()}
+
+
+def knowledge(config, folder) -> tuple:
+    """Return the sizes of a task's own parameters, and what it knows beside them."""
+    return shapes(config, folder), constants(config, folder)
+
+
+def maps_shown(config, folder) -> list[str]:
+    """Return hashes of the maps that the model gets with the pictures of the first step, in their order."""
+    task, (store, plan) = task_of(config, folder), open_data(config, folder)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    features = task.features
+    (batch,) = feed.batches(config.data, store, plan, mesh, start_step=0, num_steps=1, features=features)
+    return [hashlib.sha256(np.asarray(one).tobytes()).hexdigest() for one in task.prepare(batch)["maps"]]
+
+
+def rules_of(config, folder) -> list[str]:
+    """Return the names of the rules that a loss and an evaluation know."""
+    table = task_of(config, folder).rules
+    return [] if table is None else [rule.name for rule in table.rules]
+
+
+def labelled(config, folder) -> str:
+    """Return the hash of the attribute faces that a run draws."""
+    return task_of(config, folder).open_store().data_hash
 
 
 def drawn(config, folder) -> dict:
@@ -709,6 +751,9 @@ VAL = {"data.val": "here:val", "eval.every_epochs": 1, "data.val_pairs": 20}
 TRAIN = {"data.train": "here:train"}
 TALKS = {"data.train": "here:talks", "data.val": "here:talks_val", "eval.benchmarks": {"asked": "here:questions"}}
 FACES = {"data.train": "here:faces"}
+TRAITS = {"data.train": "here:traits"}
+CLASSES = {"data.train": "here:classes"}
+BY_CLIP = {**TRAITS, "attributes.text": "here:clip"}
 REGIONS = {"model.landmarks.variant": "simple"}
 SPLIT = (("params/fc/kernel", (None, "fsdp")), (".*", ()))
 OF_FC = (("params/fc/bias", "rest"), (".*", "frozen"))
@@ -955,6 +1000,20 @@ EFFECTS: dict[str, list[Effect]] = {
     "margin.norm_weight": [E(step, classes, 5.0, {"margin.kind": "magface"})],
     "margin.smoothing": [E(step, classes, 0.1)],
     "margin.filter_above": [E(step, classes, 0.4)],
+    "attributes.maps": [E(knowledge, recognises, False, TRAITS)],
+    "attributes.shuffle_maps": [E(maps_shown, recognises, True, TRAITS)],
+    "attributes.graph": [E(knowledge, recognises, kind, TRAITS) for kind in ("identity", "none")],
+    "attributes.tau": [E(constants, recognises, 0.2, TRAITS)],
+    "attributes.omega": [E(constants, recognises, 0.5, TRAITS)],
+    "attributes.hidden": [E(knowledge, recognises, 16, TRAITS)],
+    "attributes.text": [E(constants, recognises, "here:clip", TRAITS)],
+    "attributes.text_width": [E(knowledge, recognises, 16, TRAITS)],
+    "attributes.prompts": [E(constants, recognises, "here:wordings", BY_CLIP)],
+    "attributes.rules": [E(rules_of, recognises, "", TRAITS, {"attributes.rule_sets": ()})],
+    "attributes.rule_sets": [E(rules_of, recognises, ("groups",), TRAITS)],
+    "attributes.logic": [E(step, recognises, form, TRAITS) for form in ("linear", "log")],
+    "attributes.group_loss": [E(step, recognises, "softmax", CLASSES)],
+    "attributes.labelled": [E(labelled, recognises, 0.5, {"data.synthetic.identities": 4, "data.synthetic.images": 3})],
     "head.classes": [
         E(step, classes, 41),
         E(batches, toy, 7, {"task": "margin"}, refused="config.head.classes=7, but"),
@@ -1272,13 +1331,26 @@ def write_talks(folder: Path) -> dict[str, Path]:
     return {**{name: folder / name for name in stores_of}, "bpe": tiny_bpe.write(folder / "bpe")}
 
 
+def write_traits(folder: Path) -> dict[str, Path]:
+    """Write a store of faces with attributes, a CLIP with its tokenizer, and wordings of prompts."""
+    attribute_faces.write(folder / "traits", range(6), 2, 0, split="train")
+    with pytest.MonkeyPatch.context() as patch:
+        hair = {"hair": attribute_faces.HAIR_COLOURS}
+        patch.setattr(attribute_faces, "ATTRIBUTES", dataclasses.replace(attribute_faces.ATTRIBUTES, groups=hair))
+        attribute_faces.write(folder / "classes", range(4), 2, 0, split="train")
+    (folder / "wordings.toml").write_text('Smiling = "a happy person"\n')
+    clip = tiny_clip.write(folder / "clip")
+    stores = {name: folder / name for name in ("traits", "classes")}
+    return {**stores, "wordings": folder / "wordings.toml", "clip": clip}
+
+
 @pytest.fixture(scope="module")
 def here(folder) -> dict[str, Path]:
     """Make stores, towers and a tokenizer for the table's "here:NAME"."""
     made = {
         name: folder.parent / name for name in ("train", "train2", "val", "benchmark", "tower", "tower2", "tokenizer")
     }
-    made |= {**write_talks(folder.parent), "faces": write_faces(folder.parent)}
+    made |= {**write_talks(folder.parent), "faces": write_faces(folder.parent), **write_traits(folder.parent)}
     synthetic.write(made["train"], range(8), 4, 0, split="train")
     synthetic.write(made["train2"], range(8), 4, 1, split="train")
     synthetic.write(made["val"], range(8), 4, 0, split="val")
@@ -1471,6 +1543,14 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
                 "model.vision_transformer.depth": 2,
             },
             "margin": {"trainable": classes().trainable, "head.classes": 40},
+            "attributes": {
+                **TRAITS,
+                "model.pooling": "",
+                "lora.rank": 0,
+                "lora.targets": (),
+                "lora.count": 0,
+                "trainable": recognises().trainable,
+            },
         },
     ),
     "dtype": (step, vit, {}),
@@ -1501,6 +1581,9 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
     "lora.init": (initialisation, vit, {}),
     "loss.pair_loss": (step, answers, {}),
     "margin.kind": (step, classes, {}),
+    "attributes.graph": (knowledge, recognises, {}),
+    "attributes.logic": (step, recognises, {}),
+    "attributes.group_loss": (step, recognises, {}),
     "model.projector.ps_version": (forward, vlm, {}),
     "model.iresnet.conv_init": (initialisation, resnet, {}),
     "loss.function": (step, vit, {}),
@@ -1510,6 +1593,9 @@ CHOOSE: dict[str, tuple[Callable, Callable, dict[str, dict]]] = {
 
 
 CONVERSATIONS = {
+    "attributes.graph": {**TRAITS, "attributes.tau": 0.2},
+    "attributes.logic": TRAITS,
+    "attributes.group_loss": CLASSES,
     "model.landmarks.kind": REGIONS,
     "model.landmarks.parts": REGIONS,
     "chat.square": FACES,

@@ -90,9 +90,12 @@ WRONG = {
     ),
     "parts and a whole": (
         VLM | {"init_from": "DIR", "init_parts": {"vision": "DIR"}},
-        "config.init_parts: are of a model of kind vlm without init_from",
+        "config.init_parts: are of a model of kind vlm or llava without init_from",
     ),
-    "parts of a tower": ({"init_parts": {"vision": "DIR"}}, "config.init_parts: are of a model of kind vlm without"),
+    "parts of a tower": (
+        {"init_parts": {"vision": "DIR"}},
+        "config.init_parts: are of a model of kind vlm or llava without",
+    ),
     "the last of one": ({"compat.last_micro_batch": True}, "config.compat.last_micro_batch: there is one part; set"),
     "answers have no negatives": (PAIRS | {"compat.negatives_group": 2}, "config.compat.negatives_group: pair_answer"),
     "who has statistics": (
