@@ -85,6 +85,11 @@ EXPECTED = {
     "facellava_stage2": (7_437_357_056 + 68_280_320, 6_759_395_328 + 68_280_320, None),
     "facellava_ablation:no_landmarks": (7_437_357_056, 6_759_395_328, None),
     "facellava_ablation:global_appended": (7_437_357_056 + 561_152, 6_759_395_328 + 561_152, None),
+    # tower, projector and decoder of quickstart_chat; the adapter of 64 text features 24,832, that of maps as large as
+    # the projector, and two graph convolutions 2 x 64 x 128
+    "faceinsight_quickstart:org": (1_682_944 + 24_832, 83_200 + 24_832, None),
+    "faceinsight_quickstart:maps": (1_682_944 + 24_832 + 83_200, 2 * 83_200 + 24_832, None),
+    "faceinsight_quickstart:logic": (1_682_944 + 24_832 + 83_200 + 16_384, 2 * 83_200 + 24_832 + 16_384, None),
     "facellm_38b": (38_388_138_240 + 134_217_728, 134_217_728, None),
 }
 

@@ -325,8 +325,8 @@ BAD_DIRECTORIES = {
         "not a complete safetensors file",
     ),
     "unknown architecture": (
-        lambda d: write_config(d, architectures=["LlavaForConditionalGeneration"]),
-        r"unknown architectures \['Llava.*known are \['IResNet'",
+        lambda d: write_config(d, architectures=["BlipForConditionalGeneration"]),
+        r"unknown architectures \['Blip.*known are \['CLIPModel'",
     ),
     "unknown norm": (lambda d: write_config(d, norm_type="group_norm"), "norm_type='group_norm' is not supported"),
     "no norm": (without_norm_type, "no 'norm_type'"),

@@ -287,7 +287,10 @@ def test_a_threshold_of_other_scores():
 
 
 def say(capsys, *args) -> tuple[int, str, str]:
-    code = doctor.main([str(arg) for arg in args])
+    try:
+        code = doctor.main([str(arg) for arg in args])
+    except SystemExit as end:  # of wrong arguments
+        code = end.code
     return code, *capsys.readouterr()
 
 

@@ -93,7 +93,7 @@ def test_files_that_promise_more_than_they_hold(tmp_path):
 def drawn_at(identity: int, shot: int, difficulty: float) -> tuple[dict, SimpleNamespace, np.ndarray]:
     """Return the shape, and the drawing's own coordinates x, y, u, v at each of its 68 points."""
     shape, attributes = synthetic.identity_shape(identity, 0), synthetic.shot_attributes(identity, shot, 0, difficulty)
-    portrait = cartoon._Portrait(SimpleNamespace(**shape), SimpleNamespace(**attributes))
+    portrait = cartoon._Portrait(SimpleNamespace(**shape), SimpleNamespace(**attributes), cartoon.Strokes())
     points = synthetic.landmarks(identity, shot, 0, difficulty)
     x, y = np.clip(points.T * 112 - 0.5, 0, 110.999)
     column, row = x.astype(int), y.astype(int)

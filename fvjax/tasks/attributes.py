@@ -170,6 +170,10 @@ class FaceAttributes(Task):
         """Return what the training store, or an earlier start of the run, says about the attributes."""
         if (self.workdir / COLUMNS).is_file():
             return json.loads((self.workdir / COLUMNS).read_text())
+        if self.data.synthetic.identities:  # known without drawing them
+            classes = maps.Maps().to_json() if self.settings.maps else {}
+            swap = {"attribute_swap": attribute_faces.SWAP, "maps": classes}
+            return {**attribute_faces.ATTRIBUTES.to_json(), **swap}
         if (store := self.open_store()) is not None:
             return self._described(store)
         for benchmark in self.eval.benchmarks.values():
