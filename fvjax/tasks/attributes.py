@@ -226,10 +226,16 @@ class FaceAttributes(Task):
 
     @cached_property
     def adjacency(self) -> np.ndarray:
-        """The graph over the attributes, float32 [K, K], of the training labels; without those it is the identity."""
+        """The graph over the attributes, float32 [K, K], of the training labels.
+
+        It is the identity where there are no training labels: without training data, and in a plan, which has no work
+        directory to draw faces in and needs the sizes alone.
+        """
         c, size = self.settings, len(self.columns.names)
-        there = bool(self.data.train and Path(self.data.train).is_dir())
-        there = there or bool(self.data.synthetic.identities and self._drawn("train").is_dir())
+        if self.data.synthetic.identities:
+            there = self.workdir != Path()
+        else:
+            there = bool(self.data.train) and Path(self.data.train).is_dir()
         if c.graph == "none" or not there:
             return np.eye(size, dtype=np.float32)
         store = self.open_store()
