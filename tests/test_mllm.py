@@ -269,5 +269,5 @@ def test_a_part_may_come_from_elsewhere(faces, tmp_path):
     assert variables["params/decoder/embed"].shape == (256, 64)
     assert out["base_hash"].startswith("vision:")
     config.init_parts.tower = config.init_parts.vision
-    with pytest.raises(ValueError, match=r"init_parts\.tower: a VLM's parts are vision, projector, decoder"):
+    with pytest.raises(ValueError, match=r"init_parts\.tower: the parts of a vlm are vision, projector, decoder"):
         experiment.run(typed(config), tmp_path / "other", train=True)

@@ -107,7 +107,7 @@ def test_a_name_that_is_no_task_is_refused(folder):
     for spec, message in (
         (
             "tests.plugins.head_pose:table",
-            "not a task; choose contrastive, margin, pair_answer, conversation, or module:Class",
+            "attributes, face_instruction, or module:Class of a fvjax Task",
         ),
         ("tests.plugins.head_pose:Missing", "the module tests.plugins.head_pose has no 'Missing'"),
         ("no_such_module:Task", "there is no module 'no_such_module'"),

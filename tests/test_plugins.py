@@ -276,7 +276,7 @@ def test_a_task_is_a_subclass_of_task():
     for spec in (f"{__name__}:pixel", f"{__name__}:Pixel", "nothing"):
         with pytest.raises(
             ValueError,
-            match=rf"^config\.task='{spec}': not a task; choose contrastive, margin, pair_answer, conversation, or",
+            match=rf"^config\.task='{spec}': not a task; choose contrastive, margin, pair_answer, conversation, ",
         ):
             tasks.get(spec)
 
