@@ -54,7 +54,7 @@ def test_sections_are_classes_with_the_keys_of_the_config_file():
         for part in filter(None, name.split(".")):
             node = node[part]
         assert set(node) == {f.name for f in dataclasses.fields(section)}, name
-    assert len(sections(Config())) == 20
+    assert len(sections(Config())) == 22
 
 
 def test_a_config_file_refuses_keys_that_do_not_exist():
