@@ -191,7 +191,7 @@ def test_choices_are_those_of_the_types():
                 literals.add(f"{name}.{key}".lstrip("."))
                 assert CHOICES[f"{name}.{key}".lstrip(".")] == typing.get_args(kind)
     assert set(CHOICES) == literals | set(configs.PLUGGABLE)
-    assert len(literals) == 16
+    assert len(literals) == 26
 
 
 def test_every_default_is_a_choice():
