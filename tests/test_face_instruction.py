@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.facellava import STAGE_1, STAGE_2
 from fvjax import api, experiment
@@ -204,12 +205,33 @@ def test_the_mean_of_groups_is_the_references(store):
         ({"model__landmarks__parts": "global"}, "variant=paper: measures distances to the nine regions"),
         ({"compat__token_mean_rows": 3}, "does not divide a part of the batch"),
         ({"compat__negatives_group": 2}, "have no effect on conversations"),
-        ({"data__synthetic__identities": 3}, "has no clips"),
+        ({"data__synthetic__difficulty": 2.0}, "difficulty and test_pairs: have no effect"),
     ],
 )
 def test_settings_that_do_not_go_together(changes, message):
     with pytest.raises(ValueError, match=message):
         FaceInstruction.check(typed(config(**changes)))
+
+
+def test_embedded_faces_hide_their_expressions_from_the_picture_alone(tmp_path):
+    c = config(model__frames=0)
+    c.data.synthetic.update({"identities": 2, "images": 1, "test_identities": 1, "test_images": 2, "seed": 3})
+    task = FaceInstruction(typed(c), tmp_path)
+    train = task.open_store()
+    assert train is not None
+    test = ConversationStore(task.benchmarks["faces"], "test")
+    assert (len(train), len(test)) == (2, 2)
+    people = [{store.conversation(i).meta["identity"] for i in range(2)} for store in (train, test)]
+    assert people == [{0, 1}, {2}], "nobody is in both"
+    assert {store.conversation(i).meta["task"] for store in (train, test) for i in range(2)} == {"expression"}
+    assert train.conversation(0).landmarks[0] is not None
+    (picture,) = train.images(0)
+    small = picture.resize((6, 6)).resize(picture.size, resample=Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(picture, float) - np.asarray(small, float)).mean() < 8, "6 pixels a side tell it all"
+    assert train.data_hash == ConversationStore(task._drawn("train"), "train").data_hash
+    before = sorted(tmp_path.iterdir())
+    task.open_store()
+    assert sorted(tmp_path.iterdir()) == before, "what was drawn is used again"
 
 
 def test_clips_need_a_video_tower(store):

@@ -221,7 +221,8 @@ def write(
         raise ValueError(f"{images_per_identity} pictures and {clips_per_identity} clips of each person: ask for one")
     counts: Counter[str] = Counter()
     source = f"fvjax.data.face_instruct seed={seed} low_resolution={low_resolution}"
-    with Writer(dst, split=split, sources=[source], frames=frames, detector=synthetic.DETECTOR) as writer:
+    in_clips = frames if clips_per_identity else 0
+    with Writer(dst, split=split, sources=[source], frames=in_clips, detector=synthetic.DETECTOR) as writer:
         for identity in track(identities, "people"):
             for number in range(images_per_identity + clips_per_identity):
                 count = None if number < images_per_identity else frames

@@ -20,15 +20,16 @@ from rich.console import Group
 from rich.text import Text
 
 from fvjax import shipped
-from fvjax.config import Config, ModelConfig
-from fvjax.console import progress
-from fvjax.data import spliced, tokenizers
+from fvjax.config import Config, ModelConfig, SyntheticConfig
+from fvjax.console import progress, say
+from fvjax.data import face_instruct, spliced, tokenizers
 from fvjax.data.chat import TEMPLATES, show
 from fvjax.data.stores.conversations import ConversationStore
 from fvjax.face_regions import POINTS, REGIONS
 from fvjax.losses import language
 from fvjax.losses.accumulation import Additive, Inputs, Objective, Variables
 from fvjax.models.encoder import Encoder
+from fvjax.parallel import distributed
 from fvjax.tasks import face_instruction_evaluation
 from fvjax.tasks.predictor import Predictor
 from fvjax.tasks.task import Batch, Evaluator, Examples, Shown, Task
@@ -37,6 +38,8 @@ MEDIA = tuple(
     f"{kind}{array}" for kind in ("image", "video") for array in ("s", "_places", "_landmarks", "_has_landmarks")
 )
 PICTURES_SHOWN = 8  # of an example
+# What is asked about embedded faces, and how many pixels a side their pictures have: expressions show in the points.
+DRAWN_TASKS, DRAWN_PIXELS = ("expression",), 6
 
 
 def media_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,10 +63,9 @@ class FaceInstruction(Task):
             raise ValueError("config.data.flip: landmarks and words about left and right do not follow; use False")
         if config.data.cache != "none":
             raise ValueError(f"config.data.cache={config.data.cache!r}: is for faces of one size; use none")
-        if config.data.synthetic.identities:
-            raise ValueError(
-                "config.data.synthetic: has no clips; write a store with the prepare command, as data.train"
-            )
+        drawn, usual = config.data.synthetic, SyntheticConfig()
+        if (drawn.difficulty, drawn.test_pairs) != (usual.difficulty, usual.test_pairs):
+            raise ValueError("config.data.synthetic.difficulty and test_pairs: have no effect on face_instruction")
         if config.prompt.text or config.prompt.ids:
             raise ValueError("config.prompt: a conversation brings its own text")
         for key, name in (("template", chat.template), ("eval_template", chat.eval_template or chat.template)):
@@ -121,7 +123,29 @@ class FaceInstruction(Task):
     # ---- examples
 
     def open_store(self) -> ConversationStore | None:
+        if self.data.synthetic.identities:
+            self._draw()
+            return ConversationStore(self._drawn("train"), "train")
         return ConversationStore(self.data.train, self.data.split) if self.data.train else None
+
+    def _drawn(self, split: str) -> Path:
+        """Return where the questions about embedded faces lie; the name holds all that they are drawn with."""
+        c = self.data.synthetic
+        sizes = (c.identities, c.images) if split == "train" else (c.identities, c.test_identities, c.test_images)
+        drawn_with = "_".join(str(n) for n in (*sizes, DRAWN_PIXELS, c.seed))
+        return Path(c.dir or self.workdir) / f"faces_{split}_{drawn_with}"
+
+    def _draw(self) -> None:
+        """Write the questions about embedded faces that do not exist yet; all processes must call it."""
+        c = self.data.synthetic
+        test = range(c.identities, c.identities + c.test_identities)
+        for split, people, images in (("train", range(c.identities), c.images), ("test", test, c.test_images)):
+            path = self._drawn(split)
+            if jax.process_index() == 0 and not path.exists():
+                say(f"Drawing {len(people) * images:,} synthetic faces of {DRAWN_PIXELS} pixels a side ({split})")
+                amounts = {"images_per_identity": images, "clips_per_identity": 0, "low_resolution": DRAWN_PIXELS}
+                face_instruct.write(path, people, seed=c.seed, split=split, tasks=DRAWN_TASKS, **amounts)
+        distributed.exchange("drawn")
 
     def examples(self, store: Any) -> Examples:
         sizes = self.sizes(store, self.format, "measuring conversations")
@@ -221,8 +245,9 @@ class FaceInstruction(Task):
 
     @property
     def benchmarks(self) -> dict[str, Path]:
-        """Stores of questions by name."""
-        return {name: Path(benchmark.store) for name, benchmark in self.eval.benchmarks.items()}
+        """Stores of questions by name: those of the config, and about embedded faces those of the test people."""
+        chosen = {name: Path(benchmark.store) for name, benchmark in self.eval.benchmarks.items()}
+        return chosen | ({"faces": self._drawn("test")} if self.data.synthetic.identities else {})
 
     # ---- loss
 
