@@ -90,10 +90,10 @@ EXPECTED = {
     "faceinsight_quickstart:org": (1_682_944 + 24_832, 83_200 + 24_832, None),
     "faceinsight_quickstart:maps": (1_682_944 + 24_832 + 83_200, 2 * 83_200 + 24_832, None),
     "faceinsight_quickstart:logic": (1_682_944 + 24_832 + 83_200 + 16_384, 2 * 83_200 + 24_832 + 16_384, None),
-    # three layers of the tower, 33,024 of the projector, 721,792 of the decoder; 36,096 of landmark tokens, 4 x 16,512
-    "facellava_quickstart:no_landmarks": (678_784 + 754_816, 754_816, None),
-    "facellava_quickstart:facellava": (678_784 + 754_816 + 102_144, 754_816 + 102_144, None),
-    "facellava_quickstart:shuffled_landmarks": (678_784 + 754_816 + 102_144, 754_816 + 102_144, None),
+    # three layers of the tower, 12,416 of the projector, 172,352 of the decoder; 18,048 of landmark tokens, 4 x 4,160
+    "facellava_quickstart:no_landmarks": (678_784 + 184_768, 184_768, None),
+    "facellava_quickstart:facellava": (678_784 + 184_768 + 34_688, 184_768 + 34_688, None),
+    "facellava_quickstart:shuffled_landmarks": (678_784 + 184_768 + 34_688, 184_768 + 34_688, None),
     "facellm_38b": (38_388_138_240 + 134_217_728, 134_217_728, None),
 }
 

@@ -220,7 +220,7 @@ def test_embedded_faces_hide_their_expressions_from_the_picture_alone(tmp_path):
     train = task.open_store()
     assert train is not None
     test = ConversationStore(task.benchmarks["faces"], "test")
-    assert (len(train), len(test)) == (2, 2)
+    assert (len(train), len(test), train.frames) == (2, 2, 0)
     people = [{store.conversation(i).meta["identity"] for i in range(2)} for store in (train, test)]
     assert people == [{0, 1}, {2}], "nobody is in both"
     assert {store.conversation(i).meta["task"] for store in (train, test) for i in range(2)} == {"expression"}
